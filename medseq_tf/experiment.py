@@ -1,0 +1,605 @@
+"""Takes a preset's name, a YAML file or plain values; gives an `Experiment`, the whole validated recipe.
+
+The recipe says everything about a training run that is not data: how slices become an input, which
+slices of a study make a sequence, how they are varied, the model, the loss, the optimizer, the
+patient-level split and the fit. It is plain data: no TensorFlow is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic
+import yaml
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from medseq_tf.errors import InputError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Activation = Literal["relu", "selu", "gelu", "elu", "silu", "tanh", "linear"]
+Per = Literal["slice", "sequence"]
+
+
+class Settings(pydantic.BaseModel):
+    """A frozen group of settings: unknown keys are errors, defaults are validated too."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
+    return bounds
+
+
+Range = Annotated[tuple[float, float], pydantic.AfterValidator(_ordered)]
+
+
+# ------------------------------------------------------------------------------------ the input
+
+
+class Input(Settings):
+    """How a stored slice becomes the model's input, `(size, size, channels)` float32.
+
+    8-bit photographs are scaled to [0, 1]; 16-bit intensities (HU, MRI) first pass `windows` (one
+    channel each) or, for MRI, the percentiles of their study. Then `(x - mean) / std`.
+    """
+
+    size: Annotated[int, Field(ge=8, le=1024)] = 64
+    mean: float = 0.5
+    std: Annotated[float, Field(gt=0)] = 0.3
+    windows: list[tuple[float, Annotated[float, Field(gt=0)]]] | None = None
+    """CT windows as (centre, width) in HU, one channel each; null for 8-bit slices."""
+    percentiles: tuple[Probability, Probability] = (0.01, 0.99)
+    """The quantiles of an MRI study's intensities that become 0 and 1."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the model's input."""
+        return len(self.windows) if self.windows else 1
+
+
+# --------------------------------------------------------------------------------- the sequence
+
+
+class Evaluation(Settings):
+    """Which slices of a study answer for it when a model is evaluated."""
+
+    policy: Literal["paper", "all", "even"] = "even"
+    """`paper`: every sequence of the paper's sampler, their probabilities averaged."""
+    length: PositiveInt | None = None
+    """Number of slices; null: as in training."""
+
+
+class Sequence(Settings):
+    """Which slices of a study make a sequence, and in what order.
+
+    Policies, for a study of L slices and `length` n:
+      paper   the paper's sampler: L < n gives n sequences of n sorted draws with replacement, L = n
+              the study, L > n the L - n windows of n consecutive slices from 0 .. L-n-1
+      all     every slice; a study of more than n is left out, or thinned evenly (`over`)
+      window  `per_study` random windows of n neighbouring slices an epoch
+      random  `per_study` random draws of n slices without replacement, sorted, an epoch
+      even    n slices spread evenly over the study
+    A study shorter than n is taken whole by `window`, `random` and `even`, unless `fill` is set:
+    then slices are repeated, in order, until there are n.
+    """
+
+    policy: Literal["paper", "all", "window", "random", "even"] = "paper"
+    length: PositiveInt = 15
+    over: Literal["leave_out", "thin"] = "thin"
+    per_study: PositiveInt = 1
+    fill: bool = False
+    order: Literal["scan", "shuffled"] = "scan"
+    """`shuffled`: a new random order of the slices every epoch of training (paper 2)."""
+    evaluation: Evaluation = Evaluation()
+
+
+# ----------------------------------------------------------------------------- the augmentations
+
+
+class Rotation(Settings):
+    """Rotation about the centre (paper 1: up to 180 degrees, a whole sequence; paper 2: 10)."""
+
+    degrees: Annotated[float, Field(ge=0, le=180)] = 10.0
+    p: Probability = 1.0
+    per: Per = "sequence"
+
+
+class ResizedCrop(Settings):
+    """A random crop, brought back to full size (paper 2: zoom in up to 60%).
+
+    `scale` is the share of the side that is kept: (0.4, 1.0) zooms in by up to 60%.
+    """
+
+    scale: Annotated[tuple[Probability, Probability], pydantic.AfterValidator(_ordered)] = (
+        0.4,
+        1.0,
+    )
+    p: Probability = 1.0
+    per: Per = "sequence"
+
+    @field_validator("scale")
+    @classmethod
+    def _positive(cls, scale):
+        if scale[0] <= 0:
+            raise ValueError("the smallest share of the side must be above 0")
+        return scale
+
+
+class Flip(Settings):
+    """Left-right mirroring."""
+
+    p: Probability = 0.5
+    per: Per = "sequence"
+
+
+class GaussianNoise(Settings):
+    """Gaussian noise, its variance drawn from a range on the 0..255 scale (paper 1: 1 to 7)."""
+
+    variance: Range = (1.0, 7.0)
+    p: Probability = 0.5
+    per: Per = "slice"
+
+    @field_validator("variance")
+    @classmethod
+    def _not_negative(cls, variance):
+        if variance[0] < 0:
+            raise ValueError("a variance is not negative")
+        return variance
+
+
+class GaussianBlur(Settings):
+    """Gaussian blur, an odd kernel size drawn from a range (paper 1: 1 to 5; OpenCV's sigma)."""
+
+    kernel: tuple[PositiveInt, PositiveInt] = (1, 5)
+    p: Probability = 0.5
+    per: Per = "slice"
+
+    @field_validator("kernel")
+    @classmethod
+    def _odd(cls, kernel):
+        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+            raise ValueError("kernel sizes are odd")
+        if kernel[1] > 31:
+            raise ValueError("the largest kernel is 31")
+        return _ordered(kernel)
+
+
+class GridDistortion(Settings):
+    """Cells of a `steps` x `steps` grid, stretched by up to `limit` (paper 1: 3 steps, p 0.3)."""
+
+    steps: Annotated[int, Field(ge=1, le=16)] = 3
+    limit: Fraction = 0.3
+    p: Probability = 0.3
+    per: Per = "slice"
+
+
+class OpticalDistortion(Settings):
+    """Barrel or pincushion distortion with a coefficient in ±`limit` (paper 1: p 0.4)."""
+
+    limit: Fraction = 0.05
+    p: Probability = 0.4
+    per: Per = "slice"
+
+
+class CoarseDropout(Settings):
+    """Square holes filled with 0, after normalisation (the paper's choice) or before (paper 1)."""
+
+    holes: PositiveInt = 8
+    size: PositiveInt = 8
+    after_normalisation: bool = True
+    p: Probability = 0.5
+    per: Per = "slice"
+
+
+class Augment(Settings):
+    """Random changes in training, applied in the order of these fields; null leaves one off."""
+
+    rotation: Rotation | None = None
+    resized_crop: ResizedCrop | None = None
+    flip: Flip | None = None
+    gaussian_noise: GaussianNoise | None = None
+    gaussian_blur: GaussianBlur | None = None
+    grid_distortion: GridDistortion | None = None
+    optical_distortion: OpticalDistortion | None = None
+    coarse_dropout: CoarseDropout | None = None
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+class FeatureSimilaritySettings(Settings):
+    """The feature similarity module after the convolutions (paper 1, figure 8)."""
+
+    attention: Literal["softmax", "none", "scaled"] = "softmax"
+
+
+class ConvFSM(Settings):
+    """Convolution stages, then a feature similarity module (paper 1, figures 6 to 8).
+
+    One entry of `filters`, `kernels`, `strides` and `paddings` a stage.
+    """
+
+    name: Literal["conv_fsm"] = "conv_fsm"
+    weights: Literal["shared", "per_position"] = "shared"
+    positions: PositiveInt = 15
+    """Number of positions with weights of their own; read only for `per_position`."""
+    filters: list[PositiveInt] = [16, 32, 48]
+    kernels: list[PositiveInt] = [11, 5, 5]
+    strides: list[PositiveInt] = [2, 2, 2]
+    paddings: list[Annotated[int, Field(ge=0)]] = [0, 1, 0]
+    activation: Activation = "relu"
+    fsm: FeatureSimilaritySettings | None = FeatureSimilaritySettings()
+    pooling: Literal["flatten", "average", "max"] = "flatten"
+    dropout: Fraction = 0.0
+    batch_norm_momentum: Fraction = 0.9
+    batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+
+    @model_validator(mode="after")
+    def _one_a_stage(self):
+        counts = {k: len(getattr(self, k)) for k in ("filters", "kernels", "strides", "paddings")}
+        if len(set(counts.values())) != 1 or not self.filters:
+            raise ValueError(
+                "filters, kernels, strides and paddings need one entry a stage, got "
+                + ", ".join(f"{count} {name}" for name, count in counts.items())
+            )
+        return self
+
+
+class Recurrent(Settings):
+    """A stack of LSTM or GRU layers over the slices (paper 1: 3 x Bi-LSTM, 64 units)."""
+
+    name: Literal["lstm", "gru"] = "lstm"
+    units: PositiveInt = 64
+    layers: PositiveInt = 3
+    bidirectional: bool = True
+    dropout: Fraction = 0.3
+    """Between layers."""
+    readout: Literal["last", "last_backward", "concat"] = "last_backward"
+    """`last`: the forward state after the last slice; `last_backward`: the backward state after
+    the first slice (paper 1); `concat`: both. A one-directional stack has only `last`."""
+
+    @model_validator(mode="after")
+    def _has_a_backward_state(self):
+        if not self.bidirectional and self.readout != "last":
+            raise ValueError(f"readout={self.readout} needs bidirectional=true; without: last")
+        return self
+
+
+class Head(Settings):
+    """Dense layers from the aggregator's vector to one logit a label."""
+
+    units: list[PositiveInt] = [32]
+    activation: Activation = "relu"
+    dropout: Fraction = 0.2
+
+
+class Model(Settings):
+    """Encoder (one slice -> features), aggregator (features -> one vector), head (-> logits)."""
+
+    encoder: ConvFSM = ConvFSM()
+    aggregator: Recurrent = Recurrent()
+    head: Head = Head()
+
+
+# ----------------------------------------------------------------- the loss, optimizer and fit
+
+
+class Loss(Settings):
+    """Cross-entropy on logits, averaged over the labels that are known.
+
+    `weights`: `none`; `chexnet`: -w+ y log p - w- (1-y) log(1-p) with w+ = negatives / all and
+    w- = positives / all of the training patients, by label (paper 2); `balanced`: w+ = negatives /
+    positives, w- = 1; or one positive weight a label.
+    """
+
+    name: Literal["binary_cross_entropy", "focal"] = "binary_cross_entropy"
+    weights: Literal["none", "chexnet", "balanced"] | list[Annotated[float, Field(gt=0)]] = "none"
+    label_smoothing: Fraction = 0.0
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Focusing exponent of the focal loss (Lin et al. 2017, equation 4)."""
+
+
+class Optimizer(Settings):
+    """The optimizer and its learning-rate schedule (paper 1: AdamW, 1e-3, 0.9, 0.999, 0.01)."""
+
+    name: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Fraction = 0.0
+    """Share of all updates over which the rate rises from 0."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Split(Settings):
+    """Shares of the patients that are held out, stratified over the labels."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.2
+    """Share of all patients; with folds, of the patients outside the test fold."""
+    seed: int = 0
+    given: bool = True
+    """Honour the data set's own split column where it has one."""
+
+    @model_validator(mode="after")
+    def _someone_left_to_train(self):
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test {self.test} + validation {self.validation} leave no one to train"
+            )
+        return self
+
+
+MONITORS = (
+    "auroc",
+    "average_precision",
+    "accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "f1",
+    "balanced_accuracy",
+    "recall_macro",
+    "precision_macro",
+    "f1_macro",
+    "brier",
+    "loss",
+)
+
+
+class Fit(Settings):
+    """How long and in what portions to train."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 16
+    """Sequences that pass through the model at once."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients make one update: their exact mean over all sequences in them."""
+    monitor: Literal[MONITORS] = "auroc"
+    """Validation metric that picks the best epoch (ties: the smaller validation loss)."""
+    patience: PositiveInt | None = 5
+    """Epochs without a better `monitor` before training stops; null: never."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    jit: bool = False
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep decoded slices in memory: always, never, or when they fit in `cache_limit_mib`."""
+    cache_limit_mib: PositiveInt = 2048
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
+    """Save the state for --resume this often inside an epoch, besides at the end of each."""
+
+
+class Experiment(Settings):
+    """The whole recipe of a training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "experiment"
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    input: Input = Input()
+    sequence: Sequence = Sequence()
+    augment: Augment = Augment()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    split: Split = Split()
+    fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _fixed_length_where_weights_are_per_position(self):
+        encoder, sequence = self.model.encoder, self.sequence
+        if encoder.weights == "per_position":
+            longest = max(sequence.length, sequence.evaluation.length or 0)
+            if longest > encoder.positions or sequence.evaluation.policy == "all":
+                raise ValueError(
+                    f"weights per position read at most model.encoder.positions = "
+                    f"{encoder.positions} slices; sequence.length, sequence.evaluation.length and "
+                    "sequence.evaluation.policy (paper or even) have to keep to that"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, every value written out, that `load` reads back equal."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+    def flat(self) -> dict[str, Any]:
+        """Return every setting by its dotted key, such as `model.aggregator.units`."""
+        flat: dict[str, Any] = {}
+
+        def walk(prefix: str, value: Any) -> None:
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    walk(f"{prefix}.{key}" if prefix else key, inner)
+            else:
+                flat[prefix] = value
+
+        walk("", self.model_dump(mode="json"))
+        return flat
+
+
+# -------------------------------------------------------------------------- reading and overriding
+
+
+def presets() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("medseq_tf") / "presets"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load(
+    preset_or_file: str | os.PathLike | Experiment, overrides: Iterable[str] = ()
+) -> Experiment:
+    """Load a recipe and override some of its values.
+
+    Args:
+      preset_or_file: a preset's name (see `presets`), the path of a YAML file, or an `Experiment`.
+      overrides: `dotted.key=value`, the value in YAML; `augment.rotation=null` switches one off.
+
+    Returns:
+      The validated `Experiment`.
+
+    Raises:
+      InputError: one line that names the key, its value and what would be valid.
+    """
+    if isinstance(preset_or_file, Experiment):
+        values, origin = preset_or_file.model_dump(mode="json"), preset_or_file.name
+    else:
+        values, origin = _read(preset_or_file)
+    for override in overrides:
+        _override(values, override)
+    return from_values(values, origin)
+
+
+def from_values(values: dict[str, Any], origin: str = "recipe") -> Experiment:
+    """Validate plain nested values; errors are one line that starts with `origin`."""
+    try:
+        return Experiment.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{origin}: {_one_line(error, values)}") from None
+
+
+def _read(preset_or_file: str | os.PathLike) -> tuple[dict[str, Any], str]:
+    text, origin = _text(preset_or_file)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise InputError(f"{origin}: not valid YAML{where}: {problem}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{origin}: holds no recipe; keys such as model: or fit: are expected")
+    return values, origin
+
+
+def _text(preset_or_file: str | os.PathLike) -> tuple[str, str]:
+    name = os.fspath(preset_or_file)
+    if name in presets():
+        return (resources.files("medseq_tf") / "presets" / f"{name}.yaml").read_text("utf-8"), name
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise InputError(
+            f"no preset is called {name!r}{_did_you_mean(name, presets())}; presets: "
+            f"{', '.join(presets())}; or give the path of a .yaml file"
+        )
+    try:
+        return path.read_text("utf-8"), name
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is not UTF-8 text; a YAML recipe is expected") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override}: expected key=value, such as fit.epochs=30")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML") from None
+    *parents, last = key.strip().split(".")
+    node: Any = values
+    for parent in parents:
+        node = _step(node, parent, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _step(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        child = node[_index(node, part, override)]
+    else:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+    if not isinstance(child, dict | list):
+        raise InputError(f"--set {override}: {part} is a single value and has no keys below it")
+    return child
+
+
+def _index(items: list, part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise InputError(f"--set {override}: {part} is no index of a list of {len(items)}")
+    return int(part)
+
+
+def _one_line(error: pydantic.ValidationError, values: dict[str, Any]) -> str:
+    """Return one line for the first thing that is wrong, and how many more there are."""
+    problems: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        location, value, present = _locate(item["loc"], values)
+        key = ".".join(map(str, location))
+        if item["type"] == "extra_forbidden":
+            valid = _keys_at(location[:-1])
+            guess = _did_you_mean(str(location[-1]), valid)
+            problems.setdefault(f"unknown key {key}{guess}; valid: {', '.join(valid)}", [])
+        else:
+            head = f"{key} = {_short(value)}" if present and not isinstance(value, dict) else key
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            expected = "" if item["type"] == "value_error" else "should be "
+            problems.setdefault(head or "recipe", []).append(expected + message)
+    first, messages = next(iter(problems.items()))
+    line = first + (": " + ", or ".join(dict.fromkeys(messages)) if messages else "")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return line.replace("\n", " ") + more
+
+
+def _locate(loc: tuple, values: Any) -> tuple[list, Any, bool]:
+    """Follow an error's location as far as the user's own keys go (unions add tags of their own)."""
+    location, present = [], True
+    for part in loc:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif isinstance(part, str) and isinstance(values, dict) and part.isidentifier():
+            location.append(part)
+            return location, None, False
+        else:
+            break
+        location.append(part)
+    return location, values, present
+
+
+def _keys_at(location: list) -> list[str]:
+    """Return the valid keys of the settings group at a dotted location."""
+    group: type[Settings] = Experiment
+    for part in location:
+        candidates = (
+            _models_in(group.model_fields[part].annotation) if isinstance(part, str) else []
+        )
+        if candidates:
+            group = candidates[0]
+    return list(group.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [m for inner in get_args(annotation) for m in _models_in(inner)]
+
+
+def _did_you_mean(name: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
