@@ -1,0 +1,328 @@
+"""Takes a prepared data set, rows of its studies and a recipe; gives tf.data batches.
+
+An element is `({"slices": float32 (B, T, H, W, C), "lengths": int32 (B,)}, labels float32 (B,
+labels))`: normalised, right-padded with 0 to the longest sequence of the batch; a label is nan
+where it is unknown. The sequences of an epoch are planned in NumPy; each batch is then a function
+of (seed, epoch, batch index) alone, so that any batch can be made again, in any process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from medseq_tf import sequences
+from medseq_tf.augment import augment
+from medseq_tf.errors import InputError
+from medseq_tf.experiment import Augment, Experiment, Input
+from medseq_tf.prepared import Prepared
+from medseq_tf.sequences import StudySequence
+
+PREFETCH = 2
+"""Finished batches that wait for the model."""
+
+Inputs = dict[str, tf.Tensor]
+Batch = list[StudySequence]  # with rows of the prepared data set as studies
+
+
+# ------------------------------------------------------------------------------- studies to slices
+
+
+class SliceStore:
+    """The slices of a prepared data set at the recipe's size, kept in memory where they fit.
+
+    To be shared by all epochs, folds and evaluations of a run: each study is decoded once. Without
+    room (`fit.cache`), only the slices that are asked for are decoded, every time, and memory does
+    not grow with the cohort. Both give the same numbers. Safe from any thread.
+
+    Args:
+        prepared: The prepared data set.
+        experiment: The recipe, of which `input` and `fit` are read.
+
+    Raises:
+        InputError: `input.windows` and the data set's modality do not go together.
+
+    Attributes:
+        dtype: NumPy type of the intensities.
+        in_memory: Whether decoded slices are kept.
+    """
+
+    def __init__(self, prepared: Prepared, experiment: Experiment):
+        self.prepared = prepared
+        self.input = experiment.input
+        self.dtype = _intensity_dtype(prepared)
+        _check_windows(self.input, prepared)
+        size_mib = (
+            int(prepared.studies["slices"].sum()) * self.input.size**2 * self.dtype.itemsize / 2**20
+        )
+        fits = size_mib <= experiment.fit.cache_limit_mib
+        self.in_memory = {"memory": True, "none": False, "auto": fits}[experiment.fit.cache]
+        self._studies: dict[int, np.ndarray] = {}
+        self._ranges: dict[int, np.ndarray] = {}
+
+    def slices(self, row: int, indices: np.ndarray) -> np.ndarray:
+        """Gives (T, size, size) intensities of the slices at `indices` of the study at `row`."""
+        if self.in_memory:
+            if row not in self._studies:
+                self._studies[row] = self._resized(self.prepared.slices(row))
+            return self._studies[row][indices]
+        distinct, places = np.unique(indices, return_inverse=True)
+        return self._resized(self.prepared.slices(row, distinct))[places]
+
+    def intensity_range(self, row: int) -> np.ndarray:
+        """Gives (channels, 2) float32: the intensities that become 0 and 1 in each channel."""
+        if self.input.windows:
+            return np.float32([[c - width / 2, c + width / 2] for c, width in self.input.windows])
+        if self.dtype == np.uint8:
+            return np.float32([[0, 255]])
+        if row not in self._ranges:
+            self._ranges[row] = quantile_range(self.prepared.slices(row), self.input.percentiles)
+        return self._ranges[row]
+
+    def _resized(self, images: np.ndarray) -> np.ndarray:
+        return resize(images, self.input.size)
+
+
+def _intensity_dtype(prepared: Prepared) -> np.dtype:
+    storage = prepared.info["storage"]
+    return np.dtype(np.int16 if storage["offset"] else storage["dtype"])
+
+
+def _check_windows(settings: Input, prepared: Prepared) -> None:
+    modality = prepared.info["modality"]
+    if modality == "CT" and not settings.windows:
+        raise InputError(
+            f"input.windows is null, but {prepared.path} holds CT intensities (HU); give one "
+            f"[centre, width] or more, such as [[40, 80]]"
+        )
+    if modality == "photograph" and settings.windows:
+        raise InputError(
+            f"input.windows is set, but {prepared.path} holds 8-bit pictures, which are scaled "
+            f"from 0..255; set input.windows to null"
+        )
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes slices (T, H, W) to (T, size, size): by area to shrink, bilinearly to grow."""
+    height, width = images.shape[1:]
+    if (height, width) == (size, size):
+        return images
+    method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(image, (size, size), interpolation=method) for image in images])
+
+
+def quantile_range(images: np.ndarray, quantiles: tuple[float, float]) -> np.ndarray:
+    """Gives (1, 2) float32: two quantiles of a whole study's intensities, never equal."""
+    low, high = np.quantile(images, quantiles)
+    return np.float32([[low, max(high, low + 1)]])
+
+
+# ---------------------------------------------------------------------------------- slices to input
+
+
+def scale_intensities(images: tf.Tensor, ranges: tf.Tensor) -> tf.Tensor:
+    """Scales intensities to [0, 1], one channel a range; what lies outside is clipped.
+
+    Args:
+        images: (N, H, W), any numeric type.
+        ranges: float32 (N, C, 2), the intensities that become 0 and 1.
+
+    Returns:
+        float32 (N, H, W, C).
+    """
+    low, high = ranges[:, None, None, :, 0], ranges[:, None, None, :, 1]
+    images = tf.cast(images, tf.float32)[..., None]
+    return tf.clip_by_value((images - low) / (high - low), 0.0, 1.0)
+
+
+def pad(images: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Lays out flat slices (N, H, W, C) as (B, T, H, W, C), with zeros after each sequence."""
+    return tf.RaggedTensor.from_row_lengths(images, lengths, validate=False).to_tensor()
+
+
+@functools.lru_cache(maxsize=16)
+def _make_inputs(input_json: str, augment_json: str) -> Callable[..., Inputs]:
+    """Gives the graph from intensities to inputs, traced once for all epochs, folds and stores."""
+    settings = Input.model_validate_json(input_json)
+    augmentation = Augment.model_validate_json(augment_json)
+
+    @tf.function(autograph=False)
+    def make_inputs(images, lengths, ranges, seed):
+        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
+        images = scale_intensities(images, tf.gather(ranges, sequence_ids))
+        images = augment(images, sequence_ids, seed, augmentation, settings.mean, settings.std)
+        return {"slices": pad(images, lengths), "lengths": lengths}
+
+    return make_inputs
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def training_batches(
+    prepared: Prepared,
+    rows: Sequence[int] | np.ndarray,
+    experiment: Experiment,
+    epoch: int,
+    first_batch: int = 0,
+    store: SliceStore | None = None,
+    num_parallel_calls: int = tf.data.AUTOTUNE,
+) -> tf.data.Dataset:
+    """Gives one epoch of training: shuffled, augmented, bucketed by length.
+
+    Args:
+        prepared: The prepared data set.
+        rows: Rows of `prepared.studies` to train on.
+        experiment: The recipe.
+        epoch: Number of the epoch, from 0. With `experiment.seed` it decides everything drawn.
+        first_batch: Where to start: the batches from there are the same, bit for bit.
+        store: Shares decoded slices with other calls; default: a new one.
+        num_parallel_calls: Batches that are made at once; changes no number.
+
+    Returns:
+        A dataset of known length (`len`) of `(inputs, labels)`.
+
+    Raises:
+        InputError: A study has no slices, or the `sequence` settings leave no study.
+    """
+    store = store or SliceStore(prepared, experiment)
+    batches = _training_plan(prepared, rows, experiment, epoch)
+    seeds = [
+        np.random.SeedSequence([experiment.seed, epoch, batch]).generate_state(2).view(np.int32)
+        for batch in range(len(batches))
+    ]
+
+    dataset = _dataset(store, batches, first_batch, experiment.augment, seeds, num_parallel_calls)
+    return dataset.map(lambda inputs, labels, rows: (inputs, labels)).prefetch(PREFETCH)
+
+
+def steps_per_epoch(
+    prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment
+) -> int:
+    """Gives the number of training batches of an epoch, the same for every epoch."""
+    return len(_training_plan(prepared, rows, experiment, epoch=0))
+
+
+def evaluation_batches(
+    prepared: Prepared,
+    rows: Sequence[int] | np.ndarray,
+    experiment: Experiment,
+    batch_size: int | None = None,
+    store: SliceStore | None = None,
+    num_parallel_calls: int = tf.data.AUTOTUNE,
+) -> tf.data.Dataset:
+    """Gives the sequences that answer for each study: unvaried, sorted by length, always the same.
+
+    Args:
+        prepared: The prepared data set.
+        rows: Rows of `prepared.studies` to evaluate.
+        experiment: The recipe.
+        batch_size: Sequences a batch; default: `experiment.fit.batch_size`.
+        store: Shares decoded slices with other calls; default: a new one.
+        num_parallel_calls: Batches that are made at once; changes no number.
+
+    Returns:
+        A dataset of known length of `(inputs, labels, rows)`; rows int32 (B,) tells which study
+        of `prepared.studies` each sequence belongs to.
+
+    Raises:
+        InputError: A study has no slices.
+    """
+    store = store or SliceStore(prepared, experiment)
+    lengths = _slice_counts(prepared, rows)
+    plan = [
+        StudySequence(int(row), slices)
+        for row, length in zip(rows, lengths, strict=True)
+        for slices in sequences.evaluation_sequences(int(length), experiment.sequence)
+    ]
+    batches = sequences.batches_by_length(plan, batch_size or experiment.fit.batch_size)
+    unused_seeds = np.zeros((len(batches), 2), np.int32)
+    dataset = _dataset(store, batches, 0, Augment(), unused_seeds, num_parallel_calls)
+    return dataset.prefetch(PREFETCH)
+
+
+def _training_plan(
+    prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, epoch: int
+) -> list[Batch]:
+    settings = experiment.sequence
+    lengths = _slice_counts(prepared, rows)
+    study_ids = prepared.studies["study_id"].to_numpy()
+    keys = [_study_key(study_ids[row]) for row in rows]
+    plan = sequences.plan_epoch(lengths, settings, experiment.seed, epoch, keys)
+    if not plan:
+        raise InputError(
+            f"sequence.policy {settings.policy} with sequence.length {settings.length} and "
+            f"sequence.over {settings.over} leaves none of the {len(lengths)} training studies"
+        )
+    plan = [StudySequence(int(rows[study]), slices) for study, slices in plan]
+    return sequences.batches(plan, experiment.fit.batch_size, experiment.seed, epoch)
+
+
+def _slice_counts(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    counts = prepared.studies["slices"].to_numpy()[np.asarray(rows, np.int64)]
+    if empty := np.flatnonzero(counts < 1).tolist():
+        study = prepared.studies["study_id"].iat[rows[empty[0]]]
+        raise InputError(
+            f"study {study} of {prepared.path} has no slices (one of {len(empty)} such studies); "
+            f"every study needs at least one, prepare the data set again"
+        )
+    return counts
+
+
+def _study_key(study_id: str) -> int:
+    """Gives a study's own number, the same in every cohort that it is part of."""
+    return int.from_bytes(hashlib.blake2b(study_id.encode(), digest_size=8).digest(), "big")
+
+
+def _dataset(
+    store: SliceStore,
+    batches: list[Batch],
+    first_batch: int,
+    augmentation: Augment,
+    seeds: Sequence[np.ndarray],
+    num_parallel_calls: int,
+) -> tf.data.Dataset:
+    """Gives `(inputs, labels, rows)` of the batches from `first_batch` on, in order."""
+    labels = store.prepared.labels
+    size = store.input.size
+    make_inputs = _make_inputs(store.input.model_dump_json(), augmentation.model_dump_json())
+
+    def read(index):
+        batch = batches[index]
+        rows = np.array([sequence.study for sequence in batch], np.int32)
+        images = np.concatenate([store.slices(*sequence) for sequence in batch])
+        lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
+        ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
+        return images, lengths, ranges, seeds[index], labels[rows], rows
+
+    specification = (
+        tf.TensorSpec((None, size, size), store.dtype),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None, store.input.channels, 2), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+        tf.TensorSpec((None, labels.shape[1]), tf.float32),
+        tf.TensorSpec((None,), tf.int32),
+    )
+
+    @tf.autograph.experimental.do_not_convert
+    def read_in_graph(index):
+        values = tf.numpy_function(read, [index], [spec.dtype for spec in specification])
+        return tuple(
+            tf.ensure_shape(value, spec.shape)
+            for value, spec in zip(values, specification, strict=True)
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def finish(images, lengths, ranges, seed, labels, rows):
+        return make_inputs(images, lengths, ranges, seed), labels, rows
+
+    return (
+        tf.data.Dataset.range(first_batch, len(batches))
+        .map(read_in_graph, num_parallel_calls=num_parallel_calls, deterministic=True)
+        .map(finish, num_parallel_calls=num_parallel_calls, deterministic=True)
+    )
