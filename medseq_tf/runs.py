@@ -1,0 +1,153 @@
+"""Takes a run folder that `train` wrote; gives `Run`: its recipe, splits, model and figures.
+
+experiment.yaml      every value, as used          dataset.json   the data set it was trained on
+model.keras          the best epoch                history.csv    one row an epoch
+splits.json          study ids by split            metrics.json   thresholds and metrics by split
+predictions.parquet  study, patient, split, label, truth, probability
+run.json             status, MLflow run id, versions
+report.html
+fold_1/ ...          with --folds: one such run a fold, the pooled figures above them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseq_tf import experiment as recipes
+from medseq_tf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk."""
+
+    path: Path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike | Run) -> Run:
+        """Open a run folder.
+
+        Raises:
+          InputError: if the folder is no run folder.
+        """
+        if isinstance(path, Run):
+            return path
+        folder = Path(path)
+        if not (folder / "experiment.yaml").is_file():
+            near = sorted(p.parent.name for p in folder.parent.glob("*/experiment.yaml"))
+            known = f"; runs there: {', '.join(near[:8])}" if near else ""
+            raise InputError(f"{folder}: no run folder (experiment.yaml is missing){known}")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def experiment(self) -> recipes.Experiment:
+        """The recipe, as used."""
+        return recipes.load(self.path / "experiment.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """`run.json`: status, fingerprint of the data, MLflow run id, versions."""
+        return self._json("run.json")
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """`dataset.json` of the data set that the run was trained on."""
+        return self._json("dataset.json")
+
+    @property
+    def folds(self) -> list[Run]:
+        """The runs of a cross-validation, in order; empty for a single run."""
+        found = self.path.glob("fold_*/experiment.yaml")
+        return [Run(p.parent) for p in sorted(found, key=lambda p: int(p.parent.name[5:]))]
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Study ids by `train`, `validation` and `test`."""
+        return self._json("splits.json")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: loss, validation metrics, learning rate, seconds."""
+        return pd.read_csv(self._file("history.csv"))
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Metrics by split and label with their bootstrap intervals over patients."""
+        return pd.DataFrame(self._json("metrics.json")["table"])
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of each label, chosen on validation."""
+        return self._json("metrics.json")["thresholds"]
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row a study and label: truth and probability."""
+        return pd.read_parquet(self._file("predictions.parquet"))
+
+    def model(self) -> Any:
+        """Load the Keras model of the best epoch."""
+        import keras
+
+        import medseq_tf.models  # noqa: F401  registers the layers
+
+        return keras.saving.load_model(self._file("model.keras"), compile=False)
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            status = self.info.get("status", "unknown") if name != "run.json" else "unknown"
+            raise InputError(
+                f"{path} is missing; the run's status is {status}: finish it with train --resume"
+            )
+        return path
+
+    def _json(self, name: str) -> Any:
+        return json.loads(self._file(name).read_text("utf-8"))
+
+    def _repr_html_(self) -> str:
+        return f"<h4>{self.name} ({self.info['status']})</h4>{self.metrics.to_html(index=False)}"
+
+
+@contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends well."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write JSON atomically; floats that are no number become null."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False), "utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
