@@ -1,4 +1,4 @@
-"""Takes a preset's name, a YAML file or plain values; gives an `Experiment`, the whole validated recipe.
+"""Takes a preset's name, a YAML file or plain values; gives an `Experiment`, the whole recipe.
 
 The recipe says everything about a training run that is not data: how slices become an input, which
 slices of a study make a sequence, how they are varied, the model, the loss, the optimizer, the
@@ -74,9 +74,11 @@ class Evaluation(Settings):
     """Which slices of a study answer for it when a model is evaluated."""
 
     policy: Literal["paper", "all", "even"] = "even"
-    """`paper`: every sequence of the paper's sampler, their probabilities averaged."""
+    """`paper`: every sequence of the paper's sampler, their probabilities averaged; `even`: slices
+    spread evenly; `all`: every slice, in studies of more than `length` (where it is set) thinned
+    evenly. Every study gets an answer, in scan order."""
     length: PositiveInt | None = None
-    """Number of slices; null: as in training."""
+    """Number of slices; null: as in training, for `all` no limit."""
 
 
 class Sequence(Settings):
@@ -401,11 +403,12 @@ class Experiment(Settings):
         encoder, sequence = self.model.encoder, self.sequence
         if encoder.weights == "per_position":
             longest = max(sequence.length, sequence.evaluation.length or 0)
-            if longest > encoder.positions or sequence.evaluation.policy == "all":
+            endless = sequence.evaluation.policy == "all" and not sequence.evaluation.length
+            if longest > encoder.positions or endless:
                 raise ValueError(
                     f"weights per position read at most model.encoder.positions = "
-                    f"{encoder.positions} slices; sequence.length, sequence.evaluation.length and "
-                    "sequence.evaluation.policy (paper or even) have to keep to that"
+                    f"{encoder.positions} slices; sequence.length and sequence.evaluation have to "
+                    "keep to that"
                 )
         return self
 
@@ -561,12 +564,11 @@ def _one_line(error: pydantic.ValidationError, values: dict[str, Any]) -> str:
 
 
 def _locate(loc: tuple, values: Any) -> tuple[list, Any, bool]:
-    """Follow an error's location as far as the user's own keys go (unions add tags of their own)."""
-    location, present = [], True
+    """Follow an error's location as far as the user's own keys go (unions add their tags)."""
+    location: list = []
     for part in loc:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        inside = isinstance(part, int) and isinstance(values, list) and part < len(values)
+        if inside or (isinstance(values, dict) and part in values):
             values = values[part]
         elif isinstance(part, str) and isinstance(values, dict) and part.isidentifier():
             location.append(part)
@@ -574,7 +576,7 @@ def _locate(loc: tuple, values: Any) -> tuple[list, Any, bool]:
         else:
             break
         location.append(part)
-    return location, values, present
+    return location, values, True
 
 
 def _keys_at(location: list) -> list[str]:

@@ -133,8 +133,8 @@ groups = st.sampled_from([*recipes.Experiment.model_fields, "modle"])
 @given(st.dictionaries(groups, plain, max_size=3))
 def test_any_plain_values_are_a_recipe_or_one_line(values):
     try:
-        recipe = recipes.from_values(values)
+        recipe, problem = recipes.from_values(values), "one line"
     except InputError as error:
-        assert len(str(error).splitlines()) == 1
-    else:
-        assert recipes.from_values(yaml.safe_load(recipe.to_yaml())) == recipe
+        recipe, problem = recipes.Experiment(), str(error)
+    assert len(problem.splitlines()) == 1
+    assert recipes.from_values(yaml.safe_load(recipe.to_yaml())) == recipe
