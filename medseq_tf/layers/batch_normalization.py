@@ -1,0 +1,123 @@
+"""Takes feature maps of slices, gives them normalised by statistics of the real slices alone."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from medseq_tf.layers import kernels
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class BatchNormalization(keras.layers.Layer):
+    """Slices where `real` is False count in no statistic; their outputs are to be ignored.
+
+    Batch normalisation (Ioffe and Szegedy 2015) of feature maps `(batch, height, width,
+    positions * channels)`, the channels standing position by position. In training a channel is
+    normalised by its mean and biased variance over the batch, height and width, and over the
+    positions too where they share the statistics. In inference the moving averages are used:
+    `moving = momentum * moving + (1 - momentum) * batch`, so `momentum=0.9` is PyTorch's 0.1.
+    The moving variance averages biased variances as Keras does, where PyTorch averages unbiased
+    ones: training moves them differently by n / (n - 1), inference on the same values is the same.
+
+    Args:
+        positions: number of positions that stand side by side in the channels.
+        shared: whether all positions share one scale, offset and set of statistics, or each
+            position has its own.
+        momentum: share of the old moving average that is kept at each training step.
+        epsilon: added to the variance.
+
+    Call arguments:
+        inputs: `(batch, height, width, positions * channels)`.
+        real: `(batch,)` or `(batch, positions)` bool, which slices are real; None: all of them.
+        training: whether to use, and learn from, the statistics of this batch.
+    """
+
+    def __init__(self, positions=1, shared=True, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.positions = positions
+        self.shared = shared
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        channels = input_shape[-1] // self.positions if self.shared else input_shape[-1]
+
+        def weight(name, initializer, trainable=True):
+            return self.add_weight(
+                name=name,
+                shape=(channels,),
+                initializer=initializer,
+                trainable=trainable,
+                autocast=False,
+            )
+
+        self.gamma = weight("gamma", "ones")
+        self.beta = weight("beta", "zeros")
+        self.moving_mean = weight("moving_mean", "zeros", trainable=False)
+        self.moving_variance = weight("moving_variance", "ones", trainable=False)
+
+    def call(self, inputs, real=None, training=None):
+        shape = ops.shape(inputs)
+        outputs = ops.cast(inputs, "float32")
+        if self.shared and self.positions > 1:
+            channels = shape[-1] // self.positions
+            outputs = ops.reshape(outputs, (shape[0], shape[1] * shape[2], -1, channels))
+        if not (training and self.trainable):
+            outputs = self._normalize(outputs, self.moving_mean, self.moving_variance)
+        elif real is None:
+            outputs, mean, variance = kernels.normalize_by_batch(
+                outputs,
+                ops.convert_to_tensor(self.gamma),
+                ops.convert_to_tensor(self.beta),
+                self.epsilon,
+            )
+            self._update(self.moving_mean, mean)
+            self._update(self.moving_variance, variance)
+        else:
+            outputs = self._normalize_real(outputs, self._weights(real, outputs))
+        return ops.cast(ops.reshape(outputs, shape), self.compute_dtype)
+
+    def _normalize(self, inputs, mean, variance):
+        return ops.batch_normalization(
+            inputs, mean, variance, -1, self.beta, self.gamma, self.epsilon
+        )
+
+    def _weights(self, real, inputs):
+        """1 for the channels of real slices, else 0: of rank 4, to be broadcast over `inputs`."""
+        real = ops.reshape(ops.cast(real, "float32"), (-1, self.positions))
+        if self.shared:
+            return ops.reshape(real, (-1, 1, self.positions, 1))
+        real = ops.repeat(real, inputs.shape[-1] // self.positions, axis=1)
+        return ops.reshape(real, (-1, 1, 1, inputs.shape[-1]))
+
+    def _normalize_real(self, inputs, weights):
+        shape = ops.shape(inputs)
+        # Padding becomes 0 first: times 0 it would stay what it is if it is not finite.
+        inputs = ops.where(weights > 0, inputs, 0.0)
+        area = shape[1] if self.shared and self.positions > 1 else shape[1] * shape[2]
+        count = ops.sum(weights, axis=(0, 1, 2)) * ops.cast(area, "float32")
+        some = ops.maximum(count, 1.0)
+        mean = ops.sum(inputs, axis=(0, 1, 2)) / some
+        variance = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2)) / some
+        self._update(self.moving_mean, mean, count)
+        self._update(self.moving_variance, variance, count)
+        return self._normalize(inputs, mean, variance)
+
+    def _update(self, moving, batch, count=None):
+        old = ops.convert_to_tensor(moving)
+        new = old * self.momentum + ops.cast(batch, "float32") * (1.0 - self.momentum)
+        # A position that no study of the batch reaches has nothing to learn from it.
+        moving.assign(new if count is None else ops.where(count > 0, new, old))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "positions": self.positions,
+            "shared": self.shared,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }

@@ -1,0 +1,160 @@
+"""Takes sequences of vectors, gives the outputs of an LSTM or GRU that reads them."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from medseq_tf.layers.lengths import sequence_mask, zero_padding
+from medseq_tf.layers.seeds import child_seeds
+
+GATES = {"lstm": 4, "gru": 3}
+
+CLOSED = 1e4
+"""Added to or taken from a gate before its sigmoid, this opens or closes it, in float16 too."""
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class RecurrentLayer(keras.layers.Layer):
+    """Padded steps change no state, forward or backward, and their outputs are zeros.
+
+    One layer of LSTM (Hochreiter and Schmidhuber 1997, forget gate by Gers et al. 2000) or GRU
+    (Cho et al. 2014), one or both directions, with the equations and weights of
+    `keras.layers.LSTM` and `keras.layers.GRU(reset_after=True)`. It differs from them in time
+    taken: the inputs are multiplied once for all steps and both directions, the directions share
+    one loop, and padding closes gates ahead of the loop instead of selecting states in it.
+
+    Weights; d directions: forward, backward; gates in the order i, f, g, o or (GRU) z, r, h:
+
+        kernel            (features, d, gates * units)     glorot_uniform
+        recurrent_kernel  (d, units, gates * units)        orthogonal
+        bias              (d, 4 * units)                   LSTM: 0, and 1 for f
+        bias              (d, 2, 3 * units)                GRU: 0; of the input, of the state
+
+    Args:
+        units: size of the state of one direction.
+        cell: `lstm` or `gru`.
+        bidirectional: whether a second set of weights reads the slices backward.
+        seed: seed of the initial weights.
+
+    Call arguments:
+        inputs: `(batch, steps, features)`.
+        lengths: `(batch,)` number of real steps; None: all of them.
+
+    Returns:
+        `(batch, steps, d * units)`: at step t the forward state after step t, then the backward
+        state after the steps from the last one down to t.
+    """
+
+    def __init__(self, units, cell="lstm", bidirectional=False, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if cell not in GATES:
+            raise ValueError(f"cell is one of {', '.join(GATES)}, got {cell!r}")
+        self.units = units
+        self.cell = cell
+        self.bidirectional = bidirectional
+        self.seed = seed
+
+    @property
+    def directions(self) -> int:
+        """1 or, with `bidirectional`, 2."""
+        return 2 if self.bidirectional else 1
+
+    def build(self, input_shape):
+        features, width = input_shape[-1], GATES[self.cell] * self.units
+        seeds = child_seeds(self.seed, 2 * self.directions)
+
+        def glorot(shape, dtype):
+            draws = [keras.initializers.GlorotUniform(s) for s in seeds[: self.directions]]
+            return ops.stack([draw((features, width), dtype) for draw in draws], axis=1)
+
+        def orthogonal(shape, dtype):
+            draws = [keras.initializers.Orthogonal(seed=s) for s in seeds[self.directions :]]
+            return ops.stack([draw((self.units, width), dtype) for draw in draws])
+
+        def zeros(shape, dtype):
+            bias = ops.zeros(shape, dtype)
+            return bias if self.cell == "gru" else bias + self._forget_gate(dtype)
+
+        d = self.directions
+        self.kernel = self.add_weight(name="kernel", shape=(features, d, width), initializer=glorot)
+        self.recurrent_kernel = self.add_weight(
+            name="recurrent_kernel", shape=(d, self.units, width), initializer=orthogonal
+        )
+        self.bias = self.add_weight(
+            name="bias",
+            shape=(d, width) if self.cell == "lstm" else (d, 2, width),
+            initializer=zeros,
+        )
+
+    def _forget_gate(self, dtype):
+        return ops.repeat(ops.cast([0, 1, 0, 0], dtype), self.units)
+
+    def call(self, inputs, lengths=None):
+        batch, steps, features = ops.shape(inputs)
+        width = GATES[self.cell] * self.units
+        kernel = ops.reshape(self.kernel, (features, self.directions * width))
+        drive = ops.reshape(ops.matmul(inputs, kernel), (batch, steps, self.directions, width))
+        bias = ops.convert_to_tensor(self.bias)
+        drive = drive + (bias if self.cell == "lstm" else bias[:, 0])
+        mask = None if lengths is None else sequence_mask(lengths, steps)
+        if mask is not None:
+            drive = ops.where(mask[:, :, None, None], drive, self._padding(drive.dtype))
+        drive = _each_in_its_order(ops.transpose(drive, (1, 2, 0, 3)))
+        states = ops.zeros((self.directions, batch, self.units), dtype=drive.dtype)
+        states = _each_in_its_order(getattr(self, f"_{self.cell}")(drive, states))
+        outputs = ops.reshape(
+            ops.transpose(states, (2, 0, 1, 3)), (batch, steps, self.directions * self.units)
+        )
+        return outputs if mask is None else zero_padding(outputs, mask)
+
+    def _padding(self, dtype):
+        """What stands for the input at a padded step: no way in (LSTM), or keep the state (GRU)."""
+        closed = [-CLOSED, 0, 0, -CLOSED] if self.cell == "lstm" else [CLOSED, 0, 0]
+        return ops.repeat(ops.cast(closed, dtype), self.units)
+
+    def _lstm(self, drive, zeros):
+        recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
+
+        def step(state, drive):
+            h, c = state
+            i, f, g, o = ops.split(drive + ops.matmul(h, recurrent_kernel), 4, axis=-1)
+            c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
+            h = ops.sigmoid(o) * ops.tanh(c)
+            return (h, c), (h, c)
+
+        return ops.scan(step, (zeros, zeros), drive)[1][0]
+
+    def _gru(self, drive, zeros):
+        recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
+        recurrent_bias = ops.convert_to_tensor(self.bias)[:, 1:]
+
+        def step(h, drive):
+            update, reset, candidate = ops.split(drive, 3, axis=-1)
+            recurrent = ops.matmul(h, recurrent_kernel) + recurrent_bias
+            h_update, h_reset, h_candidate = ops.split(recurrent, 3, axis=-1)
+            update = ops.sigmoid(update + h_update)
+            candidate = ops.tanh(candidate + ops.sigmoid(reset + h_reset) * h_candidate)
+            h = update * h + (1 - update) * candidate
+            return h, h
+
+        return ops.scan(step, zeros, drive)[1]
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.directions * self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "cell": self.cell,
+            "bidirectional": self.bidirectional,
+            "seed": self.seed,
+        }
+
+
+def _each_in_its_order(sequences):
+    """`(steps, directions, ...)` with the backward direction's steps reversed."""
+    if sequences.shape[1] == 1:
+        return sequences
+    return ops.stack([sequences[:, 0], ops.flip(sequences[:, 1], axis=0)], axis=1)

@@ -1,0 +1,13 @@
+"""Takes one seed, gives independent seeds for the parts of a layer or model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def child_seeds(seed: int | None, count: int) -> list[int | None]:
+    """`count` independent seeds; all None, so that each part draws anew, where `seed` is None."""
+    if seed is None:
+        return [None] * count
+    # 31 bits: Keras keeps seeds in int32 on some backends.
+    return [int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(count)]
