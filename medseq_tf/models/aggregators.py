@@ -1,0 +1,159 @@
+"""Takes a vector of features for each slice and lengths, gives one vector for each study."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from medseq_tf.experiment import Recurrent as RecurrentSettings
+from medseq_tf.layers import RecurrentLayer
+from medseq_tf.layers.seeds import child_seeds
+
+READOUTS = ("last", "last_backward", "concat")
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class Recurrent(keras.layers.Layer):
+    """Padded steps change nothing, whatever they hold and however many they are.
+
+    A stack of LSTM or GRU layers over the slices, with dropout between the layers (paper 1:
+    three bidirectional LSTM layers of 64 units, dropout 0.3, read out by `last_backward`).
+
+    Args:
+        units: size of the state of one direction.
+        layers: number of layers.
+        cell: `lstm` or `gru`.
+        bidirectional: whether each layer also reads the slices backward.
+        dropout: share of a layer's outputs that are dropped before the next layer in training.
+        readout: `last`: the last layer's forward state after the last real slice;
+            `last_backward`: its backward state after the first slice; `concat`: both.
+        seed: seed of the initial weights and of dropout.
+
+    Call arguments:
+        features: `(batch, steps, features)`.
+        lengths: `(batch,)` number of real slices of each study, at least 1.
+        training: whether to drop.
+
+    Returns:
+        `(batch, units)`, or `(batch, 2 * units)` for `concat`.
+    """
+
+    def __init__(
+        self,
+        units=64,
+        layers=3,
+        cell="lstm",
+        bidirectional=True,
+        dropout=0.3,
+        readout="last_backward",
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if readout not in READOUTS:
+            raise ValueError(f"readout is one of {', '.join(READOUTS)}, got {readout!r}")
+        if not bidirectional and readout != "last":
+            raise ValueError(f"readout={readout!r} needs bidirectional=True; without: 'last'")
+        self.units = units
+        self.layers = layers
+        self.cell = cell
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.readout = readout
+        self.seed = seed
+        seeds = child_seeds(seed, 2 * layers - 1)
+        self.stack = [
+            RecurrentLayer(
+                units,
+                cell,
+                bidirectional,
+                seeds[number],
+                name=f"{cell}_{number + 1}",
+                dtype=self.dtype_policy,
+            )
+            for number in range(layers)
+        ]
+        self.drops = [
+            keras.layers.Dropout(
+                dropout, seed=dropout_seed, name=f"dropout_{number}", dtype=self.dtype_policy
+            )
+            for number, dropout_seed in enumerate(seeds[layers:], start=1)
+        ]
+
+    def build(self, features_shape):
+        for layer in self.stack:
+            layer.build(features_shape)
+            features_shape = layer.compute_output_shape(features_shape)
+
+    def call(self, features, lengths, training=None):
+        states = self._states(features, lengths, training)
+        last = ops.reshape(ops.cast(lengths, "int32") - 1, (-1, 1, 1))
+        forward = ops.take_along_axis(states[..., : self.units], last, axis=1)[:, 0]
+        if self.readout == "last":
+            return forward
+        backward = states[:, 0, self.units :]
+        if self.readout == "last_backward":
+            return backward
+        return ops.concatenate([forward, backward], axis=-1)
+
+    def steps(self, features, lengths, training=None):
+        """The state after each slice, from that slice and those before it alone.
+
+        Returns:
+            `(batch, steps, units)`, zeros where a study has ended.
+
+        Raises:
+            ValueError: for a bidirectional stack, whose states also know the slices to come.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "a bidirectional stack has no output a step: its states know the slices to come; "
+                "use bidirectional=False"
+            )
+        return self._states(features, lengths, training)
+
+    def _states(self, features, lengths, training):
+        states = self.stack[0](features, lengths=lengths)
+        for drop, layer in zip(self.drops, self.stack[1:], strict=True):
+            states = layer(drop(states, training=training), lengths=lengths)
+        return states
+
+    def compute_output_shape(self, features_shape, lengths_shape=None):
+        return (features_shape[0], self.units * (2 if self.readout == "concat" else 1))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "layers": self.layers,
+            "cell": self.cell,
+            "bidirectional": self.bidirectional,
+            "dropout": self.dropout,
+            "readout": self.readout,
+            "seed": self.seed,
+        }
+
+
+def recurrent(settings: RecurrentSettings, seed: int | None = None) -> Recurrent:
+    """The aggregator of both papers: a stack of LSTM or GRU layers.
+
+    Args:
+        settings: the recipe's `model.aggregator`.
+        seed: seed of the initial weights and of dropout.
+
+    Returns:
+        A `Recurrent`, not built.
+    """
+    return Recurrent(
+        units=settings.units,
+        layers=settings.layers,
+        cell=settings.name,
+        bidirectional=settings.bidirectional,
+        dropout=settings.dropout,
+        readout=settings.readout,
+        seed=seed,
+        name="aggregator",
+    )
+
+
+AGGREGATORS = {"lstm": recurrent, "gru": recurrent}

@@ -1,0 +1,112 @@
+"""Recurrent aggregators against those of Keras, and their readouts."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from model_checks import check_one_trace, check_padding, check_round_trip
+
+from medseq_tf import experiment
+from medseq_tf.models import AGGREGATORS, Recurrent
+
+LENGTHS = np.array([5, 1, 3], "int32")
+MASK = np.arange(5) < LENGTHS[:, None]
+CELLS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+
+
+@pytest.fixture
+def features(rng):
+    return rng.normal(size=(3, 5, 6)).astype("float32")
+
+
+def of_keras(aggregator, features):
+    """The last layer's outputs and the final states of its directions, by Keras's layers."""
+    outputs = features
+    for number, layer in enumerate(aggregator.stack):
+        last = number == len(aggregator.stack) - 1
+        parts = []
+        for d in range(layer.directions):
+            reference = CELLS[layer.cell](
+                layer.units, return_sequences=not last, go_backwards=d == 1
+            )
+            reference.build(outputs.shape)
+            reference.set_weights(
+                [np.asarray(layer.kernel[:, d]), layer.recurrent_kernel[d], layer.bias[d]]
+            )
+            part = np.asarray(reference(outputs, mask=MASK))
+            parts.append(part[:, ::-1] if d == 1 and not last else part)
+        outputs = np.concatenate(parts, axis=-1)
+    return outputs
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(
+    ("bidirectional", "readout"),
+    [(False, "last"), (True, "last"), (True, "last_backward"), (True, "concat")],
+)
+def test_equals_a_stack_of_keras_layers(features, cell, layers, bidirectional, readout):
+    aggregator = Recurrent(4, layers, cell, bidirectional, readout=readout, seed=0)
+    vectors = aggregator(features, LENGTHS)
+    assert vectors.shape == aggregator.compute_output_shape(features.shape)
+    states = of_keras(aggregator, features)
+    part = {"last": slice(0, 4), "last_backward": slice(4, 8), "concat": slice(0, 8)}[readout]
+    np.testing.assert_allclose(vectors, states[:, part], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("readout", ["last", "last_backward", "concat"])
+def test_padding_and_batch_mates_change_nothing(features, name, readout):
+    settings = experiment.Recurrent(name=name, units=4, layers=2, readout=readout)
+    aggregator = AGGREGATORS[name](settings, seed=0)
+    check_padding(aggregator, features, LENGTHS)
+    check_one_trace(aggregator, 6)
+
+
+def test_steps_know_only_the_slices_so_far(features):
+    aggregator = Recurrent(4, 2, bidirectional=False, readout="last", seed=0)
+    aggregator(features, LENGTHS)
+    steps = np.asarray(aggregator.steps(features, LENGTHS))
+    assert steps.shape == (3, 5, 4)
+    for step in range(5):
+        still = step < LENGTHS
+        so_far = aggregator(features[still, : step + 1], np.full(still.sum(), step + 1))
+        np.testing.assert_allclose(steps[still, step], so_far, atol=1e-6)
+        assert not steps[~still, step].any()
+
+
+def test_steps_of_both_directions_are_refused(features):
+    with pytest.raises(ValueError, match="bidirectional stack has no output a step"):
+        Recurrent(4).steps(features, LENGTHS)
+
+
+def test_dropout_stands_between_the_layers_and_is_seeded(features):
+    def vectors(layers):
+        aggregator = Recurrent(4, layers, dropout=0.5, seed=5)
+        return np.asarray(aggregator(features, LENGTHS, training=True))
+
+    np.testing.assert_array_equal(vectors(2), vectors(2))
+    one = Recurrent(4, 1, dropout=0.5, seed=5)
+    np.testing.assert_array_equal(
+        one(features, LENGTHS, training=True), one(features, LENGTHS, training=False)
+    )
+    two = Recurrent(4, 2, dropout=0.5, seed=5)
+    assert np.any(two(features, LENGTHS, training=True) != two(features, LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"readout": "mean"}, "readout is one of last, last_backward, concat, got 'mean'"),
+        ({"bidirectional": False}, "readout='last_backward' needs bidirectional=True"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Recurrent(4, **arguments)
+
+
+def test_round_trip(features):
+    aggregator = Recurrent(4, 2, "gru", True, dropout=0.1, readout="concat", seed=8)
+    check_round_trip(aggregator, features, LENGTHS)

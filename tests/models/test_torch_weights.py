@@ -1,0 +1,138 @@
+"""Paper 1's PyTorch weights in the Keras model: the same logits in inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseq_tf import experiment, models
+from medseq_tf.errors import InputError
+from medseq_tf.models.torch_weights import fsm_bilstm_from_torch
+
+GOLDEN = Path(__file__).with_name("torch_golden.npz")
+
+
+def small_model(attention="none", **changes):
+    """The network of make_torch_golden.py."""
+    encoder = {
+        "weights": "per_position",
+        "positions": 3,
+        "filters": [4, 6, 8],
+        "fsm": {"attention": attention},
+        **changes,
+    }
+    settings = experiment.Model(encoder=encoder, aggregator={"units": 5}, head={"units": [4]})
+    return models.build(settings, (64, 64, 1), labels=1, seed=0)
+
+
+def outputs_of(model, slices):
+    """Features and logits, in PyTorch's order, for its `(batch, positions, 1, height, width)`."""
+    slices = np.moveaxis(slices.astype("float32"), 2, -1)
+    lengths = np.full(len(slices), slices.shape[1])
+    features = model.encode(slices, lengths)
+    maps = np.reshape(features, (*features.shape[:2], 5, 5, -1))
+    return np.moveaxis(maps, -1, 2), np.asarray(model.classify(features, lengths))
+
+
+def assert_close_in_scale(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def tensors(golden):
+    names = (name for name in golden if name.startswith("tensor."))
+    return {name.removeprefix("tensor."): golden[name] for name in names}
+
+
+@pytest.mark.parametrize("attention", ["none", "softmax", "scaled"])
+def test_features_and_logits_equal_those_of_pytorch(golden, tensors, attention):
+    model = small_model(attention)
+    fsm_bilstm_from_torch(tensors, model)
+    features, logits = outputs_of(model, golden["slices"])
+    assert_close_in_scale(features, golden[f"features.{attention}"])
+    np.testing.assert_allclose(logits, golden[f"logits.{attention}"], atol=1e-5)
+
+
+def test_the_golden_features_tell_the_attentions_and_positions_apart(golden):
+    features = [golden[f"features.{attention}"] for attention in ("none", "softmax", "scaled")]
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        assert np.abs(features[first] - features[second]).max() > 0.1
+    assert np.ptp(golden["logits.none"]) > 0.04
+
+
+def test_every_weight_is_set(tensors):
+    model = small_model()
+    before = [variable.numpy() for variable in model.weights]
+    fsm_bilstm_from_torch(tensors, model)
+    for variable, old in zip(model.weights, before, strict=True):
+        assert np.all(variable.numpy() != old), variable.path
+
+
+def test_a_prefix_before_all_names_is_left_out(golden, tensors):
+    model = small_model()
+    prefixed = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    fsm_bilstm_from_torch({**prefixed, "loss.weight": np.ones(1)}, model)
+    _, logits = outputs_of(model, golden["slices"])
+    np.testing.assert_allclose(logits, golden["logits.none"], atol=1e-5)
+
+
+def test_missing_left_over_and_misshapen_tensors_are_refused(tensors):
+    model = small_model()
+    before = model.get_weights()
+    without = dict(tensors)
+    del without["fsms.fsms.1.y_conv.layer.1.bias"]
+    cases = {
+        "no tensor fsms.fsms.1.y_conv.layer.1.bias": without,
+        "no place for 1 tensors .* such as extra": {**tensors, "extra": np.ones(1)},
+        r"dense.3.weight .* makes \(7, 1\), the model needs \(4, 1\)": {
+            **tensors,
+            "dense.3.weight": np.ones((1, 7)),
+        },
+        "found 0 of the name": {},
+    }
+    for message, case in cases.items():
+        with pytest.raises(InputError, match=message):
+            fsm_bilstm_from_torch(case, model)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "shared"}, "encoder.weights=per_position"),
+        ({"fsm": None}, "encoder.weights=per_position"),
+        ({"batch_norm_epsilon": 1e-3}, "batch_norm_epsilon is 0.001"),
+        ({"positions": 2}, "no place for"),
+    ],
+)
+def test_other_models_are_refused(tensors, changes, message):
+    with pytest.raises(InputError, match=message):
+        fsm_bilstm_from_torch(tensors, small_model(**changes))
+
+
+@pytest.mark.parametrize("attention", ["none", "softmax", "scaled"])
+def test_the_full_network_equals_pytorch(attention):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from torch_reference import Network, randomize
+
+    network = randomize(Network(attention=attention))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_867_353
+    recipe = experiment.load("fsm_bilstm_paper", [f"model.encoder.fsm.attention={attention}"])
+    model = models.build(recipe.model, (64, 64, 1), labels=1, seed=0)
+    fsm_bilstm_from_torch({k: v.numpy() for k, v in network.state_dict().items()}, model)
+    slices = np.random.default_rng(0).normal(size=(3, 15, 1, 64, 64)).astype("float32")
+    inputs = torch.from_numpy(slices)
+    with torch.no_grad():
+        expected = network.encode(inputs).numpy(), network(inputs).numpy()
+    features, logits = outputs_of(model, slices)
+    assert_close_in_scale(features, expected[0])
+    np.testing.assert_allclose(logits, expected[1], atol=1e-5)
