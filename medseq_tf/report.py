@@ -1,0 +1,197 @@
+"""Takes a finished run; gives one self-contained HTML file: data, metrics, curves, patients."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from medseq_tf.evaluate import SHOWN, fold_table
+from medseq_tf.runs import Run
+
+STYLE = """
+:root { --ink: #1c2733; --soft: #5c6b7a; --line: #d9e0e6; --accent: #0b6e99; --warn: #8a4b08; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 64rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+p.sub { color: var(--soft); margin-top: .2rem; }
+.notice { border-left: 4px solid var(--warn); padding: .5rem 1rem; background: #fdf6ec; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th { color: var(--soft); font-weight: 600; } td.text, th.text { text-align: left; }
+tr.wrong td { color: var(--warn); font-weight: 600; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+.figures img { width: 100%; } details { margin: .6rem 0; } pre { overflow-x: auto; }
+@media print { body { max-width: none; margin: 0; } details { display: none; } }
+"""
+
+
+def write(run: Run) -> None:
+    """Write `report.html` into the run's folder; it needs no network to be read."""
+    (run.path / "report.html").write_text(page(run), "utf-8")
+
+
+def page(run: Run) -> str:
+    """Return the report of a finished run as HTML."""
+    recipe, dataset, predictions = run.experiment, run.dataset, run.predictions
+    table = run.metrics
+    split = "test" if (table["split"] == "test").any() else table["split"].iloc[0]
+    sections = [
+        f"<h1>{html.escape(run.name)}</h1>",
+        f"<p class='sub'>{html.escape(recipe.description)}</p>",
+        "<p class='notice'>A research result. It is not a medical device: no diagnosis or "
+        "treatment may rest on it, and it says nothing about patients unlike those below.</p>",
+        "<h2>Data and splits</h2>",
+        _table(_counts(run)),
+        f"<p class='sub'>Data set fingerprint {dataset['fingerprint'][:16]}; splits are by patient."
+        "</p>",
+        f"<h2>Metrics ({split} studies)</h2>",
+        "<p class='sub'>Thresholds were chosen on validation; 95% intervals by bootstrap over "
+        "patients.</p>",
+        _table(_metric_rows(table[table["split"] == split])),
+    ]
+    if run.folds:
+        sections += ["<h2>Folds</h2>", _table(_fold_rows(predictions))]
+    figures = [curves(member) for member in (run.folds or [run])[:1]]
+    figures += [discrimination(predictions[predictions["split"] == split], dataset["label_names"])]
+    sections += [
+        "<h2>Training and discrimination</h2>",
+        "<div class='figures'>",
+        *(_image(figure, alternative) for figure, alternative in figures),
+        "</div>",
+        "<h2>Patients</h2>",
+        "<p class='sub'>The wrong calls first, the surest of them on top.</p>",
+        _patients(predictions[predictions["split"] == split]),
+        "<h2>Recipe</h2>",
+        f"<details><summary>every value, as used</summary><pre>{html.escape(recipe.to_yaml())}"
+        "</pre></details>",
+        f"<details><summary>versions</summary><pre>{html.escape(json.dumps(run.info, indent=1))}"
+        "</pre></details>",
+    ]
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(run.name)} · medseq_tf</title><style>{STYLE}</style></head><body>"
+        + "\n".join(sections)
+        + "</body></html>"
+    )
+
+
+def curves(run: Run) -> tuple[Figure, str]:
+    """Return a figure of loss and monitored metric by epoch, and its alternative text."""
+    history, monitor = run.history, f"val_{run.experiment.fit.monitor}"
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(history["epoch"], history["loss"], label="training loss", color="#5c6b7a")
+    if "val_loss" in history:
+        axes.plot(history["epoch"], history["val_loss"], label="validation loss", color="#0b6e99")
+    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    if monitor in history and monitor != "val_loss":
+        right = axes.twinx()
+        right.plot(history["epoch"], history[monitor], color="#c4622d", linestyle="--")
+        right.set(ylabel=monitor.replace("val_", "validation "), ylim=(0, 1.02))
+        right.yaxis.label.set_color("#c4622d")
+    axes.legend(frameon=False, loc="lower left")
+    last = history.iloc[-1]
+    return figure, f"Loss by epoch; training loss ends at {last['loss']:.3f}"
+
+
+def discrimination(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[Figure, str]:
+    """Return ROC and precision-recall curves by label, and their alternative text."""
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for label in labels:
+        part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
+        if part["truth"].nunique() < 2:
+            continue
+        false_positive, sensitivity, _ = roc_curve(part["truth"], part["probability"])
+        left.plot(false_positive, sensitivity, label=label)
+        precision, recall, _ = precision_recall_curve(part["truth"], part["probability"])
+        right.step(recall, precision, where="post", label=label)
+    left.plot([0, 1], [0, 1], color="#d9e0e6", zorder=0)
+    left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", aspect="equal")
+    right.set(xlabel="recall", ylabel="precision", title="Precision and recall", ylim=(0, 1.05))
+    if left.get_legend_handles_labels()[0]:
+        left.legend(frameon=False, loc="lower right")
+    return figure, f"ROC and precision-recall curves for {', '.join(labels)}"
+
+
+def _image(figure: Figure, alternative: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
+
+
+def _counts(run: Run) -> pd.DataFrame:
+    counts = run.dataset["counts"]
+    if run.folds:
+        splits = {f"fold {i} test": len(f.splits["test"]) for i, f in enumerate(run.folds, 1)}
+    else:
+        splits = {split: len(studies) for split, studies in run.splits.items()}
+    return pd.DataFrame(
+        [{"part": "data set", "studies": counts["studies"]}]
+        + [{"part": split, "studies": count} for split, count in splits.items()]
+    )
+
+
+def _metric_rows(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table[table["metric"].isin(SHOWN)]
+    interval = [
+        "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+        for low, high in zip(shown["low"].astype(float), shown["high"].astype(float), strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "label": shown["label"],
+            "metric": shown["metric"].str.replace("_", " "),
+            "value": [f"{v:.3f}" for v in shown["value"].astype(float)],
+            "95% interval": interval,
+            "note": shown["note"].fillna(""),
+        }
+    )
+
+
+def _fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+    folds = fold_table(predictions[predictions["split"] == "test"])
+    shown = ["fold", "label", "studies", *(m for m in SHOWN if m in folds)]
+    table = folds[shown].copy()
+    for metric in shown[3:]:
+        table[metric] = [f"{v:.3f}" for v in table[metric]]
+    return table
+
+
+def _patients(predictions: pd.DataFrame) -> str:
+    table = predictions.assign(
+        wrong=(predictions["positive"] != (predictions["truth"] == 1))
+        & predictions["truth"].notna(),
+        distance=(predictions["probability"] - predictions["threshold"]).abs(),
+    ).sort_values(["wrong", "distance"], ascending=False)
+    rows = [
+        f"<tr{' class=wrong' if row.wrong else ''}><td class='text'>{row.study}</td>"
+        f"<td class='text'>{html.escape(row.label)}</td><td>{row.slices}</td>"
+        f"<td>{'' if np.isnan(row.truth) else int(row.truth)}</td><td>{row.probability:.3f}</td>"
+        f"<td>{'positive' if row.positive else 'negative'}</td></tr>"
+        for row in table.itertuples()
+    ]
+    head = "".join(
+        f"<th{' class=text' if name in ('study', 'label') else ''}>{name}</th>"
+        for name in ("study", "label", "slices", "truth", "probability", "call")
+    )
+    return f"<div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>"
+        for row in frame.itertuples(index=False)
+    )
+    return f"<div class='wide'><table><tr>{head}</tr>{rows}</table></div>"

@@ -1,0 +1,311 @@
+"""Training as a user meets it: what a run leaves, exact repetition and resumption, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from small_run import SMALL, run_small
+
+from medseq_tf import experiment as recipes
+from medseq_tf import fitting, losses
+from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.prepared import Prepared
+from medseq_tf.runs import Run
+
+def weights(run):
+    return [np.asarray(v) for v in run.model().variables]
+
+
+def assert_same_weights(first, second):
+    for a, b in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def finished(demo_data, tmp_path_factory):
+    return run_small(demo_data, tmp_path_factory.mktemp("runs") / "first")
+
+
+def test_a_run_leaves_everything_that_is_needed_to_repeat_it(finished, demo_data):
+    assert {f.name for f in finished.path.iterdir()} == {
+        "experiment.yaml",
+        "dataset.json",
+        "run.json",
+        "splits.json",
+        "history.csv",
+        "model.keras",
+        "metrics.json",
+        "predictions.parquet",
+        "report.html",
+    }
+    assert finished.info["status"] == "finished"
+    assert finished.info["fingerprint"] == Prepared.load(demo_data).fingerprint
+    assert list(finished.history["epoch"]) == [1, 2]
+    assert {"loss", "val_loss", "val_auroc", "learning_rate", "seconds"} <= set(finished.history)
+
+
+def test_splits_cover_all_patients_once(finished, demo_data):
+    studies = [study for part in finished.splits.values() for study in part]
+    assert sorted(studies) == sorted(Prepared.load(demo_data).studies["study_id"])
+
+
+def test_predictions_are_of_held_out_studies_and_called_at_the_threshold(finished):
+    table = finished.predictions
+    assert set(table["split"]) == {"validation", "test"}
+    for split, part in table.groupby("split"):
+        assert set(part["study"]) == set(finished.splits[split])
+    assert table["probability"].between(0, 1).all()
+    np.testing.assert_array_equal(table["positive"], table["probability"] >= table["threshold"])
+    assert set(table["threshold"]) == {finished.thresholds["lesion"]}
+
+
+def test_the_same_recipe_twice_gives_bitwise_the_same_weights(finished, demo_data, tmp_path):
+    again = run_small(demo_data, tmp_path / "again")
+    assert_same_weights(finished, again)
+    columns = ["loss", "val_loss", "val_auroc"]
+    pd.testing.assert_frame_equal(again.history[columns], finished.history[columns])
+
+
+def test_another_seed_gives_other_weights(finished, demo_data, tmp_path):
+    other = run_small(demo_data, tmp_path / "other", "seed=1")
+    assert any((a != b).any() for a, b in zip(weights(finished), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("saves", [1, 4, 7])
+def test_a_killed_run_resumes_to_bitwise_the_same_weights(
+    finished, demo_data, tmp_path, monkeypatch, saves
+):
+    """The state is saved after every update; the run dies after some of the saves."""
+
+    class Killed(BaseException):
+        pass
+
+    save, count = fitting.Fitter.save, 0
+
+    def save_then_die(self):
+        nonlocal count
+        save(self)
+        count += 1
+        if count == saves:
+            raise Killed
+
+    settings = ("fit.checkpoint_minutes=0",)
+    monkeypatch.setattr(fitting.Fitter, "save", save_then_die)
+    with pytest.raises(Killed):
+        run_small(demo_data, tmp_path / "run", *settings)
+    monkeypatch.setattr(fitting.Fitter, "save", save)
+    resumed = run_small(demo_data, tmp_path / "run", *settings, resume=True)
+    assert_same_weights(finished, resumed)
+    assert list(resumed.history["loss"]) == list(finished.history["loss"])
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_the_command_again(finished, demo_data, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from medseq_tf import fitting\n"
+        "save = fitting.Fitter.save\n"
+        "def die(self):\n"
+        "    save(self)\n"
+        "    if self.epoch == 1 and self.batch == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "fitting.Fitter.save = die\n"
+        "from medseq_tf.cli import main\n"
+        "main()\n"
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipes.load(recipes.Experiment(), SMALL).to_yaml(), "utf-8")
+    words = ["train", recipe, "--data", demo_data, "--out", tmp_path / "run", "--no-track"]
+    words += ["--set", "fit.checkpoint_minutes=0"]
+    killed = subprocess.run([sys.executable, "-c", code, *words], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    again = [sys.executable, "-m", "medseq_tf", *words, "--resume"]
+    done = subprocess.run(again, capture_output=True, text=True, check=True)
+    assert "Epoch 2/2" in done.stdout
+    assert "Epoch 1/2" not in done.stdout
+    assert_same_weights(finished, Run.load(tmp_path / "run"))
+
+
+def test_ctrl_c_ends_cleanly_and_resumes(finished, demo_data, tmp_path, monkeypatch):
+    update = keras.utils.Progbar.update
+    pressed = []
+
+    def press_once(self, *args, **kwargs):
+        if not pressed:
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.utils.Progbar, "update", press_once)
+    with pytest.raises(Stopped, match="epoch 1; --resume"):
+        run_small(demo_data, tmp_path / "run")
+    assert Run(tmp_path / "run").info["status"] == "stopped"
+    with pytest.raises(InputError, match="status is stopped: finish it with train --resume"):
+        Run(tmp_path / "run").predictions  # noqa: B018
+    assert_same_weights(finished, run_small(demo_data, tmp_path / "run", resume=True))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class MeanModel(keras.Model):
+    """Mean over a sequence's real slices, then a dense layer: no batch statistics."""
+
+    def __init__(self, labels=1, **kwargs):
+        super().__init__(**kwargs)
+        self.labels, self.slice_shape = labels, (32, 32, 1)
+        self.dense = keras.layers.Dense(labels, kernel_initializer="ones")
+
+    def build(self, input_shape=None):
+        self.dense.build((None, 32 * 32))
+        self.built = True
+
+    def call(self, inputs, training=False):
+        ops = keras.ops
+        slices, lengths = inputs["slices"], ops.cast(inputs["lengths"], "float32")
+        flat = ops.reshape(slices, (ops.shape(slices)[0], -1, 32 * 32))
+        return self.dense(ops.sum(flat, axis=1) / lengths[:, None])
+
+
+def test_accumulated_gradients_are_exact_for_unequal_batches(demo_data, tmp_path, monkeypatch):
+    """One update from portions of 5, 5, ... and a rest equals one from all studies at once."""
+
+    def build(*args, **kwargs):
+        model = MeanModel()
+        model.build()
+        return model
+
+    monkeypatch.setattr(fitting.models, "build", build)
+    settings = ("fit.epochs=1", "optimizer.name=sgd", "augment.gaussian_noise=null")
+    settings += ("sequence.policy=all", "sequence.length=64", "loss.weights=chexnet")
+    found = []
+    for batch_size, accumulate in ((64, 1), (5, 100)):
+        recipe = recipes.load(
+            recipes.Experiment(),
+            [*SMALL, *settings, f"fit.batch_size={batch_size}", f"fit.accumulate={accumulate}"],
+        )
+        prepared = Prepared.load(demo_data)
+        store = fitting.SliceStore(prepared, recipe)
+        split = {"train": np.arange(23), "validation": np.array([], int)}
+        folder = tmp_path / str(batch_size)
+        folder.mkdir()
+        tracker = fitting.tracking.Tracker(folder, "x", enabled=False)
+        fitter = fitting.Fitter(recipe, store, split, folder, tracker, verbose=False)
+        fitter.run()
+        assert int(fitter.optimizer.iterations) == 1
+        found.append(fitter.model.dense.kernel.numpy())
+    assert np.abs(found[0] - 1).max() > 1e-4
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-7)
+
+
+def test_the_best_epoch_is_by_the_monitor_then_by_loss():
+    fitter = object.__new__(fitting.Fitter)
+    fitter.recipe = recipes.Experiment()
+    rows = [(0.8, 0.5), (0.9, 0.6), (0.9, 0.4), (float("nan"), 0.1), (0.7, 0.2)]
+    fitter.history = [
+        {"epoch": i, "val_auroc": auroc, "val_loss": loss} for i, (auroc, loss) in enumerate(rows, 1)
+    ]
+    assert fitter.best_epoch() == 3
+    fitter.recipe = recipes.load(recipes.Experiment(), ["fit.monitor=loss"])
+    assert fitter.best_epoch() == 4
+
+
+def test_training_stops_when_patience_runs_out(demo_data, tmp_path):
+    run = run_small(
+        demo_data,
+        tmp_path / "run",
+        "fit.epochs=30",
+        "fit.patience=1",
+        "optimizer.learning_rate=1e-12",
+        "optimizer.weight_decay=0",
+    )
+    assert len(run.history) < 30
+
+
+def test_a_diverging_run_says_where(demo_data, tmp_path):
+    with pytest.raises(Diverged, match=r"loss became \w+ in epoch 1, batch \d+; a smaller"):
+        run_small(demo_data, tmp_path / "run", "optimizer.name=sgd", "optimizer.learning_rate=1e30")
+    assert Run(tmp_path / "run").info["status"] == "failed"
+
+
+def test_folds_test_every_patient_once_and_pool(demo_data, tmp_path):
+    run = run_small(demo_data, tmp_path / "cv", "fit.epochs=1", folds=3)
+    assert len(run.folds) == 3
+    tested = [study for fold in run.folds for study in fold.splits["test"]]
+    assert sorted(tested) == sorted(Prepared.load(demo_data).studies["study_id"])
+    pooled = run.predictions[run.predictions["split"] == "test"]
+    for number, fold in enumerate(run.folds, 1):
+        own = pooled[pooled["fold"] == number]
+        assert set(own["study"]) == set(fold.splits["test"])
+        assert set(own["threshold"]) == {fold.thresholds["lesion"]}
+    assert "Folds" in (run.path / "report.html").read_text("utf-8")
+
+
+def test_resuming_a_finished_run_returns_it(finished, demo_data):
+    before = (finished.path / "model.keras").stat().st_mtime_ns
+    again = run_small(demo_data, finished.path, resume=True)
+    assert (again.path / "model.keras").stat().st_mtime_ns == before
+
+
+def test_a_taken_folder_is_not_touched(finished, demo_data, tmp_path):
+    with pytest.raises(InputError, match="a run is there already"):
+        run_small(demo_data, finished.path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="in use and holds no run"):
+        run_small(demo_data, tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_with_another_recipe_names_the_key(finished, demo_data):
+    with pytest.raises(InputError, match=r"has fit\.epochs = 2, asked for 3"):
+        run_small(demo_data, finished.path, "fit.epochs=3", resume=True)
+
+
+def test_mixed_precision_gives_float32_logits_and_restores_the_policy(demo_data, tmp_path):
+    run = run_small(demo_data, tmp_path / "run", "fit.precision=mixed_bfloat16", "fit.epochs=1")
+    assert keras.config.dtype_policy().name == "float32"
+    assert run.predictions["probability"].notna().all()
+    assert all(v.dtype == "float32" for v in run.model().trainable_variables)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer.schedule=cosine", "optimizer.warmup=0.3"),
+        ("optimizer.name=adamax", "optimizer.warmup=0.5"),
+        ("optimizer.name=sgd", "optimizer.clip_norm=1.0", "loss.name=focal"),
+        ("fit.precision=mixed_float16", "model.aggregator.name=gru"),
+        ("sequence.policy=all", "sequence.order=shuffled", "loss.weights=balanced"),
+    ],
+    ids=lambda s: s[0],
+)
+def test_other_settings_train(demo_data, tmp_path, settings):
+    run = run_small(demo_data, tmp_path / "run", "fit.epochs=1", *settings)
+    assert np.isfinite(run.history["loss"]).all()
+
+
+def test_cosine_schedule_with_warmup_starts_low_and_ends_at_zero():
+    settings = recipes.Optimizer(schedule="cosine", warmup=0.2, learning_rate=0.1)
+    rate = fitting.build_optimizer(settings, updates=100)._learning_rate
+    found = [float(rate(step)) for step in (0, 10, 20, 60, 100)]
+    np.testing.assert_allclose(found, [0, 0.05, 0.1, 0.05, 0], atol=1e-6)
+
+
+def test_a_study_that_the_recipe_leaves_out_is_not_scored(demo_data):
+    probabilities = np.array([[0.2], [np.nan], [0.9]])
+    values = fitting.epoch_metrics(
+        np.array([[0.0], [1.0], [1.0]]), probabilities, losses.LabelLoss()
+    )
+    assert values["auroc"] == 1
+    assert values["loss"] == pytest.approx(-(np.log(0.8) + np.log(0.9)) / 2, rel=1e-5)
+
+
+def test_metrics_json_has_no_nan(finished):
+    text = (finished.path / "metrics.json").read_text("utf-8")
+    assert "NaN" not in text
+    assert json.loads(text)["thresholds"] == finished.thresholds
