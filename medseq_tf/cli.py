@@ -1,0 +1,179 @@
+"""Takes the words of a command line; calls the function of the same name and prints its result.
+
+Bad input is one line on standard error and exit status 2; an interrupted run exits with 130.
+TensorFlow is imported when work starts, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from medseq_tf import __version__
+from medseq_tf.errors import InputError, Stopped
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="medseq-tf")
+def cli() -> None:
+    """One diagnosis from the slices of one study: prepare data, train, evaluate."""
+
+
+# ------------------------------------------------------------------------------------- prepare
+
+
+@cli.group()
+def prepare() -> None:
+    """Read a cohort once: decode, resize, audit, and write a prepared data set."""
+
+
+def _prepare_options(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.option("--out", type=FOLDER, required=True, help="The data set's new folder."),
+            click.option("--size", default=64, show_default=True, help="Side of a slice, pixels."),
+            click.option("--workers", type=int, help="Processes; default: one a core."),
+            click.option("--strict", is_flag=True, help="Stop at the first study left out."),
+            click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@prepare.command("image-folder")
+@click.argument("source", type=FOLDER)
+@click.option(
+    "--labels", type=FOLDER, help="CSV, one row a patient: folder a patient, not a class."
+)
+@_prepare_options
+def _image_folder(**arguments: Any) -> None:
+    """Bare images: CLASS/58 (10).jpg, or a folder a patient and --labels."""
+    _prepare("image-folder", **arguments)
+
+
+@prepare.command("demo")
+@click.option("--patients", default=240, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--labels", type=click.IntRange(1, 5), default=1, show_default=True, help="1 or 5.")
+@click.option("--difficulty", default=0.3, show_default=True, help="0: plain lesions, 1: faint.")
+@_prepare_options
+def _demo(**arguments: Any) -> None:
+    """A synthetic cohort of head CTs; nothing is downloaded."""
+    _prepare("demo", **arguments)
+
+
+def _prepare(reader: str, **arguments: Any) -> None:
+    from medseq_tf.prepare import prepare as run
+
+    prepared = run(reader, **arguments)
+    click.echo(prepared.audit_text())
+    click.echo(f"data set: {prepared.path}")
+
+
+# ----------------------------------------------------------------------------- train, evaluate
+
+
+@cli.command()
+@click.argument("experiment", metavar="PRESET|FILE.yaml")
+@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.option("--out", type=FOLDER, help="The run's new folder; default: runs/NAME.")
+@click.option("--name", help="The run's name; default: the recipe's.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
+@click.option("--folds", type=click.IntRange(2), help="Cross-validate over this many folds.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
+def train(**arguments: Any) -> None:
+    """Train a recipe and evaluate its best epoch; splits are by patient."""
+    import_tensorflow_quietly()
+    from medseq_tf.evaluate import fold_text, text
+    from medseq_tf.tracking import tracking_uri
+    from medseq_tf.train import train as run
+
+    done = run(**arguments)
+    click.echo(text(done.metrics))
+    if done.folds:
+        click.echo(fold_text(done.predictions))
+    click.echo(f"run:    {done.path}")
+    click.echo(f"report: {done.path / 'report.html'}")
+    if arguments["track"]:
+        click.echo(f"MLflow: {tracking_uri()}  (mlflow ui --backend-store-uri {tracking_uri()})")
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "test", "all"]),
+    default="test",
+    show_default=True,
+    help="all: a data set that the run has never seen.",
+)
+@click.option("--resamples", default=2000, show_default=True, help="Of the bootstrap.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line a metric.")
+def evaluate(as_json: bool, **arguments: Any) -> None:
+    """Metrics of a run by patient, with intervals."""
+    import_tensorflow_quietly()
+    from medseq_tf.evaluate import evaluate as run
+    from medseq_tf.evaluate import text
+
+    table = run(**arguments).table
+    click.echo(table.to_json(orient="records", lines=True).rstrip() if as_json else text(table))
+
+
+# ---------------------------------------------------------------------------------------- main
+
+
+def main(command: str | None = None) -> NoReturn:
+    """Run the command line; `command` stands for its first word (`python -m medseq_tf.train`)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    entry = cli.commands[command] if command else cli
+    program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
+    try:
+        entry.main(sys.argv[1:], program, standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except InputError as error:
+        _fail(str(error))
+    except Stopped as stop:
+        print(f"medseq-tf: {stop}", file=sys.stderr)
+        sys.exit(130)
+    except (KeyboardInterrupt, click.Abort):
+        print("medseq-tf: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+def import_tensorflow_quietly() -> None:
+    """Import TensorFlow without its greetings on standard error; they come back if it fails."""
+    with tempfile.TemporaryFile() as greetings:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(greetings.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
+        except BaseException:
+            greetings.seek(0)
+            os.write(stderr, greetings.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"medseq-tf: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,172 @@
+"""The command line: thin, quick, and one clear line with exit status 2 for bad input."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_run import run_small
+
+import medseq_tf
+from medseq_tf import cli
+from medseq_tf.evaluate import evaluate
+from medseq_tf.prepare import prepare
+from medseq_tf.prepared import Prepared
+from medseq_tf.train import train
+
+SIZES = ["--size", "16", "--workers", "1"]
+
+
+def run(monkeypatch, capsys, *words):
+    """Return exit status, standard output and standard error of a command line."""
+    monkeypatch.setattr(sys, "argv", ["medseq-tf", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+def write_slices(folder: Path, names, seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for name in names:
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (16, 16), np.uint8))
+
+
+@pytest.mark.parametrize(("command", "function"), [("train", train), ("evaluate", evaluate)])
+def test_a_command_has_the_defaults_of_its_function(command, function):
+    """Each option is an argument of the function; --json alone is the command line's own."""
+    given = {"experiment": "x", "run": Path("x"), "data": Path("y")}
+    found = cli.cli.commands[command].make_context(command, ["x", "--data", "y"]).params
+    parameters = inspect.signature(function).parameters
+    for name in found.keys() - given.keys() - {"as_json"}:
+        assert found[name] == parameters[name].default, name
+    assert all(parameters[name].default is inspect.Parameter.empty for name in found & given.keys())
+
+
+def test_the_same_as_a_module():
+    for words in (["-m", "medseq_tf", "train"], ["-m", "medseq_tf.train"]):
+        done = subprocess.run(
+            [sys.executable, *words, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "--data" in done.stdout
+
+
+def test_version(monkeypatch, capsys):
+    assert medseq_tf.__version__ in run(monkeypatch, capsys, "--version")[1]
+
+
+def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
+    for label, shade in (("Normal", 0), ("Stroke", 1)):
+        for patient in range(10):
+            names = [f"{patient + 10 * shade} ({i}).png" for i in range(1, 5)]
+            write_slices(tmp_path / "scans" / label, names, seed=patient + 10 * shade)
+    status, out, _ = run(
+        monkeypatch, capsys, "prepare", "image-folder", "scans", "--out", "data", *SIZES
+    )
+    assert status == 0
+    assert "20 studies" in out
+    small = ["input.size=16", "model.encoder.filters=[2]", "model.encoder.kernels=[3]"]
+    small += ["model.encoder.strides=[2]", "model.encoder.paddings=[0]", "fit.epochs=1"]
+    words = [word for setting in small for word in ("--set", setting)]
+    status, out, _ = run(
+        monkeypatch, capsys, "train", "fsm_bilstm", "--data", "data", "--name", "first", *words
+    )
+    assert status == 0
+    assert "auroc" in out
+    assert "report: runs/first/report.html" in out
+    assert "MLflow: sqlite" in out
+    status, out, _ = run(
+        monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json"
+    )
+    assert status == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    stored = json.loads(Path("runs/first/metrics.json").read_text())["table"]
+    stored = {row["metric"]: row for row in stored if row["split"] == "test"}
+    for row in rows:
+        assert row["value"] == pytest.approx(stored[row["metric"]]["value"], abs=1e-5)
+
+
+BAD = {
+    "no such source": (["prepare", "image-folder", "nowhere", "--out", "o"], "nowhere"),
+    "a file as source": (["prepare", "image-folder", "file.txt", "--out", "o"], "file.txt"),
+    "an empty source": (["prepare", "image-folder", "empty", "--out", "o"], "empty"),
+    "only broken images": (["prepare", "image-folder", "broken", "--out", "o"], "broken"),
+    "labels without a usable column": (
+        ["prepare", "image-folder", "patients", "--labels", "text.csv", "--out", "o"],
+        "text.csv",
+    ),
+    "labels that are not 0 or 1": (
+        ["prepare", "image-folder", "patients", "--labels", "two.csv", "--out", "o"],
+        "two.csv",
+    ),
+    "a patient twice in the labels": (
+        ["prepare", "image-folder", "patients", "--labels", "twice.csv", "--out", "o"],
+        "twice.csv",
+    ),
+    "a missing labels file": (
+        ["prepare", "image-folder", "patients", "--labels", "none.csv", "--out", "o"],
+        "none.csv",
+    ),
+    "an impossible size": (
+        ["prepare", "image-folder", "patients", "--out", "o", "--size", "0"],
+        "size",
+    ),
+    "out in use": (["prepare", "image-folder", "patients", "--out", "patients"], "patients"),
+    "an unknown option": (["train", "fsm_bilstm", "--dta", "x"], "--dta"),
+    "an unknown command": (["trian"], "trian"),
+    "not a data set": (["train", "fsm_bilstm", "--data", "empty"], "dataset.json"),
+    "an unknown preset": (["train", "fsm_lstm", "--data", "empty"], "fsm_bilstm"),
+    "an unknown key": (
+        ["train", "fsm_bilstm", "--data", "empty", "--set", "fit.epoch=3"],
+        "did you mean epochs?",
+    ),
+    "no run": (["evaluate", "empty", "--data", "empty"], "no run folder"),
+    "one fold": (["train", "fsm_bilstm", "--data", "empty", "--folds", "1"], "--folds"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server):
+    words, named = BAD[case]
+    Path("file.txt").write_text("text")
+    Path("empty").mkdir()
+    write_slices(Path("patients/anna"), ["1.png", "2.png"])
+    write_slices(Path("patients/berta"), ["1.png"], seed=1)
+    Path("broken/Stroke").mkdir(parents=True)
+    Path("broken/Stroke/1 (1).jpg").write_bytes(b"")
+    Path("broken/Stroke/2 (1).png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    Path("text.csv").write_text("patient_id,finding\nanna,yes please\nberta,no\n")
+    Path("two.csv").write_text("patient_id,stroke\nanna,2\nberta,0\n")
+    Path("twice.csv").write_text("patient_id,stroke\nanna,1\nanna,0\nberta,0\n")
+    before = sorted(str(p) for p in Path().rglob("*"))
+    status, out, err = run(monkeypatch, capsys, *words)
+    assert status == 2
+    assert err.startswith("medseq-tf: error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert named in err
+    assert "Traceback" not in err
+    assert sorted(str(p) for p in Path().rglob("*")) == before
+
+
+def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, capsys):
+    run_small(demo_data, tmp_path / "run", "fit.epochs=1")
+    prepare("demo", out=tmp_path / "other", patients=12, size=32, seed=7, workers=1, progress=False)
+    prepare("demo", out=tmp_path / "five", patients=12, size=32, labels=5, progress=False)
+    for data, split, message in (
+        (demo_data, "all", "was trained on this data set"),
+        (tmp_path / "other", "test", "--split all evaluates the whole of it"),
+        (tmp_path / "five", "all", "has the labels"),
+    ):
+        words = ["evaluate", tmp_path / "run", "--data", data, "--split", split]
+        status, _, err = run(monkeypatch, capsys, *words)
+        assert status == 2
+        assert message in err
+    result = evaluate(tmp_path / "run", tmp_path / "other", split="all")
+    assert len(result.predictions) == len(Prepared.load(tmp_path / "other"))
