@@ -1,0 +1,150 @@
+"""Takes the folder that `prepare` wrote; gives `Prepared`: its studies and, study by study, slices.
+
+dataset.json      format version, labels, modality, unit, size, counts, fingerprint, preparation
+studies.parquet   one row a study
+shards/*.tfrecord one `tf.train.Example` a study, each slice a lossless PNG
+audit.json, audit.txt   what was odd in the source
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from medseq_tf.audit import audit_text
+from medseq_tf.errors import InputError
+from medseq_tf.tfrecord import decode_example
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared data set, read from its folder; slices are read when they are asked for.
+
+    Attributes:
+        path: the folder.
+        info: the content of `dataset.json`.
+        studies: one row a study: `study_id`, `patient_id` (salted hashes), `slices` (their number),
+            `split` (or null), `content_hash`, `slice_hashes` (None for a constant slice), `source`
+            (relative to the source), `shard`, `offset`, `length` (where its example lies) and one
+            float column `label.<name>` a label, nan where unknown.
+    """
+
+    path: Path
+    info: dict
+    studies: pd.DataFrame
+
+    @classmethod
+    def load(cls, path: str | Path) -> Prepared:
+        """Opens a prepared data set and checks that all its files are there, whole.
+
+        Raises:
+            InputError: if the folder is not a prepared data set, is of another format version, or
+                lacks files or parts of them.
+        """
+        path = Path(path)
+        info = _read_info(path)
+        _check_shards(path, info)
+        try:
+            studies = pd.read_parquet(path / "studies.parquet")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}/studies.parquet cannot be read; prepare again") from error
+        if len(studies) != info["counts"]["studies"]:
+            raise InputError(
+                f"{path}/studies.parquet has {len(studies)} studies where dataset.json counts "
+                f"{info['counts']['studies']}; prepare again"
+            )
+        return cls(path, info, studies)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels, in the order of the columns of `labels`."""
+        return list(self.info["label_names"])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(studies, labels) float32: 0, 1, or nan where unknown."""
+        return self.studies[[f"label.{name}" for name in self.label_names]].to_numpy(np.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, the labels and the preparation of all studies."""
+        return self.info["fingerprint"]
+
+    @property
+    def audit(self) -> dict:
+        """What was odd in the source: `counts` by kind and the list of `findings`."""
+        return json.loads((self.path / "audit.json").read_text(encoding="utf-8"))
+
+    def audit_text(self, most: int | None = 10) -> str:
+        """The audit to be printed, with the first `most` findings of each kind (None: all)."""
+        return audit_text(self.audit, most)
+
+    def record(self, row: int) -> bytes:
+        """The serialised `tf.train.Example` of the study at `row`; safe from any thread."""
+        shard, offset, length = (self.studies[c].iat[row] for c in ("shard", "offset", "length"))
+        with open(self.path / "shards" / shard, "rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def slices(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Decodes slices of the study at `row`.
+
+        Returns:
+            (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
+        """
+        stored = _decode(decode_example(self.record(row))["slices"], indices)
+        offset = self.info["storage"]["offset"]
+        return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
+
+    def masks(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray | None:
+        """(T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`, or None without masks."""
+        encoded = decode_example(self.record(row)).get("masks")
+        return None if encoded is None else (_decode(encoded, indices) > 0).astype(np.uint8)
+
+
+def _read_info(path: Path) -> dict:
+    try:
+        info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        version = info["format_version"]
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not a prepared data set (no dataset.json in it); make one with "
+            f"`medseq-tf prepare`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}/dataset.json cannot be read; prepare again") from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this version reads {FORMAT_VERSION}; "
+            f"prepare again"
+        )
+    return info
+
+
+def _check_shards(path: Path, info: dict) -> None:
+    for name, shard in info["shards"].items():
+        size, file = shard["bytes"], path / "shards" / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing; copy the data set again, whole")
+        if file.stat().st_size != size:
+            raise InputError(
+                f"{file} has {file.stat().st_size} bytes where dataset.json says {size}; "
+                f"copy the data set again, whole"
+            )
+
+
+def _decode(encoded: list[bytes], indices: Sequence[int] | None) -> np.ndarray:
+    chosen = encoded if indices is None else [encoded[i] for i in indices]
+    flags = cv2.IMREAD_UNCHANGED
+    return np.stack([cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen])

@@ -1,0 +1,639 @@
+"""Takes a folder of DICOM files in any shape, with any names; gives one study an examination.
+
+Which images. Every file is looked into, so that a DICOMDIR is not needed, and not used. CT and MR
+images are grouped by SeriesInstanceUID, series by StudyInstanceUID. Left out, and counted by
+series: localisers (ImageType, or the series' description), secondary captures and screens, images
+with text burned in, colour, mosaics of slices, images without position or orientation, and series
+of fewer than `fewest_slices` slices.
+
+Which series. `series="best"`, one a study: axial before other planes, original primary images
+before derived ones, then the most slices, then the lowest series number. A pattern such as
+`*brain*` chooses among the series whose description fits it, in any case. `series="all"` makes each
+series a study of its patient.
+
+Order. Slices stand by the projection of ImagePositionPatient on the normal of
+ImageOrientationPatient, and are turned as `orientation` says: an axial series goes from the feet
+up. File names and InstanceNumber are not looked at. Frames of a multi-frame file are slices like
+others; without positions of their own they keep the file's order. Also handled, each a finding:
+
+    several orientations or sizes   the largest group of one orientation, size and pixel spacing
+    duplicate positions             the first in time, echo, acquisition, then instance number
+    missing positions               nothing is filled in
+    variable spacing                slices as acquired; `spacing` resamples evenly
+    gantry tilt                     `tilt="keep"`: slices as acquired, in tilted planes;
+                                    `tilt="correct"`: each shifted in its plane, by linear
+                                    interpolation, so that the stack stands upright
+
+Intensities. Rescale slope and intercept are applied, frame by frame: HU for CT; for MR see
+`intensities`. MONOCHROME1 images are inverted within the range of their stored bits first, as
+SimpleITK does. Where CT and MR stand side by side, the one with more studies is read unless
+`modality` says which.
+
+Privacy. Text of the header, and file names, which may hold a name, go into no finding or error.
+Files are called by number: `python -m medseq_tf.readers.dicom SOURCE` lists number and path. A
+study is called by a hash of its StudyInstanceUID and PatientID. Its patient is PatientID or, where
+that is empty, the study itself; `prepare` hashes it.
+
+Labels. The key of a row (`labels`) is a StudyInstanceUID, else an AccessionNumber, else a
+PatientID, else the name of the folder directly under the source that holds the study. A key column
+called `study_instance_uid`, `accession_number` or `study` comes before a patient column.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.dicom_header import (
+    CT,
+    MR,
+    SECONDARY_CAPTURE,
+    DicomHeader,
+    Frame,
+    NotDicom,
+    PlainPixels,
+    UnreadableDicom,
+    read_dicom_header,
+)
+from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.intensities import DTYPES, stored_intensities
+from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
+from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
+from medseq_tf.readers.study import Finding, Scan, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.volumes import Spacing, checked_spacing
+
+STUDY_COLUMNS = ("study_instance_uid", "accession_number", "study")
+SMALLEST_TILT_DEGREES = 0.5
+SAME_POSITION_MM = 0.01
+VARIES_BY = 0.05
+
+_LOCALISER = re.compile(
+    r"\b(locali[sz]er|scout|topogram|surview|scano(gram)?|survey|3[- ]?plane)\b", re.IGNORECASE
+)
+_SCREEN = {"SCREEN SAVE", "SCREEN_CAPTURE", "SCREENSHOT"}
+
+Tilt = Literal["keep", "correct"]
+
+
+class Picture(NamedTuple):
+    """One frame of one file: where it lies, and all that is needed to decode and order it."""
+
+    number: int
+    path: str
+    place: int
+    frame: Frame
+    shape: tuple[int, int]
+    first_frame: Frame
+    plain: PlainPixels | None
+    tie: tuple
+
+
+@dataclass(frozen=True)
+class DicomStudy(StudySource):
+    """A study in one series: its pictures in the order of their positions."""
+
+    root: str
+    pictures: tuple[Picture, ...]
+    modality: str
+    tilt: Tilt
+    spacing: Spacing
+
+    def read(self) -> Slices:
+        """Decodes every picture that can be decoded; the others become findings."""
+        images, pictures, findings = [], [], []
+        for picture, image in _decoded(self.root, self.pictures):
+            if image is None:
+                where = f"{self.source} file {picture.number}"
+                findings.append(Finding("unreadable image", where, "damaged or cut short"))
+            else:
+                images.append(image)
+                pictures.append(picture)
+        if not images:
+            raise UnreadableStudy("no slice can be read", findings)
+        images, odd = stored_intensities(np.stack(images), self.modality, self.source)
+        if self.tilt == "correct":
+            images = upright(images, [picture.frame for picture in pictures])
+        cosines = _cosines(pictures[0].frame)
+        plane = plane_of(cosines)
+        slices = [to_plane(image.T[:, :, None], cosines, plane)[0] for image in images]
+        if self.spacing is not None:
+            slices = _evenly_spaced(slices, pictures, plane, self.spacing)
+        return Slices([np.ascontiguousarray(image) for image in slices], findings=findings + odd)
+
+
+def scan_dicom(
+    source: str | Path,
+    labels: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    series: str = "best",
+    modality: str | None = None,
+    fewest_slices: int = 3,
+    tilt: Tilt = "keep",
+    spacing: float | tuple[float, float, float] | None = None,
+) -> Scan:
+    """Finds the studies under a folder that have labels.
+
+    Args:
+        source: the folder.
+        labels: CSV of labels, see `labels.read_labels`. Default: `labels.csv` in the source.
+        columns: the label columns. Default: all but patient, study and split.
+        series: `best`, `all`, or a pattern of the series' description with `*` and `?`.
+        modality: `CT` or `MR`; default: what there is more of.
+        fewest_slices: of a series that is used.
+        tilt: `keep` or `correct`.
+        spacing: mm to resample to, one number or x, y, z (left, back, head; 0 keeps one). Default:
+            nothing is resampled.
+
+    Raises:
+        InputError: if the source, the labels or a setting cannot be used.
+    """
+    root, spacing = Path(source), checked_spacing(spacing)
+    _check_settings(modality, fewest_slices, tilt)
+    if labels is None and (root / "labels.csv").is_file():
+        labels = root / "labels.csv"
+    folder = Folder(root)
+    if labels is None:
+        raise InputError("dicom needs labels, a CSV with one row a patient or study")
+    table = read_labels(labels, columns, STUDY_COLUMNS)
+    findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
+    by_study = _grouped(folder, table.path.resolve(), findings)
+    chosen = list(_chosen_series(by_study, series, modality, fewest_slices, findings))
+    if not chosen:
+        counts = Counter(finding.kind for finding in findings)
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no file"
+        raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {found}")
+    modality = modality or Counter(s.modality for s in chosen).most_common(1)[0][0]
+    studies = []
+    for found, row in _matched(chosen, modality, table, folder, findings):
+        findings += found.findings
+        studies.append(
+            DicomStudy(
+                source=found.name,
+                patient=found.patient,
+                labels=row.labels,
+                split=row.split,
+                root=str(root),
+                pictures=found.pictures,
+                modality=modality,
+                tilt=tilt,
+                spacing=spacing,
+            )
+        )
+    listing = [*folder.listing, table.listing]
+    return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality])
+
+
+def _check_settings(modality, fewest_slices, tilt) -> None:
+    if modality not in (None, CT, MR):
+        raise InputError(f"modality={modality!r} is unknown; valid: {CT}, {MR}")
+    if not isinstance(fewest_slices, int) or fewest_slices < 1:
+        raise InputError(f"fewest_slices={fewest_slices!r} is not a whole number, 1 or more")
+    if tilt not in ("keep", "correct"):
+        raise InputError(f"tilt={tilt!r} is unknown; valid: keep, correct")
+
+
+# ------------------------------------------------------------------------------- files to series
+
+
+class _File(NamedTuple):
+    number: int
+    path: str
+    header: DicomHeader
+
+
+_Series = list[_File]
+_Studies = dict[str, dict[str, _Series]]
+
+
+def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
+    """The files with pictures by study, then by series."""
+    by_study: _Studies = defaultdict(lambda: defaultdict(list))
+    for number, file in _numbered(folder):
+        if (folder.root / file.path).resolve() == labels:
+            continue
+        try:
+            header = read_dicom_header(folder.root / file.path)
+        except NotDicom as error:
+            findings.append(Finding("odd file", f"file {number}", str(error)))
+        except UnreadableDicom as error:
+            findings.append(Finding("unreadable image", f"file {number}", str(error)))
+        else:
+            if header is None:
+                continue
+            if not header.study_uid or not header.series_uid:
+                findings.append(Finding("odd file", f"file {number}", "no study or series UID"))
+                continue
+            study = by_study[f"{header.study_uid} {header.patient_id}"]
+            study[header.series_uid].append(_File(number, str(file.path), header))
+    return by_study
+
+
+def _numbered(folder: Folder) -> Iterator[tuple[int, object]]:
+    """The files with the numbers that findings call them by."""
+    return enumerate(folder.files, start=1)
+
+
+class _Found(NamedTuple):
+    """A series that can be used."""
+
+    name: str
+    patient: str
+    keys: tuple[str, ...]
+    folders: frozenset[str]
+    modality: str
+    rank: tuple
+    description: str
+    pictures: tuple[Picture, ...]
+    findings: list[Finding]
+
+
+def _chosen_series(
+    by_study: _Studies,
+    wanted: str,
+    modality: str | None,
+    fewest_slices: int,
+    findings: list[Finding],
+) -> Iterator[_Found]:
+    for study, by_series in by_study.items():
+        name = f"study-{_hash(study)}"
+        usable = []
+        for series_uid, files in by_series.items():
+            series_name = f"{name}/series-{_hash(series_uid)}"
+            files = _images_of_slices(files, series_name, findings)
+            found = _stack(files, name if wanted != "all" else series_name) if files else None
+            if found and len(found.pictures) < fewest_slices:
+                detail = f"{len(found.pictures)} slices, fewer than {fewest_slices}"
+                findings.append(Finding("series of few slices", series_name, detail))
+            elif found:
+                usable.append(found)
+        usable = [found for found in usable if modality in (None, found.modality)]
+        if wanted == "all":
+            yield from usable
+            continue
+        if wanted != "best":
+            pattern = wanted.casefold()
+            usable = [f for f in usable if fnmatch.fnmatchcase(f.description.casefold(), pattern)]
+        if usable:
+            yield max(usable, key=lambda found: found.rank)
+        else:
+            findings.append(Finding("study left out", name, "no series that can be used"))
+
+
+def _hash(uid: str) -> str:
+    return hashlib.sha256(uid.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _images_of_slices(files: _Series, name: str, findings: list[Finding]) -> _Series:
+    """The files of a series that are pictures of slices; the others are counted by reason."""
+    reasons: Counter[str] = Counter()
+    kept = []
+    for file in files:
+        reason = _why_no_slice(file.header)
+        if reason:
+            reasons[reason] += 1
+        else:
+            kept.append(file)
+    findings += [
+        Finding(reason, name, f"{count} images left out") for reason, count in reasons.items()
+    ]
+    return kept
+
+
+def _why_no_slice(header: DicomHeader) -> str:
+    kinds = set(header.image_type)
+    if header.sop_class.startswith(SECONDARY_CAPTURE) or kinds & _SCREEN:
+        return "secondary capture"
+    if header.modality not in (CT, MR):
+        return "neither CT nor MR"
+    if "LOCALIZER" in kinds or _LOCALISER.search(header.series_description):
+        return "localiser"
+    if header.is_burned_in:
+        return "text burned into the image"
+    if header.samples != 1:
+        return "colour image"
+    if "MOSAIC" in kinds:
+        return "mosaic of slices"
+    if header.frames[0].orientation is None or not _is_orthonormal(header.frames[0].orientation):
+        return "image without orientation"
+    if header.frames[0].position is None:
+        return "image without position"
+    return ""
+
+
+def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    products = (row @ row, column @ column, row @ column)
+    return bool(np.allclose(products, (1, 1, 0), atol=0.01))
+
+
+# ----------------------------------------------------------------------------- series to a stack
+
+
+def _stack(files: _Series, name: str) -> _Found:
+    """A series' pictures in order, one a position, and what was odd about them."""
+    findings: list[Finding] = []
+    groups: dict[tuple, list[Picture]] = defaultdict(list)
+    for file in files:
+        for picture in _pictures(file):
+            groups[_geometry(picture)].append(picture)
+    pictures = max(groups.values(), key=len)
+    others = sum(map(len, groups.values())) - len(pictures)
+    if others:
+        detail = f"{others} images left out, {len(pictures)} kept"
+        findings.append(Finding("several orientations or sizes in a series", name, detail))
+    pictures, repeated = _one_a_position(pictures)
+    if repeated:
+        detail = f"{repeated} images left out"
+        findings.append(Finding("duplicate slice positions", name, detail))
+    findings += _findings_on_spacing(pictures, name)
+    inverted = sum(file.header.is_inverted for file in files)
+    if inverted:
+        findings.append(Finding("MONOCHROME1", name, f"{inverted} images inverted"))
+    header = files[0].header
+    is_axial = plane_of(_cosines(pictures[0].frame)) == "axial"
+    is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")
+    return _Found(
+        name=name,
+        patient=header.patient_id or header.study_uid,
+        keys=(header.study_uid, header.accession_number, header.patient_id),
+        folders=frozenset(parts[0] for f in files if len(parts := Path(f.path).parts) > 1),
+        modality=header.modality,
+        rank=(is_axial, is_original, len(pictures), -header.series_number, header.series_uid),
+        description=header.series_description,
+        pictures=tuple(pictures),
+        findings=findings,
+    )
+
+
+def _pictures(file: _File) -> Iterator[Picture]:
+    header = file.header
+    first = header.frames[0]
+    has_positions = len({frame.position for frame in header.frames}) > 1
+    for place, frame in enumerate(header.frames):
+        if frame.position is None or frame.orientation is None:
+            continue
+        if len(header.frames) > 1 and not has_positions:
+            frame = _in_file_order(frame, place)
+        tie = (
+            *frame.order,
+            header.acquisition_number,
+            header.instance_number,
+            header.sop_instance,
+            place,
+        )
+        shape = (header.rows, header.columns)
+        yield Picture(file.number, file.path, place, frame, shape, first, header.plain, tie)
+
+
+def _in_file_order(frame: Frame, place: int) -> Frame:
+    """A frame without a position of its own, put 1 mm after the one before it."""
+    position = np.array(frame.position) + place * _sense(frame) * _normal(frame)
+    return frame._replace(position=tuple(position.tolist()))
+
+
+def _geometry(picture: Picture) -> tuple:
+    frame = picture.frame
+    orientation = tuple(round(value, 2) + 0.0 for value in frame.orientation)
+    spacing = tuple(round(value, 3) for value in frame.pixel_spacing)
+    return orientation, spacing, picture.shape
+
+
+def _normal(frame: Frame) -> np.ndarray:
+    return np.cross(frame.orientation[:3], frame.orientation[3:])
+
+
+def _sense(frame: Frame) -> int:
+    """1, or -1 where the normal runs against the world axis nearest to it."""
+    normal = _normal(frame)
+    return -1 if normal[np.argmax(np.abs(normal))] < 0 else 1
+
+
+def _cosines(frame: Frame) -> np.ndarray:
+    """(3, 3) directions of growing columns, growing rows, and slices as they are ordered."""
+    return np.column_stack(
+        [frame.orientation[:3], frame.orientation[3:], _sense(frame) * _normal(frame)]
+    )
+
+
+def _places(frames: Sequence[Frame]) -> np.ndarray:
+    """(T,) mm along the normal of the first frame, in the sense of the world axis nearest to it."""
+    along = _sense(frames[0]) * _normal(frames[0])
+    return np.array([frame.position for frame in frames]) @ along
+
+
+def _one_a_position(pictures: list[Picture]) -> tuple[list[Picture], int]:
+    places = _places([picture.frame for picture in pictures])
+    order = sorted(range(len(pictures)), key=lambda i: (places[i], pictures[i].tie))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and places[index] - places[groups[-1][0]] < SAME_POSITION_MM:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    kept = [pictures[min(group, key=lambda i: pictures[i].tie)] for group in groups]
+    return kept, len(pictures) - len(kept)
+
+
+def _findings_on_spacing(pictures: list[Picture], name: str) -> list[Finding]:
+    frames = [picture.frame for picture in pictures]
+    if len(frames) < 2:
+        return []
+    findings = []
+    steps = np.diff(_places(frames))
+    typical = float(np.median(steps))
+    multiples = np.rint(steps / typical)
+    is_gap = (multiples >= 2) & (np.abs(steps / typical - multiples) < 0.1)
+    if is_gap.any():
+        missing = int((multiples[is_gap] - 1).sum())
+        after = ", ".join(str(place + 1) for place in np.flatnonzero(is_gap)[:10])
+        findings.append(
+            Finding("missing slice positions", name, f"{missing} missing, after slice {after}")
+        )
+    rest = steps[~is_gap]
+    if rest.size and np.ptp(rest) > VARIES_BY * typical:
+        detail = f"{rest.min():.2f} to {rest.max():.2f} mm between slices"
+        findings.append(Finding("variable slice spacing", name, detail))
+    step = np.array(frames[-1].position) - np.array(frames[0].position)
+    cosine = abs(step @ _normal(frames[0])) / np.linalg.norm(step)
+    tilt = float(np.degrees(np.arccos(min(cosine, 1.0))))
+    if tilt > SMALLEST_TILT_DEGREES:
+        findings.append(Finding("gantry tilt", name, f"{tilt:.1f} degrees"))
+    return findings
+
+
+# --------------------------------------------------------------------------------- labels to series
+
+
+def _matched(
+    chosen: Iterable[_Found],
+    modality: str,
+    table: LabelTable,
+    folder: Folder,
+    findings: list[Finding],
+) -> Iterator[tuple[_Found, LabelRow]]:
+    used = set()
+    patients: dict[str, tuple[str, str | None]] = {}
+    for found in chosen:
+        keys = [*found.keys, *sorted(found.folders)]
+        key = next((key for key in keys if key in table.rows), None)
+        used.add(key)
+        if found.modality != modality:
+            detail = f"{found.modality} in a data set of {modality}"
+            findings.append(Finding("study left out", found.name, detail))
+        elif key is None or table.rows[key].is_unknown:
+            detail = "no row in the labels" if key is None else "every label is empty"
+            findings.append(Finding("patient without label", found.name, f"{detail}; left out"))
+        else:
+            row = table.rows[key]
+            other, split = patients.setdefault(found.patient, (found.name, row.split))
+            if split != row.split:
+                raise InputError(
+                    f"{table.path.name} puts one patient in two splits: {other} and {found.name}"
+                )
+            yield found, row
+    if used <= {None}:
+        raise InputError(
+            f"no study of {folder.root} is in {table.path.name}; a row's key is a "
+            f"StudyInstanceUID, an AccessionNumber, a PatientID or a folder's name"
+        )
+    lines = [row.line for key, row in table.rows.items() if key not in used]
+    findings += [
+        Finding("label for an unknown patient", f"{table.path.name} line {line}") for line in lines
+    ]
+    findings += [
+        Finding("row given twice", f"{table.path.name} line {line}") for line in table.repeated
+    ]
+
+
+# ---------------------------------------------------------------------------------- decoding slices
+
+
+def _decoded(root: str, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, np.ndarray | None]]:
+    """Each picture in order with its intensities, or None.
+
+    Unpacked values are read from where they lie; SimpleITK decodes the others, file by file.
+    """
+    from medseq_tf.readers.simpleitk_volume import read_dicom_frames
+
+    counts = Counter(picture.path for picture in pictures)
+    several: dict[str, np.ndarray | None] = {}
+    for picture in pictures:
+        path = Path(root, picture.path)
+        if picture.plain:
+            yield picture, _plain_intensities(path, picture)
+            continue
+        if picture.path in several:
+            frames = several[picture.path]
+        else:
+            frames = read_dicom_frames(path)
+            if counts[picture.path] > 1:
+                several[picture.path] = frames
+        is_there = (
+            frames is not None and frames.shape[1:] == picture.shape and picture.place < len(frames)
+        )
+        yield picture, _intensities(frames[picture.place], picture) if is_there else None
+
+
+def _plain_intensities(path: Path, picture: Picture) -> np.ndarray | None:
+    offset, dtype, unused_bits = picture.plain
+    count = math.prod(picture.shape)
+    offset += picture.place * count * np.dtype(dtype).itemsize
+    try:
+        values = np.fromfile(path, dtype, count, offset=offset)
+    except OSError:
+        return None
+    if values.size < count:
+        return None
+    if unused_bits:  # which may hold an overlay
+        values = (values << unused_bits) >> unused_bits
+    values = values.reshape(picture.shape)
+    slope, intercept = picture.frame.slope, picture.frame.intercept
+    if slope == 1 and intercept.is_integer():
+        return values + np.int32(intercept)
+    return values * slope + intercept
+
+
+def _intensities(image: np.ndarray, picture: Picture) -> np.ndarray:
+    """Gives a frame its own slope and intercept in place of the first frame's."""
+    first, frame = picture.first_frame, picture.frame
+    if (first.slope, first.intercept) != (frame.slope, frame.intercept):
+        image = (image - first.intercept) / first.slope * frame.slope + frame.intercept
+    return image
+
+
+def upright(images: Sequence[np.ndarray], frames: Sequence[Frame]) -> list[np.ndarray]:
+    """Shifts slices in their planes so that their first pixels stand on one line along the normal.
+
+    The middle slice stays; what is shifted in takes the stack's smallest value.
+
+    Args:
+        images: (H, W) each.
+        frames: their geometry.
+    """
+    normal = _normal(frames[0])
+    positions = np.array([frame.position for frame in frames])
+    from_middle = positions - positions[len(positions) // 2]
+    in_plane = from_middle - np.outer(from_middle @ normal, normal)
+    rows_mm, columns_mm = frames[0].pixel_spacing
+    across = in_plane @ np.array(frames[0].orientation[:3]) / columns_mm
+    down = in_plane @ np.array(frames[0].orientation[3:]) / rows_mm
+    lowest = float(min(image.min() for image in images))
+    return [
+        cv2.warpAffine(
+            image,
+            np.array([[1, 0, x], [0, 1, y]], np.float64),
+            image.shape[::-1],
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=lowest,
+        )
+        for image, x, y in zip(images, across, down, strict=True)
+    ]
+
+
+def _evenly_spaced(
+    slices: list[np.ndarray], pictures: list[Picture], plane: str, spacing: tuple
+) -> list[np.ndarray]:
+    """Slices at even steps from the first to the last, between neighbours linearly, and resized."""
+    frames = [picture.frame for picture in pictures]
+    rows_mm, columns_mm = frames[0].pixel_spacing
+    axes, _ = nearest_axes(_cosines(frames[0]))
+    slices_world, rows_world, columns_world = world_axes(plane)
+    mm = (columns_mm, rows_mm)
+    between_rows, between_columns = mm[axes[rows_world]], mm[axes[columns_world]]
+    along, down, across = (spacing[w] for w in (slices_world, rows_world, columns_world))
+    height, width = slices[0].shape
+    height = max(1, round(height * between_rows / down)) if down else height
+    width = max(1, round(width * between_columns / across)) if across else width
+    if slices[0].shape != (height, width):
+        slices = [
+            cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_LINEAR)
+            for image in slices
+        ]
+    places = _places(frames)
+    if not along or len(places) < 2:
+        return slices
+    wanted = np.arange(places[0], places[-1] + 1e-6, along)
+    after = np.clip(np.searchsorted(places, wanted), 1, len(places) - 1)
+    shares = (wanted - places[after - 1]) / (places[after] - places[after - 1])
+    return [
+        cv2.addWeighted(slices[i - 1], 1 - share, slices[i], share, 0)
+        for i, share in zip(after, shares, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    for number, file in _numbered(Folder(Path(sys.argv[1]))):
+        print(number, file.path)

@@ -1,0 +1,116 @@
+"""Takes a source folder; gives the files in it that a reader wants, and findings on the others.
+
+No file outside the source is read: a symbolic link that leads out of it is left out and named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.study import Finding, natural_key
+
+
+class File(NamedTuple):
+    """A file by its path relative to the source, and its size in bytes."""
+
+    path: PurePosixPath
+    size: int
+
+
+class Folder:
+    """The files under a root, in natural order, and findings on everything else.
+
+    Attributes:
+        root: the source.
+        files: those with a wanted extension; all where none is named.
+        folders: names of the folders directly under the root.
+        findings: what was found and left out.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        extensions: tuple[str, ...] = (),
+        ignored: str | Path | None = None,
+    ):
+        """Walks the folder.
+
+        Args:
+            root: the source.
+            extensions: wanted endings of file names, in lower case; empty: every file.
+            ignored: a file in the source, such as the labels, that is not one of its images.
+
+        Raises:
+            InputError: if the root is not a folder.
+        """
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder; give the folder that holds the images")
+        self.root = root
+        self.findings: list[Finding] = []
+        self.folders: list[str] = []
+        self._extensions = extensions
+        self._resolved = root.resolve()
+        self._ignored = Path(ignored).resolve() if ignored else None
+        self.files = list(self._visit(PurePosixPath()))
+
+    @property
+    def listing(self) -> list[tuple[str, int]]:
+        """(relative path, size in bytes) of every wanted file."""
+        return [(str(file.path), file.size) for file in self.files]
+
+    def found(self, kind: str, where: PurePosixPath | str, detail: str = "") -> None:
+        """Adds a finding."""
+        self.findings.append(Finding(kind, str(where), detail))
+
+    def holds(self, path: PurePosixPath) -> bool:
+        """Whether a relative path leads to something inside the source."""
+        try:
+            return (self.root / path).resolve(strict=True).is_relative_to(self._resolved)
+        except (OSError, RuntimeError):
+            return False
+
+    def _visit(self, folder: PurePosixPath) -> Iterator[File]:
+        try:
+            entries = sorted(os.scandir(self.root / folder), key=lambda e: natural_key(e.name))
+        except OSError as error:
+            self.found("odd file", folder, f"folder cannot be opened ({error.strerror})")
+            return
+        if not entries and folder.parts:
+            self.found("empty folder", folder)
+        for entry in entries:
+            path = folder / entry.name
+            if not _is_unicode(entry.name):
+                self.found("odd file", _escaped(path), "name is not UTF-8")
+            elif entry.is_symlink() and not self.holds(path):
+                self.found("symbolic link out of the source", path)
+            elif entry.is_dir(follow_symlinks=False):
+                if not folder.parts:
+                    self.folders.append(entry.name)
+                yield from self._visit(path)
+            elif self._is_wanted(entry, path):
+                yield File(path, entry.stat().st_size)
+
+    def _is_wanted(self, entry: os.DirEntry, path: PurePosixPath) -> bool:
+        if self._ignored and Path(entry.path).resolve() == self._ignored:
+            return False
+        if entry.is_dir():
+            self.found("odd file", path, "symbolic link to a folder")
+        elif not entry.is_file():
+            self.found("odd file", path, "not a regular file")
+        elif self._extensions and not path.name.lower().endswith(self._extensions):
+            self.found("odd file", path, f"not one of {' '.join(self._extensions)}")
+        else:
+            return True
+        return False
+
+
+def _is_unicode(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _escaped(path: PurePosixPath) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,255 @@
+"""Takes a folder of photographs of slices; gives its studies, in either of two layouts.
+
+    class    CLASS/58 (10).jpg            patient 58, slice 10; a study a class and patient
+    patient  PATIENT/any/where/10.jpg     with a CSV of labels, one row a patient
+
+A slice is one file: .jpg .jpeg .png .bmp .tif .tiff in any case, 8 bits a sample, one picture a
+file. Colour is read as luma. What does not fit is left out and named in the findings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.folder import File, Folder
+from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelTable, read_labels
+from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
+from medseq_tf.readers.silence import silenced
+from medseq_tf.readers.study import (
+    Finding,
+    Scan,
+    Slices,
+    StudySource,
+    UnreadableStudy,
+    natural_key,
+)
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+LARGEST_FILE_BYTES = 256 * 2**20
+
+_SLICE_NAME = re.compile(r"(?P<patient>.*[^\s_-])\s*(?:\((?P<bracketed>\d+)\)|[_-](?P<plain>\d+))")
+_NORMAL = {"normal", "normals", "negative", "control", "controls", "healthy", "no", "non", "none"}
+
+Layout = Literal["class", "patient"]
+
+
+@dataclass(frozen=True)
+class PictureStudy(StudySource):
+    """A study whose slices are picture files under `root`, in scan order."""
+
+    root: str
+    files: tuple[str, ...]
+
+    def read(self) -> Slices:
+        """Decodes every file that can be decoded; the others become findings."""
+        images, names, findings = [], [], []
+        with silenced():
+            for name in self.files:
+                try:
+                    images.append(decode_picture(_read_bytes(Path(self.root, name))))
+                    names.append(name)
+                except UnreadablePicture as error:
+                    findings.append(Finding("unreadable image", name, str(error)))
+        if not images:
+            raise UnreadableStudy("no slice can be read", findings)
+        return Slices(images, findings=findings, names=names)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise UnreadablePicture(f"larger than {LARGEST_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(f"cannot be opened ({error.strerror})") from None
+
+
+def scan_image_folder(
+    source: str | Path,
+    labels: str | Path | None = None,
+    layout: Layout | None = None,
+    positive: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Scan:
+    """Lists the studies of a folder of photographs.
+
+    Args:
+        source: the folder.
+        labels: CSV with one row a patient: a patient column (`patient_id`, `patient`, `id`, or
+            else the first), one or more columns of 0, 1 or empty (unknown), and perhaps `split`.
+            Default: `labels.csv` in the source, where there is one.
+        layout: `class` or `patient`; default: `patient` where there are labels.
+        positive: class layout: the folder that is the positive class. Default: of two folders the
+            one that is not called normal, negative, control, healthy, no...; of more than two, each
+            such folder is a label of its own.
+        columns: patient layout: the label columns. Default: all but patient and split.
+
+    Raises:
+        InputError: if the source, the layout or the labels cannot be used.
+    """
+    root = Path(source)
+    if layout not in (None, "class", "patient"):
+        raise InputError(f"layout={layout!r} is unknown; valid: class, patient")
+    if labels is None and layout != "class" and (root / "labels.csv").is_file():
+        labels = root / "labels.csv"
+    layout = layout or ("class" if labels is None else "patient")
+    _refuse_settings_of_the_other_layout(layout, labels, positive, columns)
+
+    folder = Folder(root, EXTENSIONS, ignored=labels)
+    if layout == "class":
+        return _scan_classes(folder, positive)
+    return _scan_patients(folder, read_labels(labels, columns))
+
+
+def _refuse_settings_of_the_other_layout(layout, labels, positive, columns) -> None:
+    if layout == "patient" and labels is None:
+        raise InputError(
+            "layout=patient needs labels, a CSV with one row a patient and 0/1 columns"
+        )
+    if layout == "patient" and positive is not None:
+        raise InputError("positive is for layout=class; with labels, name the columns instead")
+    if layout == "class" and (labels is not None or columns is not None):
+        raise InputError("layout=class takes its labels from the folders; leave out labels/columns")
+
+
+# ------------------------------------------------------------------------------------ class layout
+
+
+def parse_slice_name(stem: str) -> tuple[str, int] | None:
+    """Splits a file name without extension into patient and slice number.
+
+    >>> parse_slice_name("58 (10)"), parse_slice_name("58_10"), parse_slice_name("scout")
+    (('58', 10), ('58', 10), None)
+    """
+    match = _SLICE_NAME.fullmatch(stem.strip())
+    if not match:
+        return None
+    return match["patient"].strip(), int(match["bracketed"] or match["plain"])
+
+
+def _scan_classes(folder: Folder, positive: str | None) -> Scan:
+    studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
+    for picture in folder.files:
+        parsed = parse_slice_name(picture.path.stem)
+        if len(picture.path.parts) != 2:
+            folder.found("odd file", picture.path, "not directly in a class folder")
+        elif parsed is None:
+            folder.found("odd file", picture.path, "name is not like `58 (10).jpg`")
+        else:
+            studies[picture.path.parts[0], parsed[0]].append((parsed[1], picture))
+
+    classes = sorted({name for name, _ in studies}, key=natural_key)
+    positives = _positive_classes(folder.root, classes, positive)
+    label_names = [name.lower() for name in positives]
+    sources = [
+        PictureStudy(
+            source=f"{name}/{patient}",
+            patient=patient,
+            labels={label: float(label == name.lower()) for label in label_names},
+            split=None,
+            root=str(folder.root),
+            files=_in_slice_order(folder, name, patient, slices),
+        )
+        for (name, patient), slices in studies.items()
+    ]
+    _find_patients_in_two_classes(folder, studies)
+    return Scan(sources, label_names, "photograph", folder.findings, folder.listing, folder.root)
+
+
+def _positive_classes(root: Path, classes: list[str], positive: str | None) -> list[str]:
+    shown = ", ".join(classes)
+    if len(classes) < 2:
+        raise InputError(
+            f"{root} needs two or more class folders with images named like `58 (10).jpg`, found "
+            f"{shown or 'none'}; for one folder a patient give labels"
+        )
+    if positive is not None:
+        if positive not in classes:
+            raise InputError(f"positive={positive!r} is not a class folder; valid: {shown}")
+        return [positive]
+    positives = [name for name in classes if not _is_normal(name, classes)]
+    if not positives or (len(classes) == 2 and len(positives) == 2):
+        raise InputError(f"which class folder is the positive one? give positive=, one of {shown}")
+    if len({name.lower() for name in positives}) < len(positives):
+        raise InputError(f"class folders of {root} differ only in capitals: {shown}")
+    return positives
+
+
+def _is_normal(name: str, classes: list[str]) -> bool:
+    """Whether a class is the absence of the others: `Normal`, `no stroke`, `NonStroke`."""
+    lower = name.lower()
+    first_word = re.split(r"[\W_]+", lower)[0]
+    opposites = {prefix + other.lower() for other in classes for prefix in ("no", "non")}
+    return first_word in _NORMAL or lower in opposites
+
+
+def _in_slice_order(
+    folder: Folder, name: str, patient: str, slices: list[tuple[int, File]]
+) -> tuple[str, ...]:
+    slices = sorted(slices, key=lambda item: (item[0], natural_key(item[1].path.name)))
+    numbers = [number for number, _ in slices]
+    study = f"{name}/{patient}"
+    for (number, first), (following, second) in itertools.pairwise(slices):
+        if number == following:
+            folder.found("slice number given twice", second.path, f"also {first.path.name}")
+    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    if missing:
+        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        folder.found("gap in slice numbers", study, f"{len(missing)} missing: {some}")
+    return tuple(str(picture.path) for _, picture in slices)
+
+
+def _find_patients_in_two_classes(folder: Folder, studies) -> None:
+    classes = defaultdict(list)
+    for name, patient in studies:
+        classes[patient].append(name)
+    for patient, names in sorted(classes.items(), key=lambda item: natural_key(item[0])):
+        if len(names) > 1:
+            first, *others = sorted(names, key=natural_key)
+            detail = f"also in {', '.join(others)}; kept as one patient with {len(names)} studies"
+            folder.found("patient in several classes", f"{first}/{patient}", detail)
+
+
+# ---------------------------------------------------------------------------------- patient layout
+
+
+def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
+    path, files = labels.path, defaultdict(list)
+    for picture in folder.files:
+        if len(picture.path.parts) < 2:
+            folder.found("odd file", picture.path, "not in a patient's folder")
+        else:
+            files[picture.path.parts[0]].append(str(picture.path))
+    if files and not files.keys() & labels.rows.keys():
+        raise InputError(
+            f"no folder of {folder.root} has the name of a patient in {path.name}: its first "
+            f"column, or one of {', '.join(PATIENT_COLUMNS)}, must hold the folders' names"
+        )
+    studies = []
+    for patient, names in files.items():
+        row = labels.rows.get(patient)
+        if row is None or row.is_unknown:
+            detail = "no row in the labels" if row is None else "every label is empty"
+            folder.found("patient without label", patient, f"{detail}; left out")
+        else:
+            names = tuple(sorted(names, key=natural_key))
+            studies.append(
+                PictureStudy(patient, patient, row.labels, row.split, str(folder.root), names)
+            )
+    for patient in folder.folders:
+        if patient not in files:
+            folder.found("patient without images", patient)
+    for patient, row in labels.rows.items():
+        if patient not in folder.folders:
+            folder.found("label for an unknown patient", f"{path.name} line {row.line}")
+    for line in labels.repeated:
+        folder.found("row given twice", f"{path.name} line {line}")
+    listing = [*folder.listing, labels.listing]
+    return Scan(studies, labels.names, "photograph", folder.findings, listing, folder.root)

@@ -1,0 +1,79 @@
+"""Takes a study's intensities as a file gives them; gives them as they are stored, 8 or 16 bits.
+
+    photograph   whole numbers from 0 to 255; uint8, as they are
+    CT           Hounsfield units, rounded; int16, values beyond its range become its ends
+    MR           whole numbers from 0 to 65535: uint16, as they are. Otherwise (fractions, negative
+                 or larger values): one linear map for the whole study, its smallest value to 0
+                 and its largest to 65535, and a finding that says so
+
+A voxel that is not a finite number (nan, inf) takes the study's smallest finite value, and a
+finding counts them; a study without any finite voxel is left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medseq_tf.readers.study import MODALITIES, Finding, UnreadableStudy
+
+DTYPES = dict(zip(MODALITIES, ("uint8", "int16", "uint16"), strict=True))
+
+
+def stored_intensities(
+    volume: np.ndarray, modality: str, where: str
+) -> tuple[list[np.ndarray], list[Finding]]:
+    """Brings the slices of one study to the dtype of their modality.
+
+    Args:
+        volume: (T, H, W) of any real dtype.
+        modality: `photograph`, `CT` or `MR`.
+        where: what findings call the study.
+
+    Returns:
+        T contiguous arrays (H, W) of `DTYPES[modality]`, and findings.
+
+    Raises:
+        UnreadableStudy: if no voxel is finite, or a photograph has other values than 0 to 255.
+    """
+    dtype = np.dtype(DTYPES[modality])
+    if volume.dtype == dtype:
+        return list(np.ascontiguousarray(volume)), []
+    volume, findings = _finite(volume, where)
+    if modality != "CT":
+        low, high = volume.min(), volume.max()
+        fits = low >= 0 and high <= np.iinfo(dtype).max and _is_whole(volume)
+        if modality == "photograph" and not fits:
+            raise UnreadableStudy("its values are not whole numbers from 0 to 255", findings)
+        if not fits:
+            low, high = float(low), float(high)
+            findings.append(
+                Finding("intensities scaled", where, f"{low:g} to {high:g}: 0 to 65535")
+            )
+            scale = 65535 / (high - low) if high > low else 0.0
+            volume = (volume.astype(np.float64) - low) * scale
+    return list(_rounded(volume, dtype)), findings
+
+
+def _finite(volume: np.ndarray, where: str) -> tuple[np.ndarray, list[Finding]]:
+    if volume.dtype.kind != "f":
+        return volume, []
+    is_finite = np.isfinite(volume)
+    odd = volume.size - np.count_nonzero(is_finite)
+    if not odd:
+        return volume, []
+    if odd == volume.size:
+        raise UnreadableStudy("not one voxel is a finite number")
+    lowest = volume[is_finite].min()
+    detail = f"{odd} took the study's smallest value, {lowest:g}"
+    return np.where(is_finite, volume, lowest), [Finding("voxels not a number", where, detail)]
+
+
+def _is_whole(volume: np.ndarray) -> bool:
+    return volume.dtype.kind != "f" or bool(np.all(volume == np.rint(volume)))
+
+
+def _rounded(volume: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    if volume.dtype.kind == "f":
+        volume = np.rint(volume)
+    return np.ascontiguousarray(np.clip(volume, limits.min, limits.max).astype(dtype))

@@ -1,0 +1,116 @@
+"""Takes what a reader found; gives it one shape for every file format: studies, slices, findings.
+
+A reader is a function `scan_<name>(source, ...) -> Scan`. Scanning only lists files; pixels are
+decoded later, study by study and in worker processes, by `StudySource.read`.
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+MODALITIES = ("photograph", "CT", "MR")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One entry of the audit: a kind (`unreadable image`), where (a relative path), and why."""
+
+    kind: str
+    where: str
+    detail: str = ""
+
+
+class UnreadableStudy(Exception):
+    """A study of which no slice can be used; carries the findings made while reading it."""
+
+    def __init__(self, reason: str, findings: list[Finding] | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.findings = findings or []
+
+    def __reduce__(self):
+        return UnreadableStudy, (self.reason, self.findings)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The decoded slices of one study, in scan order.
+
+    Attributes:
+        images: T arrays (H, W), uint8 for photographs, int16 (HU) or uint16 otherwise, native size.
+        masks: T arrays (H, W) uint8 of 0 and 1 on the grid of their image, or None.
+        findings: what was odd while reading, such as an unreadable image.
+        names: what each image is called in findings (its source-relative path); empty: its number.
+    """
+
+    images: list[np.ndarray]
+    masks: list[np.ndarray] | None = None
+    findings: list[Finding] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StudySource(abc.ABC):
+    """One examination that a reader found; small, and picklable for worker processes.
+
+    Attributes:
+        source: unique source-relative posix path that names the study, such as `Stroke/58`.
+        patient: the raw patient key. It is hashed by `prepare` and never written anywhere.
+        labels: label -> 0.0, 1.0 or nan (unknown).
+        split: `train`, `validation`, `test`, or None where the source says nothing.
+    """
+
+    source: str
+    patient: str
+    labels: dict[str, float]
+    split: str | None
+
+    @abc.abstractmethod
+    def read(self) -> Slices:
+        """Decodes the study.
+
+        Raises:
+            UnreadableStudy: if not one slice can be used.
+        """
+
+
+@dataclass
+class Scan:
+    """What a reader found under a source, without decoding a pixel.
+
+    Attributes:
+        studies: in natural order of `source`.
+        label_names: the labels, in the order of the label vector.
+        modality: `photograph`, `CT` or `MR`.
+        findings: what was odd, counted and named in the audit.
+        listing: (relative path, size in bytes) of every file that the scan relies on.
+        root: the folder that the listing is relative to, or None for studies without files.
+        dtype: what `Slices.images` hold: `uint8`, `int16` or `uint16`.
+    """
+
+    studies: list[StudySource]
+    label_names: list[str]
+    modality: str = "photograph"
+    findings: list[Finding] = field(default_factory=list)
+    listing: list[tuple[str, int]] = field(default_factory=list)
+    root: Path | None = None
+    dtype: str = "uint8"
+
+    def __post_init__(self):
+        self.studies.sort(key=lambda study: natural_key(study.source))
+
+
+def natural_key(name: str) -> tuple:
+    """Sort key that reads runs of digits as numbers: `slice 2` comes before `slice 10`.
+
+    >>> sorted(["58 (10)", "58 (9)", "6 (1)"], key=natural_key)
+    ['6 (1)', '58 (9)', '58 (10)']
+    """
+    parts = re.split(r"(\d+)", name)
+    numbers = tuple((int(p), "") if i % 2 else (-1, p.casefold()) for i, p in enumerate(parts))
+    return numbers, name

@@ -1,0 +1,167 @@
+"""Damaged files of every kind: each is left out with its reason or read; nothing dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medseq_tf.errors import InputError
+from medseq_tf.prepare import prepare
+from medseq_tf.readers.demo import DemoCohort, write_image_folder
+from medseq_tf.readers.demo_files import write_atlas, write_dicom, write_volumes
+from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
+from medseq_tf.readers.labels import read_labels
+from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
+from medseq_tf.readers.volume_header import UnreadableVolume, read_header, smallest_value
+
+COHORT = DemoCohort(patients=6, seed=1, size=16, slices=(4, 5))
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip, cut, insert or blank some bytes, mostly near the start, where headers are."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        end = len(data) if rng.random() < 0.3 else min(len(data), 600)
+        at = int(rng.integers(0, max(end, 1)))
+        kind = rng.integers(0, 5)
+        if kind == 0:
+            data[at : at + 1] = rng.bytes(1)
+        elif kind == 1:
+            data[at : at + 4] = b"\xff\xff\xff\x7f"
+        elif kind == 2:
+            data[at:at] = rng.bytes(int(rng.integers(1, 40)))
+        elif kind == 3:
+            data[at : at + 30] = bytes(30)
+        else:
+            del data[max(at, len(data) // 2) :]
+    return bytes(data)
+
+
+@contextlib.contextmanager
+def one_line(*refusals, naming=""):
+    """Let these exceptions pass, if their message is one line."""
+    message = "-" + naming
+    try:
+        yield
+    except refusals as refusal:
+        message = str(refusal)
+    assert message
+    assert "\n" not in message
+    assert naming in message
+
+
+# ------------------------------------------------------------- what this process itself looks into
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """One file of each kind that Python code of ours parses, by extension."""
+    folder = tmp_path_factory.mktemp("samples")
+    one = DemoCohort(patients=1, size=16, slices=(4, 5))
+    for extension in (".nii", ".nii.gz", ".nrrd", ".mha"):
+        write_volumes(one, folder, extension=extension)
+    dicom = write_dicom(one, folder / "dicom")
+    found = {path.name.removeprefix("patient-0001"): path for path in folder.glob("patient*")}
+    found["dicom"] = next(path for path in dicom.rglob("IM*"))
+    found["csv"] = folder / "labels.csv"
+    return {kind: path.read_bytes() for kind, path in found.items()}
+
+
+@pytest.mark.parametrize("kind", [".nii", ".nii.gz", ".nrrd", ".mha", "dicom", "csv"])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=150)
+def test_a_damaged_header_is_read_or_refused(samples, tmp_path_factory, kind, seed):
+    path = tmp_path_factory.getbasetemp() / f"damaged{kind}"
+    path.write_bytes(damaged(samples[kind], np.random.default_rng(seed)))
+    with one_line(UnreadableVolume, UnreadableDicom, NotDicom, InputError):
+        if kind == "dicom":
+            header = read_dicom_header(path)
+            assert header is None or header.rows * header.columns * len(header.frames) <= 2**29
+        elif kind == "csv":
+            read_labels(path)
+        else:
+            header = read_header(path)
+            assert np.prod(header.size, dtype=float) <= 2**29
+            smallest_value(path, header)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".tif"])
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_a_damaged_picture_is_read_or_refused(extension, seed):
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 255, (12, 9), np.uint8)
+    data = damaged(cv2.imencode(extension, picture)[1].tobytes(), rng)
+    with one_line(UnreadablePicture):
+        image = decode_picture(data)
+        assert image.dtype == np.uint8
+        assert image.ndim == 2
+
+
+# ---------------------------------------------------------------------------------- whole sources
+
+
+def write_source(reader: str, folder):
+    if reader == "image-folder":
+        return write_image_folder(COHORT, folder, "patient")
+    if reader == "volumes":
+        for extension in (".nii", ".nii.gz", ".nrrd", ".mha"):
+            write_volumes(COHORT, folder / extension[1:], extension=extension)
+        (folder / "labels.csv").write_bytes((folder / "nii" / "labels.csv").read_bytes())
+        return folder
+    if reader == "atlas":
+        return write_atlas(COHORT, folder)
+    return write_dicom(COHORT, folder)
+
+
+def damage_most(folder, rng):
+    """Damage about two files in three, and add some that are something else."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix != ".csv" and rng.random() < 0.65:
+            path.write_bytes(damaged(path.read_bytes(), rng))
+    (files[0].parent / f"swapped{''.join(files[-1].suffixes)}").write_bytes(rng.bytes(3000))
+    shutil.copy(files[0], files[0].parent / "copy")
+
+
+@pytest.mark.parametrize("reader", ["image-folder", "volumes", "atlas", "dicom"])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_damaged_source_is_prepared_or_refused(tmp_path, reader, seed, capfd):
+    rng = np.random.default_rng(seed)
+    source = write_source(reader, tmp_path / "source")
+    damage_most(source, rng)
+    options = {"whole": True, "extent": (0, 1)} if reader == "atlas" else {}
+    with one_line(InputError):
+        prepared = prepare(
+            reader, source, out=tmp_path / "out", size=16, workers=2, progress=False, **options
+        )
+        assert prepared.audit["findings"]
+        for row in range(len(prepared)):
+            assert prepared.slices(row).shape[1:] == (16, 16)
+    assert capfd.readouterr().err == ""
+
+
+def test_labels_of_all_sorts(tmp_path):
+    for number, text in enumerate(
+        [
+            "",
+            "\n",
+            "a",
+            "a,b",
+            "a,a\n1,1",
+            'a,b\n"1,1',
+            "patient_id,x\n1,2",
+            "a,b\n1\n",
+            "\0\0,\0\n",
+        ]
+    ):
+        path = tmp_path / f"{number}.csv"
+        path.write_text(text)
+        with one_line(InputError, naming=str(path)):
+            assert read_labels(path).names

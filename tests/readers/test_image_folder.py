@@ -1,0 +1,308 @@
+"""Both layouts of image folders: what is a study, what is a finding, what is an error."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers import UnreadableStudy, natural_key
+from medseq_tf.readers.image_folder import parse_slice_name, scan_image_folder
+
+
+def picture(path, shape=(8, 8), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix.lower(), image)[1].tobytes())
+
+
+def kinds(scan):
+    return collections.Counter(finding.kind for finding in scan.findings)
+
+
+def where(scan, kind):
+    return [finding.where for finding in scan.findings if finding.kind == kind]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for number in (1, 2, 10):
+        picture(tmp_path / "Normal" / f"7 ({number}).png", seed=number)
+        picture(tmp_path / "Stroke" / f"58 ({number}).png", seed=10 + number)
+    return tmp_path
+
+
+@pytest.fixture
+def patients(tmp_path):
+    for patient in ("a1", "a2", "a10"):
+        for number in (1, 2, 10):
+            picture(tmp_path / patient / f"{number}.png", seed=hash((len(patient), number)) % 1000)
+    (tmp_path / "labels.csv").write_text("patient_id,bleed,mass\na1,1,0\na2,0,\na10,0,1\n")
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------ class layout
+
+
+@pytest.mark.parametrize(
+    ("stem", "patient", "number"),
+    [
+        ("58 (10)", "58", 10),
+        ("58(10)", "58", 10),
+        ("58_10", "58", 10),
+        ("58-10", "58", 10),
+        ("study_7_003", "study_7", 3),
+        ("Jane Roe (0)", "Jane Roe", 0),
+    ],
+)
+def test_patient_and_slice_from_the_name(stem, patient, number):
+    assert parse_slice_name(stem) == (patient, number)
+
+
+@pytest.mark.parametrize("stem", ["scout", "58", "(10)", "_10", "58 (a)", ""])
+def test_names_without_patient_and_slice(stem):
+    assert parse_slice_name(stem) is None
+
+
+@given(st.text(st.characters(categories=["L", "N"]), min_size=1), st.integers(0, 10**6))
+def test_names_are_read_back(patient, number):
+    for pattern in ("{} ({})", "{}({})", "{}_{}", "{}-{}"):
+        assert parse_slice_name(pattern.format(patient, number)) == (patient, number)
+
+
+def test_two_classes_are_one_label(classes):
+    scan = scan_image_folder(classes)
+    assert scan.label_names == ["stroke"]
+    assert [(s.source, s.patient, s.labels) for s in scan.studies] == [
+        ("Normal/7", "7", {"stroke": 0.0}),
+        ("Stroke/58", "58", {"stroke": 1.0}),
+    ]
+    assert scan.studies[1].files == tuple(f"Stroke/58 ({n}).png" for n in (1, 2, 10))
+    assert len(scan.listing) == 6
+
+
+def test_reading_gives_the_files_in_slice_order(classes):
+    study = pickle.loads(pickle.dumps(scan_image_folder(classes).studies[1]))
+    slices = study.read()
+    for image, number in zip(slices.images, (1, 2, 10), strict=True):
+        expected = np.random.default_rng(10 + number).integers(0, 256, (8, 8), np.uint8)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_every_extension_in_any_case(tmp_path):
+    for number, end in enumerate(["jpg", "JPEG", "PNG", "bmp", "Tif", "TIFF"]):
+        picture(tmp_path / "yes" / f"1 ({number}).{end}")
+        picture(tmp_path / "no" / f"2 ({number}).{end}")
+    scan = scan_image_folder(tmp_path)
+    assert [len(s.read().images) for s in scan.studies] == [6, 6]
+    assert not scan.findings
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (("Control", "Tumour"), "tumour"),
+        (("healthy", "ill"), "ill"),
+        (("No Stroke", "Stroke"), "stroke"),
+        (("nostroke", "stroke"), "stroke"),
+        (("NonStroke", "Stroke"), "stroke"),
+        (("negative", "positive"), "positive"),
+        (("Nodule", "Normal"), "nodule"),
+    ],
+)
+def test_the_positive_class_is_the_other_one(tmp_path, names, label):
+    for name in names:
+        picture(tmp_path / name / "1 (1).png")
+    assert scan_image_folder(tmp_path).label_names == [label]
+
+
+def test_more_classes_are_a_label_each(tmp_path):
+    for number, name in enumerate(["Bleeding", "Ischemia", "Normal"]):
+        picture(tmp_path / name / f"{number} (1).png")
+    scan = scan_image_folder(tmp_path)
+    assert scan.label_names == ["bleeding", "ischemia"]
+    assert [list(s.labels.values()) for s in scan.studies] == [[1, 0], [0, 1], [0, 0]]
+    assert scan_image_folder(tmp_path, positive="Ischemia").label_names == ["ischemia"]
+
+
+def test_positive_must_be_told_where_no_name_says_it(tmp_path):
+    for name in ("left", "right"):
+        picture(tmp_path / name / "1 (1).png")
+    with pytest.raises(InputError, match=r"positive=.*left, right"):
+        scan_image_folder(tmp_path)
+    with pytest.raises(InputError, match="'up' is not a class folder; valid: left, right"):
+        scan_image_folder(tmp_path, positive="up")
+    assert scan_image_folder(tmp_path, positive="left").label_names == ["left"]
+
+
+def test_a_patient_in_two_classes_stays_one_patient(classes):
+    picture(classes / "Normal" / "58 (1).png")
+    scan = scan_image_folder(classes)
+    assert [s.patient for s in scan.studies if s.source.endswith("/58")] == ["58", "58"]
+    assert where(scan, "patient in several classes") == ["Normal/58"]
+
+
+def test_what_does_not_fit_is_named(classes):
+    (classes / "Stroke" / "notes.txt").write_text("x")
+    (classes / "Empty").mkdir()
+    picture(classes / "Stroke" / "scout.png")
+    picture(classes / "loose (1).png")
+    picture(classes / "Stroke" / "deep" / "58 (3).png")
+    picture(classes / "Stroke" / "58_2.png")
+    scan = scan_image_folder(classes)
+    assert set(where(scan, "odd file")) == {
+        "Stroke/notes.txt",
+        "Stroke/scout.png",
+        "loose (1).png",
+        "Stroke/deep/58 (3).png",
+    }
+    assert where(scan, "empty folder") == ["Empty"]
+    assert where(scan, "slice number given twice") == ["Stroke/58_2.png"]
+    assert where(scan, "gap in slice numbers") == ["Normal/7", "Stroke/58"]
+
+
+def test_symbolic_links_out_of_the_source_are_left_out(classes, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    picture(outside / "secret.png")
+    (classes / "Stroke" / "9 (1).png").symlink_to(outside / "secret.png")
+    (classes / "Stroke" / "link").symlink_to(outside)
+    (classes / "Stroke" / "loop (1).png").symlink_to("loop (1).png")
+    (classes / "Stroke" / "60 (1).png").symlink_to(classes / "Stroke" / "58 (1).png")
+    scan = scan_image_folder(classes)
+    assert kinds(scan)["symbolic link out of the source"] == 3
+    assert "Stroke/60" in {s.source for s in scan.studies}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names of bytes are a matter of POSIX")
+def test_a_name_that_is_not_unicode_is_named(classes):
+    try:
+        (classes / "Stroke" / os.fsdecode(b"\xff (1).png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("the file system takes only Unicode names")
+    assert where(scan_image_folder(classes), "odd file") == ["Stroke/\\udcff (1).png"]
+
+
+def test_unreadable_slices_are_findings_and_the_others_remain(classes):
+    (classes / "Stroke" / "58 (2).png").write_bytes(b"")
+    slices = scan_image_folder(classes).studies[1].read()
+    assert len(slices.images) == 2
+    assert [(f.kind, f.where) for f in slices.findings] == [
+        ("unreadable image", "Stroke/58 (2).png")
+    ]
+
+
+def test_a_study_without_one_readable_slice(classes):
+    for number in (1, 2, 10):
+        (classes / "Stroke" / f"58 ({number}).png").write_bytes(b"not a picture")
+    with pytest.raises(UnreadableStudy) as error:
+        scan_image_folder(classes).studies[1].read()
+    assert len(error.value.findings) == 3
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        scan_image_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="two or more class folders"):
+        scan_image_folder(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- patient layout
+
+
+def test_patients_with_labels(patients):
+    scan = scan_image_folder(patients)
+    assert scan.label_names == ["bleed", "mass"]
+    assert [s.source for s in scan.studies] == ["a1", "a2", "a10"]
+    assert scan.studies[0].files == ("a1/1.png", "a1/2.png", "a1/10.png")
+    assert scan.studies[1].labels["bleed"] == 0
+    assert math.isnan(scan.studies[1].labels["mass"])
+    assert not scan.findings
+    assert ("labels.csv", 43) in scan.listing
+
+
+def test_nested_images_in_natural_order(patients):
+    picture(patients / "a1" / "series 2" / "1.png")
+    picture(patients / "a1" / "series 10" / "1.png")
+    files = scan_image_folder(patients).studies[0].files
+    assert files[-2:] == ("a1/series 2/1.png", "a1/series 10/1.png")
+
+
+def test_patients_and_labels_that_do_not_meet(patients):
+    picture(patients / "a3" / "1.png")
+    (patients / "a4").mkdir()
+    (patients / "labels.csv").write_text(
+        "patient_id,bleed\na1,1\na2,\na10,0\na4,1\nghost,1\nghost,1\n"
+    )
+    scan = scan_image_folder(patients)
+    assert [s.source for s in scan.studies] == ["a1", "a10"]
+    assert where(scan, "patient without label") == ["a2", "a3"]
+    assert where(scan, "patient without images") == ["a4"]
+    assert where(scan, "label for an unknown patient") == ["labels.csv line 6"]
+    assert where(scan, "row given twice") == ["labels.csv line 7"]
+
+
+def test_splits_and_column_names(patients):
+    table = patients / "labels.csv"
+    table.write_text("ID;Split;bleed\na1;Train;1\na2;val;0\na10;;0\n", encoding="utf-8-sig")
+    studies = scan_image_folder(patients).studies
+    assert [s.split for s in studies] == ["train", "validation", None]
+
+
+def test_columns_picks_the_labels(patients):
+    (patients / "labels.csv").write_text("patient,age,bleed\na1,77,1\na2,50,0\n")
+    with pytest.raises(InputError, match="line 2, column 'age' is not 0, 1 or empty"):
+        scan_image_folder(patients)
+    assert scan_image_folder(patients, columns=["bleed"]).label_names == ["bleed"]
+    with pytest.raises(InputError, match="no label column weight; its columns: patient, age"):
+        scan_image_folder(patients, columns=["weight"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patient,bleed,split\na1,1,train\na1,1,test\n", "lines 2 and 3 put one patient in two"),
+        ("patient,bleed\na1,1\na1,0\n", "lines 2 and 3 give one patient two labels"),
+        ("patient,bleed,split\na1,1,later\n", "line 2: split is none of"),
+        ("patient,bleed\na1,1,1\n", "line 2 has 3 values for 2 columns"),
+        ("patient,bleed\n,1\n", "line 2 has no value in column 'patient'"),
+        ("patient,bleed\nz1,1\n", "no folder of .* has the name of a patient"),
+        ("patient\na1\n", "needs a header"),
+        ("", "needs a header"),
+    ],
+)
+def test_bad_labels_are_one_line(patients, text, message):
+    (patients / "labels.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        scan_image_folder(patients)
+    assert "\n" not in str(error.value)
+    assert "a1" not in str(error.value).replace(str(patients), "")
+
+
+def test_settings_of_the_other_layout_are_refused(patients):
+    with pytest.raises(InputError, match="valid: class, patient"):
+        scan_image_folder(patients, layout="flat")
+    with pytest.raises(InputError, match="positive is for layout=class"):
+        scan_image_folder(patients, positive="a1")
+    with pytest.raises(InputError, match="takes its labels from the folders"):
+        scan_image_folder(patients, layout="class", labels=patients / "labels.csv")
+    with pytest.raises(InputError, match="does not exist"):
+        scan_image_folder(patients, labels=patients / "other.csv")
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_natural_order_is_total(names):
+    ordered = sorted(names, key=natural_key)
+    assert sorted(dict.fromkeys(names[::-1]), key=natural_key) == list(dict.fromkeys(ordered))
+
+
+def test_natural_order_reads_numbers():
+    names = ["58 (10)", "6 (1)", "58 (9)", "a", "10a"]
+    assert sorted(names, key=natural_key) == ["6 (1)", "10a", "58 (9)", "58 (10)", "a"]

@@ -1,0 +1,33 @@
+"""Worker processes may die; that costs the item that killed one, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from medseq_tf.readers.processes import isolated_map
+
+
+def work(item):
+    """Double the item; -1 ends its process, -2 never ends."""
+    if item == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while item == -2:
+        time.sleep(0.1)
+    return 2 * item
+
+
+def test_results_are_in_order_and_items_that_kill_get_a_stand_in():
+    items = [1, 2, -1, 3, 4, -1, 5]
+    results = list(isolated_map(work, iter(items), lambda item: "lost", workers=2))
+    assert results == [2, 4, "lost", 6, 8, "lost", 10]
+
+
+def test_an_item_that_never_ends_gets_a_stand_in():
+    results = list(isolated_map(work, [1, -2], lambda item: "lost", workers=1, seconds=1.0))
+    assert results == [2, "lost"]
+
+
+def test_nothing_to_do():
+    assert list(isolated_map(work, [], lambda item: "lost", workers=1)) == []

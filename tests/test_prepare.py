@@ -1,0 +1,453 @@
+"""The prepared data set: what is in it, that it is the same every time, and that it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from medseq_tf import readers
+from medseq_tf.errors import InputError
+from medseq_tf.prepare import Prepared, prepare
+from medseq_tf.readers import Scan, Slices, StudySource
+from medseq_tf.readers.demo import DemoCohort, photographs, write_image_folder
+from medseq_tf.study_record import to_square
+
+REAL_DATA = Path(
+    os.environ.get("MEDSEQ_TF_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
+)
+
+
+def make(reader, source=None, **settings):
+    return prepare(reader, source, **{"workers": 1, "progress": False, **settings})
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    """A class folder of four patients, two slices each, 20 x 30."""
+    for patient in range(1, 5):
+        for number in (1, 2):
+            name = f"{'Normal' if patient < 3 else 'Stroke'}/{patient} ({number}).png"
+            save(tmp_path / "source" / name, rng.integers(0, 256, (20, 30), np.uint8))
+    return tmp_path / "source"
+
+
+# ------------------------------------------------------------------------------------ what it holds
+
+
+def test_the_demo_cohort_is_kept_pixel_by_pixel(tmp_path):
+    data = make("demo", out=tmp_path / "demo", patients=5, size=32, slices=(4, 7), labels=5)
+    cohort = DemoCohort(patients=5, size=32, slices=(4, 7), labels=5)
+    for row in range(5):
+        study = cohort.render(row)
+        np.testing.assert_array_equal(data.slices(row), photographs(study.volume))
+        np.testing.assert_array_equal(data.masks(row), study.mask)
+        np.testing.assert_array_equal(data.labels[row], list(study.labels.values()))
+        assert data.studies.slices[row] == len(study.volume)
+    np.testing.assert_array_equal(data.slices(1, [2, 0]), data.slices(1)[[2, 0]])
+    assert data.info["counts"]["patients"] == len(data) == 5
+
+
+def test_tensorflow_reads_the_shards(tmp_path):
+    import tensorflow as tf
+
+    data = make("demo", out=tmp_path / "demo", patients=18, size=16, slices=(3, 5))
+    shards = sorted(str(path) for path in (data.path / "shards").iterdir())
+    assert len(shards) == 2
+    features = {
+        "study_id": tf.io.FixedLenFeature([], tf.string),
+        "slices": tf.io.RaggedFeature(tf.string),
+        "masks": tf.io.RaggedFeature(tf.string),
+        "labels": tf.io.FixedLenFeature([1], tf.float32),
+    }
+    for row, record in enumerate(tf.data.TFRecordDataset(shards)):
+        assert record.numpy() == data.record(row)
+        example = tf.io.parse_single_example(record, features)
+        assert example["study_id"].numpy().decode() == data.studies.study_id[row]
+        np.testing.assert_array_equal(example["labels"], data.labels[row])
+        slices = np.stack([tf.io.decode_png(png)[..., 0] for png in example["slices"]])
+        np.testing.assert_array_equal(slices, data.slices(row))
+        masks = np.stack([tf.io.decode_png(png)[..., 0] for png in example["masks"]])
+        np.testing.assert_array_equal(masks // 255, data.masks(row))
+
+
+@dataclass(frozen=True)
+class Volume(StudySource):
+    """A CT study of random intensities, with a label that may be unknown."""
+
+    dtype: str = "int16"
+
+    def read(self):
+        limits = np.iinfo(self.dtype)
+        rng = np.random.default_rng(len(self.source))
+        images = rng.integers(limits.min, limits.max, (3, 12, 12), self.dtype, endpoint=True)
+        images[0, 0, 0], images[0, 0, 1] = limits.min, limits.max
+        return Slices(list(images))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+def test_sixteen_bit_intensities_come_back_exactly(tmp_path, monkeypatch, dtype):
+    study = Volume("a", "patient", {"mass": float("nan"), "bleed": 1.0}, "test", dtype)
+    scan = Scan([study], ["bleed", "mass"], "CT", dtype=dtype)
+    monkeypatch.setitem(readers.READERS, "volume", lambda source=None: scan)
+    data = make("volume", out=tmp_path / "out", size=12)
+    np.testing.assert_array_equal(data.slices(0), study.read().images)
+    assert data.slices(0).dtype == dtype
+    assert data.masks(0) is None
+    assert data.info["storage"] == {
+        "dtype": "uint16",
+        "offset": -32768 if dtype == "int16" else 0,
+    }
+    assert data.info["unit"] == "HU"
+    assert data.studies.split[0] == "test"
+    np.testing.assert_array_equal(data.labels, [[1.0, np.nan]])
+
+
+def test_slices_are_padded_to_a_square_and_shrunk_by_area(folder, tmp_path):
+    source = cv2.imread(str(folder / "Normal" / "1 (1).png"), cv2.IMREAD_GRAYSCALE)
+    padded = np.zeros((30, 30), np.uint8)
+    padded[5:25] = source
+    data = make("image-folder", folder, out=tmp_path / "pad", size=15)
+    blocks = padded.reshape(15, 2, 15, 2).mean((1, 3))
+    assert np.abs(data.slices(0)[0] - blocks).max() <= 0.5
+    data = make("image-folder", folder, out=tmp_path / "stretch", size=10, aspect="stretch")
+    blocks = source.reshape(10, 2, 10, 3).mean((1, 3))
+    assert np.abs(data.slices(0)[0] - blocks).max() <= 0.51
+    assert data.info["preparation"]["aspect"] == "stretch"
+
+
+def test_squares_are_shrunk_and_grown_as_tensorflow_does(rng):
+    import tensorflow as tf
+
+    image = rng.integers(0, 256, (24, 24), np.uint8)
+    for size, ours, theirs in ((12, cv2.INTER_AREA, "area"), (36, cv2.INTER_LINEAR, "bilinear")):
+        expected = tf.image.resize(image[..., None], (size, size), method=theirs)[..., 0]
+        assert np.abs(to_square(image, size, "pad", ours) - expected).max() <= 1
+
+
+def test_studies_parquet(folder, tmp_path):
+    data = make("image-folder", folder, out=tmp_path / "out", size=16)
+    assert list(data.studies.columns) == [
+        *("study_id", "patient_id", "slices", "split", "content_hash", "slice_hashes"),
+        *("source", "shard", "offset", "length", "label.stroke"),
+    ]
+    assert list(data.studies.source) == ["Normal/1", "Normal/2", "Stroke/3", "Stroke/4"]
+    for column in ("study_id", "patient_id"):
+        assert data.studies[column].str.fullmatch("[0-9a-f]{16}").all()
+        assert data.studies[column].is_unique
+    assert data.studies.split.isna().all()
+    np.testing.assert_array_equal(data.labels[:, 0], [0, 0, 1, 1])
+
+
+def test_no_raw_patient_id_beside_the_source_paths(tmp_path):
+    for name in ("Doe_John_1970", "Roe_Jane_1980"):
+        for kind in ("Normal", "Stroke"):
+            save(tmp_path / "s" / name / f"{kind}.png", np.eye(9, dtype=np.uint8) * len(kind))
+    (tmp_path / "labels.csv").write_text("id,x\nDoe_John_1970,1\nRoe_Jane_1980,0\n")
+    data = make("image-folder", tmp_path / "s", out=tmp_path / "o", labels=tmp_path / "labels.csv")
+    assert b"Doe" not in (data.path / "dataset.json").read_bytes()
+    assert b"Doe" not in b"".join(data.record(row) for row in range(2))
+    assert not data.studies.drop(columns="source").astype(str).stack().str.contains("Doe").any()
+
+
+def test_the_salt_of_the_user_changes_the_ids_and_nothing_else(folder, tmp_path, monkeypatch):
+    first = make("image-folder", folder, out=tmp_path / "a")
+    monkeypatch.setenv("MEDSEQ_TF_SALT", "pepper")
+    second = make("image-folder", folder, out=tmp_path / "b")
+    assert set(first.studies.patient_id).isdisjoint(second.studies.patient_id)
+    assert first.fingerprint == second.fingerprint
+    assert b"pepper" not in b"".join(contents(second.path).values())
+
+
+def test_the_fingerprint_follows_content_labels_and_preparation(folder, tmp_path):
+    names = iter("abcdefgh")
+
+    def fingerprint(**settings):
+        return make("image-folder", folder, out=tmp_path / next(names), **settings).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    assert fingerprint(size=32) != first
+    assert fingerprint(positive="Normal") != first
+    save(folder / "Stroke" / "3 (2).png", np.eye(20, dtype=np.uint8))
+    assert fingerprint() != first
+
+
+# ------------------------------------------------------------------------ the same bytes every time
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
+    settings = {"patients": 20, "size": 16, "slices": (3, 6)}
+    one = make("demo", out=tmp_path / "one", **settings)
+    two = make("demo", out=tmp_path / "two", workers=2, **settings)
+    assert contents(one.path) == contents(two.path)
+
+
+KILLED = """
+import sys
+from medseq_tf.prepare import prepare
+if __name__ == "__main__":
+    prepare("demo", out=sys.argv[1], patients=70, size=48, workers=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, str(script), str(out), str(workers)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out.partial-*/progress/*1.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    (partial,) = tmp_path.glob("out.partial-*")
+    finished = partial / "shards" / "00000.tfrecord"
+    written = finished.stat().st_ino
+    resumed = make("demo", out=out, patients=70, size=48)
+    assert (out / "shards" / "00000.tfrecord").stat().st_ino == written
+    assert not list(tmp_path.glob("*.partial-*"))
+    whole = make("demo", out=tmp_path / "whole", patients=70, size=48)
+    assert contents(resumed.path) == contents(whole.path)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+def interrupt(monkeypatch, after):
+    """Ends the run when that many studies are done."""
+    original, count = package_prepare_module().study_record, iter(range(10**6))
+
+    def failing(*task):
+        if next(count) == after:
+            raise Interrupted
+        return original(*task)
+
+    monkeypatch.setattr(package_prepare_module(), "study_record", failing)
+
+
+def package_prepare_module():
+    return sys.modules["medseq_tf.prepare"]
+
+
+def test_a_damaged_shard_of_an_earlier_run_is_written_again(tmp_path, monkeypatch):
+    settings = {"patients": 33, "size": 16, "slices": (3, 4)}
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=32)
+        with pytest.raises(Interrupted):
+            make("demo", out=tmp_path / "out", **settings)
+    (partial,) = tmp_path.glob("out.partial-*")
+    shard = partial / "shards" / "00001.tfrecord"
+    damaged = bytearray(shard.read_bytes())
+    damaged[100] ^= 1
+    shard.write_bytes(damaged)
+    resumed = make("demo", out=tmp_path / "out", **settings)
+    whole = make("demo", out=tmp_path / "whole", **settings)
+    assert contents(resumed.path) == contents(whole.path)
+
+
+def test_other_settings_or_a_changed_file_start_again(folder, tmp_path, monkeypatch):
+    for number in range(5, 22):
+        save(folder / "Normal" / f"{number} (1).png", np.eye(9, dtype=np.uint8) * number)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=18)
+        with pytest.raises(Interrupted):
+            make("image-folder", folder, out=tmp_path / "out")
+    (before,) = tmp_path.glob("out.partial-*")
+    time.sleep(0.01)
+    save(folder / "Normal" / "1 (1).png", 255 - cv2.imread(str(folder / "Normal/1 (1).png"), 0))
+    data = make("image-folder", folder, out=tmp_path / "out")
+    assert not before.exists()
+    np.testing.assert_array_equal(
+        data.slices(0), make("image-folder", folder, out=tmp_path / "new").slices(0)
+    )
+
+
+# --------------------------------------------------------------------------------------- the audit
+
+
+def test_copies_of_slices_are_told_apart(folder, tmp_path):
+    def copy(source, target):
+        (folder / target).write_bytes((folder / source).read_bytes())
+
+    copy("Normal/1 (1).png", "Normal/1 (3).png")
+    copy("Normal/1 (2).png", "Stroke/1 (1).png")
+    copy("Normal/2 (1).png", "Stroke/4 (3).png")
+    for patient in (2, 3):
+        save(next(folder.glob(f"*/{patient} (1).png")).with_stem(f"{patient} (9)"), BLACK)
+    data = make("image-folder", folder, out=tmp_path / "out")
+    found = {(f["kind"], f["where"]) for f in data.audit["findings"] if "copy" in f["kind"]}
+    assert found == {
+        ("copy of a slice in its study", "Normal/1 (3).png"),
+        ("copy of a slice in another study of its patient", "Stroke/1 (1).png"),
+        ("copy of a slice in another patient", "Stroke/4 (3).png"),
+    }
+    row = list(data.studies.source).index("Normal/2")
+    assert data.studies.slice_hashes[row][2] is None
+
+
+BLACK = np.zeros((20, 30), np.uint8)
+
+
+def test_the_audit_counts_and_names(folder, tmp_path):
+    (folder / "Normal" / "notes.txt").write_text("x")
+    (folder / "Normal" / "1 (2).png").write_bytes(b"\x89PNG")
+    save(folder / "Stroke" / "3 (3).png", np.eye(7, dtype=np.uint8))
+    save(folder / "Stroke" / "9 (1).png", BLACK)
+    (folder / "Stroke" / "9 (1).png").write_bytes(b"")
+    data = make("image-folder", folder, out=tmp_path / "out")
+    assert data.audit["counts"] == {
+        "mixed sizes in a study": 1,
+        "odd file": 1,
+        "study left out": 1,
+        "unreadable image": 2,
+    }
+    assert list(data.studies.source) == ["Normal/1", "Normal/2", "Stroke/3", "Stroke/4"]
+    text = data.audit_text()
+    assert text == (data.path / "audit.txt").read_text()
+    assert text.startswith("4 studies of 4 patients, 8 slices; 5 findings\n")
+    for name in ("Normal/notes.txt", "Stroke/9 (1).png", "Stroke/3: 2 of 30 x 20, 1 of 7 x 7"):
+        assert name in text
+
+
+def test_the_printed_audit_is_short(folder, tmp_path):
+    for number in range(15):
+        (folder / "Normal" / f"{number}.txt").write_text("x")
+    data = make("image-folder", folder, out=tmp_path / "out")
+    assert "... and 12 more, see audit.txt" in data.audit_text(most=3)
+    assert "Normal/14.txt" in (data.path / "audit.txt").read_text()
+
+
+def test_strict_refuses_to_leave_a_study_out(folder, tmp_path):
+    (folder / "Stroke" / "9 (1).png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"Stroke/9: study left out \(no slice can be read\)"):
+        make("image-folder", folder, out=tmp_path / "out", strict=True)
+    assert not list(tmp_path.glob("out*"))
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reader": "image_folder"}, "reader 'image_folder' is unknown; did you mean image-folder"),
+        ({"size": 4}, "size=4 is not a whole number of pixels from 8 to 1024"),
+        ({"aspect": "crop"}, "aspect='crop' is unknown; valid: pad, stretch"),
+        ({"workers": 0}, "workers=0 is not a number of processes"),
+        ({"difficulty": 1}, "difficulty is not an option of reader image-folder; valid: labels"),
+        ({"source": None}, "reader image-folder needs a source"),
+        ({"source": "nowhere"}, "nowhere is not a folder"),
+    ],
+)
+def test_bad_settings_are_one_line(folder, tmp_path, settings, message):
+    given = {"reader": "image-folder", "source": folder, "out": tmp_path / "out", **settings}
+    with pytest.raises(InputError, match=message) as error:
+        make(given.pop("reader"), given.pop("source"), **given)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_source_of_which_nothing_can_be_read(folder, tmp_path):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no slice that can be read; found: 8 unreadable image"):
+        make("image-folder", folder, out=tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_what_exists_is_kept_unless_told_otherwise(folder, tmp_path):
+    out = tmp_path / "out"
+    first = make("image-folder", folder, out=out)
+    with pytest.raises(InputError, match="exists; choose another out, or overwrite=True"):
+        make("image-folder", folder, out=out)
+    second = make("image-folder", folder, out=out, size=32, overwrite=True)
+    assert second.info["size"] == 32
+    assert first.fingerprint != second.fingerprint
+    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a prepared data set, so it is not overwritten"):
+        make("image-folder", folder, out=tmp_path / "mine", overwrite=True)
+    for inside in (folder / "out", tmp_path):
+        with pytest.raises(InputError, match="lie in one another"):
+            make("image-folder", folder, out=inside, overwrite=True)
+
+
+def test_loading_what_is_not_whole(folder, tmp_path):
+    with pytest.raises(InputError, match=r"is not a prepared data set"):
+        Prepared.load(tmp_path)
+    data = make("image-folder", folder, out=tmp_path / "out")
+    shard = data.path / "shards" / "00000.tfrecord"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"has .* bytes where dataset.json says"):
+        Prepared.load(data.path)
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        Prepared.load(data.path)
+    shard.write_bytes(content)
+    pd.read_parquet(data.path / "studies.parquet")[:2].to_parquet(data.path / "studies.parquet")
+    with pytest.raises(InputError, match=r"has 2 studies where dataset\.json counts 4"):
+        Prepared.load(data.path)
+    info = json.loads((data.path / "dataset.json").read_text())
+    (data.path / "dataset.json").write_text(json.dumps({**info, "format_version": 99}))
+    with pytest.raises(InputError, match="has format version 99"):
+        Prepared.load(data.path)
+    (data.path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Prepared.load(data.path)
+
+
+def test_written_folders_and_the_demo_reader_agree(tmp_path):
+    cohort = DemoCohort(patients=6, size=24, slices=(3, 5))
+    written = write_image_folder(cohort, tmp_path / "cohort", layout="patient")
+    from_files = make("image-folder", written, out=tmp_path / "a", size=24)
+    direct = make("demo", out=tmp_path / "b", patients=6, size=24, slices=(3, 5))
+    for row in range(6):
+        np.testing.assert_array_equal(from_files.slices(row), direct.slices(row))
+    np.testing.assert_array_equal(from_files.labels, direct.labels)
+
+
+def test_workers_import_neither_tensorflow_nor_pandas():
+    code = (
+        "import sys, medseq_tf.study_record as s; "
+        "sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'pandas')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.skipif(not (REAL_DATA / "stroke_ct").is_dir(), reason="the CT slices are not here")
+def test_the_stroke_ct_slices(tmp_path):
+    data = make("image-folder", REAL_DATA / "stroke_ct", out=tmp_path / "ct")
+    assert data.label_names == ["stroke"]
+    assert data.info["counts"]["slices"] == 1889 == data.studies.slices.sum()
+    assert set(data.audit["counts"]) == {"gap in slice numbers"}
