@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
-DEMO ?= demo
 
 .PHONY: demo test lint bench clean
 
@@ -15,7 +14,10 @@ $(READY): setup.cfg requirements.txt pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python -m medseq_tf.demo --out $(DEMO)
+	$(BIN)/medseq-tf prepare demo --out demo/prepared --overwrite
+	rm -rf demo/run
+	$(BIN)/medseq-tf train fsm_bilstm --data demo/prepared --out demo/run --set fit.epochs=12
+	$(BIN)/medseq-tf evaluate demo/run --data demo/prepared
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -28,4 +30,4 @@ bench: $(READY)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) demo build *.egg-info

@@ -134,7 +134,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
 
 def main(command: str | None = None) -> NoReturn:
     """Run the command line; `command` stands for its first word (`python -m medseq_tf.train`)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
     entry = cli.commands[command] if command else cli
     program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
     try:

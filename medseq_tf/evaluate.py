@@ -255,16 +255,17 @@ def fold_text(predictions: pd.DataFrame) -> str:
 
 
 def text(table: pd.DataFrame) -> str:
-    """Return a table of metrics for a terminal: a line a split, label and metric."""
-    lines = [
-        f"{'split':<11}{'label':<14}{'metric':<19}{'value':>6}   95% interval     n (positive)"
-    ]
-    for row in table[table["metric"].isin(SHOWN)].itertuples():
+    """Return a table of metrics for a terminal, what is to be said of them below it."""
+    shown = table[table["metric"].isin(SHOWN)]
+    notes = list(dict.fromkeys(note for note in shown["note"] if note))
+    width = max(10, *shown["label"].str.len()) + 2
+    head = f"{'split':<12}{'label':<{width}}{'metric':<19}{'value':>6}   {'95% interval':<17}"
+    lines = [head + "studies (positive)"]
+    for row in shown.itertuples():
         value = "   -  " if pd.isna(row.value) else f"{row.value:6.3f}"
-        low_high = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         count = "" if row.label == "macro" else f"{row.n:.0f} ({row.positives:.0f})"
-        note = f"  {row.note}" if isinstance(row.note, str) and row.note else ""
-        lines.append(
-            f"{row.split:<11}{row.label:<14}{row.metric:<19}{value}   {low_high:<17}{count}{note}"
-        )
-    return "\n".join(lines)
+        mark = f"  [{notes.index(row.note) + 1}]" if row.note else ""
+        line = f"{row.split:<12}{row.label:<{width}}{row.metric:<19}{value}   {interval:<17}"
+        lines.append((line + count + mark).rstrip())
+    return "\n".join(lines + [f"[{i}] {note}" for i, note in enumerate(notes, start=1)])

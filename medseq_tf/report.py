@@ -6,14 +6,14 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from medseq_tf.evaluate import SHOWN, fold_table
+from medseq_tf.evaluate import SHOWN, fold_summary, fold_table
 from medseq_tf.runs import Run
 
 STYLE = """
@@ -27,7 +27,7 @@ p.sub { color: var(--soft); margin-top: .2rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { color: var(--soft); font-weight: 600; } td.text, th.text { text-align: left; }
 tr.wrong td { color: var(--warn); font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem; }
 .figures img { width: 100%; } details { margin: .6rem 0; } pre { overflow-x: auto; }
 @media print { body { max-width: none; margin: 0; } details { display: none; } }
 """
@@ -59,8 +59,10 @@ def page(run: Run) -> str:
     ]
     if run.folds:
         sections += ["<h2>Folds</h2>", _table(_fold_rows(predictions))]
-    figures = [curves(member) for member in (run.folds or [run])[:1]]
-    figures += [discrimination(predictions[predictions["split"] == split], dataset["label_names"])]
+    figures = [
+        curves(run.folds or [run]),
+        discrimination(predictions[predictions["split"] == split], dataset["label_names"]),
+    ]
     sections += [
         "<h2>Training and discrimination</h2>",
         "<div class='figures'>",
@@ -84,23 +86,25 @@ def page(run: Run) -> str:
     )
 
 
-def curves(run: Run) -> tuple[Figure, str]:
-    """Return a figure of loss and monitored metric by epoch, and its alternative text."""
-    history, monitor = run.history, f"val_{run.experiment.fit.monitor}"
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(history["epoch"], history["loss"], label="training loss", color="#5c6b7a")
-    if "val_loss" in history:
-        axes.plot(history["epoch"], history["val_loss"], label="validation loss", color="#0b6e99")
-    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    if monitor in history and monitor != "val_loss":
-        right = axes.twinx()
-        right.plot(history["epoch"], history[monitor], color="#c4622d", linestyle="--")
-        right.set(ylabel=monitor.replace("val_", "validation "), ylim=(0, 1.02))
-        right.yaxis.label.set_color("#c4622d")
-    axes.legend(frameon=False, loc="lower left")
-    last = history.iloc[-1]
-    return figure, f"Loss by epoch; training loss ends at {last['loss']:.3f}"
+def curves(runs: Sequence[Run]) -> tuple[Figure, str]:
+    """Return losses and monitored metric by epoch, a line a run, and their alternative text."""
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    monitor = f"val_{runs[0].experiment.fit.monitor}"
+    for i, run in enumerate(runs):
+        history, first = run.history, i == 0
+        epochs = history["epoch"]
+        left.plot(epochs, history["loss"], color="#5c6b7a", label="training" if first else None)
+        if "val_loss" in history:
+            label = "validation" if first else None
+            left.plot(epochs, history["val_loss"], color="#c4622d", linestyle="--", label=label)
+        if monitor in history:
+            right.plot(epochs, history[monitor], color="#0b6e99", marker=".")
+    left.set(xlabel="epoch", title="Loss", ylim=(0, None))
+    left.legend(frameon=False)
+    right.set(xlabel="epoch", title=monitor.replace("val_", "Validation ").replace("_", " "))
+    ends = ", ".join(f"{run.history['loss'].iloc[-1]:.3f}" for run in runs)
+    return figure, f"Loss and validation metric by epoch; training loss ends at {ends}"
 
 
 def discrimination(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[Figure, str]:
@@ -144,28 +148,28 @@ def _counts(run: Run) -> pd.DataFrame:
 
 def _metric_rows(table: pd.DataFrame) -> pd.DataFrame:
     shown = table[table["metric"].isin(SHOWN)]
-    interval = [
-        "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
-        for low, high in zip(shown["low"].astype(float), shown["high"].astype(float), strict=True)
-    ]
-    return pd.DataFrame(
+    low_high = zip(shown["low"].astype(float), shown["high"].astype(float), strict=True)
+    rows = pd.DataFrame(
         {
             "label": shown["label"],
             "metric": shown["metric"].str.replace("_", " "),
-            "value": [f"{v:.3f}" for v in shown["value"].astype(float)],
-            "95% interval": interval,
+            "value": shown["value"].astype(float).map("{:.3f}".format),
+            "95% interval": ["-" if np.isnan(a) else f"{a:.3f} to {b:.3f}" for a, b in low_high],
             "note": shown["note"].fillna(""),
         }
     )
+    return rows if rows["note"].any() else rows.drop(columns="note")
 
 
 def _fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:
-    folds = fold_table(predictions[predictions["split"] == "test"])
-    shown = ["fold", "label", "studies", *(m for m in SHOWN if m in folds)]
-    table = folds[shown].copy()
-    for metric in shown[3:]:
-        table[metric] = [f"{v:.3f}" for v in table[metric]]
-    return table
+    """Return one row a label and metric, one column a fold, then mean and standard deviation."""
+    tested = predictions[predictions["split"] == "test"]
+    folds = fold_table(tested).melt(["fold", "label"], list(SHOWN), var_name="metric")
+    wide = folds.pivot_table("value", ["label", "metric"], "fold", sort=False, dropna=False)
+    summary = fold_summary(tested).set_index(["label", "metric"])
+    wide.columns = [f"fold {fold}" for fold in wide.columns]
+    wide = wide.assign(mean=summary["mean"], sd=summary["sd"]).map("{:.3f}".format).reset_index()
+    return wide.assign(metric=wide["metric"].str.replace("_", " "))
 
 
 def _patients(predictions: pd.DataFrame) -> str:
@@ -189,9 +193,15 @@ def _patients(predictions: pd.DataFrame) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in frame.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>"
-        for row in frame.itertuples(index=False)
-    )
-    return f"<div class='wide'><table><tr>{head}</tr>{rows}</table></div>"
+    """Return a table as HTML, words to the left and numbers to the right."""
+    words = [not frame[name].astype(str).str.fullmatch(r"[-\d. to]*").all() for name in frame]
+
+    def row(tag: str, values: Iterable[object]) -> str:
+        cells = (
+            f"<{tag}{' class=text' if word else ''}>{html.escape(str(value))}</{tag}>"
+            for value, word in zip(values, words, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "".join(row("td", values) for values in frame.itertuples(index=False))
+    return f"<div class='wide'><table>{row('th', frame.columns)}{body}</table></div>"

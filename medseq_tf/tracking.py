@@ -1,8 +1,8 @@
 """Takes what a run has to say; gives it to MLflow, and never lets the work fail because of it.
 
 The only module that imports mlflow. Runs go to `MLFLOW_TRACKING_URI`, or to `sqlite:///mlflow.db`
-in the working directory. When tracking fails, that is said once, and everything that could not be sent
-is kept in the run folder's `tracking_unsent.jsonl`.
+in the working directory. When tracking fails, that is said once, and everything that could not
+be sent is kept in the run folder's `tracking_unsent.jsonl`.
 """
 
 from __future__ import annotations

@@ -82,9 +82,7 @@ def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
     assert "auroc" in out
     assert "report: runs/first/report.html" in out
     assert "MLflow: sqlite" in out
-    status, out, _ = run(
-        monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json"
-    )
+    status, out, _ = run(monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
     stored = json.loads(Path("runs/first/metrics.json").read_text())["table"]
@@ -146,7 +144,7 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     Path("two.csv").write_text("patient_id,stroke\nanna,2\nberta,0\n")
     Path("twice.csv").write_text("patient_id,stroke\nanna,1\nanna,0\nberta,0\n")
     before = sorted(str(p) for p in Path().rglob("*"))
-    status, out, err = run(monkeypatch, capsys, *words)
+    status, _, err = run(monkeypatch, capsys, *words)
     assert status == 2
     assert err.startswith("medseq-tf: error: ")
     assert len(err.strip().splitlines()) == 1

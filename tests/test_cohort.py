@@ -277,7 +277,7 @@ def test_a_rare_label_among_several_does_not_stop_the_split():
     labels[3, 1] = 1
     rows = cohort.holdout(make_studies(labels), Split())
     assert 3 in rows["train"]
-    with pytest.raises(InputError, match="label 'label1' has 1 positive patient, .* 5 folds"):
+    with pytest.raises(InputError, match=r"label 'label1' has 1 positive patient, .* 5 folds"):
         cohort.folds(make_studies(labels), 5, Split())
 
 

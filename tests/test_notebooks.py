@@ -18,7 +18,9 @@ def test_it_runs(path, no_server, monkeypatch):
     monkeypatch.setenv("MEDSEQ_TF_NOTEBOOK_PATIENTS", "40")
     monkeypatch.setenv("MEDSEQ_TF_NOTEBOOK_EPOCHS", "2")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(no_server)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(no_server)}}
+    ).execute()
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
 
 

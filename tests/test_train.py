@@ -20,6 +20,7 @@ from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run
 
+
 def weights(run):
     return [np.asarray(v) for v in run.model().variables]
 
@@ -208,7 +209,8 @@ def test_the_best_epoch_is_by_the_monitor_then_by_loss():
     fitter.recipe = recipes.Experiment()
     rows = [(0.8, 0.5), (0.9, 0.6), (0.9, 0.4), (float("nan"), 0.1), (0.7, 0.2)]
     fitter.history = [
-        {"epoch": i, "val_auroc": auroc, "val_loss": loss} for i, (auroc, loss) in enumerate(rows, 1)
+        {"epoch": i, "val_auroc": auroc, "val_loss": loss}
+        for i, (auroc, loss) in enumerate(rows, 1)
     ]
     assert fitter.best_epoch() == 3
     fitter.recipe = recipes.load(recipes.Experiment(), ["fit.monitor=loss"])
