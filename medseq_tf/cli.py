@@ -23,7 +23,7 @@ FOLDER = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="medseq-tf")
 def cli() -> None:
-    """One diagnosis from the slices of one study: prepare data, train, evaluate."""
+    """One diagnosis from the slices of one study."""
 
 
 # ------------------------------------------------------------------------------------- prepare
@@ -34,37 +34,125 @@ def prepare() -> None:
     """Read a cohort once: decode, resize, audit, and write a prepared data set."""
 
 
-def _prepare_options(command: Any) -> Any:
-    for option in reversed(
-        [
-            click.option("--out", type=FOLDER, required=True, help="The data set's new folder."),
-            click.option("--size", default=64, show_default=True, help="Side of a slice, pixels."),
-            click.option("--workers", type=int, help="Processes; default: one a core."),
-            click.option("--strict", is_flag=True, help="Stop at the first study left out."),
-            click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
-        ]
-    ):
-        command = option(command)
-    return command
+def _options(*options: Any) -> Any:
+    """Return a decorator that gives a command several options, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+SOURCE = click.argument("source", type=FOLDER)
+LABELS = click.option(
+    "--labels",
+    type=FOLDER,
+    help="CSV, one row a patient: an id, columns of 0, 1 or empty, perhaps split. "
+    "Default: labels.csv in SOURCE, where there is one.",
+)
+COLUMNS = click.option(
+    "--column", "columns", multiple=True, metavar="NAME", help="A label column; repeat for more."
+)
+AXIS = click.option(
+    "--axis", default="axial", show_default=True, help="axial, coronal, sagittal, or 0, 1, 2."
+)
+SPACING = click.option("--spacing", type=float, metavar="MM", help="Resample to this spacing.")
+PREPARED = _options(
+    click.option("--out", type=FOLDER, required=True, help="The data set's new folder."),
+    click.option("--size", default=64, show_default=True, help="Side of a slice, pixels."),
+    click.option(
+        "--aspect",
+        type=click.Choice(["pad", "stretch"]),
+        default="pad",
+        show_default=True,
+        help="How a slice becomes square.",
+    ),
+    click.option("--workers", type=int, help="Processes; default: one a core."),
+    click.option("--strict", is_flag=True, help="Stop at the first study left out."),
+    click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
+)
 
 
 @prepare.command("image-folder")
-@click.argument("source", type=FOLDER)
+@SOURCE
+@LABELS
+@COLUMNS
 @click.option(
-    "--labels", type=FOLDER, help="CSV, one row a patient: folder a patient, not a class."
+    "--layout", type=click.Choice(["class", "patient"]), help="Default: patient with labels."
 )
-@_prepare_options
+@click.option("--positive", metavar="CLASS", help="The folder of the positive class.")
+@PREPARED
 def _image_folder(**arguments: Any) -> None:
     """Bare images: CLASS/58 (10).jpg, or a folder a patient and --labels."""
     _prepare("image-folder", **arguments)
+
+
+@prepare.command("volumes")
+@SOURCE
+@LABELS
+@COLUMNS
+@AXIS
+@click.option("--modality", type=click.Choice(["photograph", "CT", "MR"]), help="Of all files.")
+@SPACING
+@PREPARED
+def _volumes(**arguments: Any) -> None:
+    """NIfTI, NRRD or MetaImage volumes, one file a study."""
+    _prepare("volumes", **arguments)
+
+
+@prepare.command("atlas")
+@SOURCE
+@click.option("--sequences", default=2, show_default=True, help="A subject.")
+@click.option("--length", default=15, show_default=True, help="Slices of a sequence.")
+@click.option(
+    "--lesion-share", default=1.0, show_default=True, help="Of the slices of a lesion sequence."
+)
+@click.option("--neighbours", is_flag=True, help="Slices of a sequence stand side by side.")
+@click.option("--whole", is_flag=True, help="Whole studies, labelled 'has a lesion'.")
+@click.option(
+    "--extent", nargs=2, type=float, default=(0.1, 0.7), show_default=True, help="Of the stack."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@AXIS
+@SPACING
+@PREPARED
+def _atlas(**arguments: Any) -> None:
+    """ATLAS R1.2 or R2.0: T1 volumes and lesion masks, drawn into sequences."""
+    _prepare("atlas", **arguments)
+
+
+@prepare.command("dicom")
+@SOURCE
+@LABELS
+@COLUMNS
+@click.option(
+    "--series", default="best", show_default=True, help="best, all, or a description like '*HEAD*'."
+)
+@click.option("--modality", type=click.Choice(["CT", "MR"]), help="Default: the more frequent.")
+@click.option("--fewest-slices", default=3, show_default=True, help="Of a series that is used.")
+@click.option(
+    "--tilt",
+    type=click.Choice(["keep", "correct"]),
+    default="keep",
+    show_default=True,
+    help="Slices of a tilted gantry.",
+)
+@SPACING
+@PREPARED
+def _dicom(**arguments: Any) -> None:
+    """DICOM files in any tree; no name, date or raw id leaves them."""
+    _prepare("dicom", **arguments)
 
 
 @prepare.command("demo")
 @click.option("--patients", default=240, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--labels", type=click.IntRange(1, 5), default=1, show_default=True, help="1 or 5.")
-@click.option("--difficulty", default=0.3, show_default=True, help="0: plain lesions, 1: faint.")
-@_prepare_options
+@click.option("--prevalence", type=float, help="Share of positive patients, by label.")
+@click.option("--difficulty", default=0.2, show_default=True, help="0: plain lesions, 1: faint.")
+@PREPARED
 def _demo(**arguments: Any) -> None:
     """A synthetic cohort of head CTs; nothing is downloaded."""
     _prepare("demo", **arguments)
@@ -73,7 +161,10 @@ def _demo(**arguments: Any) -> None:
 def _prepare(reader: str, **arguments: Any) -> None:
     from medseq_tf.prepare import prepare as run
 
-    prepared = run(reader, **arguments)
+    if arguments.get("axis", "").isdecimal():
+        arguments["axis"] = int(arguments["axis"])
+    given = {name: value for name, value in arguments.items() if value not in (None, ())}
+    prepared = run(reader, **given)
     click.echo(prepared.audit_text())
     click.echo(f"data set: {prepared.path}")
 

@@ -18,6 +18,7 @@ from medseq_tf import cli
 from medseq_tf.evaluate import evaluate
 from medseq_tf.prepare import prepare
 from medseq_tf.prepared import Prepared
+from medseq_tf.readers import READERS
 from medseq_tf.train import train
 
 SIZES = ["--size", "16", "--workers", "1"]
@@ -48,6 +49,16 @@ def test_a_command_has_the_defaults_of_its_function(command, function):
     for name in found.keys() - given.keys() - {"as_json"}:
         assert found[name] == parameters[name].default, name
     assert all(parameters[name].default is inspect.Parameter.empty for name in found & given.keys())
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_reader_s_options_have_the_defaults_of_its_scan_and_of_prepare(reader):
+    words = ["--out", "o"] if reader == "demo" else ["source", "--out", "o"]
+    found = cli.prepare.commands[reader].make_context(reader, words).params
+    expected = inspect.signature(prepare).parameters | inspect.signature(READERS[reader]).parameters
+    for name in found.keys() - {"source", "out"}:
+        value = None if found[name] == () else found[name]
+        assert value == expected[name].default, name
 
 
 def test_the_same_as_a_module():
@@ -112,6 +123,24 @@ BAD = {
         ["prepare", "image-folder", "patients", "--labels", "none.csv", "--out", "o"],
         "none.csv",
     ),
+    "volumes without labels": (["prepare", "volumes", "patients", "--out", "o"], "labels"),
+    "no volume in the source": (
+        ["prepare", "volumes", "patients", "--labels", "ok.csv", "--out", "o"],
+        "patients",
+    ),
+    "no such axis": (
+        ["prepare", "volumes", "patients", "--labels", "ok.csv", "--out", "o", "--axis", "top"],
+        "axial",
+    ),
+    "not an ATLAS release": (["prepare", "atlas", "patients", "--out", "o"], "patients"),
+    "no DICOM in the source": (
+        ["prepare", "dicom", "patients", "--labels", "ok.csv", "--out", "o"],
+        "patients",
+    ),
+    "a setting out of range": (
+        ["prepare", "demo", "--difficulty", "3", "--out", "o"],
+        "difficulty",
+    ),
     "an impossible size": (
         ["prepare", "image-folder", "patients", "--out", "o", "--size", "0"],
         "size",
@@ -141,6 +170,7 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     Path("broken/Stroke/1 (1).jpg").write_bytes(b"")
     Path("broken/Stroke/2 (1).png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     Path("text.csv").write_text("patient_id,finding\nanna,yes please\nberta,no\n")
+    Path("ok.csv").write_text("patient_id,stroke\nanna,1\nberta,0\n")
     Path("two.csv").write_text("patient_id,stroke\nanna,2\nberta,0\n")
     Path("twice.csv").write_text("patient_id,stroke\nanna,1\nanna,0\nberta,0\n")
     before = sorted(str(p) for p in Path().rglob("*"))
