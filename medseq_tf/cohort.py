@@ -311,14 +311,13 @@ def _divide(
 def _members(positions: list[int], patients: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The classes of a group's patients: (patients, 2 * labels), positive ones first.
 
-    A patient is positive for a label if one of the studies is, negative if one is known and none
-    positive, and neither if the label is unknown.
+    A patient is in a class of a label if one of the studies is: in both if the studies differ (as
+    ATLAS's lesion and lesion-free sequences do), in neither if the label is unknown.
     """
     rows = []
     for patient in dict.fromkeys(patients[positions]):
         own = labels[[position for position in positions if patients[position] == patient]]
-        positive = (own == 1).any(axis=0)
-        rows.append(np.concatenate([positive, ~positive & (own == 0).any(axis=0)]))
+        rows.append(np.concatenate([(own == 1).any(axis=0), (own == 0).any(axis=0)]))
     return np.array(rows, dtype=np.int64)
 
 

@@ -429,3 +429,17 @@ def test_the_ct_slices_fall_into_even_folds():
         assert_sound(studies, split)
         assert abs(len(split["test"]) - len(studies) / 5) <= 1
         assert abs(studies.iloc[split["test"]]["label.stroke"].sum() - sum(labels) / 5) <= 1
+
+
+def test_patients_with_studies_of_both_classes_are_split_like_any():
+    """ATLAS's protocol: each subject gives a lesion and a lesion-free sequence."""
+    patients = np.repeat(np.arange(20), 2)
+    studies = make_studies(np.tile([1, 0], 20), patients=patients)
+    rows = cohort.holdout(studies, Split(test=0.2, validation=0.2))
+    assert {name: len(part) for name, part in rows.items()} == {
+        "train": 24,
+        "validation": 8,
+        "test": 8,
+    }
+    for part in rows.values():
+        assert studies["label.stroke"].iloc[part].mean() == 0.5
