@@ -376,6 +376,8 @@ class Fit(Settings):
     """Epochs without a better `monitor` before training stops; null: never."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False
+    """Compile the training step with XLA, anew for every shape of a batch: for a GPU and sequences
+    of one length."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """Keep decoded slices in memory: always, never, or when they fit in `cache_limit_mib`."""
     cache_limit_mib: PositiveInt = 2048

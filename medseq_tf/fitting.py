@@ -79,17 +79,14 @@ class Fitter:
         self._build_steps()
 
     def _build_steps(self) -> None:
-        slices = (None, None, *self.model.slice_shape)
+        jit = self.recipe.fit.jit
+        any_shape = [
+            tf.TensorSpec((None, None, *self.model.slice_shape), tf.float32),
+            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((None, len(self.store.prepared.label_names)), tf.float32),
+        ]
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec(slices, tf.float32),
-                tf.TensorSpec((None,), tf.int32),
-                tf.TensorSpec((None, len(self.store.prepared.label_names)), tf.float32),
-            ],
-            jit_compile=self.recipe.fit.jit,
-            autograph=False,
-        )
+        @tf.function(input_signature=None if jit else any_shape, jit_compile=jit, autograph=False)
         def accumulate(slices: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 logits = self.model({"slices": slices, "lengths": lengths}, training=True)

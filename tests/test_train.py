@@ -275,6 +275,15 @@ def test_mixed_precision_gives_float32_logits_and_restores_the_policy(demo_data,
     assert all(v.dtype == "float32" for v in run.model().trainable_variables)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_losses(demo_data, tmp_path):
+    settings = ("model.aggregator.dropout=0", "model.head.dropout=0", "model.aggregator.layers=1")
+    plain = run_small(demo_data, tmp_path / "plain", *settings)
+    compiled = run_small(demo_data, tmp_path / "jit", "fit.jit=true", *settings)
+    columns = ["loss", "val_loss"]
+    np.testing.assert_allclose(compiled.history[columns], plain.history[columns], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

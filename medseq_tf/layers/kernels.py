@@ -1,4 +1,4 @@
-"""Takes tensors, gives convolution, batch normalisation and a size check by the backend's best way.
+"""Takes tensors, gives convolution, normalisation and recurrence by the backend's best way.
 
 Everything else in `layers` and `models` is `keras.ops` alone. These few operations leave it on
 TensorFlow, and only there: `keras.ops.conv` compiles a grouped convolution with XLA on the CPU,
@@ -89,6 +89,39 @@ def normalize_by_batch(inputs, scale, offset, epsilon: float):
     # The kernel gives n / (n - 1) times the biased variance, for n > 1.
     count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), variance.dtype)
     return outputs, mean, variance * tf.where(count > 1, (count - 1) / count, 1.0)
+
+
+def scan(step, state, inputs):
+    """Outputs of a recurrence over the first axis of its inputs.
+
+    TensorFlow's loop is told its length, which `keras.ops.scan` does not do: XLA differentiates no
+    loop without one.
+
+    Args:
+        step: `(state, input) -> (state, output)`, the state and the output of unchanging shapes.
+        state: the state before the first step, one tensor or a tuple; the first one's shape and
+            dtype are the output's.
+        inputs: `(steps, ...)`.
+
+    Returns:
+        `(steps, *output.shape)`.
+    """
+    if not _on_tensorflow():
+        return ops.scan(step, state, inputs)[1]
+    import tensorflow as tf
+
+    steps = tf.shape(inputs)[0] if inputs.shape[0] is None else inputs.shape[0]
+    like = state[0] if isinstance(state, tuple) else state
+    read = tf.TensorArray(inputs.dtype, steps, element_shape=inputs.shape[1:]).unstack(inputs)
+    written = tf.TensorArray(like.dtype, steps, element_shape=like.shape)
+
+    def body(index, state, written):
+        state, output = step(state, read.read(index))
+        return index + 1, state, written.write(index, output)
+
+    loop = (tf.constant(0), state, written)
+    condition = lambda index, *_: index < steps  # noqa: E731
+    return tf.while_loop(condition, body, loop, maximum_iterations=steps)[2].stack()
 
 
 def require_at_most(size, limit: int, message: str) -> None:

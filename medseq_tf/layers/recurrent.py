@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from medseq_tf.layers.kernels import scan
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 
@@ -121,9 +122,9 @@ class RecurrentLayer(keras.layers.Layer):
             i, f, g, o = ops.split(drive + ops.matmul(h, recurrent_kernel), 4, axis=-1)
             c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
             h = ops.sigmoid(o) * ops.tanh(c)
-            return (h, c), (h, c)
+            return (h, c), h
 
-        return ops.scan(step, (zeros, zeros), drive)[1][0]
+        return scan(step, (zeros, zeros), drive)
 
     def _gru(self, drive, zeros):
         recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
@@ -138,7 +139,7 @@ class RecurrentLayer(keras.layers.Layer):
             h = update * h + (1 - update) * candidate
             return h, h
 
-        return ops.scan(step, zeros, drive)[1]
+        return scan(step, zeros, drive)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.directions * self.units)
