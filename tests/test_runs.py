@@ -1,0 +1,45 @@
+"""Run folders: what is missing is said, and what is written is whole or not there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medseq_tf.errors import InputError
+from medseq_tf.runs import Run, atomic, write_json
+
+
+def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "experiment.yaml").write_text("{}")
+    with pytest.raises(InputError, match="no run folder .*; runs there: first"):
+        Run.load(tmp_path / "frist")
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+
+    def write():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_null_where_a_number_is_none(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [1.5, float("nan")], "b": {"c": float("-inf")}})
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found == {"a": [1.5, None], "b": {"c": None}}
+
+
+def test_folds_come_in_their_order(tmp_path):
+    for number in (10, 2, 1):
+        (tmp_path / f"fold_{number}").mkdir()
+        (tmp_path / f"fold_{number}" / "experiment.yaml").write_text("{}")
+    assert [fold.name for fold in Run(tmp_path).folds] == ["fold_1", "fold_2", "fold_10"]
