@@ -13,7 +13,7 @@ from medseq_tf.runs import Run, atomic, write_json
 def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "experiment.yaml").write_text("{}")
-    with pytest.raises(InputError, match="no run folder .*; runs there: first"):
+    with pytest.raises(InputError, match=r"no run folder .*; runs there: first"):
         Run.load(tmp_path / "frist")
 
 
