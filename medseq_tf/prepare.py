@@ -33,8 +33,16 @@ from medseq_tf.audit import audit_text, build_audit
 from medseq_tf.errors import InputError
 from medseq_tf.prepared import FORMAT_VERSION, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
-from medseq_tf.readers.processes import cores, isolated_map
-from medseq_tf.study_record import STORAGE, Aspect, Recipe, StudyRecord, start_worker, study_record
+from medseq_tf.readers.processes import cores, isolated_map, start_server
+from medseq_tf.study_record import (
+    STORAGE,
+    Aspect,
+    Recipe,
+    StudyRecord,
+    start_worker,
+    study_record,
+    study_record_of,
+)
 from medseq_tf.tfrecord import FOOTER_BYTES, HEADER_BYTES
 
 try:
@@ -48,6 +56,13 @@ STUDIES_PER_SHARD = 16
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 UNITS = {"photograph": "grey level", "CT": "HU", "MR": "arbitrary"}
 LEFT_OUT = ("study left out", "patient without label")
+BYTES_TOGETHER = 2 * 2**20
+MOST_TOGETHER = 8
+
+_IMPORTED_BY_WORKERS = ("medseq_tf.study_record",)
+_IMPORTED_BY_READERS_WORKERS = dict.fromkeys(
+    ("volumes", "atlas"), ("medseq_tf.readers.simpleitk_volume",)
+)
 
 
 def prepare(
@@ -88,6 +103,8 @@ def prepare(
     out = Path(out).absolute()
     _check_settings(size, aspect, workers)
     _check_target(out, source, overwrite)
+    if workers != 1:
+        start_server(*_IMPORTED_BY_WORKERS, *_IMPORTED_BY_READERS_WORKERS.get(reader, ()))
     scan = _scan(reader, source, labels, size, options)
     if strict:
         _refuse_left_out(scan.findings)
@@ -97,7 +114,7 @@ def prepare(
         )
     job = _Job.of(reader, {"labels": labels, **options}, scan, size, aspect)
     with _partial_folder(out, job.key()) as folder:
-        with _executor(workers, len(scan.studies)) as executor:
+        with _executor(workers, scan) as executor:
             shards = list(_shards(folder, job, executor, strict, progress))
         findings = [*scan.findings, *itertools.chain.from_iterable(s.findings for s in shards)]
         rows = [row for shard in shards for row in shard.rows]
@@ -242,7 +259,7 @@ def _digest(*parts: str | bytes) -> str:
 
 def _modified(root: Path | None, name: str) -> int:
     try:
-        return 0 if root is None else (root / name).stat().st_mtime_ns
+        return 0 if root is None else os.stat(os.path.join(root, name)).st_mtime_ns
     except OSError:
         return 0
 
@@ -342,7 +359,8 @@ class _Shard:
     findings: list[Finding]
 
     def dump(self) -> bytes:
-        return json.dumps(dataclasses.asdict(self)).encode()
+        findings = [vars(finding) for finding in self.findings]
+        return json.dumps({**vars(self), "findings": findings}).encode()
 
     @classmethod
     def load(cls, data: bytes) -> _Shard:
@@ -442,7 +460,7 @@ _Executor = Callable[[Iterable[_Task]], Iterator[StudyRecord]]
 
 
 @contextlib.contextmanager
-def _executor(workers: int | None, studies: int) -> Iterator[_Executor]:
+def _executor(workers: int | None, scan: Scan) -> Iterator[_Executor]:
     """Maps `study_record` over tasks, in order, with few studies in flight.
 
     A study that ends its worker process is left out; with one worker it is read in this process.
@@ -450,17 +468,29 @@ def _executor(workers: int | None, studies: int) -> Iterator[_Executor]:
     if workers == 1:
         yield lambda tasks: (study_record(*task) for task in tasks)
         return
-    workers = min(workers or cores(), studies)
+    workers = min(workers or cores(), len(scan.studies))
+    together = _studies_together(scan, workers)
     with contextlib.ExitStack() as stack:
         yield lambda tasks: stack.enter_context(
             contextlib.closing(
-                isolated_map(_record, tasks, _left_out, workers, initializer=start_worker)
+                isolated_map(
+                    study_record_of,
+                    tasks,
+                    _left_out,
+                    workers,
+                    initializer=start_worker,
+                    together=together,
+                )
             )
         )
 
 
-def _record(task: _Task) -> StudyRecord:
-    return study_record(*task)
+def _studies_together(scan: Scan, workers: int) -> int:
+    """How many studies a worker is given at a time: several where they are small and many."""
+    studies = len(scan.studies)
+    size = sum(size for _, size in scan.listing) / studies
+    small_enough = int(BYTES_TOGETHER / size) if size else 1
+    return max(1, min(small_enough, MOST_TOGETHER, studies // (4 * workers)))
 
 
 def _left_out(task: _Task) -> StudyRecord:
@@ -546,21 +576,27 @@ def _fingerprint(job: _Job, rows: list[dict]) -> str:
 
 def _copies(rows: list[dict]) -> list[Finding]:
     """Slices whose pixels were seen before; where two patients share one, one of them may leak."""
-    first: dict[str, tuple[dict, str]] = {}
+    first: dict[str, tuple[dict, int]] = {}
     findings = []
     for row in rows:
-        for digest, name in zip(row["slice_hashes"], row["slice_names"], strict=True):
+        for place, digest in enumerate(row["slice_hashes"]):
             if digest is None:
                 continue
             if digest not in first:
-                first[digest] = (row, name)
+                first[digest] = (row, place)
                 continue
-            other, other_name = first[digest]
+            other, other_place = first[digest]
             if other is row:
                 kind = "copy of a slice in its study"
             elif other["patient_id"] == row["patient_id"]:
                 kind = "copy of a slice in another study of its patient"
             else:
                 kind = "copy of a slice in another patient"
-            findings.append(Finding(kind, name, f"same picture as {other_name}"))
+            detail = f"same picture as {_slice_name(other, other_place)}"
+            findings.append(Finding(kind, _slice_name(row, place), detail))
     return findings
+
+
+def _slice_name(row: dict, place: int) -> str:
+    names = row["slice_names"]
+    return names[place] if names else f"{row['source']} slice {place + 1}"

@@ -15,13 +15,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medseq_tf import readers
 from medseq_tf.errors import InputError
 from medseq_tf.prepare import Prepared, prepare
 from medseq_tf.readers import Scan, Slices, StudySource
 from medseq_tf.readers.demo import DemoCohort, photographs, write_image_folder
-from medseq_tf.study_record import to_square
+from medseq_tf.study_record import FEWEST_TELLING_PIXELS, is_telling, to_square
 
 REAL_DATA = Path(
     os.environ.get("MEDSEQ_TF_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
@@ -317,6 +319,47 @@ def test_copies_of_slices_are_told_apart(folder, tmp_path):
 BLACK = np.zeros((20, 30), np.uint8)
 
 
+@settings(max_examples=200)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    dtype=st.sampled_from(["uint8", "int16", "uint16"]),
+    marked=st.integers(0, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_slice_tells_if_sixteen_pixels_differ_from_its_most_common_value(
+    shape, dtype, marked, seed
+):
+    rng = np.random.default_rng(seed)
+    image = np.full(shape, rng.integers(0, 256), dtype)
+    places = rng.permutation(image.size)[:marked]
+    image.ravel()[places] = rng.integers(0, 256, len(places))
+    differing = image.size - np.unique(image, return_counts=True)[1].max()
+    assert is_telling(image) == (differing >= FEWEST_TELLING_PIXELS)
+
+
+def test_nearly_blank_slices_are_no_copies(folder, tmp_path):
+    dot, spot = BLACK.copy(), BLACK.copy()
+    dot[5, :15], spot[5, :16] = 255, 255
+    for patient in (2, 3):
+        stem = next(folder.glob(f"*/{patient} (1).png"))
+        save(stem.with_stem(f"{patient} (8)"), dot)
+        save(stem.with_stem(f"{patient} (9)"), spot)
+    data = make("image-folder", folder, out=tmp_path / "out")
+    found = [f["where"] for f in data.audit["findings"] if "copy" in f["kind"]]
+    assert found == ["Stroke/3 (9).png"]
+    row = list(data.studies.source).index("Normal/2")
+    assert [digest is None for digest in data.studies.slice_hashes[row]] == [0, 0, 1, 0]
+
+
+def test_slices_alike_are_encoded_once_and_all_kept(folder, tmp_path):
+    for number in (3, 4):
+        save(folder / "Normal" / f"1 ({number}).png", BLACK)
+    data = make("image-folder", folder, out=tmp_path / "out", size=16)
+    assert data.studies.slices[0] == 4
+    np.testing.assert_array_equal(data.slices(0)[2:], np.zeros((2, 16, 16)))
+    assert data.slices(0)[:2].any((1, 2)).all()
+
+
 def test_the_audit_counts_and_names(folder, tmp_path):
     (folder / "Normal" / "notes.txt").write_text("x")
     (folder / "Normal" / "1 (2).png").write_bytes(b"\x89PNG")
@@ -443,6 +486,17 @@ def test_workers_import_neither_tensorflow_nor_pandas():
         "sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs():
+    script = Path(__file__).parents[1] / "benchmarks" / "bench_prepare.py"
+    run = subprocess.run(
+        [sys.executable, str(script), "--quick", "--workers", "2"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    for name in ("demo, JPEG", "demo, NIfTI", "demo, DICOM", "peak memory"):
+        assert name in run.stdout
 
 
 @pytest.mark.skipif(not (REAL_DATA / "stroke_ct").is_dir(), reason="the CT slices are not here")

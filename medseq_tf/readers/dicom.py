@@ -118,6 +118,10 @@ class DicomStudy(StudySource):
                 where = f"{self.source} file {picture.number}"
                 findings.append(Finding("unreadable image", where, "damaged or cut short"))
             else:
+                if self.modality == CT and image.dtype.kind == "i":
+                    # Slice by slice it stays in the processor's cache; only fractions and MR need
+                    # to see the whole study.
+                    (image,), _ = stored_intensities(image[None], CT, self.source)
                 images.append(image)
                 pictures.append(picture)
         if not images:

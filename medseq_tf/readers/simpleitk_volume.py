@@ -121,6 +121,11 @@ def voxels(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image).transpose()
 
 
+def voxels_view(image: sitk.Image) -> np.ndarray:
+    """(I, J, K) view of an image's voxels, not to be used longer than the image."""
+    return sitk.GetArrayViewFromImage(image).transpose()
+
+
 def image_like(image: sitk.Image, values: np.ndarray) -> sitk.Image:
     """An image of other values, (I, J, K), on the grid of a 3-D image."""
     result = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose()))

@@ -80,17 +80,19 @@ def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False)
         nearest: resample to the nearest voxel (masks) instead of linearly.
 
     Returns:
-        (T, H, W).
+        (T, H, W), contiguous.
     """
     from medseq_tf.readers import simpleitk_volume as volume
 
     cosines = volume.direction(image)
     if spacing is not None:
         image = volume.resampled(image, spacing, nearest_axes(cosines)[0], nearest)
-    values = volume.voxels(image)
+    values = volume.voxels_view(image)
     if isinstance(axis, int):
-        return np.moveaxis(values.transpose(), 2 - axis, 0)
-    return to_plane(values, cosines, axis)
+        cut = np.moveaxis(values.transpose(), 2 - axis, 0)
+    else:
+        cut = to_plane(values, cosines, axis)
+    return np.array(cut, order="C")
 
 
 def scan_volumes(

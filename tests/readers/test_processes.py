@@ -24,6 +24,27 @@ def test_results_are_in_order_and_items_that_kill_get_a_stand_in():
     assert results == [2, 4, "lost", 6, 8, "lost", 10]
 
 
+def test_an_item_that_kills_is_the_only_one_lost_of_those_it_came_with():
+    items = list(range(1, 12))
+    items[4] = -1
+    results = list(isolated_map(work, iter(items), lambda item: "lost", workers=2, together=4))
+    assert results == ["lost" if item == -1 else 2 * item for item in items]
+
+
+def environment(item):
+    """A variable of a worker's environment, and whether it is a process of its own."""
+    return os.environ.get(item), os.getpid()
+
+
+def test_the_environment_of_this_process_stays_as_it_was(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    ((_, worker),) = isolated_map(environment, ["HOME"], lambda item: "lost", workers=1)
+    assert worker != os.getpid()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
 def test_an_item_that_never_ends_gets_a_stand_in():
     results = list(isolated_map(work, [1, -2], lambda item: "lost", workers=1, seconds=1.0))
     assert results == [2, "lost"]

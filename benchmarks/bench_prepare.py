@@ -1,0 +1,272 @@
+"""Takes demo cohorts, and real ones where they are named; prints how fast `prepare` reads them.
+
+Side by side, in alternating rounds: a bare loop that decodes every slice and resizes it, in one
+process a core, and `prepare` with as many workers, which also checks, hashes, encodes and writes.
+Both are warm: Python's imports are done. The table gives medians of slices a second by the clock,
+and their ratio also by the processor time of all processes, which a busy machine disturbs less.
+Below it, the peak memory of `prepare` for a cohort and for one ten times as large.
+
+    python benchmarks/bench_prepare.py [--quick] [--cohorts FOLDER]
+        [--stroke-ct FOLDER] [--adrenal FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import psutil
+
+if TYPE_CHECKING:
+    from medseq_tf.readers.demo import DemoCohort
+
+SIZE = 64
+TARGET_RATIO = 0.8
+TARGET_MEMORY = 1.1
+MEMORY_RUN = """
+import sys
+from medseq_tf.prepare import prepare
+if __name__ == "__main__":
+    prepare("demo", out=sys.argv[1], patients=int(sys.argv[2]), size=64, workers=int(sys.argv[3]),
+            progress=False)
+"""
+
+
+# ------------------------------------------------------------------------------------ the bare loop
+
+
+def bare_pictures(paths: list[str]) -> int:
+    """Decodes and resizes picture files; gives their number."""
+    cv2.setNumThreads(1)
+    for path in paths:
+        with open(path, "rb") as file:
+            data = np.frombuffer(file.read(), np.uint8)
+        _resize(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
+    return len(paths)
+
+
+def bare_volumes(paths: list[str]) -> int:
+    """Reads volumes or DICOM files with SimpleITK and resizes their slices; gives their number."""
+    import SimpleITK as sitk  # noqa: N813
+
+    cv2.setNumThreads(1)
+    slices = 0
+    for path in paths:
+        volume = sitk.GetArrayFromImage(sitk.ReadImage(path))
+        if volume.dtype == np.int32:  # HU of a DICOM file, which OpenCV does not resize
+            volume = volume.astype(np.int16)
+        for image in volume:
+            _resize(image)
+            slices += 1
+    return slices
+
+
+def _resize(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+# -------------------------------------------------------------------------------------- the cohorts
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cohort on disk: how `prepare` reads it, and how the bare loop does."""
+
+    name: str
+    reader: str
+    source: Path
+    bare: Callable[[list[str]], int]
+    pattern: str
+
+    def units(self, workers: int) -> list[list[str]]:
+        """The files in pieces for the bare loop, a dozen a worker."""
+        files = sorted(str(path) for path in self.source.glob(self.pattern))
+        return [files[start :: 12 * workers] for start in range(min(12 * workers, len(files)))]
+
+
+def write_jpegs(cohort: DemoCohort, folder: Path) -> None:
+    """Writes a cohort as one folder of JPEG files a patient, and its labels."""
+    from medseq_tf.readers.demo import patient_names, photographs, write_labels
+
+    names = patient_names(cohort)
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for place, image in enumerate(photographs(cohort.render(number).volume)):
+            cv2.imwrite(str(folder / name / f"{place + 1}.jpg"), image)
+    write_labels(cohort, names, folder / "labels.csv")
+
+
+def cases(folder: Path, options: argparse.Namespace) -> list[Case]:
+    """The demo cohort in three formats, and the real cohorts that were named."""
+    from medseq_tf.readers.demo import DemoCohort
+    from medseq_tf.readers.demo_files import write_dicom, write_volumes
+
+    patients, side, length = (6, 64, (4, 6)) if options.quick else (60, 256, (24, 36))
+    if not (folder / "pictures").exists():
+        write_jpegs(DemoCohort(patients=patients, size=side, slices=length), folder / "pictures")
+    patients, side = (4, 64) if options.quick else (8, 512)
+    scans = DemoCohort(patients=patients, size=side, slices=length)
+    if not (folder / "volumes").exists():
+        write_volumes(scans, folder / "volumes")
+    if not (folder / "dicom").exists():
+        write_dicom(scans, folder / "dicom")
+    found = [
+        Case("demo, JPEG", "image-folder", folder / "pictures", bare_pictures, "*/*.jpg"),
+        Case("demo, NIfTI", "volumes", folder / "volumes", bare_volumes, "*.nii.gz"),
+        Case("demo, DICOM", "dicom", folder / "dicom", bare_volumes, "**/IM*"),
+    ]
+    if options.stroke_ct:
+        found.append(Case("stroke CT", "image-folder", options.stroke_ct, bare_pictures, "*/*.jpg"))
+    if options.adrenal:
+        pattern = "volumes/*.nii.gz"
+        found.append(Case("adrenal", "volumes", options.adrenal, bare_volumes, pattern))
+    return found
+
+
+# ------------------------------------------------------------------------------------------ a round
+
+
+class Time(NamedTuple):
+    """Seconds by the clock, and of processor time of this process and all that it started."""
+
+    clock: float
+    processor: float
+
+
+def timed(work: Callable[[], int]) -> tuple[int, Time]:
+    """Calls a function; gives its result and how long it took."""
+    processor, clock = processor_seconds(), time.perf_counter()
+    result = work()
+    clock = time.perf_counter() - clock
+    return result, Time(clock, processor_seconds() - processor)
+
+
+def processor_seconds() -> float:
+    """Of this process and its descendants, those that have ended included."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        try:
+            total += sum(process.cpu_times()[:4])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def prepared(case: Case, out: Path, workers: int) -> int:
+    """Prepares a cohort; gives its number of slices."""
+    from medseq_tf.prepare import prepare
+
+    data = prepare(case.reader, case.source, out=out, size=SIZE, workers=workers, progress=False)
+    return data.info["counts"]["slices"]
+
+
+def compared(case: Case, folder: Path, workers: int, rounds: int) -> str:
+    """A row of the table."""
+    units = case.units(workers)
+    bare_rates, rates, ratios, processor_ratios = [], [], [], []
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for number in range(rounds + 1):
+            bare_slices, bare = timed(lambda: sum(pool.map(case.bare, units, chunksize=1)))
+            out = folder / "prepared"
+            slices, ours = timed(lambda out=out: prepared(case, out, workers))
+            shutil.rmtree(out)
+            if number == 0:
+                continue
+            bare_rates.append(bare_slices / bare.clock)
+            rates.append(slices / ours.clock)
+            ratios.append(rates[-1] / bare_rates[-1])
+            processor_ratios.append((bare.processor / bare_slices) / (ours.processor / slices))
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return (
+        f"{case.name:<12} {slices:>7} {statistics.median(bare_rates):>9.0f} "
+        f"{statistics.median(rates):>9.0f} {statistics.median(ratios):>7.2f}  {spread:<13} "
+        f"{statistics.median(processor_ratios):>9.2f}"
+    )
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def peak_memory(patients: int, folder: Path, workers: int) -> tuple[float, float]:
+    """Peak resident MiB of `prepare` in a process of its own, and of its largest worker."""
+    arguments = [str(folder / f"memory-{patients}"), str(patients), str(workers)]
+    script = folder / "memory.py"
+    script.write_text(MEMORY_RUN)
+    process = psutil.Popen([sys.executable, str(script), *arguments])
+    own = largest = 0
+    while process.poll() is None:
+        try:
+            own = max(own, process.memory_info().rss)
+            for child in process.children(recursive=True):
+                largest = max(largest, child.memory_info().rss)
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"preparing {patients} patients failed")
+    return own / 2**20, largest / 2**20
+
+
+def machine() -> str:
+    """The processor, cores, load and versions, in one line."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    return (
+        f"{name}, {psutil.cpu_count()} cores, load {load:.1f}; "
+        f"Python {platform.python_version()}, OpenCV {cv2.__version__}"
+    )
+
+
+def main() -> None:
+    """Prints the tables."""
+    from medseq_tf.readers.processes import cores
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small cohorts, one round")
+    parser.add_argument("--stroke-ct", type=Path, help="a class folder of JPEG slices")
+    parser.add_argument("--adrenal", type=Path, help="a folder of volumes/ and labels.csv")
+    parser.add_argument("--cohorts", type=Path, help="where demo cohorts are, or are to be kept")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=cores())
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
+    print(machine())
+    print(f"\nprepare beside a bare decode-and-resize loop, {options.workers} processes each")
+    print("                      slices a second    ratio, target 0.8     ratio by")
+    print("cohort        slices      bare   prepare  median  spread         processor")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cohorts = options.cohorts or folder / "cohorts"
+        cohorts.mkdir(parents=True, exist_ok=True)
+        for case in cases(cohorts, options):
+            print(compared(case, folder, options.workers, rounds), flush=True)
+        print(f"\npeak memory, target {TARGET_MEMORY}x for 10x the cohort")
+        print("patients   this process MiB   largest worker MiB")
+        patients = 4 if options.quick else 40
+        peaks = []
+        for count in (patients, 10 * patients):
+            peaks.append(peak_memory(count, folder, options.workers))
+            print(f"{count:>8} {peaks[-1][0]:>18.0f} {peaks[-1][1]:>20.0f}", flush=True)
+        growth = [large / small if small else 1.0 for small, large in zip(*peaks, strict=True)]
+        print(f"   ratio {growth[0]:>18.2f} {growth[1]:>20.2f}")
+
+
+if __name__ == "__main__":
+    main()
