@@ -2,8 +2,8 @@
 
 The commands are functions here, with the same arguments: `medseq_tf.prepare(...)`,
 `medseq_tf.train("fsm_bilstm", data="prepared/ct")`, `medseq_tf.evaluate("runs/first", data=...)`.
-Each is also a module with what belongs to it (`medseq_tf.evaluate.compare`), loaded at first use,
-so that `import medseq_tf` is quick.
+Each is also a module with what belongs to it (`medseq_tf.evaluate.fold_table`), loaded at first
+use, so that `import medseq_tf` is quick.
 """
 
 from __future__ import annotations

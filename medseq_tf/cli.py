@@ -185,7 +185,7 @@ def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
     import_tensorflow_quietly()
     from medseq_tf.evaluate import fold_text, text
-    from medseq_tf.tracking import tracking_uri
+    from medseq_tf.tracking import public_uri
     from medseq_tf.train import train as run
 
     done = run(**arguments)
@@ -194,8 +194,10 @@ def train(**arguments: Any) -> None:
         click.echo(fold_text(done.predictions))
     click.echo(f"run:    {done.path}")
     click.echo(f"report: {done.path / 'report.html'}")
-    if arguments["track"]:
-        click.echo(f"MLflow: {tracking_uri()}  (mlflow ui --backend-store-uri {tracking_uri()})")
+    for note in done.notes:
+        click.echo(f"note:   {note}")
+    if arguments["track"] and done.info["mlflow_run_id"]:
+        click.echo(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
 
 
 @cli.command()
@@ -208,7 +210,13 @@ def train(**arguments: Any) -> None:
     show_default=True,
     help="all: a data set that the run has never seen.",
 )
-@click.option("--resamples", default=2000, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--resamples",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Of the bootstrap over patients.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line a metric.")
 def evaluate(as_json: bool, **arguments: Any) -> None:
     """Metrics of a run by patient, with intervals."""
@@ -234,15 +242,17 @@ def main(command: str | None = None) -> NoReturn:
         _fail(error.format_message())
     except InputError as error:
         _fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
     except Stopped as stop:
         print(f"medseq-tf: {stop}", file=sys.stderr)
         sys.exit(130)
     except (KeyboardInterrupt, click.Abort):
         print("medseq-tf: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     sys.exit(0)
 
 

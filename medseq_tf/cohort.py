@@ -61,20 +61,24 @@ def holdout(studies: pd.DataFrame, split: experiment.Split) -> Rows:
 def folds(studies: pd.DataFrame, k: int, split: experiment.Split) -> list[Rows]:
     """Divides the patients into k folds, each the test of one split; each patient is tested once.
 
-    The table's own `split` column is not read: folds are over all patients.
-
     Args:
         studies: One row a study.
         k: Number of folds, at least 2.
-        split: Seed, and the share `validation` of the patients outside the test fold.
+        split: Seed, and the share `validation` of the patients outside the test fold. Folds are
+            over all patients, so a table with a split of its own needs `given=False`.
 
     Returns:
         k splits as from `holdout`.
 
     Raises:
-        InputError: k below 2, or too few patients for it.
+        InputError: k below 2, too few patients for it, or a given split that would be ignored.
     """
     _check_studies(studies)
+    if split.given and studies["split"].notna().any():
+        raise InputError(
+            "the data set has a split of its own, and folds would test on its training patients "
+            "and train on its test patients; split.given=false does so all the same"
+        )
     if k < 2:
         raise InputError(f"folds = {k}: cross-validation needs at least 2")
     fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}

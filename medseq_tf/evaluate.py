@@ -23,7 +23,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import Run
+from medseq_tf.runs import METRICS_COLUMNS, Run
 
 SHOWN = (
     "auroc",
@@ -44,8 +44,9 @@ class Evaluation:
 
     Attributes:
       table: one row a split, label and metric: value, low, high (95% interval), n, positives, note.
-      predictions: one row a study and label: study, patient, split, label, truth, probability,
-        threshold, positive (the call at the threshold) and, for cross-validated runs, fold.
+      predictions: one row a study and label: study, patient, slices (their number), split, label,
+        truth, probability, threshold, positive (the call at the threshold) and, for cross-validated
+        runs, fold.
     """
 
     table: pd.DataFrame
@@ -73,7 +74,10 @@ def evaluate(
     Raises:
       InputError: the data set does not fit the run or the split.
     """
+    if resamples < 1:
+        raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
     run = Run.load(run)
+    run.require_finished()
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     _check_data(run, prepared, split)
     parts = run.folds or [run]
@@ -102,13 +106,18 @@ def _check_data(run: Run, prepared: Prepared, split: str) -> None:
             f"{prepared.path}: has the labels {', '.join(prepared.label_names)}, the run "
             f"{run.path} predicts {', '.join(trained_on['label_names'])}"
         )
-    same = trained_on["fingerprint"] == prepared.fingerprint
-    if split == "all" and same:
-        raise InputError(
-            f"{prepared.path}: the run was trained on this data set; --split all is for one that "
-            "it has never seen"
-        )
-    if split != "all" and not same:
+    if split == "all":
+        contents = prepared.studies["content_hash"]
+        seen = prepared.studies.loc[contents.isin(set(run.contents.values())), "study_id"]
+        if len(seen):
+            raise InputError(
+                f"{prepared.path}: {len(seen)} of its {len(prepared)} studies are of the data set "
+                f"that the run was trained on (such as {seen.iloc[0]}); --split all is for studies "
+                "that it has never seen"
+            )
+    elif trained_on["fingerprint"] != prepared.fingerprint or not set(run.contents) <= set(
+        prepared.studies["study_id"]
+    ):
         raise InputError(
             f"{prepared.path}: is not the data set of the run {run.path} (another fingerprint), so "
             f"it has no {split} split; --split all evaluates the whole of it"
@@ -177,13 +186,16 @@ def predictions_table(
 
 def choose_thresholds(
     prepared: Prepared, rows: np.ndarray, probabilities: np.ndarray
-) -> dict[str, float]:
-    """Return each label's threshold by Youden's index on validation studies; 0.5 without any."""
+) -> tuple[dict[str, float], list[str]]:
+    """Return each label's threshold by Youden's index on validation studies, and notes.
+
+    A label that validation cannot judge, having one class only, gets 0.5 and a note.
+    """
     scored = ~np.isnan(probabilities).any(1)
-    thresholds, _ = metrics.choose_thresholds(
+    thresholds, notes = metrics.choose_thresholds(
         prepared.labels[rows][scored], probabilities[scored], prepared.label_names
     )
-    return dict(zip(prepared.label_names, map(float, thresholds), strict=True))
+    return dict(zip(prepared.label_names, map(float, thresholds), strict=True)), notes
 
 
 def score(predictions: pd.DataFrame, label_names: list[str], resamples: int = 2000) -> pd.DataFrame:
@@ -202,7 +214,7 @@ def score(predictions: pd.DataFrame, label_names: list[str], resamples: int = 20
         )
         table.insert(0, "split", split)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
 
 
 def point_metrics(

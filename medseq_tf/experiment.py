@@ -194,7 +194,7 @@ class OpticalDistortion(Settings):
 
 
 class CoarseDropout(Settings):
-    """Square holes filled with 0, after normalisation (the paper's choice) or before (paper 1)."""
+    """Square holes filled with 0, after normalisation (paper 1's final choice) or before."""
 
     holes: PositiveInt = 8
     size: PositiveInt = 8
@@ -300,7 +300,7 @@ class Loss(Settings):
     """Cross-entropy on logits, averaged over the labels that are known.
 
     `weights`: `none`; `chexnet`: -w+ y log p - w- (1-y) log(1-p) with w+ = negatives / all and
-    w- = positives / all of the training patients, by label (paper 2); `balanced`: w+ = negatives /
+    w- = positives / all of the training studies, by label (paper 2); `balanced`: w+ = negatives /
     positives, w- = 1; or one positive weight a label.
     """
 
@@ -312,7 +312,11 @@ class Loss(Settings):
 
 
 class Optimizer(Settings):
-    """The optimizer and its learning-rate schedule (paper 1: AdamW, 1e-3, 0.9, 0.999, 0.01)."""
+    """The optimizer and its learning-rate schedule (paper 1: AdamW, 1e-3, 0.9, 0.999, 0.01).
+
+    Weight decay is decoupled from the gradient (Loshchilov and Hutter 2019), for `adamw` and `sgd`;
+    `adam` and `adamax` have none.
+    """
 
     name: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -322,7 +326,7 @@ class Optimizer(Settings):
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Fraction = 0.0
-    """Share of all updates over which the rate rises from 0."""
+    """Share of all updates over which the rate rises to its full height."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -369,7 +373,7 @@ class Fit(Settings):
     batch_size: PositiveInt = 16
     """Sequences that pass through the model at once."""
     accumulate: PositiveInt = 1
-    """Batches whose gradients make one update: their exact mean over all sequences in them."""
+    """Batches whose gradients make one update: the exact mean over all known labels in them."""
     monitor: Literal[MONITORS] = "auroc"
     """Validation metric that picks the best epoch (ties: the smaller validation loss)."""
     patience: PositiveInt | None = 5

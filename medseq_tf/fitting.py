@@ -24,7 +24,7 @@ from medseq_tf.errors import Diverged, Stopped
 from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.inference import study_probabilities
-from medseq_tf.pipeline import SliceStore, steps_per_epoch, training_batches
+from medseq_tf.pipeline import SliceStore, readable, steps_per_epoch, training_batches
 from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
@@ -128,18 +128,18 @@ class Fitter:
             store=self.store,
         )
         bar = self._bar()
-        group_known = 0.0
-        for inputs, labels in batches:
-            total, known = self._accumulate(inputs["slices"], inputs["lengths"], labels).numpy()
-            self._check(total)
-            group_known += float(known)
-            self.loss_sum += float(total)
-            self.known += float(known)
+        totals: list[tf.Tensor] = []
+        for inputs, labels in readable(batches, self.store):
+            totals.append(self._accumulate(inputs["slices"], inputs["lengths"], labels))
             self.batch += 1
             if self.batch % recipe.accumulate and self.batch < self.steps:
                 continue
-            self._update(group_known)
-            group_known = 0.0
+            total, known = tf.add_n(totals).numpy()
+            self._check(total)
+            self._update(known)
+            totals.clear()
+            self.loss_sum += float(total)
+            self.known += float(known)
             bar.update(self.batch, [("loss", self.loss_sum / max(self.known, 1.0))], finalize=False)
             self.seconds = before + time.monotonic() - started
             if interrupted:
@@ -166,7 +166,7 @@ class Fitter:
     def _check(self, total: float) -> None:
         if not np.isfinite(total):
             raise Diverged(
-                f"the loss became {total} in epoch {self.epoch + 1}, batch {self.batch + 1}; a "
+                f"the loss became {total} in epoch {self.epoch + 1}, batch {self.batch}; a "
                 "smaller optimizer.learning_rate or optimizer.clip_norm=1 may help"
             )
 
@@ -209,8 +209,7 @@ class Fitter:
         sign = -1.0 if self.recipe.fit.monitor in ("loss", "brier") else 1.0
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
-            value = row[key]
-            return (sign * value if value == value else -np.inf, -row["val_loss"])
+            return _or_worst(sign * row[key]), _or_worst(-row["val_loss"])
 
         return max(self.history, key=rank)["epoch"]
 
@@ -252,6 +251,10 @@ class Fitter:
             setattr(self, key, value)
 
 
+def _or_worst(value: float) -> float:
+    return value if value == value else -np.inf
+
+
 def epoch_metrics(
     labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss
 ) -> dict[str, float]:
@@ -266,7 +269,8 @@ def epoch_metrics(
     logits = np.log(clipped) - np.log1p(-clipped)
     kept = ~np.isnan(probabilities).any(1)
     elements, known = loss.elementwise(labels[kept], logits[kept])
-    values = {"loss": float(np.sum(elements)) / max(float(np.sum(known)), 1.0)}
+    count = float(np.sum(known))
+    values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
     return values | point_metrics(labels[kept], probabilities[kept])
 
 
@@ -276,16 +280,17 @@ def build_optimizer(
     """Return the recipe's optimizer; `updates` is the length of the schedule."""
     rate: Any = settings.learning_rate
     warmup = round(settings.warmup * updates)
+    first = settings.learning_rate / max(warmup, 1)
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=0.0 if warmup else settings.learning_rate,
+            initial_learning_rate=first,
             decay_steps=max(updates - warmup, 1),
             warmup_target=settings.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
     elif warmup:
         rate = keras.optimizers.schedules.PolynomialDecay(
-            initial_learning_rate=settings.learning_rate / warmup,
+            initial_learning_rate=first,
             decay_steps=warmup,
             end_learning_rate=settings.learning_rate,
         )
@@ -295,16 +300,18 @@ def build_optimizer(
             momentum=settings.beta_1, weight_decay=settings.weight_decay, **common
         )
     else:
-        kind = {
-            "adamw": keras.optimizers.AdamW,
-            "adam": keras.optimizers.Adam,
-            "adamax": keras.optimizers.Adamax,
-        }[settings.name]
-        optimizer = kind(
-            weight_decay=settings.weight_decay,
+        kinds = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
+        decay = {}
+        if settings.name == "adamw":
+            kinds, decay = (
+                {"adamw": keras.optimizers.AdamW},
+                {"weight_decay": settings.weight_decay},
+            )
+        optimizer = kinds[settings.name](
             beta_1=settings.beta_1,
             beta_2=settings.beta_2,
             epsilon=settings.epsilon,
+            **decay,
             **common,
         )
     if precision == "mixed_float16":

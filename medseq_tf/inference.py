@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from medseq_tf.errors import Diverged
 from medseq_tf.experiment import Experiment
-from medseq_tf.pipeline import SliceStore, evaluation_batches
+from medseq_tf.pipeline import SliceStore, evaluation_batches, readable
 
 
 def study_probabilities(
@@ -27,6 +28,9 @@ def study_probabilities(
     Returns:
       Probabilities `(studies, labels)` in the order of `rows`; NaN for a study that the recipe's
       sequence policy leaves out.
+
+    Raises:
+      Diverged: the model gives a probability that is no number.
     """
     rows = np.asarray(rows, np.int64)
     total = np.zeros((len(rows), len(store.prepared.label_names)))
@@ -34,11 +38,16 @@ def study_probabilities(
     position = {int(row): i for i, row in enumerate(rows)}
     forward = _forward(model)
     batches = evaluation_batches(store.prepared, rows, experiment, store=store)
-    for inputs, _, batch_rows in batches:
+    for inputs, _, batch_rows in readable(batches, store):
         probabilities = forward(inputs["slices"], inputs["lengths"]).numpy()
         at = [position[int(row)] for row in batch_rows.numpy()]
         np.add.at(total, at, probabilities)
         np.add.at(count, at, 1)
+    if not np.isfinite(total).all():
+        raise Diverged(
+            "the model's probabilities are no numbers; a smaller optimizer.learning_rate or "
+            "optimizer.clip_norm=1 may help"
+        )
     with np.errstate(invalid="ignore"):
         return total / count[:, None]
 

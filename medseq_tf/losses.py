@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from medseq_tf import experiment
+from medseq_tf.errors import InputError
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -111,7 +112,16 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
 
 
 def build(settings: experiment.Loss, labels: np.ndarray) -> LabelLoss:
-    """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`."""
+    """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`.
+
+    Raises:
+      InputError: `loss.weights` has another number of weights than there are labels.
+    """
+    if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
+        raise InputError(
+            f"loss.weights has {len(settings.weights)} weights, the data set {labels.shape[1]} "
+            "labels; give one weight a label"
+        )
     positive, negative = label_weights(labels, settings.weights)
     return LabelLoss(
         positive_weight=positive.tolist(),

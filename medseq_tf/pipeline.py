@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -50,6 +50,7 @@ class SliceStore:
     Attributes:
         dtype: NumPy type of the intensities.
         in_memory: Whether decoded slices are kept.
+        failure: Why a study could not be read, for those who see only that a batch failed.
     """
 
     def __init__(self, prepared: Prepared, experiment: Experiment):
@@ -64,6 +65,7 @@ class SliceStore:
         self.in_memory = {"memory": True, "none": False, "auto": fits}[experiment.fit.cache]
         self._studies: dict[int, np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
+        self.failure: InputError | None = None
 
     def slices(self, row: int, indices: np.ndarray) -> np.ndarray:
         """Gives (T, size, size) intensities of the slices at `indices` of the study at `row`."""
@@ -246,6 +248,20 @@ def evaluation_batches(
     return dataset.prefetch(PREFETCH)
 
 
+def readable(batches: tf.data.Dataset, store: SliceStore) -> Iterator:
+    """Yields the batches; a study that cannot be read is the store's own one-line error.
+
+    Raises:
+        InputError: A study of the prepared data set cannot be read.
+    """
+    try:
+        yield from batches
+    except tf.errors.OpError:
+        if store.failure is None:
+            raise
+        raise store.failure from None
+
+
 def _training_plan(
     prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, epoch: int
 ) -> list[Batch]:
@@ -295,9 +311,13 @@ def _dataset(
     def read(index):
         batch = batches[index]
         rows = np.array([sequence.study for sequence in batch], np.int32)
-        images = np.concatenate([store.slices(*sequence) for sequence in batch])
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
-        ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
+        try:
+            images = np.concatenate([store.slices(*sequence) for sequence in batch])
+            ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
+        except InputError as error:
+            store.failure = error
+            raise
         return images, lengths, ranges, seeds[index], labels[rows], rows
 
     specification = (

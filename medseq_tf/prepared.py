@@ -32,9 +32,9 @@ class Prepared:
         path: the folder.
         info: the content of `dataset.json`.
         studies: one row a study: `study_id`, `patient_id` (salted hashes), `slices` (their number),
-            `split` (or null), `content_hash`, `slice_hashes` (None for a constant slice), `source`
-            (relative to the source), `shard`, `offset`, `length` (where its example lies) and one
-            float column `label.<name>` a label, nan where unknown.
+            `split` (or null), `content_hash`, `slice_hashes` (None for a slice that says too
+            little), `source` (relative to the source), `shard`, `offset`, `length` (where its
+            example lies) and one float column `label.<name>` a label, nan where unknown.
     """
 
     path: Path
@@ -103,14 +103,24 @@ class Prepared:
         Returns:
             (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
         """
-        stored = _decode(decode_example(self.record(row))["slices"], indices)
+        stored = self._decoded(row, "slices", indices)
         offset = self.info["storage"]["offset"]
         return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
 
     def masks(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray | None:
         """(T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`, or None without masks."""
-        encoded = decode_example(self.record(row)).get("masks")
-        return None if encoded is None else (_decode(encoded, indices) > 0).astype(np.uint8)
+        masks = self._decoded(row, "masks", indices)
+        return None if masks is None else (masks > 0).astype(np.uint8)
+
+    def _decoded(self, row: int, name: str, indices: Sequence[int] | None) -> np.ndarray | None:
+        try:
+            encoded = decode_example(self.record(row)).get(name)
+            return None if encoded is None else _decode(encoded, indices)
+        except (OSError, ValueError, LookupError, TypeError, cv2.error):
+            raise InputError(
+                f"{self.path}/shards/{self.studies['shard'].iat[row]}: study "
+                f"{self.studies['study_id'].iat[row]} is damaged; copy the data set again, whole"
+            ) from None
 
 
 def _read_info(path: Path) -> dict:

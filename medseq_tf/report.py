@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
+from medseq_tf import metrics
 from medseq_tf.evaluate import SHOWN, fold_summary, fold_table
-from medseq_tf.runs import Run
+from medseq_tf.runs import Run, atomic
 
 STYLE = """
 :root { --ink: #1c2733; --soft: #5c6b7a; --line: #d9e0e6; --accent: #0b6e99; --warn: #8a4b08; }
@@ -35,14 +35,15 @@ tr.wrong td { color: var(--warn); font-weight: 600; }
 
 def write(run: Run) -> None:
     """Write `report.html` into the run's folder; it needs no network to be read."""
-    (run.path / "report.html").write_text(page(run), "utf-8")
+    with atomic(run.path / "report.html") as temporary:
+        temporary.write_text(page(run), "utf-8")
 
 
 def page(run: Run) -> str:
     """Return the report of a finished run as HTML."""
     recipe, dataset, predictions = run.experiment, run.dataset, run.predictions
     table = run.metrics
-    split = "test" if (table["split"] == "test").any() else table["split"].iloc[0]
+    split = "test" if (table["split"] == "test").any() else "validation"
     sections = [
         f"<h1>{html.escape(run.name)}</h1>",
         f"<p class='sub'>{html.escape(recipe.description)}</p>",
@@ -55,6 +56,7 @@ def page(run: Run) -> str:
         f"<h2>Metrics ({split} studies)</h2>",
         "<p class='sub'>Thresholds were chosen on validation; 95% intervals by bootstrap over "
         "patients.</p>",
+        *(f"<p class='notice'>{html.escape(note)}</p>" for note in run.notes),
         _table(_metric_rows(table[table["split"] == split])),
     ]
     if run.folds:
@@ -115,10 +117,11 @@ def discrimination(predictions: pd.DataFrame, labels: Sequence[str]) -> tuple[Fi
         part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
         if part["truth"].nunique() < 2:
             continue
-        false_positive, sensitivity, _ = roc_curve(part["truth"], part["probability"])
-        left.plot(false_positive, sensitivity, label=label)
-        precision, recall, _ = precision_recall_curve(part["truth"], part["probability"])
-        right.step(recall, precision, where="post", label=label)
+        truth, probability = part["truth"].to_numpy(float), part["probability"].to_numpy(float)
+        roc = metrics.roc_points(truth, probability)
+        left.plot(roc["false_positive_rate"], roc["sensitivity"], label=label)
+        points = metrics.precision_recall_points(truth, probability)
+        right.step(points["recall"], points["precision"], where="pre", label=label)
     left.plot([0, 1], [0, 1], color="#d9e0e6", zorder=0)
     left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC", aspect="equal")
     right.set(xlabel="recall", ylabel="precision", title="Precision and recall", ylim=(0, 1.05))

@@ -3,6 +3,7 @@
 experiment.yaml      every value, as used          dataset.json   the data set it was trained on
 model.keras          the best epoch                history.csv    one row an epoch
 splits.json          study ids by split            metrics.json   thresholds and metrics by split
+studies.json         content hash by study id, to know them again elsewhere
 predictions.parquet  study, patient, split, label, truth, probability
 run.json             status, MLflow run id, versions
 report.html
@@ -24,6 +25,21 @@ import pandas as pd
 
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError
+
+METRICS_COLUMNS = [
+    "split",
+    "label",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "n",
+    "positives",
+    "patients",
+    "threshold",
+    "note",
+]
+"""Of a table of metrics, one row a split, label and metric."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,22 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """Metrics by split and label with their bootstrap intervals over patients."""
-        return pd.DataFrame(self._json("metrics.json")["table"])
+        return pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
 
     @property
     def thresholds(self) -> dict[str, float]:
         """The threshold of each label, chosen on validation."""
         return self._json("metrics.json")["thresholds"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the thresholds: a label that validation could not judge."""
+        return self._json("metrics.json")["notes"]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The content hash of every study of the data set that the run was trained on, by id."""
+        return self._json("studies.json")
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -107,14 +133,28 @@ class Run:
 
         return keras.saving.load_model(self._file("model.keras"), compile=False)
 
+    def require_finished(self) -> None:
+        """Raise an InputError unless the run, and each of its folds, was trained to its end."""
+        missing = [run for run in (self, *self.folds) if run.info["status"] != "finished"]
+        if missing or len(self.folds) != (self.info.get("folds") or 0):
+            status = missing[0].info["status"] if missing else "without some of its folds"
+            raise InputError(
+                f"{self.path}: the run is {status}; train --resume with the same recipe, data and "
+                "folds finishes it"
+            )
+
     def _file(self, name: str) -> Path:
         path = self.path / name
-        if not path.is_file():
-            status = self.info.get("status", "unknown") if name != "run.json" else "unknown"
-            raise InputError(
-                f"{path} is missing; the run's status is {status}: finish it with train --resume"
-            )
-        return path
+        if path.is_file():
+            return path
+        if name == "run.json":
+            raise InputError(f"{path} is missing: the folder is no whole run")
+        if self.folds:
+            raise InputError(f"{path}: a cross-validated run has none; take one of its folds")
+        raise InputError(
+            f"{path} is missing; the run's status is {self.info['status']}: finish it with train "
+            "--resume"
+        )
 
     def _json(self, name: str) -> Any:
         return json.loads(self._file(name).read_text("utf-8"))
@@ -131,10 +171,17 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -21,6 +21,11 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 UNSENT = "tracking_unsent.jsonl"
 
 
+def public_uri() -> str:
+    """Return `tracking_uri()` without user name and password."""
+    return _public(tracking_uri())
+
+
 def tracking_uri() -> str:
     """Return where runs are tracked: `MLFLOW_TRACKING_URI`, or a local sqlite file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
@@ -67,8 +72,7 @@ class Tracker:
         if self.run_id and self._goes_on(client):
             self._client = client
             return
-        found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        experiment_id = _experiment_id(client, experiment)
         tags = resolve_tags({"mlflow.parentRunId": parent} if parent else {})
         run = client.create_run(experiment_id, run_name=name, tags=tags)
         self.run_id, self._client = run.info.run_id, client
@@ -171,7 +175,7 @@ class Tracker:
                 self._said = True
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 print(
-                    f"medseq-tf: MLflow at {_public(tracking_uri())} cannot be used "
+                    f"medseq-tf: MLflow at {public_uri()} cannot be used "
                     f"({_public(reason)[:160]}); the run goes on, its records are kept in "
                     f"{self.folder / UNSENT}",
                     file=sys.stderr,
@@ -180,6 +184,20 @@ class Tracker:
     def _keep(self, kind: str, payload: Mapping[str, Any]) -> None:
         with open(self.folder / UNSENT, "a", encoding="utf-8") as unsent:
             unsent.write(json.dumps({"kind": kind, **payload}) + "\n")
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    for attempt in (1, 2):
+        if found := client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return client.create_experiment(name)
+        except MlflowException:  # another run has made it in the meantime
+            if attempt == 2:
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 def _public(text: str) -> str:

@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pandas as pd
 import tensorflow as tf
 
 import medseq_tf
-from medseq_tf import cohort, report, tracking
+from medseq_tf import cohort, losses, models, report
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluate import choose_thresholds, fold_summary, predictions_table, score
@@ -31,6 +32,9 @@ from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run, atomic, write_json
+from medseq_tf.tracking import Tracker
+
+BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")
 
 
 def train(
@@ -57,6 +61,7 @@ def train(
       name: the run's name; default the recipe's.
       overrides: `dotted.key=value`, as with `--set`.
       folds: cross-validate over this many patient-level folds: one run a fold, pooled at the end.
+        All folds start from the same weights, so their spread is that of the patients alone.
       resume: go on with an interrupted run in `out`, to bitwise the same weights.
       track: log to MLflow.
       verbose: show progress.
@@ -72,53 +77,92 @@ def train(
     recipe = recipes.load(experiment, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     folder = Path(out) if out is not None else Path("runs") / (name or recipe.name)
-    started = _open_folder(folder, recipe, prepared, folds, resume)
-    if started.get("status") == "finished":
+    before = _before(folder, recipe, prepared, folds, resume)
+    if before.get("status") == "finished":
         return Run.load(folder)
     store = SliceStore(prepared, recipe)
+    splits = _splits(folder, recipe, prepared, folds)
+    if not before:
+        _check_model(recipe, prepared, splits if folds is None else splits[0])
+        _begin(folder, recipe, prepared, splits, folds)
     if folds is None:
-        split = cohort.holdout(prepared.studies, recipe.split)
-        _train_one(recipe, store, split, folder, track, verbose)
+        _train_one(recipe, store, splits, folder, name or folder.name, track, verbose)
     else:
-        _cross_validate(recipe, store, folder, folds, track, verbose)
+        _cross_validate(recipe, store, splits, folder, name or folder.name, track, verbose)
     return Run.load(folder)
 
 
-def _open_folder(
+def _before(
     folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None, resume: bool
 ) -> dict[str, Any]:
-    """Make the run folder, or check that the one to resume was started with the same input."""
-    asked = {"fingerprint": prepared.fingerprint, "folds": folds}
+    """Return what is known of the run to resume, nothing for a new one; refuse any other folder."""
+    if not (folder / "run.json").is_file():
+        # run.json is written last: without it, the others are of a run that never began.
+        taken = not folder.is_dir() or any(
+            f.name not in BEGINNING and not f.name.startswith(".") for f in folder.iterdir()
+        )
+        if folder.exists() and taken:
+            raise InputError(f"{folder}: is in use and holds no run; choose another --out")
+        return {}
+    if not resume:
+        raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
+    run = Run.load(folder)
+    stored, asked = run.experiment.flat(), recipe.flat()
+    stored |= {"data": run.info["fingerprint"], "folds": run.info["folds"]}
+    asked |= {"data": prepared.fingerprint, "folds": folds}
+    for key, value in asked.items():
+        if stored.get(key) != value:
+            raise InputError(
+                f"{folder}: the run to resume has {key} = {stored.get(key)}, asked for {value}; "
+                "resume with the same recipe, data and folds"
+            )
+    return run.info
+
+
+def _splits(folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None) -> Any:
+    """Return the split, or one a fold; those of a run to resume are the ones that it began with."""
+    stored = folder / "splits.json"
     if (folder / "run.json").is_file():
-        if not resume:
-            raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
-        run = Run.load(folder)
-        before = run.experiment.flat()
-        for key, value in recipe.flat().items():
-            if before.get(key) != value:
-                raise InputError(
-                    f"{folder}: the run to resume has {key} = {before.get(key)}, asked for "
-                    f"{value}; resume with the same recipe"
-                )
-        for key, value in asked.items():
-            if run.info.get(key) != value:
-                raise InputError(
-                    f"{folder}: the run to resume has {key} = {run.info.get(key)}, asked for "
-                    f"{value}; resume with the same data and folds"
-                )
-        return run.info
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is in use and holds no run; choose another --out")
-    _begin_folder(folder, recipe, prepared, asked)
-    return {}
+        return cohort.splits_from_json(prepared.studies, stored.read_text("utf-8"))
+    if folds is None:
+        return cohort.holdout(prepared.studies, recipe.split)
+    return cohort.folds(prepared.studies, folds, recipe.split)
 
 
-def _begin_folder(folder: Path, recipe: Experiment, prepared: Prepared, asked: dict) -> None:
+def _check_model(recipe: Experiment, prepared: Prepared, split: Mapping[str, np.ndarray]) -> None:
+    """Raise an InputError for what the data and the model do not agree on, before a run begins."""
+    size, labels = recipe.input.size, prepared.labels
+    losses.build(recipe.loss, labels[split["train"]])
+    models.build(recipe.model, (size, size, recipe.input.channels), labels.shape[1])
+
+
+def _begin(
+    folder: Path,
+    recipe: Experiment,
+    prepared: Prepared,
+    splits: Any,
+    folds: int | None,
+) -> None:
+    """Write what a run begins with, `run.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
+    studies = prepared.studies
     with atomic(folder / "experiment.yaml") as temporary:
         temporary.write_text(recipe.to_yaml(), "utf-8")
     write_json(folder / "dataset.json", prepared.info)
-    write_json(folder / "run.json", {"status": "started", **asked, **_environment()})
+    write_json(
+        folder / "studies.json",
+        dict(zip(studies["study_id"], studies["content_hash"], strict=True)),
+    )
+    write_json(folder / "splits.json", json.loads(cohort.splits_to_json(studies, splits)))
+    write_json(
+        folder / "run.json",
+        {
+            "status": "started",
+            "fingerprint": prepared.fingerprint,
+            "folds": folds,
+            **_environment(),
+        },
+    )
 
 
 def _environment() -> dict[str, Any]:
@@ -155,37 +199,41 @@ def _train_one(
     store: SliceStore,
     split: Mapping[str, np.ndarray],
     folder: Path,
+    name: str,
     track: bool,
     verbose: bool,
     parent: str | None = None,
 ) -> None:
     """Train, choose thresholds, predict and report one split into `folder`."""
     prepared = store.prepared
-    if len(split["train"]) == 0:
-        raise InputError("the split leaves no study to train on")
-    write_json(folder / "splits.json", json.loads(cohort.splits_to_json(prepared.studies, split)))
-    info = Run(folder).info
-    tracker = tracking.Tracker(
-        folder, folder.name, parent=parent, run_id=info.get("mlflow_run_id"), enabled=track
-    )
-    _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
-    tracker.params(recipe.flat())
     counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
-    tracker.dataset(prepared.path.name, prepared.fingerprint, {**prepared.info["counts"], **counts})
-    try:
+    with _tracked(folder, name, track, parent) as tracker:
+        tracker.params(recipe.flat())
+        tracker.dataset(
+            prepared.path.name, prepared.fingerprint, {**prepared.info["counts"], **counts}
+        )
         Fitter(recipe, store, split, folder, tracker, verbose).run()
         _finish(recipe, store, split, folder, tracker)
-    except Stopped:
-        _set_info(folder, status="stopped")
-        tracker.end("KILLED")
-        raise
-    except BaseException:
-        _set_info(folder, status="failed")
-        tracker.end("FAILED")
-        raise
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    _set_info(folder, status="finished")
-    tracker.end("FINISHED")
+
+
+@contextmanager
+def _tracked(folder: Path, name: str, track: bool, parent: str | None = None) -> Iterator[Tracker]:
+    """Yield the run's tracker; note in `run.json` and in MLflow how the block ended."""
+    tracker = Tracker(
+        folder, name, parent=parent, run_id=Run(folder).info.get("mlflow_run_id"), enabled=track
+    )
+    _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
+    status, tracked = "failed", "FAILED"
+    try:
+        yield tracker
+        status, tracked = "finished", "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status, tracked = "stopped", "KILLED"
+        raise
+    finally:
+        _set_info(folder, status=status)
+        tracker.end(tracked)
 
 
 # ------------------------------------------------------------------------- after the last epoch
@@ -196,24 +244,29 @@ def _finish(
     store: SliceStore,
     split: Mapping[str, np.ndarray],
     folder: Path,
-    tracker: tracking.Tracker,
+    tracker: Tracker,
 ) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
     prepared, model = store.prepared, Run(folder).model()
+    nothing = np.empty((0, len(prepared.label_names)))
     probabilities = {
         part: study_probabilities(model, store, split[part], recipe)
         for part in ("validation", "test")
         if len(split[part])
     }
     thresholds = dict.fromkeys(prepared.label_names, 0.5)
+    notes = ["no validation studies: the thresholds are 0.5"]
     if "validation" in probabilities:
-        thresholds = choose_thresholds(prepared, split["validation"], probabilities["validation"])
+        thresholds, notes = choose_thresholds(
+            prepared, split["validation"], probabilities["validation"]
+        )
     tables = [
-        predictions_table(prepared, split[part], values, part, thresholds)
-        for part, values in probabilities.items()
+        predictions_table(prepared, rows, probabilities.get(part, nothing), part, thresholds)
+        for part, rows in split.items()
+        if part != "train"
     ]
-    if tables:
-        _write_results(folder, pd.concat(tables, ignore_index=True), prepared, thresholds, tracker)
+    predictions = pd.concat(tables, ignore_index=True)
+    _write_results(folder, predictions, prepared, thresholds, notes, tracker)
 
 
 def _write_results(
@@ -221,14 +274,16 @@ def _write_results(
     predictions: pd.DataFrame,
     prepared: Prepared,
     thresholds: Mapping[str, float],
-    tracker: tracking.Tracker,
+    notes: list[str],
+    tracker: Tracker,
 ) -> None:
     """Write predictions, metrics and report into a run folder, and log them."""
     with atomic(folder / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary, index=False)
     table = score(predictions, prepared.label_names)
     rows = table.to_dict(orient="records")
-    write_json(folder / "metrics.json", {"thresholds": dict(thresholds), "table": rows})
+    results = {"thresholds": dict(thresholds), "notes": notes, "table": rows}
+    write_json(folder / "metrics.json", results)
     report.write(Run(folder))
     named = {
         f"{row['split']}_{row['metric']}"
@@ -238,6 +293,7 @@ def _write_results(
     tracker.metrics(named)
     for file in (
         "experiment.yaml",
+        "model.keras",
         "splits.json",
         "history.csv",
         "metrics.json",
@@ -249,37 +305,33 @@ def _write_results(
 
 
 def _cross_validate(
-    recipe: Experiment, store: SliceStore, folder: Path, folds: int, track: bool, verbose: bool
+    recipe: Experiment,
+    store: SliceStore,
+    splits: list[Mapping[str, np.ndarray]],
+    folder: Path,
+    name: str,
+    track: bool,
+    verbose: bool,
 ) -> None:
     """Train one run a fold and pool their test predictions, each called by its fold's threshold."""
     prepared = store.prepared
-    parts = cohort.folds(prepared.studies, folds, recipe.split)
-    write_json(folder / "splits.json", json.loads(cohort.splits_to_json(prepared.studies, parts)))
-    info = Run(folder).info
-    tracker = tracking.Tracker(folder, folder.name, run_id=info.get("mlflow_run_id"), enabled=track)
-    _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
-    tracker.params({**recipe.flat(), "folds": folds})
-    tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
-    status = "failed"
-    try:
-        for number, part in enumerate(parts, start=1):
+    with _tracked(folder, name, track) as tracker:
+        tracker.params({**recipe.flat(), "folds": len(splits)})
+        tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
+        for number, split in enumerate(splits, start=1):
             if verbose:
-                print(f"Fold {number}/{folds}")
+                print(f"Fold {number}/{len(splits)}")
             fold = folder / f"fold_{number}"
-            started = _open_folder(fold, recipe, prepared, None, resume=True)
-            if started.get("status") != "finished":
-                _train_one(recipe, store, part, fold, track, verbose, parent=tracker.run_id)
+            before = _before(fold, recipe, prepared, None, resume=True)
+            if not before:
+                _begin(fold, recipe, prepared, split, None)
+            if before.get("status") != "finished":
+                title = f"{name} fold {number}"
+                _train_one(recipe, store, split, fold, title, track, verbose, tracker.run_id)
         _pool(folder, prepared, tracker)
-        status = "finished"
-    except Stopped:
-        status = "stopped"
-        raise
-    finally:
-        _set_info(folder, status=status)
-        tracker.end({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[status])
 
 
-def _pool(folder: Path, prepared: Prepared, tracker: tracking.Tracker) -> None:
+def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
     runs = Run(folder).folds
     pooled = pd.concat(
         [run.predictions.assign(fold=number) for number, run in enumerate(runs, start=1)],
@@ -289,7 +341,8 @@ def _pool(folder: Path, prepared: Prepared, tracker: tracking.Tracker) -> None:
         label: float(np.mean([run.thresholds[label] for run in runs]))
         for label in prepared.label_names
     }
-    _write_results(folder, pooled, prepared, thresholds, tracker)
+    notes = [f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes]
+    _write_results(folder, pooled, prepared, thresholds, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])
     tracker.metrics({f"test_{row.metric}_fold_mean": row.mean for row in summary.itertuples()})
     tracker.metrics({f"test_{row.metric}_fold_sd": row.sd for row in summary.itertuples()})

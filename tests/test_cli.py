@@ -188,7 +188,7 @@ def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, cap
     prepare("demo", out=tmp_path / "other", patients=12, size=32, seed=7, workers=1, progress=False)
     prepare("demo", out=tmp_path / "five", patients=12, size=32, labels=5, progress=False)
     for data, split, message in (
-        (demo_data, "all", "was trained on this data set"),
+        (demo_data, "all", "are of the data set that the run was trained on"),
         (tmp_path / "other", "test", "--split all evaluates the whole of it"),
         (tmp_path / "five", "all", "has the labels"),
     ):
