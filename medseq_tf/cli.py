@@ -251,7 +251,7 @@ def main(command: str | None = None) -> NoReturn:
         print(f"medseq-tf: {stop}", file=sys.stderr)
         sys.exit(130)
     except (KeyboardInterrupt, click.Abort):
-        print("medseq-tf: interrupted", file=sys.stderr)
+        print("medseq-tf: interrupted; prepare again, or train --resume, goes on", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
@@ -266,7 +266,7 @@ def import_tensorflow_quietly() -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
-        except BaseException:
+        except Exception:
             greetings.seek(0)
             os.write(stderr, greetings.read())
             raise

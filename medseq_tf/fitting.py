@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ import tensorflow as tf
 
 from medseq_tf import experiment as recipes
 from medseq_tf import losses, models, tracking
-from medseq_tf.errors import Diverged, Stopped
+from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.inference import study_probabilities
@@ -241,12 +242,22 @@ class Fitter:
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return
-        with np.load(path, allow_pickle=False) as saved:
-            state = json.loads(str(saved["state"]))
-            for i, variable in enumerate(self.model.variables):
-                variable.assign(saved[f"model_{i}"])
-            for i, variable in enumerate(self.optimizer.variables):
-                variable.assign(saved[f"optimizer_{i}"])
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
+                state = json.loads(str(saved["state"]))
+                for i, variable in enumerate(self.model.variables):
+                    variable.assign(saved[f"model_{i}"])
+                for i, variable in enumerate(self.optimizer.variables):
+                    variable.assign(saved[f"optimizer_{i}"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise InputError(
+                f"{path}: is damaged, so the run cannot go on; start anew in another --out"
+            ) from None
+        if state["history"] and not (self.folder / "model.keras").is_file():
+            raise InputError(
+                f"{self.folder}/model.keras: the best epoch's model is gone, so the run cannot go "
+                "on; start anew in another --out"
+            )
         for key, value in state.items():
             setattr(self, key, value)
 

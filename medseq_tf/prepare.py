@@ -8,6 +8,11 @@ leaves its finished shards there; the next run with the same source and settings
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # answer --help before anything heavy is imported
+    from medseq_tf.cli import main
+
+    main("prepare")
+
 import collections
 import contextlib
 import dataclasses
@@ -34,6 +39,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.prepared import FORMAT_VERSION, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
 from medseq_tf.readers.processes import cores, isolated_map, start_server
+from medseq_tf.readers.study import source_salt
 from medseq_tf.study_record import (
     STORAGE,
     Aspect,
@@ -211,7 +217,7 @@ class _Job:
             "growing": "linear",
             "studies_per_shard": STUDIES_PER_SHARD,
         }
-        return cls(scan, recipe, preparation, _salt(scan))
+        return cls(scan, recipe, preparation, source_salt(scan.listing))
 
     def study_id(self, study: StudySource) -> str:
         return _digest(self.salt, "study", study.source)[:16]
@@ -241,12 +247,6 @@ def _plain(value):
     if isinstance(value, Path) or (isinstance(value, str) and os.sep in value):
         return Path(value).name
     return list(value) if isinstance(value, (tuple, set)) else value
-
-
-def _salt(scan: Scan) -> bytes:
-    """Of the user, or else of the source's listing: the same source gives the same ids."""
-    given = os.environ.get("MEDSEQ_TF_SALT")
-    return given.encode() if given else _digest(repr(sorted(scan.listing))).encode()
 
 
 def _digest(*parts: str | bytes) -> str:
@@ -507,6 +507,7 @@ def _write_data_set(
     """Writes everything beside the shards."""
     findings = findings + _copies(rows)
     counts = _counts(rows, job.scan.label_names)
+    studies = _parquet(rows)
     audit = build_audit(findings, {k: counts[k] for k in ("studies", "patients", "slices")})
     info = {
         "format_version": FORMAT_VERSION,
@@ -518,11 +519,12 @@ def _write_data_set(
         "counts": counts,
         "fingerprint": _fingerprint(job, rows),
         "preparation": job.preparation,
+        "studies": {"bytes": len(studies), "sha256": hashlib.sha256(studies).hexdigest()},
         "shards": {s.name: {"bytes": s.bytes, "sha256": s.sha256} for s in shards if s.rows},
     }
     _write(folder / "audit.json", _json(audit))
     _write(folder / "audit.txt", audit_text(audit).encode())
-    _write(folder / "studies.parquet", _parquet(rows))
+    _write(folder / "studies.parquet", studies)
     _write(folder / "dataset.json", _json(info))
 
 

@@ -9,6 +9,8 @@ audit.json, audit.txt   what was odd in the source
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,18 @@ from medseq_tf.errors import InputError
 from medseq_tf.tfrecord import decode_example
 
 FORMAT_VERSION = 1
+KEYS = (
+    "label_names",
+    "modality",
+    "unit",
+    "size",
+    "storage",
+    "counts",
+    "fingerprint",
+    "preparation",
+    "studies",
+    "shards",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,13 +67,20 @@ class Prepared:
         info = _read_info(path)
         _check_shards(path, info)
         try:
-            studies = pd.read_parquet(path / "studies.parquet")
-        except (OSError, ValueError) as error:
+            table = (path / "studies.parquet").read_bytes()
+        except OSError as error:
             raise InputError(f"{path}/studies.parquet cannot be read; prepare again") from error
-        if len(studies) != info["counts"]["studies"]:
+        if hashlib.sha256(table).hexdigest() != info["studies"]["sha256"]:
             raise InputError(
-                f"{path}/studies.parquet has {len(studies)} studies where dataset.json counts "
-                f"{info['counts']['studies']}; prepare again"
+                f"{path}/studies.parquet is not the one that dataset.json was written with; "
+                "prepare again"
+            )
+        studies = pd.read_parquet(io.BytesIO(table))
+        needed = {f"label.{name}" for name in info["label_names"]}
+        if not needed <= set(studies) or not set(studies["shard"]) <= set(info["shards"]):
+            raise InputError(
+                f"{path}/dataset.json names labels or shards that studies.parquet does not have; "
+                "prepare again"
             )
         return cls(path, info, studies)
 
@@ -127,6 +148,8 @@ def _read_info(path: Path) -> dict:
     try:
         info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         version = info["format_version"]
+        if version == FORMAT_VERSION:
+            _check_keys(info)
     except FileNotFoundError:
         raise InputError(
             f"{path} is not a prepared data set (no dataset.json in it); make one with "
@@ -140,6 +163,15 @@ def _read_info(path: Path) -> dict:
             f"prepare again"
         )
     return info
+
+
+def _check_keys(info: dict) -> None:
+    """Raises a KeyError or ValueError if a key is missing or a shard is no plain file name."""
+    for key in KEYS:
+        info[key]
+    for name in info["shards"]:
+        if Path(name).name != name:
+            raise ValueError(f"{name} is a path")
 
 
 def _check_shards(path: Path, info: dict) -> None:
@@ -157,4 +189,7 @@ def _check_shards(path: Path, info: dict) -> None:
 def _decode(encoded: list[bytes], indices: Sequence[int] | None) -> np.ndarray:
     chosen = encoded if indices is None else [encoded[i] for i in indices]
     flags = cv2.IMREAD_UNCHANGED
-    return np.stack([cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen])
+    slices = [cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen]
+    if any(image is None for image in slices):
+        raise ValueError("a slice is no picture")
+    return np.stack(slices)

@@ -12,6 +12,7 @@ fold_1/ ...          with --folds: one such run a fold, the pooled figures above
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import tempfile
@@ -25,6 +26,11 @@ import pandas as pd
 
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 METRICS_COLUMNS = [
     "split",
@@ -160,7 +166,8 @@ class Run:
         return json.loads(self._file(name).read_text("utf-8"))
 
     def _repr_html_(self) -> str:
-        return f"<h4>{self.name} ({self.info['status']})</h4>{self.metrics.to_html(index=False)}"
+        title = f"{html.escape(self.name)} ({self.info['status']})"
+        return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
 
 
 @contextmanager
@@ -176,6 +183,28 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder; a kill frees the lock.
+
+    Raises:
+      InputError: another process is at work in the folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is training there") from None
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def _umask() -> int:

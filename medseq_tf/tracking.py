@@ -100,8 +100,15 @@ class Tracker:
         self._send("params", from_values, send)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one step; values that are no number are left out."""
-        finite = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+        """Log metrics of one step; values that are no number are left out.
+
+        What MLflow allows in no name of a metric becomes an underscore.
+        """
+        finite = {
+            re.sub(r"[^\w\-./ ]", "_", key): float(value)
+            for key, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
 
         def send() -> None:
             import time

@@ -31,7 +31,7 @@ from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import Run, atomic, write_json
+from medseq_tf.runs import Run, atomic, locked, write_json
 from medseq_tf.tracking import Tracker
 
 BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")
@@ -84,11 +84,11 @@ def train(
     splits = _splits(folder, recipe, prepared, folds)
     if not before:
         _check_model(recipe, prepared, splits if folds is None else splits[0])
-        _begin(folder, recipe, prepared, splits, folds)
-    if folds is None:
-        _train_one(recipe, store, splits, folder, name or folder.name, track, verbose)
-    else:
-        _cross_validate(recipe, store, splits, folder, name or folder.name, track, verbose)
+    work = _train_one if folds is None else _cross_validate
+    with locked(folder):
+        if not before:
+            _begin(folder, recipe, prepared, splits, folds)
+        work(recipe, store, splits, folder, name or folder.name, track, verbose)
     return Run.load(folder)
 
 

@@ -62,11 +62,16 @@ def test_a_reader_s_options_have_the_defaults_of_its_scan_and_of_prepare(reader)
 
 
 def test_the_same_as_a_module():
-    for words in (["-m", "medseq_tf", "train"], ["-m", "medseq_tf.train"]):
-        done = subprocess.run(
-            [sys.executable, *words, "--help"], capture_output=True, text=True, check=True
-        )
-        assert "--data" in done.stdout
+    for command, option in (
+        ("prepare", "image-folder"),
+        ("train", "--data"),
+        ("evaluate", "--data"),
+    ):
+        for words in (["-m", "medseq_tf", command], ["-m", f"medseq_tf.{command}"]):
+            done = subprocess.run(
+                [sys.executable, *words, "--help"], capture_output=True, text=True, check=True
+            )
+            assert option in done.stdout
 
 
 def test_version(monkeypatch, capsys):

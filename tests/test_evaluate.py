@@ -119,10 +119,8 @@ def test_five_labels_some_unknown_from_data_to_metrics(tmp_path):
     data = prepare(
         "demo", out=tmp_path / "five", patients=60, size=32, labels=5, workers=1, progress=False
     )
-    studies = data.studies.copy()
-    studies.loc[studies.index[:10], "label.edema"] = np.nan
-    studies.to_parquet(data.path / "studies.parquet")
-    run = run_small(data.path, tmp_path / "run", "fit.epochs=1", "loss.weights=chexnet")
+    data.studies.loc[data.studies.index[:10], "label.edema"] = np.nan
+    run = run_small(data, tmp_path / "run", "fit.epochs=1", "loss.weights=chexnet")
     table = run.metrics
     assert set(run.thresholds) == set(data.label_names)
     assert set(table["label"]) == {*data.label_names, "macro"}

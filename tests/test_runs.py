@@ -7,7 +7,7 @@ import json
 import pytest
 
 from medseq_tf.errors import InputError
-from medseq_tf.runs import Run, atomic, write_json
+from medseq_tf.runs import Run, atomic, locked, write_json
 
 
 def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path):
@@ -30,6 +30,23 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
+    with locked(tmp_path / "run"):
+        refused = pytest.raises(InputError, match="another process is training there")
+        with refused, locked(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run" / ".lock").exists()
+    with locked(tmp_path / "run"):
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_others_may_read_what_is_written(tmp_path):
+    write_json(tmp_path / "x.json", {})
+    (tmp_path / "y.json").write_text("{}")
+    assert (tmp_path / "x.json").stat().st_mode == (tmp_path / "y.json").stat().st_mode
 
 
 def test_json_has_null_where_a_number_is_none(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,6 +359,35 @@ def test_resuming_a_finished_run_returns_it(finished, demo_data):
     before = (finished.path / "model.keras").stat().st_mtime_ns
     again = run_small(demo_data, finished.path, resume=True)
     assert (again.path / "model.keras").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["checkpoint", "model"])
+def test_what_cannot_be_resumed_says_so(demo_data, tmp_path, monkeypatch, damage):
+    save = fitting.Fitter.save
+
+    def save_then_die(self):
+        save(self)
+        raise SystemExit
+
+    monkeypatch.setattr(fitting.Fitter, "save", save_then_die)
+    with pytest.raises(SystemExit):
+        run_small(demo_data, tmp_path / "run")
+    monkeypatch.undo()
+    if damage == "model":
+        (tmp_path / "run" / "model.keras").unlink()
+    else:
+        content = (tmp_path / "run" / fitting.CHECKPOINT).read_bytes()
+        (tmp_path / "run" / fitting.CHECKPOINT).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="cannot go on; start anew in another --out"):
+        run_small(demo_data, tmp_path / "run", resume=True)
+
+
+def test_a_damaged_study_is_one_line(demo_data, tmp_path):
+    data = shutil.copytree(demo_data, tmp_path / "data")
+    shard = sorted((data / "shards").iterdir())[0]
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(InputError, match=r"study \w+ is damaged; copy the data set again, whole"):
+        run_small(data, tmp_path / "run")
 
 
 def test_a_taken_folder_is_not_touched(finished, demo_data, tmp_path):

@@ -42,12 +42,13 @@ called `study_instance_uid`, `accession_number` or `study` comes before a patien
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import math
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -71,7 +72,14 @@ from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
-from medseq_tf.readers.study import Finding, Scan, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.study import (
+    Finding,
+    Scan,
+    Slices,
+    StudySource,
+    UnreadableStudy,
+    source_salt,
+)
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 STUDY_COLUMNS = ("study_instance_uid", "accession_number", "study")
@@ -173,7 +181,9 @@ def scan_dicom(
     table = read_labels(labels, columns, STUDY_COLUMNS)
     findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
     by_study = _grouped(folder, table.path.resolve(), findings)
-    chosen = list(_chosen_series(by_study, series, modality, fewest_slices, findings))
+    listing = [*folder.listing, table.listing]
+    hashed = functools.partial(_hash, source_salt(listing))
+    chosen = list(_chosen_series(by_study, hashed, series, modality, fewest_slices, findings))
     if not chosen:
         counts = Counter(finding.kind for finding in findings)
         found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no file"
@@ -195,7 +205,6 @@ def scan_dicom(
                 spacing=spacing,
             )
         )
-    listing = [*folder.listing, table.listing]
     return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality])
 
 
@@ -265,16 +274,17 @@ class _Found(NamedTuple):
 
 def _chosen_series(
     by_study: _Studies,
+    hashed: Callable[[str], str],
     wanted: str,
     modality: str | None,
     fewest_slices: int,
     findings: list[Finding],
 ) -> Iterator[_Found]:
     for study, by_series in by_study.items():
-        name = f"study-{_hash(study)}"
+        name = f"study-{hashed(study)}"
         usable = []
         for series_uid, files in by_series.items():
-            series_name = f"{name}/series-{_hash(series_uid)}"
+            series_name = f"{name}/series-{hashed(series_uid)}"
             files = _images_of_slices(files, series_name, findings)
             found = _stack(files, name if wanted != "all" else series_name) if files else None
             if found and len(found.pictures) < fewest_slices:
@@ -295,8 +305,8 @@ def _chosen_series(
             findings.append(Finding("study left out", name, "no series that can be used"))
 
 
-def _hash(uid: str) -> str:
-    return hashlib.sha256(uid.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+def _hash(salt: bytes, uid: str) -> str:
+    return hashlib.sha256(salt + uid.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _images_of_slices(files: _Series, name: str, findings: list[Finding]) -> _Series:

@@ -199,10 +199,12 @@ def _in_slice_order(
     for (number, first), (following, second) in itertools.pairwise(slices):
         if number == following:
             folder.found("slice number given twice", second.path, f"also {first.path.name}")
-    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
-    if missing:
-        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        folder.found("gap in slice numbers", study, f"{len(missing)} missing: {some}")
+    gaps = [range(before + 1, after) for before, after in itertools.pairwise(numbers)]
+    count = sum(map(len, gaps))
+    if count:
+        first = itertools.islice(itertools.chain.from_iterable(gaps), 10)
+        some = ", ".join(map(str, first)) + (", ..." if count > 10 else "")
+        folder.found("gap in slice numbers", study, f"{count} missing: {some}")
     return tuple(str(picture.path) for _, picture in slices)
 
 

@@ -7,6 +7,8 @@ decoded later, study by study and in worker processes, by `StudySource.read`.
 from __future__ import annotations
 
 import abc
+import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +62,8 @@ class StudySource(abc.ABC):
 
     Attributes:
         source: unique source-relative posix path that names the study, such as `Stroke/58`.
-        patient: the raw patient key. It is hashed by `prepare` and never written anywhere.
+        patient: the raw patient key, hashed by `prepare`. It reaches no run; where it is the name
+            of a folder or file, `source` holds it.
         labels: label -> 0.0, 1.0 or nan (unknown).
         split: `train`, `validation`, `test`, or None where the source says nothing.
     """
@@ -103,6 +106,16 @@ class Scan:
 
     def __post_init__(self):
         self.studies.sort(key=lambda study: natural_key(study.source))
+
+
+def source_salt(listing: list[tuple[str, int]]) -> bytes:
+    """The salt of a source's hashed ids: the same source gives the same ids.
+
+    It is `MEDSEQ_TF_SALT` from the environment, or else made from the listing of the source's
+    files, which whoever holds the source can make again: set the variable where that is too little.
+    """
+    given = os.environ.get("MEDSEQ_TF_SALT")
+    return (given or hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()).encode()
 
 
 def natural_key(name: str) -> tuple:

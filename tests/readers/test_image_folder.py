@@ -306,3 +306,13 @@ def test_natural_order_is_total(names):
 def test_natural_order_reads_numbers():
     names = ["58 (10)", "6 (1)", "58 (9)", "a", "10a"]
     assert sorted(names, key=natural_key) == ["6 (1)", "10a", "58 (9)", "58 (10)", "a"]
+
+
+def test_a_slice_number_of_ten_digits_costs_no_memory(tmp_path):
+    for name in ("S0 (1).png", "S0 (4000000000).png"):
+        picture(tmp_path / "Stroke" / name)
+    picture(tmp_path / "Normal" / "N0 (1).png")
+    findings = scan_image_folder(tmp_path).findings
+    assert [f.detail for f in findings if f.kind == "gap in slice numbers"] == [
+        "3999999998 missing: 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..."
+    ]
