@@ -266,6 +266,7 @@ def import_tensorflow_quietly() -> None:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+            tf.get_logger().setLevel("ERROR")  # a model a fold is no needless retracing
         except Exception:
             greetings.seek(0)
             os.write(stderr, greetings.read())
