@@ -121,17 +121,6 @@ class Tracker:
 
         self._send("metrics", {"step": step, **finite}, send)
 
-    def tags(self, values: Mapping[str, Any]) -> None:
-        """Set tags."""
-        texts = {key: _text(value) for key, value in values.items()}
-
-        def send() -> None:
-            from mlflow.entities import RunTag
-
-            self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in texts.items()])
-
-        self._send("tags", texts, send)
-
     def dataset(self, name: str, fingerprint: str, profile: Mapping[str, Any]) -> None:
         """Log which data set the run reads, by its fingerprint."""
 

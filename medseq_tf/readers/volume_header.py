@@ -59,11 +59,6 @@ class VolumeHeader(NamedTuple):
         return self.dtype == np.uint8 and (self.slope, self.intercept) == (1.0, 0.0)
 
 
-def has_volume_extension(name: str) -> bool:
-    """Whether a file name ends as a volume's does."""
-    return name.lower().endswith(EXTENSIONS)
-
-
 def without_extension(name: str) -> str:
     """A file name or path without its volume extension: `a/b.nii.gz` becomes `a/b`."""
     lower = name.lower()
