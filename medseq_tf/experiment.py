@@ -16,7 +16,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from medseq_tf.errors import InputError
 
@@ -60,11 +67,15 @@ class Input(Settings):
     """CT windows as (centre, width) in HU, one channel each; null for 8-bit slices."""
     percentiles: tuple[Probability, Probability] = (0.01, 0.99)
     """The quantiles of an MRI study's intensities that become 0 and 1."""
+    neighbours: Annotated[int, Field(ge=0, le=4)] = 0
+    """Slices of the study before and after each slice that join it as channels (1: 2.5-D, three
+    channels); at the ends of the study the last slice is repeated."""
 
     @property
     def channels(self) -> int:
-        """Number of channels of the model's input."""
-        return len(self.windows) if self.windows else 1
+        """Channels of the model's input: the slice before, the slice, the slice after; each with
+        all its windows."""
+        return (2 * self.neighbours + 1) * (len(self.windows) if self.windows else 1)
 
 
 # --------------------------------------------------------------------------------- the sequence
@@ -257,6 +268,37 @@ class ConvFSM(Settings):
         return self
 
 
+class Dense(Settings):
+    """A dense layer after a pretrained network."""
+
+    units: PositiveInt = 512
+    activation: Activation = "relu"
+
+
+class KerasApplication(Settings):
+    """A network of `keras.applications`, the same for every slice, then dense layers (paper 2).
+
+    One channel is shown to it as three equal ones; three windows or three neighbouring slices stand
+    for red, green and blue. It brings its own preprocessing, so `input.mean` is 0 and `input.std`
+    is 1.
+    """
+
+    name: Literal["keras_application"] = "keras_application"
+    network: str = "DenseNet121"
+    """Its name in `keras.applications`, such as VGG19, DenseNet121 or EfficientNetV2B0."""
+    weights: str = "imagenet"
+    """`imagenet` (downloaded by Keras once), `none` (random), or the path of a weights file."""
+    output: str = "average"
+    """`average` or `max`: the last feature map, pooled; or the name of a layer, such as `fc2`,
+    which needs slices of the network's own size (VGG19: 224)."""
+    frozen: Literal["all", "none"] | Annotated[int, Field(ge=1)] = "all"
+    """How many of its layers, from the first, are never trained: all, none or a number. Frozen
+    batch normalisation keeps its own statistics."""
+    dense: list[Dense] = []
+    dropout: Fraction = 0.0
+    """Of the features, after the dense layers."""
+
+
 class Recurrent(Settings):
     """A stack of LSTM or GRU layers over the slices (paper 1: 3 x Bi-LSTM, 64 units)."""
 
@@ -285,10 +327,28 @@ class Head(Settings):
     dropout: Fraction = 0.2
 
 
+def _by_name(*names: str) -> Discriminator:
+    """Pick one of several groups of settings by its `name`; without one, the first."""
+
+    def name(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value.get("name", names[0])
+        return getattr(value, "name", names[0])
+
+    return Discriminator(
+        name,
+        custom_error_type="unknown_kind",
+        custom_error_message=f"should be one of {', '.join(names)}",
+    )
+
+
 class Model(Settings):
     """Encoder (one slice -> features), aggregator (features -> one vector), head (-> logits)."""
 
-    encoder: ConvFSM = ConvFSM()
+    encoder: Annotated[
+        Annotated[ConvFSM, Tag("conv_fsm")] | Annotated[KerasApplication, Tag("keras_application")],
+        _by_name("conv_fsm", "keras_application"),
+    ] = ConvFSM()
     aggregator: Recurrent = Recurrent()
     head: Head = Head()
 
@@ -366,6 +426,23 @@ MONITORS = (
 )
 
 
+class Features(Settings):
+    """Features of a network that is frozen whole, computed once and kept on disk.
+
+    Training then reads features instead of slices. An augmented study has `views` variants; each
+    epoch draws one of them for each of its sequences.
+    """
+
+    use: Literal["auto", "never"] = "auto"
+    """`auto`: wherever the encoder is a network that is frozen whole."""
+    views: PositiveInt = 8
+    """Augmented variants of a study; without augmentation there is one."""
+    redraw: PositiveInt | None = None
+    """Epochs after which the variants are drawn anew; null: never."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 halves the space and changes the features by up to 1 in 2,000."""
+
+
 class Fit(Settings):
     """How long and in what portions to train."""
 
@@ -403,11 +480,35 @@ class Experiment(Settings):
     optimizer: Optimizer = Optimizer()
     split: Split = Split()
     fit: Fit = Fit()
+    features: Features = Features()
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether training reads stored features of a frozen network instead of slices."""
+        encoder = self.model.encoder
+        frozen = isinstance(encoder, KerasApplication) and encoder.frozen == "all"
+        return frozen and self.features.use == "auto"
+
+    @model_validator(mode="after")
+    def _input_fits_the_network(self):
+        if isinstance(self.model.encoder, KerasApplication):
+            if (self.input.mean, self.input.std) != (0.0, 1.0):
+                raise ValueError(
+                    "model.encoder keras_application has its own preprocessing and takes slices "
+                    f"in [0, 1]; set input.mean=0 and input.std=1, got {self.input.mean} and "
+                    f"{self.input.std}"
+                )
+            if self.input.channels not in (1, 3):
+                raise ValueError(
+                    f"model.encoder keras_application takes 1 or 3 channels, input.windows and "
+                    f"input.neighbours give {self.input.channels}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fixed_length_where_weights_are_per_position(self):
         encoder, sequence = self.model.encoder, self.sequence
-        if encoder.weights == "per_position":
+        if isinstance(encoder, ConvFSM) and encoder.weights == "per_position":
             longest = max(sequence.length, sequence.evaluation.length or 0)
             endless = sequence.evaluation.policy == "all" and not sequence.evaluation.length
             if longest > encoder.positions or endless:
@@ -467,7 +568,7 @@ def load(
         values, origin = preset_or_file.model_dump(mode="json"), preset_or_file.name
     else:
         values, origin = _read(preset_or_file)
-    for override in overrides:
+    for override in sorted(overrides, key=_names_a_kind, reverse=True):
         _override(values, override)
     return from_values(values, origin)
 
@@ -512,6 +613,16 @@ def _text(preset_or_file: str | os.PathLike) -> tuple[str, str]:
         raise InputError(f"{name}: is not UTF-8 text; a YAML recipe is expected") from None
 
 
+KINDS = (["model", "encoder"], ["model", "aggregator"])
+"""Where a name picks one of several groups of settings."""
+
+
+def _names_a_kind(override: str) -> bool:
+    """Whether an override picks an encoder or aggregator, whose settings then can be set."""
+    *location, last = override.partition("=")[0].strip().split(".")
+    return location in KINDS and last == "name"
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -526,8 +637,16 @@ def _override(values: dict[str, Any], override: str) -> None:
         node = _step(node, parent, override)
     if isinstance(node, list):
         node[_index(node, last, override)] = value
-    else:
-        node[last] = value
+        return
+    if _names_a_kind(override) and _kind(parents[-1], node.get(last)) != _kind(parents[-1], value):
+        node.clear()  # another kind has other settings: it begins with its own defaults
+    node[last] = value
+
+
+def _kind(part: str, name: Any) -> type[Settings] | None:
+    """Return the settings of the encoder or aggregator (`part`) that has this name."""
+    kinds = _models_in(Model.model_fields[part].annotation)
+    return next((k for k in kinds if name in get_args(k.model_fields["name"].annotation)), None)
 
 
 def _step(node: Any, part: str, override: str) -> Any:
@@ -555,13 +674,15 @@ def _one_line(error: pydantic.ValidationError, values: dict[str, Any]) -> str:
         location, value, present = _locate(item["loc"], values)
         key = ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
-            valid = _keys_at(location[:-1])
+            valid = _keys_at(location[:-1], values)
             guess = _did_you_mean(str(location[-1]), valid)
             problems.setdefault(f"unknown key {key}{guess}; valid: {', '.join(valid)}", [])
         else:
+            if item["type"] == "unknown_kind":
+                key, value, present = f"{key}.name", value["name"], True
             head = f"{key} = {_short(value)}" if present and not isinstance(value, dict) else key
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            expected = "" if item["type"] == "value_error" else "should be "
+            expected = "" if item["type"] in ("value_error", "unknown_kind") else "should be "
             problems.setdefault(head or "recipe", []).append(expected + message)
     first, messages = next(iter(problems.items()))
     line = first + (": " + ", or ".join(dict.fromkeys(messages)) if messages else "")
@@ -573,6 +694,8 @@ def _locate(loc: tuple, values: Any) -> tuple[list, Any, bool]:
     """Follow an error's location as far as the user's own keys go (unions add their tags)."""
     location: list = []
     for part in loc:
+        if location in KINDS and part not in (values if isinstance(values, dict) else ()):
+            continue  # the tag of a union
         inside = isinstance(part, int) and isinstance(values, list) and part < len(values)
         if inside or (isinstance(values, dict) and part in values):
             values = values[part]
@@ -585,14 +708,17 @@ def _locate(loc: tuple, values: Any) -> tuple[list, Any, bool]:
     return location, values, True
 
 
-def _keys_at(location: list) -> list[str]:
+def _keys_at(location: list, values: Any) -> list[str]:
     """Return the valid keys of the settings group at a dotted location."""
     group: type[Settings] = Experiment
-    for part in location:
+    for depth, part in enumerate(location):
+        values = values[part]
         candidates = (
             _models_in(group.model_fields[part].annotation) if isinstance(part, str) else []
         )
-        if candidates:
+        if location[: depth + 1] in KINDS:
+            group = _kind(part, values.get("name", "")) or candidates[0]
+        elif candidates:
             group = candidates[0]
     return list(group.model_fields)
 
