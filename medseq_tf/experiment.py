@@ -319,6 +319,45 @@ class Recurrent(Settings):
         return self
 
 
+class Pooling(Settings):
+    """A fixed summary of the features of all slices, whatever their order."""
+
+    name: Literal["mean", "max", "log_sum_exp"] = "mean"
+    sharpness: Annotated[float, Field(gt=0)] = 5.0
+    """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
+
+
+class Attention(Settings):
+    """Gated attention: a learned weighted mean of the slices, whatever their order (Ilse et al.
+    2018)."""
+
+    name: Literal["attention"] = "attention"
+    units: PositiveInt = 64
+    dropout: Fraction = 0.0
+    """Of the features."""
+
+
+class Transformer(Settings):
+    """Self-attention over the slices, then their mean (paper 2, future work).
+
+    Without `positions` the order of the slices changes nothing.
+    """
+
+    name: Literal["transformer"] = "transformer"
+    units: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    feed_forward: PositiveInt = 128
+    positions: bool = False
+    dropout: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share_the_units(self):
+        if self.units % self.heads:
+            raise ValueError(f"units = {self.units} has to be a multiple of heads = {self.heads}")
+        return self
+
+
 class Head(Settings):
     """Dense layers from the aggregator's vector to one logit a label."""
 
@@ -327,18 +366,20 @@ class Head(Settings):
     dropout: Fraction = 0.2
 
 
-def _by_name(*names: str) -> Discriminator:
+def _by_name(tags: dict[str, str]) -> Discriminator:
     """Pick one of several groups of settings by its `name`; without one, the first."""
 
-    def name(value: Any) -> Any:
-        if isinstance(value, dict):
-            return value.get("name", names[0])
-        return getattr(value, "name", names[0])
+    def tag(value: Any) -> Any:
+        first = next(iter(tags))
+        name = (
+            value.get("name", first) if isinstance(value, dict) else getattr(value, "name", first)
+        )
+        return tags.get(name) if isinstance(name, str) else None
 
     return Discriminator(
-        name,
+        tag,
         custom_error_type="unknown_kind",
-        custom_error_message=f"should be one of {', '.join(names)}",
+        custom_error_message=f"should be one of {', '.join(tags)}",
     )
 
 
@@ -347,9 +388,25 @@ class Model(Settings):
 
     encoder: Annotated[
         Annotated[ConvFSM, Tag("conv_fsm")] | Annotated[KerasApplication, Tag("keras_application")],
-        _by_name("conv_fsm", "keras_application"),
+        _by_name({"conv_fsm": "conv_fsm", "keras_application": "keras_application"}),
     ] = ConvFSM()
-    aggregator: Recurrent = Recurrent()
+    aggregator: Annotated[
+        Annotated[Recurrent, Tag("lstm")]
+        | Annotated[Pooling, Tag("mean")]
+        | Annotated[Attention, Tag("attention")]
+        | Annotated[Transformer, Tag("transformer")],
+        _by_name(
+            {
+                "lstm": "lstm",
+                "gru": "lstm",
+                "mean": "mean",
+                "max": "mean",
+                "log_sum_exp": "mean",
+                "attention": "attention",
+                "transformer": "transformer",
+            }
+        ),
+    ] = Recurrent()
     head: Head = Head()
 
 

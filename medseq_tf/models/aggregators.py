@@ -8,6 +8,8 @@ from keras import ops
 from medseq_tf.experiment import Recurrent as RecurrentSettings
 from medseq_tf.layers import RecurrentLayer
 from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.models.pooling import attention, pooling
+from medseq_tf.models.transformer import transformer
 
 READOUTS = ("last", "last_backward", "concat")
 
@@ -156,4 +158,12 @@ def recurrent(settings: RecurrentSettings, seed: int | None = None) -> Recurrent
     )
 
 
-AGGREGATORS = {"lstm": recurrent, "gru": recurrent}
+AGGREGATORS = {
+    "lstm": recurrent,
+    "gru": recurrent,
+    "mean": pooling,
+    "max": pooling,
+    "log_sum_exp": pooling,
+    "attention": attention,
+    "transformer": transformer,
+}

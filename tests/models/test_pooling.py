@@ -1,0 +1,146 @@
+"""Aggregators that take no notice of order, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from model_checks import check_one_trace, check_padding, check_round_trip
+from scipy.special import logsumexp, softmax
+
+from medseq_tf import experiment
+from medseq_tf.models import AGGREGATORS
+from medseq_tf.models.pooling import GatedAttention, Pooling
+from medseq_tf.models.transformer import Transformer
+
+LENGTHS = np.array([5, 1, 3], "int32")
+SETTINGS = {
+    "mean": experiment.Pooling(name="mean"),
+    "max": experiment.Pooling(name="max"),
+    "log_sum_exp": experiment.Pooling(name="log_sum_exp", sharpness=3.0),
+    "attention": experiment.Attention(units=4, dropout=0.5),
+    "transformer": experiment.Transformer(units=8, heads=2, feed_forward=6),
+}
+
+
+@pytest.fixture
+def features(rng):
+    return rng.normal(size=(3, 5, 6)).astype("float32")
+
+
+def aggregator(name):
+    return AGGREGATORS[name](SETTINGS[name], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("mean", lambda x: x.mean(0)),
+        ("max", lambda x: x.max(0)),
+        ("log_sum_exp", lambda x: (logsumexp(3 * x, axis=0) - np.log(len(x))) / 3),
+    ],
+)
+def test_pooling_is_that_of_the_real_slices(features, mode, expected):
+    got = np.asarray(Pooling(mode, 3.0)(features, LENGTHS))
+    for study, length, vector in zip(features, LENGTHS, got, strict=True):
+        np.testing.assert_allclose(vector, expected(study[:length]), atol=1e-6)
+
+
+def test_log_sum_exp_does_not_overflow(features):
+    got = Pooling("log_sum_exp", 50.0)(features * 1e4, LENGTHS)
+    np.testing.assert_allclose(got, Pooling("max")(features * 1e4, LENGTHS), rtol=1e-4)
+
+
+def test_gated_attention_is_the_equation_of_the_paper(features):
+    layer = GatedAttention(4, seed=0)
+    vectors = np.asarray(layer(features, LENGTHS))
+    weights = np.asarray(layer.attention_weights(features, LENGTHS))
+    kernel, bias, w = (np.asarray(v) for v in layer.get_weights())
+    for study, length, vector, weight in zip(features, LENGTHS, vectors, weights, strict=True):
+        h = study[:length]
+        v, u = np.split(h @ kernel + bias, 2, axis=1)
+        a = softmax((np.tanh(v) / (1 + np.exp(-u))) @ w[:, 0])
+        np.testing.assert_allclose(weight[:length], a, atol=1e-6)
+        assert not weight[length:].any()
+        np.testing.assert_allclose(vector, a @ h, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_padding_and_batch_mates_change_nothing(features, name):
+    layer = aggregator(name)
+    assert layer(features, LENGTHS).shape == layer.compute_output_shape(features.shape)
+    check_padding(layer, features, LENGTHS)
+    check_one_trace(layer, 6)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_order_changes_nothing(features, name, rng):
+    layer = aggregator(name)
+    shuffled = features.copy()
+    for study, length in zip(shuffled, LENGTHS, strict=True):
+        study[:length] = study[rng.permutation(length)]
+    np.testing.assert_allclose(layer(shuffled, LENGTHS), layer(features, LENGTHS), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_round_trip(features, name):
+    check_round_trip(aggregator(name), features, LENGTHS)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode is one of mean, max, log_sum_exp"):
+        Pooling("median")
+
+
+# --------------------------------------------------------------------------------- transformer
+
+
+def test_positions_tell_the_order(features):
+    layer = Transformer(8, heads=2, feed_forward=6, positions=True, seed=0)
+    forward = np.asarray(layer(features[:1], LENGTHS[:1]))
+    check_padding(layer, features, LENGTHS)
+    backward = np.asarray(layer(features[:1, ::-1], LENGTHS[:1]))
+    assert np.abs(forward - backward).max() > 1e-3
+
+
+def normalise(x, gamma, beta):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * gamma + beta
+
+
+def test_a_block_is_the_equation_of_the_paper(features):
+    """One study, all in NumPy: pre-LN, scaled dot products by head, exact GELU."""
+    from scipy.stats import norm
+
+    layer = Transformer(8, layers=1, heads=2, feed_forward=6, seed=0)
+    got = np.asarray(layer(features, LENGTHS))[2]
+    weights = {v.path.split("/", 1)[1]: np.asarray(v, float) for v in layer.weights}
+    block = {k.split("/", 1)[1]: v for k, v in weights.items() if k.startswith("block_1")}
+
+    def dense(x, name, of=block):
+        return x @ of[f"{name}/kernel"] + of[f"{name}/bias"]
+
+    x = dense(features[2, :3].astype(float), "projection", weights)
+    y = normalise(x, block["norm_1/gamma"], block["norm_1/beta"])
+    q, k, v = (dense(y, f"attention/{name}") for name in ("query", "key", "value"))
+    heads = [
+        softmax(q[:, h] @ k[:, h].T / np.sqrt(4), axis=1) @ v[:, h]
+        for h in (slice(0, 4), slice(4, 8))
+    ]
+    x = x + dense(np.concatenate(heads, 1), "attention/output")
+    y = dense(normalise(x, block["norm_2/gamma"], block["norm_2/beta"]), "hidden")
+    x = x + dense(y * norm.cdf(y), "dense")
+    expected = normalise(x, weights["norm/gamma"], weights["norm/beta"]).mean(0)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_heads_have_to_share_the_units():
+    with pytest.raises(ValueError, match="multiple of heads"):
+        Transformer(10, heads=4)
+
+
+def test_query_and_key_do_not_start_alike(features):
+    layer = Transformer(8, heads=2, feed_forward=6, seed=0)
+    layer(features, LENGTHS)
+    query, key, value = (p.kernel.numpy() for p in layer.blocks[0].attention.projections)
+    assert np.abs(query - key).max() > 0.1
+    assert np.abs(query - value).max() > 0.1
