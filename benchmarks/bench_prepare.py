@@ -2,9 +2,11 @@
 
 Side by side, in alternating rounds: a bare loop that decodes every slice and resizes it, in one
 process a core, and `prepare` with as many workers, which also checks, hashes, encodes and writes.
-Both are warm: Python's imports are done. The table gives medians of slices a second by the clock,
-and their ratio also by the processor time of all processes, which a busy machine disturbs less.
-Below it, the peak memory of `prepare` for a cohort and for one ten times as large.
+Both are warm: Python's imports are done. Each cohort is read whole and in a quarter, so that what
+`prepare` takes whatever there is to read (`fixed`) is told apart from what each further slice takes
+(`steady`). The processor time is that of all processes, which a busy machine disturbs less than the
+clock. All are medians; of the ratio by the clock the spread is named, too. Last, the peak memory of
+`prepare` for a cohort and for one ten times as large.
 
     python benchmarks/bench_prepare.py [--quick] [--cohorts FOLDER]
         [--stroke-ct FOLDER] [--adrenal FOLDER]
@@ -13,6 +15,7 @@ Below it, the peak memory of `prepare` for a cohort and for one ten times as lar
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import platform
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,10 +94,20 @@ class Case:
     bare: Callable[[list[str]], int]
     pattern: str
 
-    def units(self, workers: int) -> list[list[str]]:
-        """The files in pieces for the bare loop, a dozen a worker."""
-        files = sorted(str(path) for path in self.source.glob(self.pattern))
-        return [files[start :: 12 * workers] for start in range(min(12 * workers, len(files)))]
+    def files(self) -> list[Path]:
+        """What the bare loop reads."""
+        return sorted(self.source.glob(self.pattern))
+
+    def quarter(self, folder: Path) -> Case:
+        """A copy of the first and last files, an eighth each, with the labels."""
+        files = self.files()
+        eighth = max(len(files) // 8, 1)
+        labels = [path for path in [self.source / "labels.csv"] if path.exists()]
+        for path in (*files[:eighth], *files[-eighth:], *labels):
+            copy = folder / path.relative_to(self.source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        return replace(self, source=folder)
 
 
 def write_jpegs(cohort: DemoCohort, folder: Path) -> None:
@@ -139,19 +152,20 @@ def cases(folder: Path, options: argparse.Namespace) -> list[Case]:
 # ------------------------------------------------------------------------------------------ a round
 
 
-class Time(NamedTuple):
-    """Seconds by the clock, and of processor time of this process and all that it started."""
+class Run(NamedTuple):
+    """A number of slices; seconds by the clock, and of processor time of all processes."""
 
+    slices: int
     clock: float
     processor: float
 
 
-def timed(work: Callable[[], int]) -> tuple[int, Time]:
-    """Calls a function; gives its result and how long it took."""
+def timed(work: Callable[[], int]) -> Run:
+    """Calls a function that gives its number of slices."""
     processor, clock = processor_seconds(), time.perf_counter()
-    result = work()
+    slices = work()
     clock = time.perf_counter() - clock
-    return result, Time(clock, processor_seconds() - processor)
+    return Run(slices, clock, processor_seconds() - processor)
 
 
 def processor_seconds() -> float:
@@ -171,31 +185,49 @@ def prepared(case: Case, out: Path, workers: int) -> int:
     from medseq_tf.prepare import prepare
 
     data = prepare(case.reader, case.source, out=out, size=SIZE, workers=workers, progress=False)
-    return data.info["counts"]["slices"]
+    slices = data.info["counts"]["slices"]
+    shutil.rmtree(out)
+    return slices
 
 
-def compared(case: Case, folder: Path, workers: int, rounds: int) -> str:
-    """A row of the table."""
-    units = case.units(workers)
-    bare_rates, rates, ratios, processor_ratios = [], [], [], []
+def compare(case: Case, folder: Path, workers: int, rounds: int) -> None:
+    """Prints a row of the table; called in a process of its own, with a server of its own."""
+    quarter = case.quarter(folder / "quarter")
+    bare, ours, part = [], [], []
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for number in range(rounds + 1):
-            bare_slices, bare = timed(lambda: sum(pool.map(case.bare, units, chunksize=1)))
-            out = folder / "prepared"
-            slices, ours = timed(lambda out=out: prepared(case, out, workers))
-            shutil.rmtree(out)
-            if number == 0:
-                continue
-            bare_rates.append(bare_slices / bare.clock)
-            rates.append(slices / ours.clock)
-            ratios.append(rates[-1] / bare_rates[-1])
-            processor_ratios.append((bare.processor / bare_slices) / (ours.processor / slices))
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return (
-        f"{case.name:<12} {slices:>7} {statistics.median(bare_rates):>9.0f} "
-        f"{statistics.median(rates):>9.0f} {statistics.median(ratios):>7.2f}  {spread:<13} "
-        f"{statistics.median(processor_ratios):>9.2f}"
+        files = list(map(str, case.files()))
+        pieces = min(12 * workers, len(files))  # a dozen a worker
+        units = [files[start::pieces] for start in range(pieces)]
+        for _ in range(rounds + 1):
+            bare.append(timed(lambda: sum(pool.map(case.bare, units, chunksize=1))))
+            ours.append(timed(lambda: prepared(case, folder / "prepared", workers)))
+            part.append(timed(lambda: prepared(quarter, folder / "prepared", workers)))
+    bare, ours, part = bare[1:], ours[1:], part[1:]  # the first are not warm
+    ratios = [b.clock / b.slices / (o.clock / o.slices) for b, o in zip(bare, ours, strict=True)]
+    bare_rate = statistics.median(b.slices / b.clock for b in bare)
+    per_slice, fixed = line(part, ours, "clock")
+    bare_cost = statistics.median(b.processor / b.slices for b in bare)
+    cost = statistics.median(o.processor / o.slices for o in ours)
+    steady_cost, _ = line(part, ours, "processor")
+    print(
+        f"{case.name:<12}{ours[0].slices:>7}{bare_rate:>8.0f}"
+        f"{statistics.median(o.slices / o.clock for o in ours):>8.0f}"
+        f"{statistics.median(ratios):>7.2f} {min(ratios):>5.2f} to {max(ratios):.2f}"
+        f"{fixed:>8.2f}{1 / per_slice:>8.0f}{1 / per_slice / bare_rate:>7.2f}"
+        f"{1e6 * bare_cost:>9.0f}{1e6 * cost:>8.0f}{1e6 * steady_cost:>8.0f}"
+        f"{bare_cost / steady_cost:>7.2f}",
+        flush=True,
     )
+    shutil.rmtree(folder)
+
+
+def line(small: list[Run], large: list[Run], field: str) -> tuple[float, float]:
+    """Seconds for each further slice, and for none, through the medians of two cohorts."""
+    less, more = (statistics.median(getattr(run, field) for run in runs) for runs in (small, large))
+    if more <= less:  # too small a cohort to tell
+        return math.nan, math.nan
+    per_slice = (more - less) / (large[0].slices - small[0].slices)
+    return per_slice, less - per_slice * small[0].slices
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -249,14 +281,25 @@ def main() -> None:
     rounds = 1 if options.quick else options.rounds
     print(machine())
     print(f"\nprepare beside a bare decode-and-resize loop, {options.workers} processes each")
-    print("                      slices a second    ratio, target 0.8     ratio by")
-    print("cohort        slices      bare   prepare  median  spread         processor")
+    print(
+        "                     slices a second   ratio,              fixed  steady         "
+        "processor us a slice   ratio,"
+    )
+    print(
+        "cohort       slices    bare prepare    target 0.8        seconds     a s  ratio     "
+        "bare prepare  steady steady"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cohorts = options.cohorts or folder / "cohorts"
         cohorts.mkdir(parents=True, exist_ok=True)
         for case in cases(cohorts, options):
-            print(compared(case, folder, options.workers, rounds), flush=True)
+            arguments = (case, folder / "case", options.workers, rounds)
+            process = multiprocessing.get_context("spawn").Process(target=compare, args=arguments)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"preparing {case.name} failed")
         print(f"\npeak memory, target {TARGET_MEMORY}x for 10x the cohort")
         print("patients   this process MiB   largest worker MiB")
         patients = 4 if options.quick else 40

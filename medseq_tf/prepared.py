@@ -23,7 +23,7 @@ from medseq_tf.audit import audit_text
 from medseq_tf.errors import InputError
 from medseq_tf.tfrecord import decode_example
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEYS = (
     "label_names",
     "modality",
@@ -118,6 +118,17 @@ class Prepared:
             file.seek(offset)
             return file.read(length)
 
+    def encoded_slices(self, row: int) -> list[bytes]:
+        """The PNG files of the slices of the study at `row`, in scan order.
+
+        Raises:
+            InputError: if the study cannot be read.
+        """
+        try:
+            return list(decode_example(self.record(row))["slices"])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise self._damaged(row) from None
+
     def slices(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray:
         """Decodes slices of the study at `row`.
 
@@ -138,10 +149,13 @@ class Prepared:
             encoded = decode_example(self.record(row)).get(name)
             return None if encoded is None else _decode(encoded, indices)
         except (OSError, ValueError, LookupError, TypeError, cv2.error):
-            raise InputError(
-                f"{self.path}/shards/{self.studies['shard'].iat[row]}: study "
-                f"{self.studies['study_id'].iat[row]} is damaged; copy the data set again, whole"
-            ) from None
+            raise self._damaged(row) from None
+
+    def _damaged(self, row: int) -> InputError:
+        return InputError(
+            f"{self.path}/shards/{self.studies['shard'].iat[row]}: study "
+            f"{self.studies['study_id'].iat[row]} is damaged; copy the data set again, whole"
+        )
 
 
 def _read_info(path: Path) -> dict:

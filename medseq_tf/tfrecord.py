@@ -8,9 +8,9 @@ masked CRC-32C of the length, payload, masked CRC-32C of the payload.
 
 from __future__ import annotations
 
-import functools
 import struct
 
+import google_crc32c
 import numpy as np
 
 HEADER_BYTES = 12
@@ -18,12 +18,6 @@ FOOTER_BYTES = 4
 
 Value = list[bytes] | np.ndarray
 """A feature: a list of bytes, or an array of float32."""
-
-_POLYNOMIAL = 0x82F63B78  # Castagnoli, reflected
-_BLOCK = 64
-_JOINED = _BLOCK // 4
-_AT_ONCE = 1024
-_PLACES = np.arange(_BLOCK) * 256
 
 
 # ------------------------------------------------------------------------------- tf.train.Example
@@ -122,89 +116,5 @@ def frame(payload: bytes) -> bytes:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    crc = crc32c(data)
+    crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of four bytes or more, at the speed of NumPy table look-ups.
-
-    A CRC is linear over GF(2): that of a block is the exclusive or of what each byte, followed by
-    its number of zero bytes, gives by itself. Neighbouring blocks are joined in the same way, the
-    bytes of their CRCs taking the place of the data's, until one is left.
-    """
-    assert len(data) >= 4, "the start value is folded into the first four bytes"
-    values = np.frombuffer(data, np.uint8)
-    start = -len(values) % _BLOCK
-    values = np.concatenate([np.zeros(start, np.uint8), values])
-    values[start : start + 4] ^= 0xFF
-    crcs, length = _looked_up(_block_table(), values), _BLOCK
-    while len(crcs) > 1:
-        missing = -len(crcs) % _JOINED
-        crcs = np.concatenate([np.zeros(missing, np.uint32), crcs])
-        crcs = _looked_up(_joining_table(length), crcs.astype("<u4").view(np.uint8))
-        length *= _JOINED
-    return int(crcs[0]) ^ 0xFFFFFFFF
-
-
-def _looked_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n,) uint32: the CRCs of n blocks of bytes.
-
-    Args:
-        table: (_BLOCK, 256) uint32: what a byte at each place of a block adds to its CRC.
-        values: (n * _BLOCK,) uint8.
-    """
-    blocks = values.reshape(-1, _BLOCK)
-    return np.concatenate(
-        [
-            np.bitwise_xor.reduce(table.ravel().take(part + _PLACES, mode="clip"), axis=1)
-            for part in np.split(blocks, range(_AT_ONCE, len(blocks), _AT_ONCE))
-        ]
-    )
-
-
-@functools.cache
-def _byte_table() -> np.ndarray:
-    """(256,) uint32: the CRC of each single byte, from a start value of 0."""
-    crc = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        crc = np.where(crc & 1, crc >> 1 ^ np.uint32(_POLYNOMIAL), crc >> 1)
-    return crc
-
-
-@functools.cache
-def _block_table() -> np.ndarray:
-    """(_BLOCK, 256) uint32: what a byte at each place of a block of data adds to its CRC."""
-    rows = [_byte_table()]
-    while len(rows) < _BLOCK:
-        rows.append(_shifted(rows[-1], _zero_table(1)))
-    return np.stack(rows[::-1])
-
-
-@functools.cache
-def _joining_table(length: int) -> np.ndarray:
-    """(_BLOCK, 256) uint32: what a byte of one of _JOINED CRCs adds to that of all they are of.
-
-    Args:
-        length: bytes that each of the CRCs is of.
-    """
-    crcs = [np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32)[:, None])]
-    while len(crcs) < _JOINED:
-        crcs.append(_shifted(crcs[-1], _zero_table(length)))
-    return np.concatenate(crcs[::-1])
-
-
-@functools.cache
-def _zero_table(length: int) -> np.ndarray:
-    """(4, 256) uint32: the CRC whose byte k is b, after `length` zero bytes, a power of 2."""
-    if length == 1:
-        crc = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32)[:, None])
-        return crc >> 8 ^ _byte_table()[crc & 0xFF]
-    half = _zero_table(length // 2)
-    return _shifted(half, half)
-
-
-def _shifted(crcs: np.ndarray, zero_table: np.ndarray) -> np.ndarray:
-    """CRCs after the zero bytes of a `_zero_table`."""
-    parts = [zero_table[k][crcs >> 8 * k & 0xFF] for k in range(4)]
-    return np.bitwise_xor.reduce(parts)

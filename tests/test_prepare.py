@@ -23,7 +23,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.prepare import Prepared, prepare
 from medseq_tf.readers import Scan, Slices, StudySource
 from medseq_tf.readers.demo import DemoCohort, photographs, write_image_folder
-from medseq_tf.study_record import FEWEST_TELLING_PIXELS, is_telling, to_square
+from medseq_tf.study_record import FEWEST_TELLING_PIXELS, is_telling, slice_hash, to_square
 
 REAL_DATA = Path(
     os.environ.get("MEDSEQ_TF_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")
@@ -349,6 +349,45 @@ def test_nearly_blank_slices_are_no_copies(folder, tmp_path):
     assert found == ["Stroke/3 (9).png"]
     row = list(data.studies.source).index("Normal/2")
     assert [digest is None for digest in data.studies.slice_hashes[row]] == [0, 0, 1, 0]
+
+
+def test_hashes_are_of_the_slices_before_they_are_resized(folder, tmp_path):
+    for number, mark in ((3, 0), (4, 1)):
+        picture = np.full((300, 300), 80, np.uint8)
+        picture[100:200, 100:200], picture[150, 151] = 90, 90 + mark
+        save(folder / "Normal" / f"2 ({number}).png", picture)
+    small = make("image-folder", folder, out=tmp_path / "small", size=8)
+    large = make("image-folder", folder, out=tmp_path / "large", size=64, aspect="stretch")
+    for column in ("slice_hashes", "content_hash"):
+        assert list(map(list, small.studies[column])) == list(map(list, large.studies[column]))
+    row = list(small.studies.source).index("Normal/2")
+    np.testing.assert_array_equal(*small.slices(row, [2, 3]))
+    assert len(set(small.studies.slice_hashes[row])) == 4
+
+
+@given(
+    shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    dtype=st.sampled_from(["uint8", "int16", "uint16"]),
+    data=st.data(),
+)
+def test_one_other_pixel_is_another_hash(shape, dtype, data):
+    image = np.zeros(shape, dtype)
+    other = image.copy()
+    other.ravel()[data.draw(st.integers(0, other.size - 1))] = data.draw(st.integers(1, 255))
+    assert slice_hash(image) == slice_hash(np.asfortranarray(image))
+    assert slice_hash(image) != slice_hash(other)
+    assert shape[0] == shape[1] or slice_hash(image) != slice_hash(image.T)
+
+
+@pytest.mark.parametrize("grey_levels", [2, 256])
+def test_flat_slices_are_packed_and_others_stored(folder, tmp_path, rng, grey_levels):
+    picture = rng.integers(0, grey_levels, (4, 4), np.uint8).repeat(16, 0).repeat(16, 1)
+    if grey_levels > 2:
+        picture += rng.integers(0, 9, picture.shape, np.uint8)
+    save(folder / "Normal" / "0 (1).png", picture)
+    data = make("image-folder", folder, out=tmp_path / "out", size=64)
+    np.testing.assert_array_equal(data.slices(0), picture[None])
+    assert (data.studies.length[0] < picture.size / 5) == (grey_levels == 2)
 
 
 def test_slices_alike_are_encoded_once_and_all_kept(folder, tmp_path):

@@ -5,44 +5,16 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medseq_tf.tfrecord import (
     FOOTER_BYTES,
     HEADER_BYTES,
-    crc32c,
     decode_example,
     encode_example,
     frame,
 )
-
-
-def crc_bit_by_bit(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def test_crc_of_the_check_string():
-    """The check value of CRC-32C in RFC 3720, appendix B.4, and in the CRC catalogue."""
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
-
-
-@given(st.binary(min_size=4, max_size=3000))
-def test_crc_equals_the_definition(data):
-    assert crc32c(data) == crc_bit_by_bit(data)
-
-
-@pytest.mark.parametrize("length", [1023, 1024, 1025, 2048, 70_000])
-def test_crc_at_block_borders(rng, length):
-    data = rng.bytes(length)
-    assert crc32c(data) == crc_bit_by_bit(data)
 
 
 @given(

@@ -15,10 +15,15 @@ from medseq_tf.readers.study import Finding, natural_key
 
 
 class File(NamedTuple):
-    """A file by its path relative to the source, and its size in bytes."""
+    """A file by its path relative to the source, parted by `/`, and its size in bytes."""
 
-    path: PurePosixPath
+    name: str
     size: int
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The name as a path; to make one takes longer than to read a small file."""
+        return PurePosixPath(self.name)
 
 
 class Folder:
@@ -55,54 +60,55 @@ class Folder:
         self._extensions = extensions
         self._resolved = root.resolve()
         self._ignored = Path(ignored).resolve() if ignored else None
-        self.files = list(self._visit(PurePosixPath()))
+        self.files = list(self._visit(""))
 
     @property
     def listing(self) -> list[tuple[str, int]]:
         """(relative path, size in bytes) of every wanted file."""
-        return [(str(file.path), file.size) for file in self.files]
+        return list(map(tuple, self.files))
 
     def found(self, kind: str, where: PurePosixPath | str, detail: str = "") -> None:
         """Adds a finding."""
         self.findings.append(Finding(kind, str(where), detail))
 
-    def holds(self, path: PurePosixPath) -> bool:
+    def holds(self, name: str) -> bool:
         """Whether a relative path leads to something inside the source."""
         try:
-            return (self.root / path).resolve(strict=True).is_relative_to(self._resolved)
+            return (self.root / name).resolve(strict=True).is_relative_to(self._resolved)
         except (OSError, RuntimeError):
             return False
 
-    def _visit(self, folder: PurePosixPath) -> Iterator[File]:
+    def _visit(self, folder: str) -> Iterator[File]:
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda e: natural_key(e.name))
         except OSError as error:
             self.found("odd file", folder, f"folder cannot be opened ({error.strerror})")
             return
-        if not entries and folder.parts:
+        if not entries and folder:
             self.found("empty folder", folder)
         for entry in entries:
-            path = folder / entry.name
+            name = f"{folder}/{entry.name}" if folder else entry.name
             if not _is_unicode(entry.name):
-                self.found("odd file", _escaped(path), "name is not UTF-8")
-            elif entry.is_symlink() and not self.holds(path):
-                self.found("symbolic link out of the source", path)
+                self.found("odd file", _escaped(name), "name is not UTF-8")
+            elif entry.is_symlink() and not self.holds(name):
+                self.found("symbolic link out of the source", name)
             elif entry.is_dir(follow_symlinks=False):
-                if not folder.parts:
+                if not folder:
                     self.folders.append(entry.name)
-                yield from self._visit(path)
-            elif self._is_wanted(entry, path):
-                yield File(path, entry.stat().st_size)
+                yield from self._visit(name)
+            elif self._is_wanted(entry, name):
+                yield File(name, entry.stat().st_size)
 
-    def _is_wanted(self, entry: os.DirEntry, path: PurePosixPath) -> bool:
-        if self._ignored and Path(entry.path).resolve() == self._ignored:
+    def _is_wanted(self, entry: os.DirEntry, name: str) -> bool:
+        may_be_ignored = entry.is_symlink() or entry.name == getattr(self._ignored, "name", None)
+        if may_be_ignored and Path(entry.path).resolve() == self._ignored:
             return False
         if entry.is_dir():
-            self.found("odd file", path, "symbolic link to a folder")
+            self.found("odd file", name, "symbolic link to a folder")
         elif not entry.is_file():
-            self.found("odd file", path, "not a regular file")
-        elif self._extensions and not path.name.lower().endswith(self._extensions):
-            self.found("odd file", path, f"not one of {' '.join(self._extensions)}")
+            self.found("odd file", name, "not a regular file")
+        elif self._extensions and not entry.name.lower().endswith(self._extensions):
+            self.found("odd file", name, f"not one of {' '.join(self._extensions)}")
         else:
             return True
         return False
@@ -112,5 +118,5 @@ def _is_unicode(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _escaped(path: PurePosixPath) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

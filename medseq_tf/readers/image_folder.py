@@ -10,6 +10,7 @@ file. Colour is read as luma. What does not fit is left out and named in the fin
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class PictureStudy(StudySource):
         with silenced():
             for name in self.files:
                 try:
-                    images.append(decode_picture(_read_bytes(Path(self.root, name))))
+                    images.append(decode_picture(_read_bytes(os.path.join(self.root, name))))
                     names.append(name)
                 except UnreadablePicture as error:
                     findings.append(Finding("unreadable image", name, str(error)))
@@ -62,11 +63,12 @@ class PictureStudy(StudySource):
         return Slices(images, findings=findings, names=names)
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: str) -> bytes:
     try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise UnreadablePicture(f"larger than {LARGEST_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE_BYTES:
+                raise UnreadablePicture(f"larger than {LARGEST_FILE_BYTES >> 20} MiB")
+            return file.readall()
     except OSError as error:
         raise UnreadablePicture(f"cannot be opened ({error.strerror})") from None
 
@@ -137,13 +139,14 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
 def _scan_classes(folder: Folder, positive: str | None) -> Scan:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
     for picture in folder.files:
-        parsed = parse_slice_name(picture.path.stem)
-        if len(picture.path.parts) != 2:
-            folder.found("odd file", picture.path, "not directly in a class folder")
+        parts = picture.name.split("/")
+        parsed = parse_slice_name(parts[-1].rpartition(".")[0])
+        if len(parts) != 2:
+            folder.found("odd file", picture.name, "not directly in a class folder")
         elif parsed is None:
-            folder.found("odd file", picture.path, "name is not like `58 (10).jpg`")
+            folder.found("odd file", picture.name, "name is not like `58 (10).jpg`")
         else:
-            studies[picture.path.parts[0], parsed[0]].append((parsed[1], picture))
+            studies[parts[0], parsed[0]].append((parsed[1], picture))
 
     classes = sorted({name for name, _ in studies}, key=natural_key)
     positives = _positive_classes(folder.root, classes, positive)
@@ -193,19 +196,19 @@ def _is_normal(name: str, classes: list[str]) -> bool:
 def _in_slice_order(
     folder: Folder, name: str, patient: str, slices: list[tuple[int, File]]
 ) -> tuple[str, ...]:
-    slices = sorted(slices, key=lambda item: (item[0], natural_key(item[1].path.name)))
+    slices = sorted(slices, key=lambda item: item[0])  # of one number in the folder's order
     numbers = [number for number, _ in slices]
     study = f"{name}/{patient}"
     for (number, first), (following, second) in itertools.pairwise(slices):
         if number == following:
-            folder.found("slice number given twice", second.path, f"also {first.path.name}")
+            folder.found("slice number given twice", second.name, f"also {first.path.name}")
     gaps = [range(before + 1, after) for before, after in itertools.pairwise(numbers)]
     count = sum(map(len, gaps))
     if count:
         first = itertools.islice(itertools.chain.from_iterable(gaps), 10)
         some = ", ".join(map(str, first)) + (", ..." if count > 10 else "")
         folder.found("gap in slice numbers", study, f"{count} missing: {some}")
-    return tuple(str(picture.path) for _, picture in slices)
+    return tuple(picture.name for _, picture in slices)
 
 
 def _find_patients_in_two_classes(folder: Folder, studies) -> None:
@@ -225,10 +228,11 @@ def _find_patients_in_two_classes(folder: Folder, studies) -> None:
 def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
     path, files = labels.path, defaultdict(list)
     for picture in folder.files:
-        if len(picture.path.parts) < 2:
-            folder.found("odd file", picture.path, "not in a patient's folder")
+        patient, is_inside, _ = picture.name.partition("/")
+        if is_inside:
+            files[patient].append(picture.name)
         else:
-            files[picture.path.parts[0]].append(str(picture.path))
+            folder.found("odd file", picture.name, "not in a patient's folder")
     if files and not files.keys() & labels.rows.keys():
         raise InputError(
             f"no folder of {folder.root} has the name of a patient in {path.name}: its first "

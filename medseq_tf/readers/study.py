@@ -17,6 +17,8 @@ import numpy as np
 
 MODALITIES = ("photograph", "CT", "MR")
 
+_DIGITS = re.compile(r"(\d+)")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -124,6 +126,6 @@ def natural_key(name: str) -> tuple:
     >>> sorted(["58 (10)", "58 (9)", "6 (1)"], key=natural_key)
     ['6 (1)', '58 (9)', '58 (10)']
     """
-    parts = re.split(r"(\d+)", name)
-    numbers = tuple((int(p), "") if i % 2 else (-1, p.casefold()) for i, p in enumerate(parts))
-    return numbers, name
+    parts = _DIGITS.split(name.casefold())
+    parts[1::2] = map(int, parts[1::2])
+    return tuple(parts), name

@@ -7,8 +7,10 @@ or one that points at data outside its folder costs nothing and opens nothing.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -23,6 +25,7 @@ SMALLEST_FILE_PER_BYTE = 1032
 """Deflate makes a file at most this many times smaller."""
 
 _HEADER_BYTES = 64 * 1024
+_NIFTI_BYTES = 544
 _SAMPLE_BYTES = 4 * 2**20
 
 
@@ -75,11 +78,11 @@ def read_header(path: Path) -> VolumeHeader:
     """
     name = path.name.lower()
     try:
-        start = _start_of(path)
+        start, is_gzip = _start_of(path)
         if not start:
             raise UnreadableVolume("an empty file")
         if name.endswith((".nii", ".nii.gz")):
-            header = _nifti(start, path)
+            header = _nifti(start, path, is_gzip)
         elif name.endswith((".nrrd", ".nhdr")):
             header = _nrrd(start, path)
         else:
@@ -121,14 +124,16 @@ def _first_voxels(header: VolumeHeader) -> bytes:
     return data
 
 
-def _start_of(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        magic = file.read(2)
-        file.seek(0)
-        if magic == b"\x1f\x8b":
-            with gzip.open(file) as unpacked:
-                return unpacked.read(_HEADER_BYTES)
-        return file.read(_HEADER_BYTES)
+def _start_of(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of a file, unpacked; and whether it is packed as a whole."""
+    with open(path, "rb", buffering=0) as file:
+        data = file.read(_HEADER_BYTES)
+    is_gzip = data.startswith(b"\x1f\x8b")
+    if is_gzip:
+        data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, _NIFTI_BYTES)
+        if not data:
+            raise EOFError
+    return data, is_gzip
 
 
 def _check(header: VolumeHeader) -> None:
@@ -142,13 +147,32 @@ def _check(header: VolumeHeader) -> None:
         )
     if header.channels != 1 or header.dtype.kind not in "iuf":
         raise UnreadableVolume("holds colour, vectors or complex numbers, not intensities")
+    needed = header.offset + voxels * header.dtype.itemsize
     held = header.data.stat().st_size
-    if header.packing == "none":
-        held -= header.offset
-    else:
+    if header.packing != "none":
         held *= SMALLEST_FILE_PER_BYTE
-    if voxels * header.dtype.itemsize > held and header.packing != "other":
+    if header.packing == "gzip" and held >= needed:
+        held = _unpacked_bytes(header.data, needed)
+    if held < needed and header.packing != "other":
         raise UnreadableVolume(f"cut short: declares {declared} voxels and holds fewer")
+
+
+def _unpacked_bytes(path: Path, needed: int) -> int:
+    """How many bytes a gzip file holds, counted up to those needed.
+
+    SimpleITK does not say that a file ends too early. The last four bytes of one that is whole, and
+    in one piece, are its length; it is only unpacked here where they are something else.
+    """
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        if int.from_bytes(file.read(), "little") == needed % 2**32:
+            return needed
+        file.seek(0)
+        held = 0
+        with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile), gzip.open(file) as whole:
+            while held < needed and (part := whole.read(_SAMPLE_BYTES)):
+                held += len(part)
+    return held
 
 
 # ------------------------------------------------------------------------------------------- NIfTI
@@ -168,7 +192,7 @@ _NIFTI_DTYPES = {
 _NIFTI_1, _NIFTI_2 = 348, 540
 
 
-def _nifti(start: bytes, path: Path) -> VolumeHeader:
+def _nifti(start: bytes, path: Path, is_gzip: bool) -> VolumeHeader:
     order = next((o for o in "<>" if struct.unpack_from(f"{o}i", start)[0] in (348, 540)), None)
     if order is None:
         raise UnreadableVolume("not a NIfTI file")
@@ -198,13 +222,8 @@ def _nifti(start: bytes, path: Path) -> VolumeHeader:
         channels=math.prod(size[4:]),
         data=path,
         offset=int(offset),
-        packing="gzip" if _is_gzip(path) else "none",
+        packing="gzip" if is_gzip else "none",
     )
-
-
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
 
 
 # ------------------------------------------------------------------------------ NRRD and MetaImage

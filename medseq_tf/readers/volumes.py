@@ -188,9 +188,9 @@ def _headers(folder: Folder) -> dict[str, VolumeHeader]:
     headers = {}
     for file in folder.files:
         try:
-            headers[str(file.path)] = read_header(folder.root / file.path)
+            headers[file.name] = read_header(folder.root / file.name)
         except UnreadableVolume as error:
-            folder.found("study left out", file.path, str(error))
+            folder.found("study left out", file.name, str(error))
     return headers
 
 
@@ -212,14 +212,14 @@ def _matched(
     for file in folder.files:
         key = next((key for key in _keys(file.path) if key in table.rows), None)
         if key is not None:
-            used[key].append(str(file.path))
-        if str(file.path) not in headers:
+            used[key].append(file.name)
+        if file.name not in headers:
             continue
         if key is None or table.rows[key].is_unknown:
             detail = "no row in the labels" if key is None else "every label is empty"
-            folder.found("patient without label", file.path, f"{detail}; left out")
+            folder.found("patient without label", file.name, f"{detail}; left out")
         else:
-            matched[str(file.path)] = key, table.rows[key]
+            matched[file.name] = key, table.rows[key]
     if not used:
         raise InputError(
             f"no file of {folder.root} has the name of a patient or file in {table.path.name}; "

@@ -314,18 +314,40 @@ def test_a_small_gzip_that_declares_much_is_left_out(tmp_path):
         read_header(tmp_path / "a.nii.gz")
 
 
-def test_a_cut_gzip_is_left_out_when_it_is_read(tmp_path, rng):
-    write(tmp_path / "a.nii.gz", rng.integers(0, 255, (20, 64, 64)).astype(np.uint8))
-    data = (tmp_path / "a.nii.gz").read_bytes()
-    (tmp_path / "a.nii.gz").write_bytes(data[: len(data) // 2])
-    write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+def test_a_cut_file_is_left_out(tmp_path, rng, extension, share):
+    path = tmp_path / f"a{extension}"
+    image = sitk.GetImageFromArray(rng.integers(0, 255, (60, 64, 64)).astype(np.uint8))
+    sitk.WriteImage(image, str(path), useCompression=True)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    write(tmp_path / "b.nii", np.zeros((2, 3, 3), np.uint8))
+    write_labels(tmp_path, ["patient_id", "x"], ["a", 1], ["b", 0])
     scan = scan_volumes(tmp_path)
     reasons = [finding.detail for finding in scan.findings]
-    if scan.studies:
+    for study in scan.studies[:-1]:
         with pytest.raises(UnreadableStudy) as caught:
-            scan.studies[0].read()
+            study.read()
         reasons.append(caught.value.reason)
     assert len(reasons) == 1
+
+
+@pytest.mark.parametrize("change", ["two members", "an empty member", "bytes after the voxels"])
+def test_a_gzip_file_may_have_another_length_at_its_end(tmp_path, rng, change):
+    values = rng.integers(0, 255, (20, 64, 64)).astype(np.uint8)
+    write(tmp_path / "a.nii", values)
+    data = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "a.nii").unlink()
+    packed = {
+        "two members": gzip.compress(data[:5000]) + gzip.compress(data[5000:]),
+        "an empty member": gzip.compress(data) + gzip.compress(b""),
+        "bytes after the voxels": gzip.compress(data + b"notes"),
+    }
+    (tmp_path / "a.nii.gz").write_bytes(packed[change])
+    write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
+    (study,) = scan_volumes(tmp_path, axis=2).studies
+    np.testing.assert_array_equal(study.read().images, values)
 
 
 def test_colour_is_no_intensity(tmp_path):
