@@ -1,14 +1,16 @@
-"""Takes tensors, gives convolution, normalisation and recurrence by the backend's best way.
+"""Takes tensors, gives convolutions, normalisation and loops over them by the backend's best way.
 
 Everything else in `layers` and `models` is `keras.ops` alone. These few operations leave it on
 TensorFlow, and only there: `keras.ops.conv` compiles a grouped convolution with XLA on the CPU,
-whose gradient takes seconds where TensorFlow's own takes milliseconds, and `keras.ops.moments`
-passes over the activations several times where the fused kernel passes once.
+whose gradient takes seconds where TensorFlow's own takes milliseconds, `keras.ops.moments` passes
+over the activations several times where the fused kernel passes once, and no loop of `keras.ops`
+takes chunks of different sizes.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import keras
 from keras import ops
@@ -124,12 +126,73 @@ def scan(step, state, inputs):
     return tf.while_loop(condition, body, loop, maximum_iterations=steps)[2].stack()
 
 
-def require_at_most(size, limit: int, message: str) -> None:
-    """Stop with `message` if `size`, known only when the graph runs, is above `limit`.
+def in_chunks(function, inputs, size: int, row_shape: tuple[int, ...], dtype: str):
+    """`function` of the rows of `inputs`, at most `size` of them at a time.
+
+    One chunk is computed after the other, so memory is that of one chunk however many rows there
+    are. Chunks are as even as can be: 23 rows, at most 16 at a time, are 12 and 11. Where shapes
+    are fixed in a graph, as under XLA, the last chunk is filled up with zeros.
+
+    Args:
+        function: `(rows, ...)` to `(rows, *row_shape)`, each output row from its input row alone.
+        inputs: `(rows, ...)`, at least one row.
+        size: the most rows at a time.
+        row_shape: shape of an output row.
+        dtype: of the outputs.
+
+    Returns:
+        `(rows, *row_shape)`, as `function(inputs)`.
+    """
+    rows = inputs.shape[0]
+    if rows is None:
+        return _tensorflow_chunks(function, inputs, size, row_shape, dtype)
+    chunks = -(-rows // size)
+    if chunks == 1:
+        return function(inputs)
+    if _on_tensorflow() and _is_eager():
+        bounds = [rows * number // chunks for number in range(chunks + 1)]
+        parts = [function(inputs[a:b]) for a, b in itertools.pairwise(bounds)]
+        return ops.concatenate(parts, axis=0)
+    even = -(-rows // chunks)
+    fill = [[0, chunks * even - rows], *([0, 0] for _ in inputs.shape[1:])]
+    inputs = ops.reshape(ops.pad(inputs, fill), (chunks, even, *inputs.shape[1:]))
+    unused = ops.zeros((even, *row_shape), dtype)
+    outputs = scan(lambda state, chunk: (state, function(chunk)), unused, inputs)
+    return ops.reshape(outputs, (chunks * even, *row_shape))[:rows]
+
+
+def _is_eager() -> bool:
+    import tensorflow as tf
+
+    return tf.executing_eagerly()
+
+
+def _tensorflow_chunks(function, inputs, size, row_shape, dtype):
+    import tensorflow as tf
+
+    rows = tf.shape(inputs)[0]
+    chunks = -(-rows // size)
+    written = tf.TensorArray(dtype, chunks, infer_shape=False, element_shape=(None, *row_shape))
+
+    def body(index, written):
+        outputs = function(inputs[rows * index // chunks : rows * (index + 1) // chunks])
+        return index + 1, written.write(index, outputs)
+
+    loop = (tf.constant(0), written)
+    condition = lambda index, _: index < chunks  # noqa: E731
+    return tf.while_loop(condition, body, loop, parallel_iterations=1)[1].concat()
+
+
+def require_at_most(inputs, size, limit: int, message: str):
+    """`inputs`, unless `size`, known only when the graph runs, is above `limit`: then `message`.
 
     Where sizes are always known (every backend but TensorFlow) the caller has checked already.
     """
-    if _on_tensorflow():
-        import tensorflow as tf
+    if not _on_tensorflow():
+        return inputs
+    import tensorflow as tf
 
-        tf.debugging.assert_less_equal(size, limit, message=message)
+    check = tf.debugging.assert_less_equal(size, limit, message=message)
+    # What is made of the inputs waits for the check, or would fail first, with its own message.
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(inputs)

@@ -72,7 +72,7 @@ class PerPosition(keras.layers.Wrapper):
         packed_shape = self._packed_shape(inputs.shape)
         batch, steps = ops.shape(inputs)[:2]
         if inputs.shape[1] is None:
-            kernels.require_at_most(steps, self.positions, self._limit)
+            inputs = kernels.require_at_most(inputs, steps, self.positions, self._limit)
         mask = None if lengths is None else sequence_mask(lengths, self.positions)
         packed = pack(inputs, self.positions)
         if mask is None and inputs.shape[1] != self.positions:

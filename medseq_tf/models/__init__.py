@@ -8,6 +8,7 @@ from medseq_tf.models.aggregators import AGGREGATORS, Recurrent
 from medseq_tf.models.classifier import SequenceClassifier
 from medseq_tf.models.encoders import ENCODERS, ConvFSMStack, Encoder
 from medseq_tf.models.head import Head
+from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 
 __all__ = [
     "AGGREGATORS",
@@ -15,6 +16,8 @@ __all__ = [
     "ConvFSMStack",
     "Encoder",
     "Head",
+    "KerasNetwork",
+    "PretrainedEncoder",
     "Recurrent",
     "SequenceClassifier",
     "build",
@@ -43,7 +46,8 @@ def build(
         The classifier, built, not compiled.
 
     Raises:
-        InputError: if slices of `input_shape` are too small for the encoder.
+        InputError: if slices of `input_shape` do not fit the encoder, or if the weights that the
+            recipe names cannot be had or do not fit.
     """
     encoder_seed, aggregator_seed, head_seed = child_seeds(seed, 3)
     model = SequenceClassifier(

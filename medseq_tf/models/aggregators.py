@@ -98,6 +98,11 @@ class Recurrent(keras.layers.Layer):
             return backward
         return ops.concatenate([forward, backward], axis=-1)
 
+    @property
+    def causal(self) -> bool:
+        """Whether the state after a slice knows that slice and those before it alone."""
+        return not self.bidirectional
+
     def steps(self, features, lengths, training=None):
         """The state after each slice, from that slice and those before it alone.
 
@@ -107,7 +112,7 @@ class Recurrent(keras.layers.Layer):
         Raises:
             ValueError: for a bidirectional stack, whose states also know the slices to come.
         """
-        if self.bidirectional:
+        if not self.causal:
             raise ValueError(
                 "a bidirectional stack has no output a step: its states know the slices to come; "
                 "use bidirectional=False"

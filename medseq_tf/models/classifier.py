@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import keras
+from keras import ops
+
+from medseq_tf.layers import kernels
+from medseq_tf.layers.lengths import sequence_mask, zero_padding
+
+PREFIXES = 64
+"""Beginnings of studies that `running` passes at once through an aggregator that is not causal."""
 
 PARTS = ("encoder", "aggregator", "head")
 
@@ -11,7 +18,8 @@ PARTS = ("encoder", "aggregator", "head")
 class SequenceClassifier(keras.Model):
     """Padding, what it holds and how much of it there is, changes no logit.
 
-    encoder: `(slices, lengths)` to features of each slice; aggregator: `(features, lengths)` to one
+    encoder: `(slices, lengths)` to features of each slice, its `backbone` first, which knows one
+    slice at a time, then `finish`; aggregator: `(features, lengths)` to one
     vector of each study; head: vector to logits. It is built by its constructor's caller through
     `build()` without arguments: the shape of a slice is part of the configuration, batch and steps
     are free.
@@ -27,7 +35,8 @@ class SequenceClassifier(keras.Model):
 
     Call arguments:
         inputs: {"slices": float `(batch, steps, height, width, channels)`, right-padded;
-            "lengths": int `(batch,)`, each from 1 to steps}.
+            "lengths": int `(batch,)`, each from 1 to steps}; or, in place of the slices,
+            "features": float `(batch, steps, features)`, as `extract` gives them.
         training: whether to drop and to learn batch statistics.
 
     Returns:
@@ -49,18 +58,58 @@ class SequenceClassifier(keras.Model):
             shape = part.compute_output_shape(shape)
 
     def call(self, inputs, training=False):
+        features = self._features(inputs, training)
+        return self.classify(features, inputs["lengths"], training=training)
+
+    def _features(self, inputs, training=False):
         lengths = inputs["lengths"]
-        features = self.encode(inputs["slices"], lengths, training=training)
-        return self.classify(features, lengths, training=training)
+        if "features" in inputs:
+            return self.encoder.finish(inputs["features"], lengths, training=training)
+        return self.encode(inputs["slices"], lengths, training=training)
 
     def encode(self, slices, lengths, training=False):
-        """Features `(batch, steps, features)` of padded slices."""
+        """Features `(batch, steps, features)` of padded slices, ready for the aggregator."""
         return self.encoder(slices, lengths, training=training)
+
+    def extract(self, slices, lengths):
+        """The backbone's features `(batch, steps, features)`, which the call takes for slices."""
+        return self.encoder.backbone(slices, lengths=lengths, training=False)
 
     def classify(self, features, lengths, training=False):
         """Logits `(batch, labels)` of features `(batch, steps, features)`."""
         vectors = self.aggregator(features, lengths, training=training)
         return self.head(vectors, training=training)
+
+    def running(self, inputs):
+        """The answer after each slice: P(y | x1..xt) for every t, as logits (paper 2).
+
+        Every slice passes through the encoder once. A causal aggregator gives all answers in one
+        pass, any other one reads all beginnings of the studies side by side.
+
+        Args:
+            inputs: as in the call.
+
+        Returns:
+            `(batch, steps, labels)` float32: at t the logits of the study's first t + 1 slices
+            alone, zeros where it has ended.
+        """
+        lengths = inputs["lengths"]
+        features = self._features(inputs)
+        if getattr(self.aggregator, "causal", False):
+            logits = self.head(self.aggregator.steps(features, lengths, training=False))
+        else:
+            logits = self._of_prefixes(features)
+        return zero_padding(logits, sequence_mask(lengths, ops.shape(features)[1]))
+
+    def _of_prefixes(self, features):
+        batch, steps, _ = ops.shape(features)
+
+        def logits(numbers):
+            return self.classify(ops.take(features, numbers // steps, axis=0), numbers % steps + 1)
+
+        numbers = ops.arange(batch * steps, dtype="int32")
+        found = kernels.in_chunks(logits, numbers, PREFIXES, (self.head.labels,), "float32")
+        return ops.reshape(found, (batch, steps, self.head.labels))
 
     def compute_output_shape(self, input_shape):
         return (input_shape["slices"][0], self.head.labels)

@@ -8,6 +8,7 @@ from keras import ops
 from medseq_tf.experiment import ConvFSM as ConvFSMSettings
 from medseq_tf.layers import ConvolutionBlock, FeatureSimilarity, PerPosition, TimeDistributed
 from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.models.keras_application import keras_application
 
 POOLINGS = ("flatten", "average", "max")
 
@@ -183,7 +184,16 @@ class Encoder(keras.layers.Layer):
             self.slices_to_features.build(slices_shape)
 
     def call(self, slices, lengths, training=None):
-        features = self.slices_to_features(slices, lengths=lengths, training=training)
+        features = self.backbone(slices, lengths=lengths, training=training)
+        return self.finish(features, lengths, training=training)
+
+    @property
+    def backbone(self):
+        """The layer from slices to features, without the dropout."""
+        return self.slices_to_features
+
+    def finish(self, features, lengths, training=None):
+        """What follows the backbone: dropout of `(batch, steps, features)`."""
         return self.drop(features, training=training)
 
     def compute_output_shape(self, slices_shape, lengths_shape=None):
@@ -237,4 +247,4 @@ def conv_fsm(settings: ConvFSMSettings, seed: int | None = None, skip_padding: b
     return Encoder(layer, settings.dropout, dropout_seed, name="encoder")
 
 
-ENCODERS = {"conv_fsm": conv_fsm}
+ENCODERS = {"conv_fsm": conv_fsm, "keras_application": keras_application}

@@ -55,7 +55,7 @@ def test_equals_a_stack_of_keras_layers(features, cell, layers, bidirectional, r
     np.testing.assert_allclose(vectors, states[:, part], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("readout", ["last", "last_backward", "concat"])
 def test_padding_and_batch_mates_change_nothing(features, name, readout):
     settings = experiment.Recurrent(name=name, units=4, layers=2, readout=readout)

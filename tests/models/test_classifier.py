@@ -68,8 +68,9 @@ def model(request):
 
 
 def test_the_catalogues_hold_what_a_recipe_can_name():
-    assert set(ENCODERS) == {"conv_fsm"}
-    assert set(AGGREGATORS) == {"lstm", "gru"}
+    assert set(ENCODERS) == {"conv_fsm", "keras_application"}
+    pooled = {"mean", "max", "log_sum_exp", "attention"}
+    assert set(AGGREGATORS) == {"lstm", "gru", "transformer"} | pooled
 
 
 def test_logits(model, slices):

@@ -1,0 +1,380 @@
+"""Takes the name of a network of `keras.applications`, gives it up to one output, with weights."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from medseq_tf.errors import InputError
+from medseq_tf.layers.seeds import child_seeds
+
+POOLINGS = {"average": "avg", "max": "max"}
+
+# The statistics that Keras's EfficientNet files hold as mean and variance (RGB).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+PIXELS = 2 * 224 * 224
+"""About how many pixels are enough for the statistics of a random network."""
+
+
+def find(name: str) -> Callable[..., keras.Model]:
+    """The function of `keras.applications` that makes the network of this name.
+
+    Raises:
+        InputError: if there is none, with the names most like it.
+    """
+    function = getattr(keras.applications, name, None)
+    if inspect.isfunction(function):
+        return function
+    known = [n for n, f in vars(keras.applications).items() if inspect.isfunction(f)]
+    raise InputError(
+        f"model.encoder.network = {name}: keras.applications has no such network"
+        f"{_did_you_mean(name, known)}; it has {', '.join(sorted(known))}"
+    )
+
+
+def preprocessing(name: str) -> Callable[[Any], Any]:
+    """What the network's own module makes of pictures in 0..255 before the network sees them."""
+    module = find(name).__module__.rpartition(".")[2]
+    return getattr(keras.applications, module).preprocess_input
+
+
+def network(
+    name: str,
+    output: str,
+    input_shape: tuple[int, int, int],
+    weights: str | None = "none",
+    seed: int | None = None,
+) -> tuple[keras.Model, list[keras.layers.Layer]]:
+    """A network from preprocessed pictures to a vector of features, under the dtype policy set.
+
+    Args:
+        name: in `keras.applications`.
+        output: `average` or `max`: the last feature map, pooled over height and width; or a layer's
+            name: its output, pooled by `average` where it is a map. A layer of the classification
+            top needs pictures of the network's own size. Names that Keras numbers through a
+            session (`activation_94`) are counted from the network's first.
+        input_shape: `(height, width, 3)`.
+        weights: `imagenet`, a file's path, `none` (random, see `randomize`), or None: whatever
+            Keras draws, for weights that are set later.
+        seed: seed of random weights and of the network's own dropout.
+
+    Returns:
+        The network up to that output, and `layers` of the whole one, by which frozen layers count.
+
+    Raises:
+        InputError: if there is no such network or layer, `input_shape` does not fit, or the weights
+            cannot be had or do not fit.
+    """
+    whole, options = _unweighted(name, output, tuple(input_shape))
+    if weights == "imagenet":
+        whole = _download(name, options)
+    elif weights not in (None, "none"):
+        _load(whole, name, os.fspath(weights), options)
+    model = whole if output in POOLINGS else _up_to(output, whole, name)
+    if weights == "none":
+        randomize(model, preprocessing(name), seed)
+    generators = [g for g in map(_seed_generator, model.layers) if g is not None]
+    for generator, child in zip(generators, child_seeds(seed, len(generators)), strict=True):
+        if child is not None:
+            generator.state.assign([child, 0])
+    return model, whole.layers
+
+
+def _seed_generator(layer):
+    return getattr(layer, "seed_generator", None)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" (did you mean {lower[close[0]]}?)" if close else ""
+
+
+# ------------------------------------------------------------------------------ the layers
+
+
+def _unweighted(
+    name: str, output: str, input_shape: tuple[int, int, int]
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The whole network that has this output, and the options that it is made with.
+
+    It has its classification top only where the output is a layer of that.
+    """
+    options: dict[str, Any] = {"include_top": False, "input_shape": input_shape}
+    if output in POOLINGS:
+        options["pooling"] = POOLINGS[output]
+    try:
+        whole = _construct(name, None, options)
+    except ValueError as error:
+        height, width, _ = input_shape
+        raise InputError(
+            f"input.size: slices of {height} x {width} do not fit {name}: {_first_line(error)}"
+        ) from None
+    if output in POOLINGS or output in named_layers(whole):
+        return whole, options
+    options = {"include_top": True}
+    whole = _construct(name, None, options)
+    known = named_layers(whole)
+    if output not in known:
+        raise InputError(
+            f"model.encoder.output = {output}: {name} has no such layer"
+            f"{_did_you_mean(output, known)}; give average, max or a layer's name"
+        )
+    own, given = whole.input_shape[1:3], input_shape[:2]
+    if own != given:
+        raise InputError(
+            f"model.encoder.output = {output}: this layer of {name} needs slices of {own[0]} x "
+            f"{own[1]}, got {given[0]} x {given[1]}; set input.size={own[0]}, or "
+            "model.encoder.output=average for any size"
+        )
+    return whole, options
+
+
+def _construct(name: str, weights: str | None, options: dict[str, Any]) -> keras.Model:
+    with warnings.catch_warnings():
+        # MobileNet warns that at sizes of one's own it takes the weights of 224 pixels, as wanted.
+        warnings.simplefilter("ignore")
+        return find(name)(weights=weights, **options)
+
+
+def named_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The layers by their names, as they are in a session without any other network.
+
+    Keras numbers layers without a name of their own (`conv2d`, `conv2d_1`...) through a session:
+    what `activation_9` means would depend on what was built before.
+    """
+    numbers: dict[str, list[int]] = {}
+    found = {layer: re.fullmatch(r"(\w+?)(?:_(\d+))?", layer.name) for layer in network.layers}
+    automatic = {
+        layer: (match[1], int(match[2] or 0))
+        for layer, match in found.items()
+        if match and match[1] == _automatic_name(layer)
+    }
+    for kind, number in automatic.values():
+        numbers.setdefault(kind, []).append(number)
+    names = {}
+    for layer in network.layers:
+        name = layer.name
+        if layer in automatic:
+            kind, number = automatic[layer]
+            number -= min(numbers[kind])
+            name = f"{kind}_{number}" if number else kind
+        names[name] = layer
+    return names
+
+
+def _automatic_name(layer: keras.layers.Layer) -> str:
+    """`Conv2D` gives `conv2d`, `ZeroPadding2D` `zero_padding2d`."""
+    name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _up_to(output: str, whole: keras.Model, name: str) -> keras.Model:
+    features = named_layers(whole)[output].output
+    if len(features.shape) == 4:
+        features = keras.layers.GlobalAveragePooling2D(name="average")(features)
+    if len(features.shape) != 2:
+        raise InputError(
+            f"model.encoder.output = {output}: this layer of {name} gives neither a vector nor a "
+            "map; give average, max or another layer's name"
+        )
+    return keras.Model(whole.input, features, name=whole.name)
+
+
+@contextmanager
+def dtype_policy(policy: keras.DTypePolicy) -> Iterator[None]:
+    """Networks made inside compute under this policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+# -------------------------------------------------------------------------- random weights
+
+
+def randomize(model: keras.Model, preprocess: Callable[[Any], Any], seed: int | None) -> None:
+    """Draw every weight, so that features have a scale near 1 for pictures like slices.
+
+    Kernels are normal with variance 2 / inputs (He et al. 2015, equation 10), biases and offsets 0.
+    The first kernel is divided by the scale of what it makes of random discs, and the batch
+    normalisations get their moving statistics from the same pictures: at the values that Keras
+    begins with, they would change nothing in inference, and deep networks would overflow or fade.
+
+    Args:
+        model: a network of `keras.applications`, in place.
+        preprocess: of pictures in 0..255.
+        seed: the same seed gives the same weights, bit for bit; None draws anew.
+    """
+    rng = np.random.default_rng(seed)
+    kernels = [(layer, w) for layer in model.layers for w in layer.weights if "kernel" in w.name]
+    for layer, kernel in kernels:
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D) or "depth" in kernel.name
+        inputs = np.prod(kernel.shape[:2] if depthwise else kernel.shape[:-1])
+        draw = rng.standard_normal(kernel.shape, np.float32)
+        draw *= np.sqrt(2 / inputs)
+        kernel.assign(draw)
+    height, width, _ = model.input_shape[1:]
+    pictures = preprocess(keras.ops.convert_to_tensor(_pictures(height, width, rng)))
+    layer, kernel = kernels[0]
+    made = keras.Model(model.input, layer.output)(pictures)
+    scale = np.sqrt(np.mean(np.square(np.asarray(made, "float32"))))
+    kernel.assign(np.asarray(kernel) / scale)
+    _take_statistics(model, pictures)
+
+
+def _pictures(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """2 to 8 pictures, 0..255: a disc of 8 x 8 random greys on black, alike in all channels."""
+    count = min(max(PIXELS // (height * width), 2), 8)
+    greys = rng.uniform(0, 255, (count, 8, 8, 1)).astype("float32")
+    rows, columns = ((np.arange(side) + 0.5) * 8 / side for side in (height, width))
+    inside = np.hypot(rows[:, None] - 4, columns - 4) < 3.5
+    pictures = greys[:, rows.astype(int)][:, :, columns.astype(int)] * inside[..., None]
+    return np.repeat(pictures.astype("float32"), 3, axis=-1)
+
+
+def _take_statistics(model: keras.Model, pictures: Any) -> None:
+    """Set the moving statistics of every batch normalisation to those of one batch."""
+    kinds = {keras.layers.BatchNormalization: "momentum", keras.layers.Dropout: "rate"}
+    normal = [
+        (layer, name, getattr(layer, name))
+        for layer in model.layers
+        for kind, name in kinds.items()
+        if isinstance(layer, kind)
+    ]
+    if not any(name == "momentum" for _, name, _ in normal):
+        return
+    try:
+        for layer, name, _ in normal:
+            setattr(layer, name, 0.0)
+        model(pictures, training=True)
+    finally:
+        for layer, name, value in normal:
+            setattr(layer, name, value)
+
+
+# ------------------------------------------------------------------------- loaded weights
+
+
+def _download(name: str, options: dict[str, Any]) -> keras.Model:
+    try:
+        whole = _construct(name, "imagenet", options)
+    except Exception as error:  # Keras raises a bare Exception where a download fails
+        address = re.search(r"https?://\S+?\.h5", str(error))
+        if not address:
+            reason = _first_line(error)
+            raise InputError(f"model.encoder.weights = imagenet: {name}: {reason}") from None
+        file = address[0].rpartition("/")[2]
+        raise InputError(
+            f"model.encoder.weights = imagenet: {name}'s weights cannot be downloaded; fetch "
+            f"{address[0]} by other means and name the file: --set model.encoder.weights="
+            f"PATH/{file}"
+        ) from None
+    if find(name).__module__.rpartition(".")[2] == "efficientnet":
+        # Keras adds a layer to it that a network without `weights="imagenet"` lacks, and a loaded
+        # model has to be the same network.
+        plain = _construct(name, None, options)
+        _copy_weights(whole, plain)
+        whole = plain
+        _mend_normalization(whole)
+    return whole
+
+
+def _copy_weights(source: keras.Model, target: keras.Model) -> None:
+    pairs = zip(
+        (layer for layer in source.layers if layer.weights),
+        (layer for layer in target.layers if layer.weights),
+        strict=True,
+    )
+    for old, new in pairs:
+        new.set_weights(old.get_weights())
+        if isinstance(new, keras.layers.Normalization):
+            new.finalize_state()
+
+
+def _mend_normalization(model: keras.Model) -> None:
+    """Make EfficientNet's first normalisation divide by the deviation, as it was trained.
+
+    Keras's files hold the deviation where the layer expects the variance. Keras makes up for that
+    by a layer that it adds for `weights="imagenet"` alone; here the value itself is put right,
+    wherever a file comes from.
+    """
+    for layer in model.layers:
+        if not isinstance(layer, keras.layers.Normalization) or len(layer.weights) < 2:
+            continue
+        mean, variance, *_ = layer.get_weights()
+        if np.allclose(mean, IMAGENET_MEAN) and np.allclose(variance, IMAGENET_DEVIATION):
+            layer.variables[1].assign(np.square(variance))
+            layer.finalize_state()
+
+
+def _load(whole: keras.Model, name: str, path: str, options: dict[str, Any]) -> None:
+    """Load a file as `keras.applications` does, or raise one line that says what is wrong."""
+    setting = f"model.encoder.weights = {path}"
+    if not os.path.isfile(path):
+        raise InputError(f"{setting}: no such file; give imagenet, none or a weights file's path")
+    if not path.endswith((".h5", ".hdf5")):
+        raise InputError(f"{setting}: a file of Keras weights ends in .h5 or .weights.h5")
+    held, older = _held(path, setting)
+    if older == path.endswith(".weights.h5"):
+        right = ".h5, without .weights" if older else ".weights.h5"
+        raise InputError(f"{setting}: its layout is that of a file that ends in {right}; rename it")
+    if held != whole.count_params():
+        raise InputError(f"{setting}: {_misfit(name, held, whole, options)}")
+    try:
+        whole.load_weights(path)
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError) as error:
+        raise InputError(f"{setting}: does not fit {name}: {_first_line(error)}") from None
+    _mend_normalization(whole)
+
+
+def _held(path: str, setting: str) -> tuple[int, bool]:
+    """How many numbers a weights file holds, and whether its layout is that of before Keras 3."""
+    import h5py
+
+    sizes: dict[str, int] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            older = "layer_names" in file.attrs or "model_weights" in file
+            file.visititems(
+                lambda key, item: (
+                    sizes.update({key: item.size}) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{setting}: is not an HDF5 file that can be read") from error
+    others = ("optimizer", "seed_generator")
+    return sum(n for key, n in sizes.items() if not any(o in key for o in others)), older
+
+
+def _misfit(name: str, held: int, whole: keras.Model, options: dict[str, Any]) -> str:
+    """Why a file with another number of weights than the network's does not fit it."""
+    top = options["include_top"]
+    if held == _construct(name, None, {"include_top": not top}).count_params():
+        return (
+            f"holds {name} without the classification layers that this output needs; take the "
+            "file without _notop in its name"
+            if top
+            else f"holds {name} with its classification layers, which this output does without; "
+            "take the file with _notop in its name"
+        )
+    return (
+        f"does not fit {name}: it holds {held:,} weights, the network has {whole.count_params():,}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

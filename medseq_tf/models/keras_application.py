@@ -1,0 +1,252 @@
+"""Takes padded sequences of slices, gives what a network of `keras.applications` makes of each."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from medseq_tf.errors import InputError
+from medseq_tf.experiment import KerasApplication as KerasApplicationSettings
+from medseq_tf.layers import TimeDistributed, kernels
+from medseq_tf.layers.lengths import sequence_mask, zero_padding
+from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.models import applications
+
+CHUNK = 16
+"""Slices that pass at once through a network that is frozen whole."""
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class KerasNetwork(keras.layers.Layer):
+    """Has no part in lengths and padding: it sees slices one by one.
+
+    A network of `keras.applications` up to one output, with its own preprocessing, for slices in
+    [0, 1]. Frozen layers are never trained, and batch normalisation among them keeps its moving
+    statistics. A network that is frozen whole runs in inference mode, has no gradient, and takes
+    at most 16 slices at a time, so that its memory does not grow with a study.
+
+    Its configuration names the network and holds no weights file: a saved model brings its own
+    weights. Set `source` ahead of `build` for others than random ones.
+
+    Args:
+        application: name of the network in `keras.applications`.
+        output_name: `average`, `max` or a layer's name, see `applications.network`.
+        frozen: `all`, `none`, or how many of its layers, from the first.
+        seed: seed of random weights and of the network's own dropout.
+
+    Attributes:
+        source: where `build` takes the weights from: `imagenet`, a file's path, `none` (random) or
+            None (to be set later).
+
+    Call arguments:
+        images: `(batch, height, width, channels)` in [0, 1], one channel, shown as three equal
+            ones, or three.
+        training: whether layers that are not frozen drop and learn batch statistics.
+
+    Returns:
+        `(batch, features)`.
+
+    Raises:
+        InputError: from `build`, if network, output, size, layers or weights do not fit.
+    """
+
+    def __init__(self, application, output_name="average", frozen="all", seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.application = application
+        self.output_name = output_name
+        self.frozen = frozen
+        self.seed = seed
+        self.source = "none"
+
+    def build(self, images_shape):
+        _, height, width, channels = images_shape
+        if channels not in (1, 3):
+            raise InputError(
+                f"{self.application} takes slices of 1 or 3 channels, got {channels}; set "
+                "input.windows or input.neighbours"
+            )
+        self.preprocess = applications.preprocessing(self.application)
+        with applications.dtype_policy(self.dtype_policy):
+            self.model, layers = applications.network(
+                self.application, self.output_name, (height, width, 3), self.source, self.seed
+            )
+        self._freeze(layers)
+
+    def _freeze(self, layers):
+        if self.frozen == "all":
+            self.model.trainable = False
+        elif self.frozen != "none":
+            if self.frozen > len(layers):
+                raise InputError(
+                    f"model.encoder.frozen = {self.frozen}: {self.application} has {len(layers)} "
+                    "layers; all freezes every one"
+                )
+            for layer in layers[: self.frozen]:
+                layer.trainable = False
+
+    def call(self, images, training=None):
+        if self.frozen != "all":
+            return self._features(images, training)
+        features = kernels.in_chunks(
+            self._features, images, CHUNK, self.model.output_shape[1:], self.compute_dtype
+        )
+        return ops.stop_gradient(features)
+
+    def _features(self, images, training=False):
+        if images.shape[-1] == 1:
+            images = ops.repeat(images, 3, axis=-1)
+        return self.model(self.preprocess(255.0 * images), training=training)
+
+    @property
+    def learns_statistics(self) -> bool:
+        """Whether training changes the moving statistics of a batch normalisation."""
+        return any(
+            isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for layer in self.model.layers
+        )
+
+    def compute_output_shape(self, images_shape):
+        return (images_shape[0], self.model.output_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "application": self.application,
+            "output_name": self.output_name,
+            "frozen": self.frozen,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        layer = cls(**config)
+        layer.source = None
+        return layer
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class PretrainedEncoder(keras.layers.Layer):
+    """Padded positions give zeros, and neither they nor batch-mates change what real ones give.
+
+    A network over every slice, then dense layers, then dropout (paper 2).
+
+    Args:
+        network: a `KerasNetwork`.
+        dense: units and activation, by name, of each dense layer.
+        dropout: share of the features that are dropped in training.
+        skip_padding: see `TimeDistributed`.
+        seed: seed of the dense layers' weights and of the dropout.
+
+    Attributes:
+        backbone: the network over sequences, `(batch, steps, height, width, channels)` to
+            `(batch, steps, features)`.
+
+    Call arguments:
+        slices: `(batch, steps, height, width, channels)` in [0, 1].
+        lengths: `(batch,)` number of real slices of each study.
+        training: whether to drop features and to learn batch statistics.
+
+    Returns:
+        `(batch, steps, features)`.
+    """
+
+    def __init__(self, network, dense=(), dropout=0.0, skip_padding=True, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = [list(layer) for layer in dense]
+        self.dropout = dropout
+        self.skip_padding = skip_padding
+        self.seed = seed
+        self.backbone = TimeDistributed(
+            network, skip_padding, name="backbone", dtype=self.dtype_policy
+        )
+        *dense_seeds, dropout_seed = child_seeds(seed, len(self.dense) + 1)
+        self.dense_layers = [
+            keras.layers.Dense(
+                units,
+                activation,
+                kernel_initializer=keras.initializers.GlorotUniform(dense_seed),
+                name=f"dense_{number}",
+                dtype=self.dtype_policy,
+            )
+            for number, ((units, activation), dense_seed) in enumerate(
+                zip(self.dense, dense_seeds, strict=True), start=1
+            )
+        ]
+        self.drop = keras.layers.Dropout(
+            dropout, seed=dropout_seed, name="dropout", dtype=self.dtype_policy
+        )
+
+    @property
+    def network(self) -> KerasNetwork:
+        """The network for slices `(slices, height, width, channels)` in [0, 1]."""
+        return self.backbone.layer
+
+    def build(self, slices_shape):
+        self.backbone.build(slices_shape)
+        if not self.skip_padding and self.network.learns_statistics:
+            raise InputError(
+                f"{self.network.application} learns batch statistics, in which padding must not "
+                "count: set fit.jit=false or model.encoder.frozen=all"
+            )
+        shape = self.backbone.compute_output_shape(slices_shape)
+        for layer in self.dense_layers:
+            layer.build(shape)
+            shape = layer.compute_output_shape(shape)
+
+    def call(self, slices, lengths, training=None):
+        features = self.backbone(slices, lengths=lengths, training=training)
+        return self.finish(features, lengths, training=training)
+
+    def finish(self, features, lengths, training=None):
+        """What follows the network: `(batch, steps, features)`, the backbone's, to the same."""
+        for layer in self.dense_layers:
+            features = layer(features)
+        features = self.drop(features, training=training)
+        return zero_padding(features, sequence_mask(lengths, ops.shape(features)[1]))
+
+    def compute_output_shape(self, slices_shape, lengths_shape=None):
+        shape = self.backbone.compute_output_shape(slices_shape)
+        return (*shape[:-1], self.dense[-1][0]) if self.dense else shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "network": keras.saving.serialize_keras_object(self.network),
+            "dense": self.dense,
+            "dropout": self.dropout,
+            "skip_padding": self.skip_padding,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        network = keras.saving.deserialize_keras_object(config["network"])
+        return cls(**{**config, "network": network})
+
+
+def keras_application(
+    settings: KerasApplicationSettings, seed: int | None = None, skip_padding: bool = True
+) -> PretrainedEncoder:
+    """The encoder of paper 2: a pretrained network, then dense layers.
+
+    Args:
+        settings: the recipe's `model.encoder`.
+        seed: seed of random weights and of dropout.
+        skip_padding: see `TimeDistributed`.
+
+    Returns:
+        A `PretrainedEncoder`, not built; `build` loads the weights that the recipe names.
+    """
+    network_seed, dense_seed = child_seeds(seed, 2)
+    network = KerasNetwork(
+        settings.network, settings.output, settings.frozen, network_seed, name="network"
+    )
+    network.source = settings.weights
+    return PretrainedEncoder(
+        network,
+        dense=[(layer.units, layer.activation) for layer in settings.dense],
+        dropout=settings.dropout,
+        skip_padding=skip_padding,
+        seed=dense_seed,
+        name="encoder",
+    )
