@@ -520,7 +520,8 @@ class Fit(Settings):
     """Keep decoded slices in memory: always, never, or when they fit in `cache_limit_mib`."""
     cache_limit_mib: PositiveInt = 2048
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
-    """Save the state for --resume this often inside an epoch, besides at the end of each."""
+    """Save the state for --resume this often inside an epoch, and at the end of each; epochs that
+    are quick beside the saving share one save."""
 
 
 class Experiment(Settings):
@@ -621,13 +622,20 @@ def load(
     Raises:
       InputError: one line that names the key, its value and what would be valid.
     """
+    return from_values(*plain_values(preset_or_file, overrides))
+
+
+def plain_values(
+    preset_or_file: str | os.PathLike | Experiment, overrides: Iterable[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """Return a recipe's nested values with the overrides of `load`, not validated, and its name."""
     if isinstance(preset_or_file, Experiment):
         values, origin = preset_or_file.model_dump(mode="json"), preset_or_file.name
     else:
         values, origin = _read(preset_or_file)
     for override in sorted(overrides, key=_names_a_kind, reverse=True):
         _override(values, override)
-    return from_values(values, origin)
+    return values, origin
 
 
 def from_values(values: dict[str, Any], origin: str = "recipe") -> Experiment:
@@ -659,7 +667,7 @@ def _text(preset_or_file: str | os.PathLike) -> tuple[str, str]:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise InputError(
-            f"no preset is called {name!r}{_did_you_mean(name, presets())}; presets: "
+            f"no preset is called {name!r}{did_you_mean(name, presets())}; presets: "
             f"{', '.join(presets())}; or give the path of a .yaml file"
         )
     try:
@@ -732,7 +740,7 @@ def _one_line(error: pydantic.ValidationError, values: dict[str, Any]) -> str:
         key = ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
             valid = _keys_at(location[:-1], values)
-            guess = _did_you_mean(str(location[-1]), valid)
+            guess = did_you_mean(str(location[-1]), valid)
             problems.setdefault(f"unknown key {key}{guess}; valid: {', '.join(valid)}", [])
         else:
             if item["type"] == "unknown_kind":
@@ -786,7 +794,8 @@ def _models_in(annotation: Any) -> list[type[Settings]]:
     return [m for inner in get_args(annotation) for m in _models_in(inner)]
 
 
-def _did_you_mean(name: str, valid: Iterable[str]) -> str:
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return what to add to an error about an unknown name: the nearest valid one, if any is."""
     close = difflib.get_close_matches(name, list(valid), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

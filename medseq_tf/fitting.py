@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,11 +25,15 @@ from medseq_tf import losses, models, tracking
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
+from medseq_tf.features import FeatureStore, frozen_network, join, weights_digest
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore, readable, steps_per_epoch, training_batches
 from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
+
+SAVING_SHARE = 0.05
+"""Of the time that epochs take: no more goes into saving the state after each."""
 
 
 class Fitter:
@@ -39,8 +44,27 @@ class Fitter:
     unequal batches and patients weigh as they should. Batch normalisation uses the statistics of
     each batch by itself. A group that the end of the epoch cuts short is applied there.
 
-    The state (all model variables, seeds of dropout included, optimizer, position in the epoch,
-    history) is saved only between updates, in one file that replaces the last one whole.
+    A network that is frozen whole takes no part in the training step: the rest of the model learns
+    from its features, stored (`features.use`) or computed for each batch. A group of batches is
+    then one padded batch, the same mathematically, unless the rest has batch statistics.
+
+    The state (model variables, seeds of dropout included, those of the best epoch, optimizer,
+    position in the epoch, history) is saved only between updates, in one file that replaces the
+    last one whole; without a network that is frozen whole, which never changes. `model.keras` is
+    written once, at the end.
+
+    Args:
+      recipe: the recipe.
+      store: the prepared data set's slices.
+      split: rows of the prepared data set, by `train`, `validation` and perhaps `test`.
+      folder: the run folder.
+      tracker: where figures go.
+      verbose: show progress.
+      features: the folder for stored features; None: in memory alone.
+
+    Attributes:
+      model: the `SequenceClassifier`; after `run`, that of the best epoch.
+      features: its `FeatureStore`, or None.
     """
 
     def __init__(
@@ -51,6 +75,7 @@ class Fitter:
         folder: Path,
         tracker: tracking.Tracker,
         verbose: bool = True,
+        features: Path | None = None,
     ):
         self.recipe, self.store, self.split = recipe, store, split
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
@@ -64,6 +89,17 @@ class Fitter:
                 seed=recipe.seed,
                 skip_padding=not recipe.fit.jit,
             )
+        self.features = None
+        if recipe.uses_features:
+            self.features = FeatureStore(self.model, store, recipe, features, verbose)
+        self.network = frozen_network(self.model)
+        self.digest = weights_digest(self.network) if self.network is not None else None
+        fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
+        self.variables = [v for v in self.model.variables if id(v) not in fixed]
+        joined = self.network is not None and not learns_statistics(self.variables)
+        self.together = recipe.fit.accumulate if joined else 1
+        self.at_once = self.together == recipe.fit.accumulate and not recipe.fit.jit
+        self.best: list[np.ndarray] = []
         self.loss = losses.build(recipe.loss, labels[split["train"]])
         self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
         updates = math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs
@@ -71,34 +107,52 @@ class Fitter:
         self.optimizer.build(self.model.trainable_variables)
         self.accumulated = [
             tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
-            for v in self.model.trainable_variables
+            for v in ([] if self.at_once else self.model.trainable_variables)
         ]
         self.epoch, self.batch = 0, 0
         self.loss_sum, self.known = 0.0, 0.0
         self.seconds = 0.0
+        self.saved, self.saving_seconds = time.monotonic(), 0.0
         self.history: list[dict[str, float]] = []
         self._build_steps()
 
     def _build_steps(self) -> None:
         jit = self.recipe.fit.jit
+        kind, shape = "slices", self.model.slice_shape
+        lengths_spec = tf.TensorSpec((None,), tf.int32)
+        if self.network is not None:
+            slices_spec = tf.TensorSpec((None, None, *shape), tf.float32)
+            kind, shape = "features", self.network.compute_output_shape((None, *shape))[1:]
+
+            @tf.function(input_signature=[slices_spec, lengths_spec], autograph=False)
+            def extract(slices: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+                return tf.cast(self.model.extract(slices, lengths), tf.float32)
+
+            self._extract = extract
         any_shape = [
-            tf.TensorSpec((None, None, *self.model.slice_shape), tf.float32),
-            tf.TensorSpec((None,), tf.int32),
+            tf.TensorSpec((None, None, *shape), tf.float32),
+            lengths_spec,
             tf.TensorSpec((None, len(self.store.prepared.label_names)), tf.float32),
         ]
 
-        @tf.function(input_signature=None if jit else any_shape, jit_compile=jit, autograph=False)
-        def accumulate(slices: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        def gradients_of(
+            inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor
+        ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
             with tf.GradientTape() as tape:
-                logits = self.model({"slices": slices, "lengths": lengths}, training=True)
+                logits = self.model({kind: inputs, "lengths": lengths}, training=True)
                 elements, known = self.loss.elementwise(labels, logits)
                 total = tf.reduce_sum(elements)
                 scaled = self.optimizer.scale_loss(total)
             gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
+            return gradients, tf.stack([total, tf.reduce_sum(known)])
+
+        @tf.function(input_signature=None if jit else any_shape, jit_compile=jit, autograph=False)
+        def accumulate(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            gradients, totals = gradients_of(inputs, lengths, labels)
             for variable, gradient in zip(self.accumulated, gradients, strict=True):
                 if gradient is not None:
                     variable.assign_add(tf.cast(gradient, tf.float32))
-            return tf.stack([total, tf.reduce_sum(known)])
+            return totals
 
         @tf.function(input_signature=[tf.TensorSpec((), tf.float32)], autograph=False)
         def update(known: tf.Tensor) -> None:
@@ -108,36 +162,86 @@ class Fitter:
             for variable in self.accumulated:
                 variable.assign(tf.zeros_like(variable))
 
-        self._accumulate, self._update = accumulate, update
+        @tf.function(input_signature=any_shape, autograph=False)
+        def step(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            gradients, totals = gradients_of(inputs, lengths, labels)
+            variables, known = self.model.trainable_variables, tf.maximum(totals[1], 1.0)
+            gradients = [
+                tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
+                for v, g in zip(variables, gradients, strict=True)
+            ]
+            self.optimizer.apply(gradients, variables)
+            return totals
+
+        self._kind, self._accumulate, self._update, self._step = kind, accumulate, update, step
 
     def run(self) -> None:
-        """Train to the last epoch, or until `fit.patience` runs out."""
+        """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
+
+        Raises:
+          Diverged: the loss became NaN or infinite.
+          InputError: a study cannot be read, or the saved state not be gone on with.
+          Stopped: interrupted with Ctrl-C.
+        """
         self.restore()
+        self.saved = time.monotonic()
         with _interrupts() as interrupted:
-            while self.epoch < self.recipe.fit.epochs and not self._out_of_patience():
+            while not self._over():
+                if self.features is not None:
+                    self._prepare_features(interrupted)
                 self._run_epoch(interrupted)
+        for variable, value in zip(self.variables, self.best, strict=True):
+            variable.assign(value)
+        with atomic(self.folder / "model.keras") as temporary:
+            self.model.save(temporary)
+
+    def _prepare_features(self, interrupted: list[bool]) -> None:
+        rows = {part: self.split[part] for part in ("train", "validation")}
+        try:
+            self.features.prepare_training(rows["train"], self.epoch, lambda: bool(interrupted))
+            plain = [(int(row), None) for row in rows["validation"]]
+            self.features.prepare(plain, lambda: bool(interrupted))
+        except Stopped as stop:
+            raise Stopped(f"{self.folder}: {stop}; --resume goes on") from None
+
+    def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        """Yield what is left of the epoch; of features, `together` batches as one."""
+        rows = self.split["train"]
+        if self.features is not None:
+            yield from self.features.training_batches(rows, self.epoch, self.batch, self.together)
+            return
+        batches = readable(
+            training_batches(
+                self.store.prepared, rows, self.recipe, self.epoch, self.batch, self.store
+            ),
+            self.store,
+        )
+        if self.network is None:
+            yield from batches
+            return
+        while group := list(itertools.islice(map(self._featured, batches), self.together)):
+            yield join(group)
+
+    def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
+        inputs, labels = batch
+        features = self._extract(inputs["slices"], inputs["lengths"]).numpy()
+        return {"features": features, "lengths": inputs["lengths"].numpy()}, labels.numpy()
 
     def _run_epoch(self, interrupted: list[bool]) -> None:
         recipe, started = self.recipe.fit, time.monotonic()
-        before, last_saved = self.seconds, time.monotonic()
-        batches = training_batches(
-            self.store.prepared,
-            self.split["train"],
-            self.recipe,
-            self.epoch,
-            first_batch=self.batch,
-            store=self.store,
-        )
+        before = self.seconds
         bar = self._bar()
         totals: list[tf.Tensor] = []
-        for inputs, labels in readable(batches, self.store):
-            totals.append(self._accumulate(inputs["slices"], inputs["lengths"], labels))
-            self.batch += 1
+        for inputs, labels in self._batches():
+            work = self._step if self.at_once else self._accumulate
+            totals.append(work(inputs[self._kind], inputs["lengths"], labels))
+            self.batch = min(self.batch + self.together, self.steps)
             if self.batch % recipe.accumulate and self.batch < self.steps:
                 continue
             total, known = tf.add_n(totals).numpy()
             self._check(total)
-            self._update(known)
+            if not self.at_once:
+                self._update(known)
             totals.clear()
             self.loss_sum += float(total)
             self.known += float(known)
@@ -146,11 +250,12 @@ class Fitter:
             if interrupted:
                 self.save()
                 raise Stopped(f"{self.folder}: stopped in epoch {self.epoch + 1}; --resume goes on")
-            if time.monotonic() - last_saved > recipe.checkpoint_minutes * 60:
+            if time.monotonic() - self.saved > recipe.checkpoint_minutes * 60:
                 self.save()
-                last_saved = time.monotonic()
         self.seconds = before + time.monotonic() - started
         self._end_epoch(bar)
+        if interrupted or self._over() or self._is_time_to_save():
+            self.save()
         if interrupted:
             raise Stopped(f"{self.folder}: stopped after epoch {self.epoch}; --resume goes on")
 
@@ -185,20 +290,20 @@ class Fitter:
         bar.update(self.steps, shown, finalize=True)
         self.history.append(row)
         if self.best_epoch() == len(self.history):
-            with atomic(self.folder / "model.keras") as temporary:
-                self.model.save(temporary)
+            self.best = [variable.numpy() for variable in self.variables]
         self.epoch, self.batch = self.epoch + 1, 0
         self.loss_sum = self.known = self.seconds = 0.0
         with atomic(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
-        self.save()
         self.tracker.metrics({k: v for k, v in row.items() if k != "epoch"}, step=self.epoch)
 
     def _validate(self) -> dict[str, float]:
         rows = self.split["validation"]
         if len(rows) == 0:
             return {}
-        probabilities = study_probabilities(self.model, self.store, rows, self.recipe)
+        probabilities = study_probabilities(
+            self.model, self.store, rows, self.recipe, self.features
+        )
         labels = self.store.prepared.labels[rows]
         return {f"val_{k}": v for k, v in epoch_metrics(labels, probabilities, self.loss).items()}
 
@@ -214,14 +319,24 @@ class Fitter:
 
         return max(self.history, key=rank)["epoch"]
 
+    def _over(self) -> bool:
+        return self.epoch >= self.recipe.fit.epochs or self._out_of_patience()
+
     def _out_of_patience(self) -> bool:
         patience = self.recipe.fit.patience
         if patience is None or not len(self.split["validation"]):
             return False
         return len(self.history) - self.best_epoch() >= patience if self.history else False
 
+    def _is_time_to_save(self) -> bool:
+        """Whether the state of an epoch that has ended is worth the time that saving it takes."""
+        since = time.monotonic() - self.saved
+        minutes = self.recipe.fit.checkpoint_minutes
+        return since >= min(60 * minutes, self.saving_seconds / SAVING_SHARE)
+
     def save(self) -> None:
         """Write the state between two updates, whole or not at all."""
+        started = time.monotonic()
         state = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -229,13 +344,17 @@ class Fitter:
             "known": self.known,
             "seconds": self.seconds,
             "history": self.history,
+            "network": self.digest,
         }
-        arrays = {f"model_{i}": v.numpy() for i, v in enumerate(self.model.variables)}
+        arrays = {f"model_{i}": v.numpy() for i, v in enumerate(self.variables)}
+        arrays |= {f"best_{i}": value for i, value in enumerate(self.best)}
         arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         with atomic(self.folder / CHECKPOINT) as temporary, open(temporary, "wb") as file:
             np.savez(file, state=np.array(json.dumps(state)), **arrays)
             file.flush()
             os.fsync(file.fileno())
+        self.saved = time.monotonic()
+        self.saving_seconds = self.saved - started
 
     def restore(self) -> None:
         """Go on from the saved state, if there is one."""
@@ -245,7 +364,9 @@ class Fitter:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
                 state = json.loads(str(saved["state"]))
-                for i, variable in enumerate(self.model.variables):
+                best = range(len(self.variables) if state["history"] else 0)
+                best = [saved[f"best_{i}"] for i in best]
+                for i, variable in enumerate(self.variables):
                     variable.assign(saved[f"model_{i}"])
                 for i, variable in enumerate(self.optimizer.variables):
                     variable.assign(saved[f"optimizer_{i}"])
@@ -253,13 +374,19 @@ class Fitter:
             raise InputError(
                 f"{path}: is damaged, so the run cannot go on; start anew in another --out"
             ) from None
-        if state["history"] and not (self.folder / "model.keras").is_file():
+        if state.pop("network") != self.digest:
             raise InputError(
-                f"{self.folder}/model.keras: the best epoch's model is gone, so the run cannot go "
-                "on; start anew in another --out"
+                f"{path}: the run began with other weights of {self.network.application} than are "
+                "there now, so it cannot go on; start anew in another --out"
             )
+        self.best = best
         for key, value in state.items():
             setattr(self, key, value)
+
+
+def learns_statistics(variables: list[keras.Variable]) -> bool:
+    """Whether a model's variables hold moving statistics, apart from seeds of dropout."""
+    return any(not v.trainable and np.issubdtype(v.dtype, np.floating) for v in variables)
 
 
 def _or_worst(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Takes a prepared data set, rows of its studies and a recipe; gives tf.data batches.
+"""Takes a prepared data set, rows of its studies and a recipe; gives tf.data batches of slices.
 
 An element is `({"slices": float32 (B, T, H, W, C), "lengths": int32 (B,)}, labels float32 (B,
 labels))`: normalised, right-padded with 0 to the longest sequence of the batch; a label is nan
@@ -76,8 +76,27 @@ class SliceStore:
         distinct, places = np.unique(indices, return_inverse=True)
         return self._resized(self.prepared.slices(row, distinct))[places]
 
+    def slices_among_neighbours(self, row: int, indices: np.ndarray) -> np.ndarray:
+        """Gives (T, size, size, 1 + 2 * neighbours) intensities: slices among those of the study.
+
+        The last axis is in scan order, the slice itself in the middle. Beyond the ends of the study
+        its first or last slice is repeated. Without `input.neighbours` the last axis has length 1.
+        """
+        reach = self.input.neighbours
+        if not reach:
+            return self.slices(row, indices)[..., None]
+        last = int(self.prepared.studies["slices"].iat[row]) - 1
+        around = np.clip(np.asarray(indices)[:, None] + np.arange(-reach, reach + 1), 0, last)
+        distinct, places = np.unique(around, return_inverse=True)
+        images = self.slices(row, distinct)[places.reshape(around.shape)]
+        return np.moveaxis(images, 1, -1)
+
+    def forget(self, row: int) -> None:
+        """Frees a study's decoded slices; they are decoded again when they are asked for."""
+        self._studies.pop(row, None)
+
     def intensity_range(self, row: int) -> np.ndarray:
-        """Gives (channels, 2) float32: the intensities that become 0 and 1 in each channel."""
+        """Gives (windows, 2) float32, or (1, 2): the intensities that become 0 and 1."""
         if self.input.windows:
             return np.float32([[c - width / 2, c + width / 2] for c, width in self.input.windows])
         if self.dtype == np.uint8:
@@ -128,18 +147,20 @@ def quantile_range(images: np.ndarray, quantiles: tuple[float, float]) -> np.nda
 
 
 def scale_intensities(images: tf.Tensor, ranges: tf.Tensor) -> tf.Tensor:
-    """Scales intensities to [0, 1], one channel a range; what lies outside is clipped.
+    """Scales intensities to [0, 1], each slice by all ranges; what lies outside is clipped.
 
     Args:
-        images: (N, H, W), any numeric type.
-        ranges: float32 (N, C, 2), the intensities that become 0 and 1.
+        images: (N, H, W, K), any numeric type: K neighbouring slices, or one.
+        ranges: float32 (N, R, 2), the intensities that become 0 and 1.
 
     Returns:
-        float32 (N, H, W, C).
+        float32 (N, H, W, K * R): the first slice by every range, then the next.
     """
-    low, high = ranges[:, None, None, :, 0], ranges[:, None, None, :, 1]
+    low, high = ranges[:, None, None, None, :, 0], ranges[:, None, None, None, :, 1]
+    _, height, width, slices = images.shape
     images = tf.cast(images, tf.float32)[..., None]
-    return tf.clip_by_value((images - low) / (high - low), 0.0, 1.0)
+    scaled = tf.clip_by_value((images - low) / (high - low), 0.0, 1.0)
+    return tf.reshape(scaled, (-1, height, width, slices * ranges.shape[1]))
 
 
 def pad(images: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -161,6 +182,43 @@ def _make_inputs(input_json: str, augment_json: str) -> Callable[..., Inputs]:
         return {"slices": pad(images, lengths), "lengths": lengths}
 
     return make_inputs
+
+
+def study_input(
+    store: SliceStore, row: int, augmentation: Augment, seed: Sequence[int] | np.ndarray
+) -> tf.Tensor:
+    """Gives a whole study as the model's input, varied as one sequence.
+
+    Args:
+        store: The prepared data set's slices.
+        row: Row of the study.
+        augmentation: What to vary; `Augment()` for nothing.
+        seed: int32 (2,), of all that is drawn.
+
+    Returns:
+        float32 (L, H, W, C), normalised, in scan order.
+
+    Raises:
+        InputError: The study cannot be read.
+    """
+    length = int(store.prepared.studies["slices"].iat[row])
+    images = store.slices_among_neighbours(row, np.arange(length))
+    values = (images, [length], store.intensity_range(row)[None], seed)
+    signature = _signature(store)
+    make_inputs = _make_inputs(store.input.model_dump_json(), augmentation.model_dump_json())
+    tensors = [tf.constant(v, spec.dtype) for v, spec in zip(values, signature, strict=True)]
+    return make_inputs.get_concrete_function(*signature)(*tensors)["slices"][0]
+
+
+def _signature(store: SliceStore) -> tuple[tf.TensorSpec, ...]:
+    """Gives what goes into inputs: slices, lengths, ranges of intensities and a seed."""
+    size, settings = store.input.size, store.input
+    return (
+        tf.TensorSpec((None, size, size, 1 + 2 * settings.neighbours), store.dtype),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None, len(settings.windows or [0]), 2), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+    )
 
 
 # ---------------------------------------------------------------------------------------- batches
@@ -193,7 +251,7 @@ def training_batches(
         InputError: A study has no slices, or the `sequence` settings leave no study.
     """
     store = store or SliceStore(prepared, experiment)
-    batches = _training_plan(prepared, rows, experiment, epoch)
+    batches = training_plan(prepared, rows, experiment, epoch)
     seeds = [
         np.random.SeedSequence([experiment.seed, epoch, batch]).generate_state(2).view(np.int32)
         for batch in range(len(batches))
@@ -207,7 +265,7 @@ def steps_per_epoch(
     prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment
 ) -> int:
     """Gives the number of training batches of an epoch, the same for every epoch."""
-    return len(_training_plan(prepared, rows, experiment, epoch=0))
+    return len(training_plan(prepared, rows, experiment, epoch=0))
 
 
 def evaluation_batches(
@@ -236,13 +294,7 @@ def evaluation_batches(
         InputError: A study has no slices.
     """
     store = store or SliceStore(prepared, experiment)
-    lengths = _slice_counts(prepared, rows)
-    plan = [
-        StudySequence(int(row), slices)
-        for row, length in zip(rows, lengths, strict=True)
-        for slices in sequences.evaluation_sequences(int(length), experiment.sequence)
-    ]
-    batches = sequences.batches_by_length(plan, batch_size or experiment.fit.batch_size)
+    batches = evaluation_plan(prepared, rows, experiment, batch_size or experiment.fit.batch_size)
     unused_seeds = np.zeros((len(batches), 2), np.int32)
     dataset = _dataset(store, batches, 0, Augment(), unused_seeds, num_parallel_calls)
     return dataset.prefetch(PREFETCH)
@@ -262,21 +314,48 @@ def readable(batches: tf.data.Dataset, store: SliceStore) -> Iterator:
         raise store.failure from None
 
 
-def _training_plan(
+def training_plan(
     prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, epoch: int
 ) -> list[Batch]:
+    """Gives the batches of one epoch of training: which slices of which rows, in what order.
+
+    Raises:
+        InputError: A study has no slices, or the `sequence` settings leave no study.
+    """
     settings = experiment.sequence
     lengths = _slice_counts(prepared, rows)
     study_ids = prepared.studies["study_id"].to_numpy()
-    keys = [_study_key(study_ids[row]) for row in rows]
+    keys = [study_key(study_ids[row]) for row in rows]
     plan = sequences.plan_epoch(lengths, settings, experiment.seed, epoch, keys)
     if not plan:
         raise InputError(
             f"sequence.policy {settings.policy} with sequence.length {settings.length} and "
             f"sequence.over {settings.over} leaves none of the {len(lengths)} training studies"
         )
-    plan = [StudySequence(int(rows[study]), slices) for study, slices in plan]
+    plan = [sequence._replace(study=int(rows[sequence.study])) for sequence in plan]
     return sequences.batches(plan, experiment.fit.batch_size, experiment.seed, epoch)
+
+
+def evaluation_plan(
+    prepared: Prepared,
+    rows: Sequence[int] | np.ndarray,
+    experiment: Experiment,
+    batch_size: int,
+) -> list[Batch]:
+    """Gives the batches that answer for the studies at `rows`, sorted by length.
+
+    Raises:
+        InputError: A study has no slices.
+    """
+    lengths = _slice_counts(prepared, rows)
+    plan = [
+        StudySequence(int(row), slices, number)
+        for row, length in zip(rows, lengths, strict=True)
+        for number, slices in enumerate(
+            sequences.evaluation_sequences(int(length), experiment.sequence)
+        )
+    ]
+    return sequences.batches_by_length(plan, batch_size)
 
 
 def _slice_counts(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -290,7 +369,7 @@ def _slice_counts(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.nd
     return counts
 
 
-def _study_key(study_id: str) -> int:
+def study_key(study_id: str) -> int:
     """Gives a study's own number, the same in every cohort that it is part of."""
     return int.from_bytes(hashlib.blake2b(study_id.encode(), digest_size=8).digest(), "big")
 
@@ -305,7 +384,6 @@ def _dataset(
 ) -> tf.data.Dataset:
     """Gives `(inputs, labels, rows)` of the batches from `first_batch` on, in order."""
     labels = store.prepared.labels
-    size = store.input.size
     make_inputs = _make_inputs(store.input.model_dump_json(), augmentation.model_dump_json())
 
     def read(index):
@@ -313,7 +391,9 @@ def _dataset(
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
         try:
-            images = np.concatenate([store.slices(*sequence) for sequence in batch])
+            images = np.concatenate(
+                [store.slices_among_neighbours(row, slices) for row, slices, _ in batch]
+            )
             ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
         except InputError as error:
             store.failure = error
@@ -321,10 +401,7 @@ def _dataset(
         return images, lengths, ranges, seeds[index], labels[rows], rows
 
     specification = (
-        tf.TensorSpec((None, size, size), store.dtype),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None, store.input.channels, 2), tf.float32),
-        tf.TensorSpec((2,), tf.int32),
+        *_signature(store),
         tf.TensorSpec((None, labels.shape[1]), tf.float32),
         tf.TensorSpec((None,), tf.int32),
     )

@@ -27,10 +27,12 @@ class StudySequence(NamedTuple):
     Attributes:
         study: Position of the study in the cohort at hand.
         slices: int64 (T,), positions of the slices in the study.
+        number: Its number among the study's own sequences, from 0.
     """
 
     study: int
     slices: np.ndarray
+    number: int = 0
 
 
 # ------------------------------------------------------------------------------------- one study
@@ -170,10 +172,12 @@ def plan_epoch(
     """
     keys = range(len(slice_counts)) if keys is None else keys
     plan = [
-        StudySequence(study, slices)
+        StudySequence(study, slices, number)
         for study, (length, key) in enumerate(zip(slice_counts, keys, strict=True))
-        for slices in study_sequences(
-            int(length), settings, np.random.default_rng([seed, epoch, _STUDY, key])
+        for number, slices in enumerate(
+            study_sequences(
+                int(length), settings, np.random.default_rng([seed, epoch, _STUDY, key])
+            )
         )
     ]
     order = np.random.default_rng([seed, epoch, _ORDER]).permutation(len(plan))

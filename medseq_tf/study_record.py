@@ -198,7 +198,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def slice_hash(image: np.ndarray) -> str:
-    """SHA-256 of a slice's shape and native pixels; of a large one, of every nth row and the CRC-32C.
+    """SHA-256 of a slice's shape and native pixels; a large one's by every nth row and a CRC.
 
     Slices with the same pixels have the same hash, at whatever size they are stored. Two others may
     only share one if they are alike in all those rows, and of such pairs one in 2**32 does. For a

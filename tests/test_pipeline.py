@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from medseq_tf import pipeline
 from medseq_tf.errors import InputError
-from medseq_tf.experiment import Experiment
+from medseq_tf.experiment import Augment, Experiment
 from medseq_tf.pipeline import (
     SliceStore,
     evaluation_batches,
@@ -380,6 +380,73 @@ def test_resizing_shrinks_by_area_and_grows_bilinearly():
         np.testing.assert_array_equal(resize(images, size), expected)
     quarter = images[0].astype(float).reshape(8, 2, 8, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(resize(images, 8)[0], quarter, atol=0.5)
+
+
+# ------------------------------------------------------------------------------------- neighbours
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("reach", [1, 2])
+def test_neighbours_of_the_study_become_channels(marked, cache, reach):
+    """Of the study, not of the drawn sequence; at its ends the last slice is repeated."""
+    experiment = recipe(
+        input={"neighbours": reach},
+        sequence={"policy": "random", "length": 3, "order": "shuffled"},
+        fit={"cache": cache},
+    )
+    for inputs, labels in collect(training_batches(marked, ALL, experiment, epoch=1)):
+        assert inputs["slices"].shape[2:] == (SIZE, SIZE, 2 * reach + 1)
+        for sequence, length, row in zip(
+            inputs["slices"], inputs["lengths"], labels[:, 0].astype(int), strict=True
+        ):
+            marks = np.rint(sequence[:length, 0, 0] * 255).astype(int)
+            study = marked.slices(row)
+            for slice_, around in zip(sequence[:length], marks, strict=True):
+                middle = around[reach]
+                expected = [middle + step for step in range(-reach, reach + 1)]
+                np.testing.assert_array_equal(around, np.clip(expected, 0, len(study) - 1))
+                channels = np.moveaxis(study[around], 0, -1) / 255
+                np.testing.assert_allclose(slice_, channels, atol=1e-6)
+
+
+def test_each_neighbour_brings_all_windows(tmp_path):
+    hounsfield = random_studies([3], np.int16)[0]
+    prepared = write(tmp_path, [hounsfield])
+    windows = [(40.0, 80.0), (500.0, 900.0)]
+    experiment = recipe(input={"windows": windows, "neighbours": 1})
+    ((inputs, _, _),) = collect(evaluation_batches(prepared, [0], experiment))
+    for i, around in enumerate([(0, 0, 1), (0, 1, 2), (1, 2, 2)]):
+        channels = [
+            np.clip((hounsfield[slice_] - (centre - width / 2)) / width, 0, 1)
+            for slice_ in around
+            for centre, width in windows
+        ]
+        expected = np.stack(channels, axis=-1)
+        np.testing.assert_allclose(inputs["slices"][0, i], expected, atol=1e-6)
+
+
+def test_neighbours_are_varied_together(marked):
+    """A flip turns all channels or none."""
+    experiment = recipe({"flip": {"p": 0.5, "per": "slice"}}, input={"neighbours": 1})
+    turned = set()
+    for inputs, _ in collect(training_batches(marked, ALL, experiment, epoch=0)):
+        for sequence, length in zip(inputs["slices"], inputs["lengths"], strict=True):
+            for slice_ in sequence[:length]:
+                left, right = np.rint(slice_[0, 0] * 255), np.rint(slice_[0, -1] * 255)
+                found = left if (np.diff(left) != 0).any() else right
+                assert (np.diff(found) >= 0).all()
+                turned.add(found is left)
+    assert turned == {True, False}
+
+
+def test_a_whole_study_as_input_is_what_a_batch_of_it_holds(marked):
+    experiment = recipe(input={"neighbours": 1}, sequence={"evaluation": {"policy": "all"}})
+    store = SliceStore(marked, experiment)
+    ((inputs, _, _),) = collect(evaluation_batches(marked, [3], experiment, store=store))
+    found = pipeline.study_input(store, 3, Augment(), (0, 0))
+    np.testing.assert_array_equal(found, inputs["slices"][0])
+    store.forget(3)
+    np.testing.assert_array_equal(pipeline.study_input(store, 3, Augment(), (5, 6)), found)
 
 
 # ------------------------------------------------------------------------------- 16-bit intensities

@@ -34,7 +34,7 @@ def as_lists(drawn) -> list[list[int]]:
 
 
 def as_pairs(plan) -> list[tuple[int, tuple[int, ...]]]:
-    return [(study, tuple(slices.tolist())) for study, slices in plan]
+    return [(study, tuple(slices.tolist())) for study, slices, _ in plan]
 
 
 def test_docstring_examples_hold():
