@@ -208,6 +208,55 @@ def scan_dicom(
     return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality])
 
 
+def find_dicom_studies(
+    source: str | Path,
+    series: str = "best",
+    modality: str | None = None,
+    fewest_slices: int = 3,
+    tilt: Tilt = "keep",
+    spacing: float | tuple[float, float, float] | None = None,
+) -> tuple[list[DicomStudy], list[Finding]]:
+    """Finds the studies under a folder, without labels: those to be predicted.
+
+    Args:
+        source: the folder.
+        series: see `scan_dicom`, as the other arguments.
+        modality: studies of another one are left out.
+        fewest_slices: of a series that is used.
+        tilt: `keep` or `correct`.
+        spacing: mm to resample to.
+
+    Returns:
+        The studies, and findings on what is left out.
+
+    Raises:
+        InputError: if the source or a setting cannot be used.
+    """
+    root, spacing = Path(source), checked_spacing(spacing)
+    _check_settings(modality, fewest_slices, tilt)
+    folder = Folder(root)
+    findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
+    by_study = _grouped(folder, root, findings)
+    hashed = functools.partial(_hash, source_salt(folder.listing))
+    studies = []
+    for found in _chosen_series(by_study, hashed, series, modality, fewest_slices, findings):
+        findings += found.findings
+        studies.append(
+            DicomStudy(
+                source=found.name,
+                patient=found.patient,
+                labels={},
+                split=None,
+                root=str(root),
+                pictures=found.pictures,
+                modality=found.modality,
+                tilt=tilt,
+                spacing=spacing,
+            )
+        )
+    return studies, findings
+
+
 def _check_settings(modality, fewest_slices, tilt) -> None:
     if modality not in (None, CT, MR):
         raise InputError(f"modality={modality!r} is unknown; valid: {CT}, {MR}")
@@ -234,10 +283,11 @@ def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
     """The files with pictures by study, then by series."""
     by_study: _Studies = defaultdict(lambda: defaultdict(list))
     for number, file in _numbered(folder):
-        if (folder.root / file.path).resolve() == labels:
+        path = folder.root / file.name
+        if path.name == labels.name and path.resolve() == labels:
             continue
         try:
-            header = read_dicom_header(folder.root / file.path)
+            header = read_dicom_header(path)
         except NotDicom as error:
             findings.append(Finding("odd file", f"file {number}", str(error)))
         except UnreadableDicom as error:
@@ -249,7 +299,7 @@ def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
                 findings.append(Finding("odd file", f"file {number}", "no study or series UID"))
                 continue
             study = by_study[f"{header.study_uid} {header.patient_id}"]
-            study[header.series_uid].append(_File(number, str(file.path), header))
+            study[header.series_uid].append(_File(number, file.name, header))
     return by_study
 
 
@@ -348,8 +398,8 @@ def _why_no_slice(header: DicomHeader) -> str:
 
 def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
-    products = (row @ row, column @ column, row @ column)
-    return bool(np.allclose(products, (1, 1, 0), atol=0.01))
+    off = (row @ row - 1, column @ column - 1, row @ column)
+    return all(abs(value) <= 0.01 for value in off)
 
 
 # ----------------------------------------------------------------------------- series to a stack
@@ -650,4 +700,4 @@ def _evenly_spaced(
 
 if __name__ == "__main__":
     for number, file in _numbered(Folder(Path(sys.argv[1]))):
-        print(number, file.path)
+        print(number, file.name)

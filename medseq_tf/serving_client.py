@@ -1,0 +1,309 @@
+"""Takes the address of a TensorFlow Serving model and a study's slices; gives their probabilities.
+
+    http://host:8501/v1/models/NAME            REST, with nothing but the standard library
+    http://host:8501/v1/models/NAME/versions/2
+    grpc://host:8500/NAME                      where the package grpcio is installed
+
+No TensorFlow is needed here. Slices are the bytes of JPEG or PNG files, in scan order.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.client
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from medseq_tf.errors import InputError
+from medseq_tf.serving_wire import (
+    Array,
+    Description,
+    decode_predict_response,
+    encode_predict_request,
+)
+
+SECONDS = 60.0
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+"""Before the second attempt; twice as long before each one after it."""
+
+LARGEST_ANSWER_BYTES = 64 * 2**20
+SHORTEN_TO = 300
+
+_TRANSIENT_STATUSES = {408, 429, 502, 503, 504}
+_TRANSIENT_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+_DAMAGED = re.compile(
+    r"jpeg::Uncompress|Invalid (JPEG|PNG)|Error reading PNG|libpng", re.IGNORECASE
+)
+
+
+class ServingError(InputError):
+    """The server cannot be used: away, of another kind, or without this model."""
+
+
+class RequestRefused(ServingError):
+    """The server is there and says no to this request; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model says of a study.
+
+    Attributes:
+        probability: float32 (labels,).
+        running: float32 (T, labels): after each slice; None where it was not asked for.
+    """
+
+    probability: np.ndarray
+    running: np.ndarray | None = None
+
+
+class ServingClient:
+    """Asks a served model, one study at a time; may be shared by threads.
+
+    What is transient (nobody listens yet, a connection that breaks, a time-out, a server that is
+    overloaded or starting) is tried again, waiting ever longer; a request that the server refuses
+    is not.
+
+    Args:
+        address: see the module.
+        seconds: the longest that one attempt may take.
+        attempts: in all.
+
+    Raises:
+        InputError: if the address is none.
+    """
+
+    def __init__(self, address: str, seconds: float = SECONDS, attempts: int = ATTEMPTS):
+        if seconds <= 0 or attempts < 1:
+            raise InputError(f"seconds={seconds}, attempts={attempts}: more than 0 is needed")
+        self.address = address
+        self.seconds = seconds
+        self.attempts = attempts
+        self._ask = _connection(address, seconds)
+
+    def describe(self) -> Description:
+        """What the model says of itself: labels, thresholds, how its slices are stored.
+
+        Raises:
+            ServingError: if the server is away, or serves another kind of model.
+        """
+        outputs = self._call("describe", {"question": [b""]}, ("description",))
+        try:
+            (text,) = np.ravel(outputs["description"]).tolist()
+            return Description.from_json(text)
+        except (KeyError, ValueError, TypeError):
+            raise ServingError(_other_version(self.address)) from None
+
+    def predict(self, slices: Sequence[bytes], running: bool = False) -> Answer:
+        """Asks about one study.
+
+        Args:
+            slices: the bytes of its JPEG or PNG files, in scan order.
+            running: also ask for the probability after each slice.
+
+        Raises:
+            RequestRefused: if the server refuses the study; the message says why.
+            ServingError: if the server is away, or serves another kind of model.
+        """
+        slices = list(slices)
+        if not slices:
+            raise RequestRefused("the study has no slices")
+        inputs = {"image_bytes": [slices], "lengths": np.int32([len(slices)])}
+        wanted = ("probability", "running_probability") if running else ("probability",)
+        outputs = self._call("serving_default" if running else "probability", inputs, wanted)
+        try:
+            values = [np.asarray(outputs[name], np.float32)[0] for name in wanted]
+        except (KeyError, ValueError, TypeError, IndexError):
+            raise ServingError(_other_version(self.address)) from None
+        return Answer(values[0], values[1] if running else None)
+
+    def _call(
+        self, signature: str, inputs: Mapping[str, Array], outputs: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        wait = FIRST_WAIT_SECONDS
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._ask(signature, inputs, outputs)
+            except _Transient as error:
+                if attempt == self.attempts:
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    raise ServingError(f"{self.address}: {error} (tried {times})") from None
+            time.sleep(wait)
+            wait *= 2
+        raise AssertionError("the loop returns or raises")
+
+
+class _Transient(Exception):
+    """Something that may be over in a moment."""
+
+
+_Ask = Callable[[str, Mapping[str, Array], tuple[str, ...]], Mapping[str, Any]]
+
+
+def _connection(address: str, seconds: float) -> _Ask:
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+        parts = urlsplit("")
+    path = parts.path.strip("/")
+    if parts.scheme in ("http", "https") and host:
+        rest = re.fullmatch(r"v1/models/[^/:]+(/(versions/\d+|labels/[^/:]+))?", path)
+        if rest:
+            return _Rest(address, parts.scheme, host, port, f"/{quote(path)}", seconds)
+    if parts.scheme == "grpc" and host and port and re.fullmatch(r"[^/:]+", path):
+        return _Grpc(address, f"{host}:{port}", path, seconds)
+    raise InputError(
+        f"{address}: is no address of a served model; right would be "
+        "http://host:8501/v1/models/NAME or grpc://host:8500/NAME"
+    )
+
+
+def readable(message: str) -> str:
+    """What a TensorFlow error says to a person: the model's own words, or its first line."""
+    said = re.search(r"assertion failed: \[(.*)\]", message)
+    if said:
+        return said.group(1).strip("'\"")
+    if _DAMAGED.search(message):
+        return "a slice cannot be decoded: damaged or cut short"
+    first = message.strip().splitlines()[0] if message.strip() else "no reason given"
+    return first if len(first) <= SHORTEN_TO else first[: SHORTEN_TO - 3] + "..."
+
+
+def _refusal(address: str, message: str) -> ServingError:
+    """The error for what a server says: no such model, one that is too old, or a bad request."""
+    if re.match(r"serving signature (key|name).*not found", message, re.IGNORECASE):
+        return ServingError(_other_version(address))
+    if re.match(r"servable not found|model .*not found|could not find", message, re.IGNORECASE):
+        return ServingError(f"{address}: the server has no such model ({readable(message)})")
+    return RequestRefused(readable(message))
+
+
+def _other_version(address: str) -> str:
+    return (
+        f"{address}: the model there was not exported by this version of medseq_tf; export the run "
+        "again, and serve that"
+    )
+
+
+# ------------------------------------------------------------------------------------------ REST
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rest:
+    """TensorFlow Serving's REST interface, in its columnar format."""
+
+    address: str
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+    seconds: float
+
+    def __call__(
+        self, signature: str, inputs: Mapping[str, Array], outputs: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        columns = {name: _plain(value) for name, value in inputs.items()}
+        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
+        status, answer = self._post(body)
+        if status in _TRANSIENT_STATUSES:
+            raise _Transient(f"the server answers with status {status}")
+        try:
+            values = json.loads(answer)
+        except ValueError:
+            values = None
+        if status == 200 and isinstance(values, dict) and "outputs" in values:
+            given = values["outputs"]
+            return given if isinstance(given, dict) else {outputs[0]: given}
+        if isinstance(values, dict) and isinstance(values.get("error"), str):
+            raise _refusal(self.address, values["error"])
+        raise ServingError(
+            f"{self.address}: what answers there (status {status}) is not TensorFlow Serving"
+        )
+
+    def _post(self, body: bytes) -> tuple[int, bytes]:
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        connection = kinds[self.scheme](self.host, self.port, timeout=self.seconds)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"{self.path}:predict", body, headers)
+            response = connection.getresponse()
+            answer = response.read(LARGEST_ANSWER_BYTES + 1)
+        except TimeoutError:
+            raise _Transient(f"no answer within {self.seconds:g} s") from None
+        except ssl.SSLError as error:
+            raise ServingError(f"{self.address}: no secure connection ({error.reason})") from None
+        except socket.gaierror:
+            raise ServingError(f"{self.address}: no machine of that name is known") from None
+        except ConnectionRefusedError:
+            raise _Transient("nobody listens there; is the server running?") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise _Transient(f"the connection broke ({reason})") from None
+        finally:
+            connection.close()
+        if len(answer) > LARGEST_ANSWER_BYTES:
+            raise ServingError(f"{self.address}: the answer is larger than any model's")
+        return response.status, answer
+
+
+def _plain(value: Any) -> Any:
+    """Values as TensorFlow Serving's JSON has them: bytes in base64, in an object of their own."""
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value.tolist()
+
+
+# ------------------------------------------------------------------------------------------ gRPC
+
+
+class _Grpc:
+    """TensorFlow Serving's `PredictionService.Predict`."""
+
+    METHOD = "/tensorflow.serving.PredictionService/Predict"
+
+    def __init__(self, address: str, target: str, model: str, seconds: float):
+        try:
+            import grpc
+        except ImportError:
+            raise InputError(
+                f"{address}: gRPC needs the package grpcio (pip install grpcio); or use the REST "
+                "address, http://host:8501/v1/models/NAME"
+            ) from None
+        self.address, self.model, self.seconds = address, model, seconds
+        sizes = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
+        self._error = grpc.RpcError
+        self._channel = grpc.insecure_channel(target, [(name, -1) for name in sizes])
+        self._predict = self._channel.unary_unary(self.METHOD)
+
+    def __call__(
+        self, signature: str, inputs: Mapping[str, Array], outputs: tuple[str, ...]
+    ) -> Mapping[str, Any]:
+        request = encode_predict_request(self.model, inputs, signature, outputs)
+        try:
+            return decode_predict_response(self._predict(request, timeout=self.seconds))
+        except ValueError:
+            raise ServingError(
+                f"{self.address}: what answers there is not TensorFlow Serving"
+            ) from None
+        except self._error as error:
+            code, details = error.code().name, error.details() or ""
+            if code in _TRANSIENT_CODES:
+                reason = "nobody answers there" if code == "UNAVAILABLE" else code.lower()
+                raise _Transient(f"{reason} ({readable(details)})") from None
+            if code == "UNIMPLEMENTED":
+                raise ServingError(
+                    f"{self.address}: what answers there is not TensorFlow Serving"
+                ) from None
+            raise _refusal(self.address, details) from None

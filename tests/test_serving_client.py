@@ -1,0 +1,194 @@
+"""The client: the model's numbers, retries where they help, and words a person can read."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from served import NAME, exported, pictures, serving, small_run
+
+from medseq_tf import serving_client
+from medseq_tf.errors import InputError
+from medseq_tf.export import describe
+from medseq_tf.serving_client import RequestRefused, ServingClient, ServingError, readable
+from medseq_tf.serving_model import ServingModel
+
+
+@pytest.fixture(scope="module")
+def server():
+    exported()
+    with serving(with_grpc=True) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    waits = []
+    monkeypatch.setattr(serving_client.time, "sleep", waits.append)
+    return waits
+
+
+@pytest.fixture(params=["http", "grpc"])
+def client(server, request):
+    grpc_address = f"grpc://127.0.0.1:{server.grpc_port}/{NAME}"
+    address = server.address() if request.param == "http" else grpc_address
+    return ServingClient(address, seconds=30)
+
+
+@functools.cache
+def model():
+    run = small_run()
+    return ServingModel([run.model()], run.experiment, describe(run))
+
+
+def expected(files):
+    rows = tf.constant([files])
+    return model().serving_default(image_bytes=rows, lengths=tf.constant([len(files)]))
+
+
+def test_it_gives_the_model_s_numbers(client):
+    files = pictures(9, kind=".jpg")
+    answer = client.predict(files, running=True)
+    given = expected(files)
+    np.testing.assert_allclose(answer.probability, given["probability"][0], atol=1e-5)
+    np.testing.assert_allclose(answer.running, given["running_probability"][0], atol=1e-5)
+    lean = client.predict(files)
+    assert lean.running is None
+    np.testing.assert_allclose(lean.probability, answer.probability, atol=1e-5)
+
+
+def test_it_says_what_the_model_is(client):
+    assert client.describe() == describe(small_run())
+
+
+def test_a_refused_study_is_not_tried_again(client, server, no_waiting):
+    before = server.seen
+    with pytest.raises(RequestRefused, match=r"^image_bytes\[0, 1\] is no JPEG or PNG picture$"):
+        client.predict([*pictures(1), b"no picture" * 9])
+    assert server.seen == before + 1
+    with pytest.raises(RequestRefused, match="no slices"):
+        client.predict([])
+    with pytest.raises(RequestRefused, match="cannot be decoded"):
+        client.predict([pictures(1, kind=".jpg")[0][:300]])
+    assert not no_waiting
+
+
+@pytest.mark.parametrize("fault", [(503, b""), (429, b"slow down"), (504, b"<html>")])
+def test_what_is_transient_is_tried_again(server, no_waiting, fault):
+    server.faults = [fault, fault]
+    answer = ServingClient(server.address()).predict(pictures(2))
+    assert 0 < answer.probability[0] < 1
+    assert no_waiting == [0.5, 1.0]
+
+
+def test_but_not_for_ever(server, no_waiting):
+    server.faults = [(503, b"")] * 9
+    with pytest.raises(ServingError, match=r"status 503 \(tried 3 times\)"):
+        ServingClient(server.address(), attempts=3).predict(pictures(2))
+    assert len(server.faults) == 6
+    server.faults = []
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{}/v1/models/m", "grpc://127.0.0.1:{}/m"])
+def test_a_server_that_is_away(address):
+    client = ServingClient(address.format(free_port()), attempts=2, seconds=20)
+    with pytest.raises(ServingError, match=r"nobody .*\(tried 2 times\)"):
+        client.predict([b"x"])
+
+
+def test_a_server_that_does_not_answer_in_time():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/models/m"
+        with pytest.raises(ServingError, match=r"no answer within 0.2 s \(tried once\)"):
+            ServingClient(address, seconds=0.2, attempts=1).predict([b"x"])
+
+
+def test_a_model_that_is_not_there(server):
+    with pytest.raises(ServingError, match="the server has no such model"):
+        ServingClient(server.address("other")).predict(pictures(1))
+    with pytest.raises(ServingError, match="the server has no such model"):
+        ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/other").predict(pictures(1))
+
+
+def test_a_model_of_another_kind_or_version(server):
+    answers = [b'{"outputs": {"scores": [1]}}', b'{"outputs": "text"}', b'{"outputs": [[1, "x"]]}']
+    for answer in answers:
+        server.faults = [(200, answer)]
+        with pytest.raises(ServingError, match="export the run again"):
+            ServingClient(server.address()).predict(pictures(1))
+        server.faults = [(200, answer)]
+        with pytest.raises(ServingError, match="export the run again"):
+            ServingClient(server.address()).describe()
+    old = dict(server.signatures)
+    lean = server.signatures.pop("probability")
+    try:
+        with pytest.raises(ServingError, match="export the run again"):
+            ServingClient(server.address()).predict(pictures(1))
+    finally:
+        server.signatures = {**old, "probability": lean}
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"[1]", b'{"error": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("status", [200, 404])
+def test_something_else_that_answers(server, status, body):
+    server.faults = [(status, body)]
+    with pytest.raises(ServingError, match="is not TensorFlow Serving"):
+        ServingClient(server.address()).predict(pictures(1))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost:8501", "http://host", "http://host/v1/models", "http://host/v1/models/a:predict",
+     "grpc://host/m", "grpc://host:8500", "grpc://host:8500/a/b", "http://host:x/v1/models/m",
+     "ftp://host:1/v1/models/m"],
+)  # fmt: skip
+def test_an_address_that_is_none(address):
+    with pytest.raises(InputError, match="right would be http://host:8501/v1/models/NAME"):
+        ServingClient(address)
+
+
+def test_without_grpcio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(InputError, match="pip install grpcio"):
+        ServingClient("grpc://127.0.0.1:8500/m")
+
+
+def test_a_version_can_be_named(server):
+    client = ServingClient(server.address() + "/versions/1")
+    assert client.describe().labels == ["lesion"]
+
+
+def test_it_needs_no_tensorflow():
+    code = (
+        "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+        "from medseq_tf.serving_client import ServingClient\n"
+        "ServingClient('http://127.0.0.1:1/v1/models/m')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("assertion failed: [lengths[0] is below 1] \n\t [[{{node x}}]]", "lengths[0] is below 1"),
+        ("Graph execution error:\n\njpeg::Uncompress failed. x", "a slice cannot be decoded"),
+        ("first\nsecond", "first"),
+        ("x" * 999, "x" * 297 + "..."),
+        ("", "no reason given"),
+    ],
+)
+def test_an_error_in_words(message, words):
+    assert readable(message).startswith(words)
