@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-COMMANDS = ("prepare", "train", "evaluate")
+COMMANDS = ("prepare", "train", "tune", "evaluate", "explain", "report", "export", "predict")
 
 __all__ = ["COMMANDS", "__version__", *COMMANDS]
 

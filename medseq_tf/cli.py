@@ -180,6 +180,12 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--folds", type=click.IntRange(2), help="Cross-validate over this many folds.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--features",
+    type=FOLDER,
+    metavar="DIR",
+    help="Where features of a frozen network are kept; default: $MEDSEQ_TF_FEATURES, ~/.cache.",
+)
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
@@ -201,6 +207,52 @@ def train(**arguments: Any) -> None:
 
 
 @cli.command()
+@click.argument("space", type=FOLDER, metavar="SPACE.yaml")
+@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.option("--out", type=FOLDER, help="The search's folder; default: runs/NAME-search.")
+@click.option("--trials", type=click.IntRange(1), help="In all; default: 20, or what time allows.")
+@click.option("--minutes", type=float, help="No new trial begins after this time.")
+@click.option(
+    "--tuner",
+    type=click.Choice(["bayesian", "random", "hyperband", "grid"]),
+    default="bayesian",
+    show_default=True,
+    help="hyperband sets fit.epochs.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides what is tried.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Of all trials.")
+@click.option("--base/--no-base", default=True, show_default=True, help="Score the recipe itself.")
+@click.option(
+    "--retrain/--no-retrain",
+    default=True,
+    show_default=True,
+    help="At the end train the best recipe, evaluate it on the test patients, register it.",
+)
+@click.option(
+    "--cluster",
+    metavar="N|chief:HOST:PORT|worker:HOST:PORT",
+    help="N workers here, or one search over several machines.",
+)
+@click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
+@click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
+def tune(**arguments: Any) -> None:
+    """Search a space of recipes; the same command again goes on."""
+    import_tensorflow_quietly()
+    from medseq_tf.tracking import public_uri
+    from medseq_tf.tune import tune as run
+
+    search = run(**arguments)
+    if (arguments["cluster"] or "").startswith("worker:"):
+        return
+    click.echo(search.text())
+    click.echo(f"best recipe: {search.path / 'best.yaml'}")
+    if search.champion is not None:
+        click.echo(f"its run:     {search.champion.path}")
+    if arguments["track"] and search.info["mlflow_run_id"]:
+        click.echo(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+
+
+@cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
 @click.option(
@@ -217,15 +269,132 @@ def train(**arguments: Any) -> None:
     show_default=True,
     help="Of the bootstrap over patients.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON line a metric.")
+@click.option(
+    "--compare",
+    multiple=True,
+    type=FOLDER,
+    metavar="RUN",
+    help="Another run, on the same patients; repeat for more.",
+)
+@click.option(
+    "--subgroups",
+    type=FOLDER,
+    metavar="CSV",
+    help="One row a study or patient: study_id, patient_id or source, and columns of groups.",
+)
+@click.option("--audit", is_flag=True, help="Look for what the run's splits share.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line a row of every table.")
 def evaluate(as_json: bool, **arguments: Any) -> None:
-    """Metrics of a run by patient, with intervals."""
+    """Metrics of a run by patient, with intervals; calibration, subgroups, comparison."""
     import_tensorflow_quietly()
     from medseq_tf.evaluate import evaluate as run
-    from medseq_tf.evaluate import text
 
-    table = run(**arguments).table
-    click.echo(table.to_json(orient="records", lines=True).rstrip() if as_json else text(table))
+    found = run(**arguments)
+    click.echo(found.json_lines() if as_json else found.text())
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.option("--study", help="A study's id; default: the surest wrong ones, a right one a class.")
+@click.option("--label", help="Default: every label.")
+@click.option("--out", type=FOLDER, help="A folder for figures (with the slices) and tables.")
+@click.option(
+    "--pixels",
+    multiple=True,
+    type=click.Choice(["grad_cam", "integrated_gradients"]),
+    default=None,
+    help="What marks the place in a slice; default: what fits the encoder.",
+)
+@click.option(
+    "--quality", "with_quality", is_flag=True, help="Measure against the data set's lesion masks."
+)
+def explain(**arguments: Any) -> None:
+    """Which slices mattered for a study's answer, and where in them."""
+    import_tensorflow_quietly()
+    from medseq_tf.explain import explain as run
+
+    arguments["pixels"] = arguments["pixels"] or None
+    click.echo(run(**arguments).text())
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--data", type=FOLDER, help="Its prepared data set: audit, and slices that mattered.")
+@click.option("--images", is_flag=True, help="Show slices: images of patients, in a file apart.")
+@click.option("--out", type=FOLDER, help="The file; default: in the run's folder.")
+def report(**arguments: Any) -> None:
+    """Write a run's report anew, with its data also what the model looked at."""
+    import_tensorflow_quietly()
+    from medseq_tf.report import report as run
+
+    click.echo(f"report: {run(**arguments)}")
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="The model's folder; versions lie in it.")
+@click.option("--version", type=click.IntRange(1), help="Default: the next one.")
+@click.option("--batching", is_flag=True, help="Write a batching configuration for TF Serving.")
+@click.option("--warmup", is_flag=True, help="Add warm-up requests for TF Serving.")
+@click.option("--data", type=FOLDER, help="A prepared data set to check it on; default: made-up.")
+@click.option(
+    "--most-slices",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Of a study; more are refused.",
+)
+@click.option("--register", metavar="NAME", help="Register it in MLflow under this name.")
+def export(**arguments: Any) -> None:
+    """Write a run as a SavedModel, from a study's JPEG or PNG bytes to its probabilities."""
+    import_tensorflow_quietly()
+    from medseq_tf.export import export as run
+
+    done = run(**arguments)
+    click.echo(f"model:  {done.path}")
+    click.echo(
+        f"check:  {done.studies} studies, at most {done.difference:.1e} from the Keras model; "
+        "garbage is refused"
+    )
+    if arguments["batching"]:
+        click.echo(f"config: {done.path.parent / 'batching.config'}")
+    if done.uri:
+        click.echo(f"MLflow: {done.uri}  (mlflow models serve -m {done.uri} --env-manager local)")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("paths", nargs=-1, required=True, type=FOLDER, metavar="PATH...")
+@click.option("--running", is_flag=True, help="Also give the probability after each slice.")
+@click.option("--workers", type=int, help="Processes that read; default: one a core.")
+@click.option("--strict", is_flag=True, help="Stop at the first study left out.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line a study and label.")
+def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any) -> None:
+    """Probabilities of studies without labels: folders of images, volumes, DICOM, cohorts.
+
+    MODEL is a run, an exported model, models:/NAME/1 of MLflow, or the address of a served one:
+    http://host:8501/v1/models/NAME or grpc://host:8500/NAME. Exit status 1: a study was left out.
+    """
+    import_tensorflow_quietly()
+    from medseq_tf.predict import predict as run
+    from medseq_tf.predict import table
+
+    progress = sys.stderr.isatty() and not sys.stdout.isatty()
+    left_out = []
+
+    def noted(predictions: Any) -> Any:
+        for prediction in predictions:
+            left_out.extend([prediction] if prediction.error else [])
+            yield prediction
+
+    predictions = noted(run(model, *paths, progress=progress, **arguments))
+    lines = (p.to_json() for p in predictions) if as_json else table(predictions)
+    for line in lines:
+        click.echo(line)
+    if left_out:
+        print(f"medseq-tf: {len(left_out)} studies left out", file=sys.stderr)
+        sys.exit(1)
 
 
 # ---------------------------------------------------------------------------------------- main

@@ -1,7 +1,10 @@
-"""Takes a run and a prepared data set; gives its metrics by patient, with intervals.
+"""Takes one run or several and a prepared data set; gives their metrics by patient, compared.
 
-The unit is the study; the bootstrap draws patients, with all their studies. Thresholds come from
-the run: they were chosen on its validation studies.
+The unit is the study; the bootstrap draws patients, with all their studies. Thresholds and
+temperatures come from the run: they were chosen on its validation studies. Of a cross-validated
+run each study is judged by the model that has not seen it: what ranks studies is the mean over the
+folds, for probabilities of two models do not rank each other's studies; what judges single calls
+and probabilities is over all studies at once.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ if __name__ == "__main__":  # answer --help before TensorFlow is imported
     main("evaluate")
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from medseq_tf import metrics
+from medseq_tf import leakage, metrics, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
@@ -27,15 +31,22 @@ from medseq_tf.runs import METRICS_COLUMNS, Run
 
 SHOWN = (
     "auroc",
+    "auroc_pooled",
     "average_precision",
+    "sensitivity_at_90_specificity",
+    "specificity_at_90_sensitivity",
     "accuracy",
     "recall",
     "specificity",
     "precision",
     "f1",
     "f1_macro",
+    "brier",
 )
 """The metrics of the printed table, in its order."""
+
+SUBGROUP_METRICS = ("auroc", "recall", "specificity")
+SPLIT_NAMES = ("validation", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -43,17 +54,109 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-      table: one row a split, label and metric: value, low, high (95% interval), n, positives, note.
+      table: one row a split, label and metric: value, low, high (95% interval), interval (`DeLong`
+        or `bootstrap`), n, positives, patients, threshold, note. With folds, `auroc_pooled` and
+        `average_precision_pooled` besides.
       predictions: one row a study and label: study, patient, slices (their number), split, label,
-        truth, probability, threshold, positive (the call at the threshold) and, for cross-validated
-        runs, fold.
+        truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
+        positive (the call) and, for cross-validated runs, fold.
+      calibration: one row a split, label and metric (`brier`, `expected_calibration_error`):
+        before and after temperature scaling, with intervals.
+      confusion: one row a split and label: patients by truth and call. A patient is positive, or
+        called positive, if one of the studies is.
+      subgroups: one row a split, subgroup, group, label and metric of `SUBGROUP_METRICS`.
+      audit: what the run's splits share, if asked for.
+      comparison: with other runs, if asked for.
     """
 
     table: pd.DataFrame
     predictions: pd.DataFrame
+    calibration: pd.DataFrame
+    confusion: pd.DataFrame
+    subgroups: pd.DataFrame
+    audit: leakage.Audit | None = None
+    comparison: Comparison | None = None
+
+    def text(self) -> str:
+        """Return all of it for a terminal."""
+        parts = [text(self.table), _calibration_text(self.calibration)]
+        parts.append(_confusion_text(self.confusion))
+        if len(self.subgroups):
+            parts.append(_subgroup_text(self.subgroups))
+        if self.comparison is not None:
+            parts.append(self.comparison.text())
+        if self.audit is not None:
+            parts.append(self.audit.text())
+        return "\n\n".join(parts)
+
+    def json_lines(self) -> str:
+        """Return all of it as JSON, one line a row; `table` says of which table."""
+        tables = {
+            "metric": self.table,
+            "calibration": self.calibration,
+            "confusion": self.confusion,
+            "subgroup": self.subgroups,
+        }
+        if self.comparison is not None:
+            tables |= {"model": self.comparison.table, "difference": self.comparison.differences}
+        if self.audit is not None:
+            tables |= {"part": self.audit.parts, "shared": self.audit.pairs}
+            patients = pd.DataFrame({"patient": self.audit.shared_patients})
+            tables |= {"shared_patient": patients}
+        lines = []
+        for name, table in tables.items():
+            table = table.assign(table=name)[["table", *table.columns]]
+            lines.append(table.to_json(orient="records", lines=True).rstrip())
+        return "\n".join(line for line in lines if line)
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False, float_format=lambda v: f"{v:.3f}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+      table: as `Evaluation.table`, with the column `model` in front, over the studies that every
+        model was tested on.
+      differences: one row a label, metric and pair of models: `model`, `other`, `difference`, its
+        95% interval, `p` (two-sided, not adjusted for the number of comparisons), `method`, `note`.
+      notes: studies that are left out.
+    """
+
+    table: pd.DataFrame
+    differences: pd.DataFrame
+    notes: list[str]
+
+    def text(self) -> str:
+        """Return the comparison for a terminal."""
+        width = max(5, *self.table["model"].str.len()) + 2
+        labels = max(5, *self.table["label"].str.len()) + 2
+        head = f"{'model':<{width}}{'label':<{labels}}{'metric':<31}{'value':>6}   95% interval"
+        lines = [head]
+        for row in self.table[self.table["metric"].isin(SHOWN)].itertuples():
+            lines.append(
+                f"{row.model:<{width}}{row.label:<{labels}}{row.metric:<31}"
+                f"{_number(row.value):>6}   {_interval(row.low, row.high)}"
+            )
+        lines.append("")
+        lines.append("differences, on the same patients")
+        for row in self.differences[self.differences["metric"].isin(SHOWN)].itertuples():
+            p = "" if pd.isna(row.p) else f"   p = {row.p:.3f}"
+            note = f"   ({row.note})" if row.note else ""
+            lines.append(
+                f"{row.model} - {row.other}  {row.label:<{labels}}{row.metric:<31}"
+                f"{_number(row.difference, '+'):>6}   {_interval(row.low, row.high, '+')}"
+                f"   {row.method}{p}{note}"
+            )
+        return "\n".join(lines + self.notes)
+
+    def _repr_html_(self) -> str:
+        return self.differences.to_html(index=False, float_format=lambda v: f"{v:.3f}")
+
+
+# ---------------------------------------------------------------------------------- one run
 
 
 def evaluate(
@@ -61,15 +164,22 @@ def evaluate(
     data: str | os.PathLike | Prepared,
     split: str = "test",
     resamples: int = 2000,
+    subgroups: str | os.PathLike | None = None,
+    audit: bool = False,
+    compare: Sequence[str | os.PathLike | Run] = (),
 ) -> Evaluation:
     """Predict the studies of one split and score them by patient.
 
     Args:
-      run: a run folder. A cross-validated run is scored on each fold's own studies, pooled; with
+      run: a run folder. A cross-validated run is scored on each fold's own studies; with
         `split="all"` its folds' probabilities are averaged.
       data: the prepared data set of the run; for `split="all"` one that the run has never seen.
       split: `validation`, `test` or `all`.
       resamples: of the bootstrap over patients.
+      subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
+        `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
+      audit: look for patients and slices that the run's splits share.
+      compare: other runs, tested on the same patients.
 
     Raises:
       InputError: the data set does not fit the run or the split.
@@ -77,8 +187,36 @@ def evaluate(
     if resamples < 1:
         raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
     run = Run.load(run)
-    run.require_finished()
+    others = [Run.load(other) for other in compare]
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    groups = _groups(prepared, subgroups)
+    if audit and split == "all":
+        raise InputError(
+            "the audit looks at the run's own splits: it goes with --split test or validation, and "
+            "the run's data set"
+        )
+    predictions = predict_split(run, prepared, split)
+    result = judge(predictions, prepared.label_names, resamples, groups)
+    found = audit_splits(run, prepared) if audit else None
+    comparison = None
+    if others:
+        tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
+        names = _distinct_names([run, *others])
+        comparison = compare_tables(
+            dict(zip(names, tables, strict=True)), prepared.label_names, resamples
+        )
+    return replace(result, audit=found, comparison=comparison)
+
+
+def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataFrame:
+    """Return a run's predictions, as `Evaluation.predictions`, of one split of a data set.
+
+    Raises:
+      InputError: the data set does not fit the run or the split.
+    """
+    if split not in SPLIT_NAMES:
+        raise InputError(f"split = {split!r}: expected one of {', '.join(SPLIT_NAMES)}")
+    run.require_finished()
     _check_data(run, prepared, split)
     parts = run.folds or [run]
     store = SliceStore(prepared, parts[0].experiment)
@@ -96,7 +234,37 @@ def evaluate(
         )
     if predictions.empty:
         raise InputError(f"{run.path}: the run has no {split} study; choose another --split")
-    return Evaluation(score(predictions, prepared.label_names, resamples), predictions)
+    return predictions
+
+
+def judge(
+    predictions: pd.DataFrame,
+    label_names: Sequence[str],
+    resamples: int = 2000,
+    groups: pd.DataFrame | None = None,
+) -> Evaluation:
+    """Return all figures of a table of predictions, which may hold several splits.
+
+    Args:
+      predictions: as `Evaluation.predictions`.
+      label_names: the labels.
+      resamples: of the bootstrap over patients.
+      groups: subgroups by study id, a column each; see `medseq_tf.subgroups`.
+    """
+    label_names = list(label_names)
+    return Evaluation(
+        score(predictions, label_names, resamples),
+        predictions,
+        calibration_table(predictions, resamples),
+        confusion_table(predictions),
+        subgroup_table(predictions, label_names, groups, resamples),
+    )
+
+
+def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
+    """Return what the splits, or the folds, of a run share."""
+    _check_data(run, prepared, "test")
+    return leakage.audit(prepared, [fold.splits for fold in run.folds] or run.splits)
 
 
 def _check_data(run: Run, prepared: Prepared, split: str) -> None:
@@ -132,7 +300,8 @@ def _rows(run: Run, prepared: Prepared, split: str) -> np.ndarray:
 def predict_rows(run: Run, store: SliceStore, rows: np.ndarray, split: str) -> pd.DataFrame:
     """Return the predictions of a run's best model for some rows of a prepared data set."""
     probabilities = study_probabilities(run.model(), store, rows, run.experiment)
-    return predictions_table(store.prepared, rows, probabilities, split, run.thresholds)
+    table = predictions_table(store.prepared, rows, probabilities, split, run.thresholds)
+    return calibrated(table, run.temperatures)
 
 
 def _ensemble(parts: list[Run], store: SliceStore) -> pd.DataFrame:
@@ -144,7 +313,12 @@ def _ensemble(parts: list[Run], store: SliceStore) -> pd.DataFrame:
         label: float(np.mean([part.thresholds[label] for part in parts]))
         for label in store.prepared.label_names
     }
-    return predictions_table(store.prepared, rows, probabilities, "all", thresholds)
+    temperatures = {
+        label: float(np.mean([part.temperatures.get(label, 1.0) for part in parts]))
+        for label in store.prepared.label_names
+    }
+    table = predictions_table(store.prepared, rows, probabilities, "all", thresholds)
+    return calibrated(table, temperatures)
 
 
 def predictions_table(
@@ -198,12 +372,53 @@ def choose_thresholds(
     return dict(zip(prepared.label_names, map(float, thresholds), strict=True)), notes
 
 
-def score(predictions: pd.DataFrame, label_names: list[str], resamples: int = 2000) -> pd.DataFrame:
+def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    """Return each label's temperature, fitted on the validation studies, and notes.
+
+    It is 1, with a note, where validation has one class only, is told apart without error (the
+    likeliest temperature would make every probability 0 or 1), or says so little that the likeliest
+    temperature lies beyond `metrics.TEMPERATURES`.
+    """
+    temperatures, notes = {}, []
+    for label, part in predictions.groupby("label", sort=False):
+        part = part[(part["split"] == "validation") & part["truth"].notna()]
+        truth, probability = part["truth"].to_numpy(float), part["probability"].to_numpy(float)
+        temperatures[label] = 1.0
+        if len(np.unique(truth)) < 2:
+            reason = "validation does not have both classes"
+        elif metrics.auroc(truth, probability) == 1:
+            reason = "validation is told apart without error"
+        else:
+            fitted = metrics.fit_temperature(truth, metrics.logits(probability))
+            if fitted not in metrics.TEMPERATURES:
+                temperatures[label] = fitted
+                continue
+            reason = f"validation's likeliest temperature lies beyond {fitted:g}"
+        notes.append(f"{label}: {reason}, so probabilities are not scaled")
+    return temperatures, notes
+
+
+def calibrated(predictions: pd.DataFrame, temperatures: Mapping[str, float]) -> pd.DataFrame:
+    """Return a table of predictions with the column `calibrated`: probabilities after scaling.
+
+    Temperature scaling is increasing, so that it changes no call.
+    """
+    scaled = pd.Series(np.nan, predictions.index)
+    for label, part in predictions.groupby("label", sort=False):
+        scaled[part.index] = metrics.scale(part["probability"], temperatures.get(label, 1.0))
+    at = predictions.columns.get_loc("probability") + 1
+    columns = list(predictions.drop(columns="calibrated", errors="ignore").columns)
+    columns.insert(at, "calibrated")
+    return predictions.assign(calibrated=scaled)[columns]
+
+
+def score(
+    predictions: pd.DataFrame, label_names: Sequence[str], resamples: int = 2000
+) -> pd.DataFrame:
     """Return the metrics of each split in a table of predictions, with intervals over patients."""
-    keys = ["patient", "study"] + (["fold"] if "fold" in predictions else [])
-    tables = []
+    label_names, tables = list(label_names), []
     for split, part in predictions.groupby("split", sort=False):
-        wide = part.pivot(index=keys, columns="label", values=["truth", "probability", "threshold"])
+        wide = _wide(part)
         table = metrics.evaluate_predictions(
             wide["truth"][label_names].to_numpy(float),
             wide["probability"][label_names].to_numpy(float),
@@ -211,10 +426,239 @@ def score(predictions: pd.DataFrame, label_names: list[str], resamples: int = 20
             thresholds=wide["threshold"][label_names].to_numpy(float),
             patients=wide.index.get_level_values("patient").to_numpy(),
             resamples=resamples,
+            folds=_fold_of(wide),
         )
         table.insert(0, "split", split)
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
+
+
+def _wide(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a study; columns truth, probability and threshold by label."""
+    keys = ["patient", "study"] + (["fold"] if "fold" in predictions else [])
+    values = ["truth", "probability", "threshold"]
+    return predictions.pivot(index=keys, columns="label", values=values)
+
+
+def _fold_of(wide: pd.DataFrame) -> np.ndarray | None:
+    return wide.index.get_level_values("fold").to_numpy() if "fold" in wide.index.names else None
+
+
+def calibration_table(predictions: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """Return Brier score and expected calibration error before and after temperature scaling.
+
+    Returns:
+      One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
+      `after_low`, `after_high` (95%, bootstrap over patients), `note`.
+    """
+    measures = {
+        "brier": metrics.brier,
+        "expected_calibration_error": lambda labels, probabilities, weights: (
+            metrics.expected_calibration_error(labels, probabilities, weights=weights)
+        ),
+    }
+    rows = []
+    for (split, label), part in predictions.groupby(["split", "label"], sort=False):
+        truth, patients = part["truth"].to_numpy(float), part["patient"].to_numpy()
+        for name, measure in measures.items():
+            row = {"split": split, "label": label, "metric": name}
+            for when, column in (("before", "probability"), ("after", "calibrated")):
+                found = metrics.bootstrap(
+                    measure, truth, part[column].to_numpy(float), patients, resamples
+                )
+                row |= {when: found.value, f"{when}_low": found.low, f"{when}_high": found.high}
+            rows.append({**row, "note": found.note})
+    return pd.DataFrame(rows)
+
+
+def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return patients by truth and call, one row a split and label.
+
+    A patient is positive, or called positive, if one of the studies is.
+    """
+    rows = []
+    known = predictions[predictions["truth"].notna()]
+    for (split, label), part in known.groupby(["split", "label"], sort=False):
+        patients = part.groupby("patient").agg(truth=("truth", "max"), called=("positive", "any"))
+        positive, called = patients["truth"] == 1, patients["called"]
+        rows.append(
+            {
+                "split": split,
+                "label": label,
+                "patients": len(patients),
+                "true_positives": int((positive & called).sum()),
+                "false_negatives": int((positive & ~called).sum()),
+                "false_positives": int((~positive & called).sum()),
+                "true_negatives": int((~positive & ~called).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# -------------------------------------------------------------------------------- subgroups
+
+
+def _groups(prepared: Prepared, csv: str | os.PathLike | None) -> pd.DataFrame:
+    own = subgroups.sources(prepared)
+    if csv is None:
+        return own
+    given = subgroups.read(csv, prepared)
+    return pd.concat([own.drop(columns=given.columns, errors="ignore"), given], axis=1)
+
+
+def subgroup_table(
+    predictions: pd.DataFrame,
+    label_names: Sequence[str],
+    groups: pd.DataFrame | None = None,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return the metrics of `SUBGROUP_METRICS` in parts of the studies.
+
+    Args:
+      predictions: as `Evaluation.predictions`.
+      label_names: the labels.
+      groups: subgroups by study id, a column each; thirds by the number of slices come first.
+      resamples: of the bootstrap over patients.
+    """
+    counts = predictions.drop_duplicates("study").set_index("study")["slices"]
+    columns = {"slices": subgroups.thirds(counts)}
+    for name in [] if groups is None else groups.columns:
+        columns[str(name)] = groups[name].reindex(counts.index)
+    tables = []
+    for subgroup, column in columns.items():
+        groups_of = column.dropna().unique()
+        for group in getattr(groups_of, "sort_values", groups_of.tolist)():
+            members = predictions[predictions["study"].isin(column.index[column == group])]
+            table = score(members, label_names, resamples)
+            table = table[table["metric"].isin(SUBGROUP_METRICS) & (table["label"] != "macro")]
+            tables.append(table.assign(subgroup=subgroup, group=str(group)))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    front = ["split", "subgroup", "group"]
+    table = table[front + [name for name in table.columns if name not in front]]
+    order = table.groupby(["split", "subgroup"], sort=False).ngroup()
+    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------ several runs
+
+
+def compare(
+    runs: Sequence[str | os.PathLike | Run],
+    data: str | os.PathLike | Prepared | None = None,
+    split: str = "test",
+    resamples: int = 2000,
+) -> Comparison:
+    """Compare runs on the studies that all of them were tested on.
+
+    Args:
+      runs: at least two run folders.
+      data: a prepared data set to predict anew; None: the predictions that the runs hold.
+      split: `test` or `validation`, or `all` of a data set that no run has seen.
+      resamples: of the bootstrap over patients.
+
+    Raises:
+      InputError: fewer than two runs, other labels, or no study in common.
+    """
+    runs = [Run.load(run) for run in runs]
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} run given: a comparison needs at least two")
+    labels = runs[0].dataset["label_names"]
+    for run in runs[1:]:
+        if run.dataset["label_names"] != labels:
+            raise InputError(
+                f"{run.path}: predicts {', '.join(run.dataset['label_names'])}, the run "
+                f"{runs[0].path} predicts {', '.join(labels)}"
+            )
+    if data is None:
+        if split == "all":
+            raise InputError("split = 'all' needs data that no run has seen")
+        tables = [run.predictions[run.predictions["split"] == split] for run in runs]
+    else:
+        prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+        tables = [predict_split(run, prepared, split) for run in runs]
+    return compare_tables(dict(zip(_distinct_names(runs), tables, strict=True)), labels, resamples)
+
+
+def _distinct_names(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, or their paths where two have the same name."""
+    paths = [run.path.resolve() for run in runs]
+    if repeated := [run.path for run in runs if paths.count(run.path.resolve()) > 1]:
+        raise InputError(f"{repeated[0]}: a run is compared with other runs, not with itself")
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def compare_tables(
+    predictions: Mapping[str, pd.DataFrame], label_names: Sequence[str], resamples: int = 2000
+) -> Comparison:
+    """Compare tables of predictions, by the models' names, on the studies in all of them.
+
+    Raises:
+      InputError: no study in common, or two tables that disagree on its label.
+    """
+    label_names = list(label_names)
+    shared = set.intersection(*(set(table["study"]) for table in predictions.values()))
+    if not shared:
+        raise InputError(
+            f"{', '.join(predictions)}: no study was tested by all of them; train them on the same "
+            "split (split.seed), or with --folds"
+        )
+    notes = [
+        f"{name}: {left_out} of its studies were not tested by all models and are left out"
+        for name, table in predictions.items()
+        if (left_out := table["study"].nunique() - len(shared))
+    ]
+    wide = {
+        name: _wide(table[table["study"].isin(shared)]).sort_index()
+        for name, table in predictions.items()
+    }
+    first = next(iter(wide.values()))
+    truth = first["truth"][label_names].to_numpy(float)
+    patients = first.index.get_level_values("patient").to_numpy()
+    for name, table in wide.items():
+        same = np.array_equal(table["truth"][label_names].to_numpy(float), truth, equal_nan=True)
+        if not same or list(table.index.get_level_values("patient")) != list(patients):
+            raise InputError(f"{name}: its studies have other labels or patients than the others'")
+    arrays = {
+        name: (
+            table["probability"][label_names].to_numpy(float),
+            table["threshold"][label_names].to_numpy(float),
+            _fold_of(table),
+        )
+        for name, table in wide.items()
+    }
+    tables = [
+        metrics.evaluate_predictions(
+            truth, probability, label_names, threshold, patients, resamples, folds=folds
+        ).assign(model=name)
+        for name, (probability, threshold, folds) in arrays.items()
+    ]
+    differences = [
+        metrics.compare_predictions(
+            truth,
+            (arrays[a][0], arrays[b][0]),
+            label_names,
+            (arrays[a][1], arrays[b][1]),
+            patients,
+            resamples,
+            folds=(arrays[a][2], arrays[b][2]),
+        ).assign(model=a, other=b)
+        for a, b in combinations(arrays, 2)
+    ]
+    return Comparison(
+        _in_front(pd.concat(tables, ignore_index=True), ["model"]),
+        _in_front(pd.concat(differences, ignore_index=True), ["label", "metric", "model", "other"]),
+        notes,
+    )
+
+
+def _in_front(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    return table[names + [name for name in table.columns if name not in names]]
+
+
+# ---------------------------------------------------------------------------------- folds
 
 
 def point_metrics(
@@ -260,10 +704,13 @@ def fold_summary(predictions: pd.DataFrame) -> pd.DataFrame:
 def fold_text(predictions: pd.DataFrame) -> str:
     """Return the folds' own test figures for a terminal: mean and standard deviation."""
     summary = fold_summary(predictions[predictions["split"] == "test"])
-    lines = [f"{'test folds':<11}{'label':<14}{'metric':<19}{'mean':>6}   sd over folds"]
+    lines = [f"{'test folds':<11}{'label':<14}{'metric':<31}{'mean':>6}   sd over folds"]
     for row in summary[summary["metric"].isin(SHOWN)].itertuples():
-        lines.append(f"{'':<11}{row.label:<14}{row.metric:<19}{row.mean:6.3f}   {row.sd:.3f}")
+        lines.append(f"{'':<11}{row.label:<14}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
     return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------- for a terminal
 
 
 def text(table: pd.DataFrame) -> str:
@@ -271,13 +718,57 @@ def text(table: pd.DataFrame) -> str:
     shown = table[table["metric"].isin(SHOWN)]
     notes = list(dict.fromkeys(note for note in shown["note"] if note))
     width = max(10, *shown["label"].str.len()) + 2
-    head = f"{'split':<12}{'label':<{width}}{'metric':<19}{'value':>6}   {'95% interval':<17}"
+    head = f"{'split':<12}{'label':<{width}}{'metric':<31}{'value':>6}   {'95% interval':<17}"
     lines = [head + "studies (positive)"]
     for row in shown.itertuples():
-        value = "   -  " if pd.isna(row.value) else f"{row.value:6.3f}"
-        interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         count = "" if row.label == "macro" else f"{row.n:.0f} ({row.positives:.0f})"
         mark = f"  [{notes.index(row.note) + 1}]" if row.note else ""
-        line = f"{row.split:<12}{row.label:<{width}}{row.metric:<19}{value}   {interval:<17}"
+        line = (
+            f"{row.split:<12}{row.label:<{width}}{row.metric:<31}{_number(row.value):>6}   "
+            f"{_interval(row.low, row.high):<17}"
+        )
         lines.append((line + count + mark).rstrip())
     return "\n".join(lines + [f"[{i}] {note}" for i, note in enumerate(notes, start=1)])
+
+
+def _calibration_text(calibration: pd.DataFrame) -> str:
+    width = max(10, *calibration["label"].str.len()) + 2
+    lines = [
+        f"{'calibration':<12}{'label':<{width}}{'metric':<31}before  after temperature scaling"
+    ]
+    for row in calibration.itertuples():
+        name = f"{row.split:<12}{row.label:<{width}}{row.metric:<31}"
+        lines.append(f"{name}{_number(row.before):>6}  {_number(row.after)}")
+    return "\n".join(lines)
+
+
+def _confusion_text(confusion: pd.DataFrame) -> str:
+    lines = []
+    for row in confusion.itertuples():
+        lines += [
+            f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative",
+            f"    {'positive':<30}{row.true_positives:>15}{row.false_negatives:>11}",
+            f"    {'negative':<30}{row.false_positives:>15}{row.true_negatives:>11}",
+        ]
+    return "\n".join(lines)
+
+
+def _subgroup_text(table: pd.DataFrame) -> str:
+    width = max(12, *(table["subgroup"] + " " + table["group"]).str.len()) + 2
+    lines = [f"{'subgroup':<{width}}{'label':<14}{'metric':<14}{'value':>6}   95% interval"]
+    for row in table.itertuples():
+        name = f"{row.subgroup} {row.group}"
+        note = f"  ({row.note})" if row.note else ""
+        lines.append(
+            f"{name:<{width}}{row.label:<14}{row.metric:<14}{_number(row.value):>6}   "
+            f"{_interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if pd.isna(value) else f"{value:{sign}.3f}"
+
+
+def _interval(low: float | None, high: float | None, sign: str = "") -> str:
+    return "-" if pd.isna(low) else f"{low:{sign}.3f} to {high:{sign}.3f}"

@@ -385,6 +385,10 @@ def wilson_interval(count: Array, n: Array, confidence: float = 0.95) -> tuple[A
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
+TEMPERATURES = (0.05, 20.0)
+"""The least and the greatest that `fit_temperature` gives."""
+
+
 def fit_temperature(labels: Array, logits: Array) -> float:
     """The temperature T that makes sigmoid(logit / T) most likely (Guo et al. 2017, section 4.2).
 
@@ -408,7 +412,7 @@ def fit_temperature(labels: Array, logits: Array) -> float:
         """Derivative of the negative log likelihood by 1 / T; it never falls."""
         return float(((special.expit(inverse * logits) - labels) * logits).sum())
 
-    smallest, largest = 0.05, 20.0
+    smallest, largest = TEMPERATURES
     if slope(1 / smallest) <= 0:
         return smallest
     if slope(1 / largest) >= 0:
@@ -419,6 +423,19 @@ def fit_temperature(labels: Array, logits: Array) -> float:
 def apply_temperature(logits: Array, temperature: float) -> Array:
     """Probabilities sigmoid(logits / temperature), of the logits' shape."""
     return special.expit(np.asarray(logits, dtype=float) / temperature)
+
+
+def logits(probabilities: Array) -> Array:
+    """Logits of probabilities, which are kept 1e-7 away from 0 and 1, the precision of float32."""
+    return special.logit(np.clip(np.asarray(probabilities, dtype=float), 1e-7, 1 - 1e-7))
+
+
+def scale(probabilities: Array, temperature: float) -> Array:
+    """Probabilities after temperature scaling.
+
+    It is increasing, so a threshold that is scaled too gives the same calls.
+    """
+    return apply_temperature(logits(probabilities), temperature)
 
 
 # ------------------------------------------------------------------------------- decision curve
@@ -495,6 +512,7 @@ def resample_weights(
     patients: Array | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    folds: Array | None = None,
 ) -> Array:
     """How often each study stands in each bootstrap sample of patients, stratified by class.
 
@@ -506,26 +524,31 @@ def resample_weights(
         patients: (studies,) owners; None: each study has its own.
         resamples: Number of samples.
         seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
+        folds: (studies,) the fold that tests each study; each fold is drawn by itself then.
 
     Returns:
         (resamples, studies) float64.
     """
-    return np.concatenate(list(_weight_chunks(labels, patients, resamples, seed)))
+    return np.concatenate(list(_weight_chunks(labels, patients, resamples, seed, folds)))
 
 
 def _weight_chunks(
-    labels: Array, patients: Array | None, resamples: int, seed: int
+    labels: Array, patients: Array | None, resamples: int, seed: int, folds: Array | None = None
 ) -> Iterator[Array]:
     """`resample_weights` in pieces of about 16 MiB."""
     labels = np.asarray(labels, dtype=float)
     known = ~np.isnan(labels)
-    _, owner = np.unique(_owners(patients, len(labels))[known], return_inverse=True)
-    is_positive = np.bincount(owner, labels[known]) > 0
+    _, first, owner = np.unique(
+        _owners(patients, len(labels))[known], return_index=True, return_inverse=True
+    )
+    strata = (np.bincount(owner, labels[known]) > 0).astype(np.int64)
+    if folds is not None:
+        strata += 2 * np.unique(np.asarray(folds)[known][first], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     rows = max(1, 2_000_000 // max(len(labels), 1))
     for start in range(0, resamples, rows):
         weights = np.zeros((min(rows, resamples - start), len(labels)))
-        weights[:, known] = _draw(is_positive, len(weights), rng)[:, owner]
+        weights[:, known] = _draw(strata, len(weights), rng)[:, owner]
         yield weights
 
 
@@ -708,19 +731,25 @@ def delong_interval(
     probabilities: Array,
     patients: Array | None = None,
     confidence: float = 0.95,
+    folds: Array | None = None,
 ) -> Estimate:
     """AUROC with DeLong's interval (DeLong et al. 1988), cut off at 0 and 1.
 
     By midranks (Sun and Xu 2014). Where a patient has several studies, the variance is
     Obuchowski's for clustered data (1997), which is DeLong's when each has one.
 
+    With folds, the mean of the folds' AUROCs: each fold has a model of its own, and probabilities
+    of two models do not rank each other's studies. Its variance is the sum of the folds' variances
+    over the squared number of folds, given the models (cf. LeDell et al. 2015).
+
     Args:
         labels: (studies,) 0, 1 or nan.
         probabilities: (studies,) or any increasing score.
         patients: (studies,) owners; None: each study has its own.
         confidence: Of the interval.
+        folds: (studies,) the fold that tests each study.
     """
-    aurocs, covariance, notes = _delong(labels, [probabilities], patients)
+    aurocs, covariance, notes = _delong_by_fold(labels, [probabilities], patients, folds)
     value, nan = float(aurocs[0]), float("nan")
     if notes:
         return Estimate(value, nan, nan, "; ".join(notes))
@@ -737,6 +766,7 @@ def delong_test(
     probabilities_b: Array,
     patients: Array | None = None,
     confidence: float = 0.95,
+    folds: Array | None = None,
 ) -> DeLongTest:
     """Tests whether two models rank the same studies equally well (DeLong et al. 1988).
 
@@ -746,11 +776,14 @@ def delong_test(
         probabilities_b: (studies,) of the second model, in the same order.
         patients: (studies,) owners; None: each study has its own.
         confidence: Of the interval of the difference.
+        folds: (studies,) the fold that tests each study, the same for both models: compared are
+            the means of the folds' AUROCs, as in `delong_interval`.
 
     Returns:
         Both AUROCs, their difference with its interval, z, and the two-sided p-value.
     """
-    aurocs, covariance, notes = _delong(labels, [probabilities_a, probabilities_b], patients)
+    scores = [probabilities_a, probabilities_b]
+    aurocs, covariance, notes = _delong_by_fold(labels, scores, patients, folds)
     difference, nan = float(aurocs[0] - aurocs[1]), float("nan")
     both = (float(aurocs[0]), float(aurocs[1]), difference)
     if notes:
@@ -765,6 +798,42 @@ def delong_test(
     z = difference / spread
     p = float(2 * stats.norm.sf(abs(z)))
     return DeLongTest(*both, difference - half, difference + half, z, p)
+
+
+def _delong_by_fold(
+    labels: Array, scores: list[Array], patients: Array | None, folds: Array | None
+) -> tuple[Array, Array, list[str]]:
+    """`_delong`, with folds the mean over those that have both classes."""
+    if folds is None:
+        return _delong(labels, scores, patients)
+    labels, scores = np.asarray(labels, dtype=float), [np.asarray(score) for score in scores]
+    owners, parts = _owners(patients, len(labels)), _judged_folds(labels, folds)
+    if not parts:
+        nothing = np.full(len(scores), np.nan)
+        return nothing, np.diag(nothing), ["no fold has both classes"]
+    found = [
+        _delong(labels[part], [score[part] for score in scores], owners[part])
+        for part in parts.values()
+    ]
+    aurocs = np.mean([auroc for auroc, _, _ in found], axis=0)
+    covariance = np.sum([covariance for _, covariance, _ in found], axis=0) / len(parts) ** 2
+    notes = [
+        f"fold {fold}: {note}"
+        for fold, (_, _, its_notes) in zip(parts, found, strict=True)
+        for note in its_notes
+    ]
+    return aurocs, covariance, notes
+
+
+def _judged_folds(labels: Array, folds: Array) -> dict[object, Array]:
+    """Which studies each fold tests, (studies,) bool, of the folds that have both classes."""
+    folds = np.asarray(folds)
+    parts = {fold: folds == fold for fold in np.unique(folds)}
+    return {
+        fold: part
+        for fold, part in parts.items()
+        if (labels[part] == 0).any() and (labels[part] == 1).any()
+    }
 
 
 def _delong(
@@ -805,6 +874,10 @@ def _sum_by(values: Array, owner: Array, owners: int) -> Array:
 # ------------------------------------------------------------------------------ the whole table
 
 RANKING = {"auroc": auroc, "average_precision": average_precision}
+TRADE_OFFS = {
+    "sensitivity_at_90_specificity": sensitivity_at_specificity,
+    "specificity_at_90_sensitivity": specificity_at_sensitivity,
+}
 DECISIONS = (
     "accuracy",
     "recall",
@@ -817,9 +890,15 @@ DECISIONS = (
     "f1_macro",
 )
 METRICS = (*RANKING, *DECISIONS, "brier")
-"""Names in the column `metric` of `evaluate_predictions`, in its order."""
+"""What `all_metrics` gives, in its order: cheap enough for every epoch."""
 
-_CLASSES_NEEDED = dict.fromkeys(METRICS, ("positive", "negative")) | {
+TABLE = (*RANKING, *TRADE_OFFS, *DECISIONS, "brier")
+"""Names in the column `metric` of `evaluate_predictions`, in its order; with folds, each of
+`RANKING` is followed by the same over all folds' probabilities together (`auroc_pooled`)."""
+
+POOLED = tuple(f"{name}_pooled" for name in RANKING)
+
+_CLASSES_NEEDED = dict.fromkeys([*TABLE, *POOLED], ("positive", "negative")) | {
     "recall": ("positive",),
     "specificity": ("negative",),
 }
@@ -857,13 +936,19 @@ def evaluate_predictions(
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
+    folds: Array | None = None,
 ) -> pd.DataFrame:
     """Every metric of every label, and their mean over labels, with intervals over patients.
 
     The unit is the study; resampling draws whole patients. A label's intervals are stratified by
-    its own classes. The macro rows resample all labels together, stratified by whether a patient
-    has any finding; a resample in which a label cannot be judged is left out. A label without both
-    classes is left out of the macro average.
+    its own classes; that of its AUROC is DeLong's. The macro rows resample all labels together,
+    stratified by whether a patient has any finding; a resample in which a label cannot be judged
+    is left out. A label without both classes is left out of the macro average.
+
+    With folds, what ranks studies (`RANKING`, `TRADE_OFFS`) is the mean over the folds, because
+    probabilities of two folds' models do not rank each other's studies; the rows of `POOLED` rank
+    them all the same. What judges calls and probabilities one by one is over all studies at once.
+    Resampling draws each fold by itself.
 
     Args:
         labels: (studies, labels) 0, 1 or nan.
@@ -874,12 +959,13 @@ def evaluate_predictions(
         resamples: Number of bootstrap samples.
         seed: Of `numpy.random.default_rng`.
         confidence: Of the intervals.
+        folds: (studies,) the fold that tests each study, where each fold has a model of its own.
 
     Returns:
-        Tidy, one row a label (then `macro`, if there are several) and metric of `METRICS`, with
-        columns `label`, `metric`, `value`, `low`, `high`, `n` (studies with a known label),
-        `positives` (studies), `patients`, `threshold` (nan if the metric has none, or several),
-        and `note`.
+        Tidy, one row a label (then `macro`, if there are several) and metric of `TABLE`, with
+        columns `label`, `metric`, `value`, `low`, `high`, `interval` (`DeLong`, `bootstrap`, or
+        empty), `n` (studies with a known label), `positives` (studies), `patients`, `threshold`
+        (nan if the metric has none, or several), and `note`.
 
     Raises:
         InputError: Arrays of other shapes, labels that are not 0, 1 or nan, probabilities outside
@@ -893,21 +979,123 @@ def evaluate_predictions(
             f"{len(label_names)} labels: expected both (studies, {len(label_names)})"
         )
     thresholds = np.broadcast_to(np.asarray(thresholds, dtype=float), shape)
-    owners = _by_content(labels, probabilities) if patients is None else patients
+    if patients is None:
+        owners = _by_content(labels, probabilities)
+    else:
+        owners = _owners(patients, len(labels))
     judged = [
-        _Judged(name, labels[:, i], probabilities[:, i], thresholds[:, i], owners)
+        _Judged(name, labels[:, i], probabilities[:, i], thresholds[:, i], owners, folds)
         for i, name in enumerate(label_names)
     ]
     rows = []
     for label in judged:
-        chunks = _weight_chunks(label.labels, owners, resamples, seed)
+        chunks = _weight_chunks(label.labels, owners, resamples, seed, folds)
         samples = _joined([label.metrics(weights) for weights in chunks])
         for metric, value in label.metrics().items():
-            estimate = _estimate(value, samples[metric], label.limits(metric), confidence)
-            rows.append(_row(label, metric, estimate))
+            if metric.startswith("auroc"):
+                estimate = replace(label.delong(metric, confidence), value=float(value))
+                rows.append(_row(label, metric, estimate, "DeLong"))
+            else:
+                estimate = _estimate(value, samples[metric], label.limits(metric), confidence)
+                rows.append(_row(label, metric, estimate, "bootstrap"))
     if len(judged) > 1:
         rows += _macro_rows(judged, labels, resamples, seed, confidence)
     return pd.DataFrame(rows)
+
+
+def compare_predictions(
+    labels: Array,
+    probabilities: tuple[Array, Array],
+    label_names: Sequence[str],
+    thresholds: tuple[Array | float, Array | float] = (0.5, 0.5),
+    patients: Array | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    folds: tuple[Array | None, Array | None] = (None, None),
+) -> pd.DataFrame:
+    """Differences of two models on the same studies, with intervals over patients.
+
+    The AUROC of a label is compared by DeLong's paired test, everything else, and the AUROC where
+    the two models have other folds, by a bootstrap that draws the same patients for both.
+
+    Args:
+        labels: (studies, labels) 0, 1 or nan.
+        probabilities: Of the first and the second model, (studies, labels) each.
+        label_names: (labels,).
+        thresholds: Of both models, as for `evaluate_predictions`.
+        patients: (studies,) owners; None: each study has its own.
+        resamples: Number of bootstrap samples.
+        seed: Of `numpy.random.default_rng`.
+        confidence: Of the intervals.
+        folds: Of both models, as for `evaluate_predictions`.
+
+    Returns:
+        One row a label (then `macro`) and metric of `TABLE`: `label`, `metric`, `difference`
+        (first minus second), `low`, `high`, `p` (two-sided; DeLong's test alone gives one),
+        `method` and `note`.
+    """
+    labels = np.asarray(labels, dtype=float)
+    owners = np.arange(len(labels)) if patients is None else _owners(patients, len(labels))
+    models = []
+    for its, cut, its_folds in zip(probabilities, thresholds, folds, strict=True):
+        its, cut = np.asarray(its, dtype=float), np.broadcast_to(cut, labels.shape)
+        models.append(
+            [
+                _Judged(name, labels[:, i], its[:, i], cut[:, i], owners, its_folds)
+                for i, name in enumerate(label_names)
+            ]
+        )
+    same_folds = all(part is None for part in folds) or all(part is not None for part in folds)
+    same_folds = same_folds and (folds[0] is None or np.array_equal(*folds))
+    rows = []
+    for a, b in zip(*models, strict=True):
+        chunks = _weight_chunks(a.labels, owners, resamples, seed, folds[0] if same_folds else None)
+        samples = _joined([_differences([a], [b], weights) for weights in chunks])
+        for metric, value in _differences([a], [b]).items():
+            if metric == "auroc" and same_folds:
+                test = delong_test(
+                    a.labels, a.probabilities, b.probabilities, owners, confidence, folds[0]
+                )
+                estimate = Estimate(float(value), test.low, test.high, test.note)
+                rows.append(_difference_row(a.name, metric, estimate, test.p, "DeLong"))
+            else:
+                limits = list(dict.fromkeys(a.limits(metric) + b.limits(metric)))
+                estimate = _estimate(value, samples[metric], limits, confidence)
+                rows.append(_difference_row(a.name, metric, estimate))
+    used = [pair for pair in zip(*models, strict=True) if pair[0].has_both_classes]
+    if len(label_names) > 1 and used:
+        pair = tuple(zip(*used, strict=True))
+        findings = np.where(np.isnan(labels).all(axis=1), np.nan, (labels == 1).any(axis=1))
+        chunks = _weight_chunks(findings, owners, resamples, seed, folds[0] if same_folds else None)
+        samples = _joined([_differences(*pair, weights) for weights in chunks])
+        for metric, value in _differences(*pair).items():
+            estimate = _estimate(value, samples[metric], [], confidence)
+            rows.append(_difference_row("macro", metric, estimate))
+    return pd.DataFrame(rows)
+
+
+def _differences(
+    a: Sequence[_Judged], b: Sequence[_Judged], weights: Array | None = None
+) -> dict[str, Array]:
+    """Every metric of `TABLE`, mean over the labels: first model minus second."""
+    first, second = (_mean([label.metrics(weights) for label in model]) for model in (a, b))
+    return {metric: first[metric] - second[metric] for metric in TABLE}
+
+
+def _difference_row(
+    label: str, metric: str, estimate: Estimate, p: float = np.nan, method: str = "bootstrap"
+) -> dict:
+    return {
+        "label": label,
+        "metric": metric,
+        "difference": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p": p,
+        "method": method,
+        "note": estimate.note,
+    }
 
 
 @dataclass(frozen=True)
@@ -919,24 +1107,69 @@ class _Judged:
     probabilities: Array
     thresholds: Array
     patients: Array
+    folds: Array | None
 
     def metrics(self, weights: Array | None = None) -> dict[str, Array]:
-        return all_metrics(self.labels, self.probabilities, self.thresholds, weights)
+        whole = all_metrics(self.labels, self.probabilities, self.thresholds, weights)
+        ranking = {**RANKING, **TRADE_OFFS}
+        values = {}
+        for name in TABLE:
+            values[name] = self._ranked(ranking[name], weights) if name in ranking else whole[name]
+            if self.folds is not None and name in RANKING:
+                values[f"{name}_pooled"] = whole[name]
+        return values
+
+    def _ranked(self, metric: Callable[..., Array], weights: Array | None) -> Array:
+        """A metric that ranks studies; with folds, its mean over those that have both classes."""
+        if self.folds is None:
+            return metric(self.labels, self.probabilities, weights=weights)
+        by_fold = [
+            metric(
+                self.labels[part],
+                self.probabilities[part],
+                weights=None if weights is None else weights[..., part],
+            )
+            for part in _judged_folds(self.labels, self.folds).values()
+        ]
+        shape = () if weights is None else weights.shape[:-1]
+        return np.mean(by_fold, axis=0) if by_fold else np.full(shape, np.nan)
+
+    def delong(self, metric: str, confidence: float) -> Estimate:
+        """The AUROC, `auroc` or `auroc_pooled`, with DeLong's interval."""
+        folds = None if metric in POOLED else self.folds
+        arguments = (self.labels, self.probabilities, self.patients, confidence)
+        estimate = delong_interval(*arguments, folds)
+        left_out = self._folds_left_out if folds is not None else []
+        notes = [estimate.note] * bool(estimate.note) + left_out
+        return replace(estimate, note="; ".join(notes))
+
+    @property
+    def _folds_left_out(self) -> list[str]:
+        judged = _judged_folds(self.labels, self.folds)
+        names = [str(fold) for fold in np.unique(self.folds) if fold not in judged]
+        return [f"without fold {', '.join(names)}: not both classes"] if names else []
 
     @property
     def has_both_classes(self) -> bool:
         return bool((self.labels == 0).any() and (self.labels == 1).any())
 
     def limits(self, metric: str) -> list[str]:
-        return _class_limits(self.labels, self.patients, _CLASSES_NEEDED[metric])
+        needed = _CLASSES_NEEDED[metric]
+        if self.folds is None or metric not in {**RANKING, **TRADE_OFFS}:
+            return _class_limits(self.labels, self.patients, needed)
+        return [
+            f"fold {fold}: {limit}"
+            for fold, part in _judged_folds(self.labels, self.folds).items()
+            for limit in _class_limits(self.labels[part], self.patients[part], needed)
+        ] or ([] if self.has_both_classes else _class_limits(self.labels, self.patients, needed))
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def _mean(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    return {metric: np.mean([part[metric] for part in parts], axis=0) for metric in METRICS}
+    return {metric: np.mean([part[metric] for part in parts], axis=0) for metric in parts[0]}
 
 
 def _macro_rows(
@@ -945,25 +1178,26 @@ def _macro_rows(
     """The rows of `evaluate_predictions` for the mean over the labels that can be judged."""
     findings = np.where(np.isnan(labels).all(axis=1), np.nan, (labels == 1).any(axis=1))
     nowhere, owners = np.full(len(labels), np.nan), judged[0].patients
-    macro = _Judged("macro", findings, nowhere, nowhere, owners)
+    folds = judged[0].folds
+    macro = _Judged("macro", findings, nowhere, nowhere, owners, folds)
     used = [label for label in judged if label.has_both_classes]
     if not used:
         nothing = Estimate(*[float("nan")] * 3, "no label has both classes")
-        return [_row(macro, metric, nothing) for metric in METRICS]
+        return [_row(macro, metric, nothing, "bootstrap") for metric in judged[0].metrics()]
     left_out = [label.name for label in judged if not label.has_both_classes]
     remark = [f"without {', '.join(left_out)}: not both classes"] if left_out else []
-    chunks = _weight_chunks(findings, owners, resamples, seed)
+    chunks = _weight_chunks(findings, owners, resamples, seed, folds)
     samples = _joined([_mean([label.metrics(weights) for label in used]) for weights in chunks])
     rows = []
     for metric, value in _mean([label.metrics() for label in used]).items():
         limits = [f"{label.name}: {limit}" for label in used for limit in label.limits(metric)]
         estimate = _estimate(value, samples[metric], limits, confidence)
         note = "; ".join([estimate.note] * bool(estimate.note) + remark)
-        rows.append(_row(macro, metric, replace(estimate, note=note)))
+        rows.append(_row(macro, metric, replace(estimate, note=note), "bootstrap"))
     return rows
 
 
-def _row(label: _Judged, metric: str, estimate: Estimate) -> dict:
+def _row(label: _Judged, metric: str, estimate: Estimate, interval: str) -> dict:
     known = ~np.isnan(label.labels)
     thresholds = np.unique(label.thresholds)
     has_threshold = metric in DECISIONS and len(thresholds) == 1
@@ -973,6 +1207,7 @@ def _row(label: _Judged, metric: str, estimate: Estimate) -> dict:
         "value": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
+        "interval": "" if np.isnan(estimate.low) else interval,
         "n": int(known.sum()),
         "positives": int((label.labels == 1).sum()),
         "patients": len(np.unique(np.asarray(label.patients)[known])),

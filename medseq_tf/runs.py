@@ -2,11 +2,11 @@
 
 experiment.yaml      every value, as used          dataset.json   the data set it was trained on
 model.keras          the best epoch                history.csv    one row an epoch
-splits.json          study ids by split            metrics.json   thresholds and metrics by split
+splits.json          study ids by split            metrics.json   thresholds, temperatures, metrics
 studies.json         content hash by study id, to know them again elsewhere
-predictions.parquet  study, patient, split, label, truth, probability
+predictions.parquet  study, patient, split, label, truth, probability, calibrated
 run.json             status, MLflow run id, versions
-report.html
+report.html          figures to look at            model_card.md   what it is and is not for
 fold_1/ ...          with --folds: one such run a fold, the pooled figures above them
 """
 
@@ -39,6 +39,7 @@ METRICS_COLUMNS = [
     "value",
     "low",
     "high",
+    "interval",
     "n",
     "positives",
     "patients",
@@ -117,8 +118,13 @@ class Run:
         return self._json("metrics.json")["thresholds"]
 
     @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperature of each label, fitted on validation; 1, or none, scales nothing."""
+        return self._json("metrics.json").get("temperatures", {})
+
+    @property
     def notes(self) -> list[str]:
-        """What is to be said of the thresholds: a label that validation could not judge."""
+        """What is to be said of thresholds and temperatures, where validation says too little."""
         return self._json("metrics.json")["notes"]
 
     @property

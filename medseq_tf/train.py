@@ -22,17 +22,26 @@ import pandas as pd
 import tensorflow as tf
 
 import medseq_tf
-from medseq_tf import cohort, losses, models, report
+from medseq_tf import cohort, losses, model_card, models, report
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.evaluate import choose_thresholds, fold_summary, predictions_table, score
+from medseq_tf.evaluate import (
+    audit_splits,
+    calibrated,
+    choose_thresholds,
+    fit_temperatures,
+    fold_summary,
+    predictions_table,
+    score,
+)
 from medseq_tf.experiment import Experiment
+from medseq_tf.features import feature_folder
 from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run, atomic, locked, write_json
-from medseq_tf.tracking import Tracker
+from medseq_tf.tracking import Section, Tracker
 
 BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")
 
@@ -44,8 +53,10 @@ def train(
     name: str | None = None,
     overrides: Iterable[str] = (),
     folds: int | None = None,
+    splits: cohort.Rows | list[cohort.Rows] | None = None,
     resume: bool = False,
-    track: bool = True,
+    features: str | os.PathLike | None = None,
+    track: bool | Tracker | Section = True,
     verbose: bool = True,
 ) -> Run:
     """Train a recipe on a prepared data set.
@@ -62,8 +73,12 @@ def train(
       overrides: `dotted.key=value`, as with `--set`.
       folds: cross-validate over this many patient-level folds: one run a fold, pooled at the end.
         All folds start from the same weights, so their spread is that of the patients alone.
+      splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
+        cross-validated. Studies that are in none are left alone.
       resume: go on with an interrupted run in `out`, to bitwise the same weights.
-      track: log to MLflow.
+      features: the folder where features of a network that is frozen whole are kept, for this run
+        and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
+      track: log to MLflow; a tracker: into its run, which is not ended.
       verbose: show progress.
 
     Returns:
@@ -77,23 +92,33 @@ def train(
     recipe = recipes.load(experiment, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     folder = Path(out) if out is not None else Path("runs") / (name or recipe.name)
-    before = _before(folder, recipe, prepared, folds, resume)
+    if splits is not None:
+        if folds is not None:
+            raise InputError("folds and splits: give one of them")
+        folds = _check_splits(prepared, splits)
+    before = _before(folder, recipe, prepared, folds, resume, splits)
     if before.get("status") == "finished":
         return Run.load(folder)
     store = SliceStore(prepared, recipe)
-    splits = _splits(folder, recipe, prepared, folds)
+    splits = _splits(folder, recipe, prepared, folds) if splits is None else splits
+    place = feature_folder(features) if recipe.uses_features else None
     if not before:
         _check_model(recipe, prepared, splits if folds is None else splits[0])
     work = _train_one if folds is None else _cross_validate
     with locked(folder):
         if not before:
             _begin(folder, recipe, prepared, splits, folds)
-        work(recipe, store, splits, folder, name or folder.name, track, verbose)
+        work(recipe, store, splits, folder, name or folder.name, track, verbose, place)
     return Run.load(folder)
 
 
 def _before(
-    folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None, resume: bool
+    folder: Path,
+    recipe: Experiment,
+    prepared: Prepared,
+    folds: int | None,
+    resume: bool,
+    splits: cohort.Rows | list[cohort.Rows] | None = None,
 ) -> dict[str, Any]:
     """Return what is known of the run to resume, nothing for a new one; refuse any other folder."""
     if not (folder / "run.json").is_file():
@@ -116,7 +141,28 @@ def _before(
                 f"{folder}: the run to resume has {key} = {stored.get(key)}, asked for {value}; "
                 "resume with the same recipe, data and folds"
             )
+    if splits is not None and run.splits != _named(prepared, splits):
+        raise InputError(f"{folder}: the run to resume has other splits; resume with the same")
     return run.info
+
+
+def _check_splits(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> int | None:
+    """Raise an InputError for leakage in given splits; return how many folds they are, if any."""
+    parts = splits if isinstance(splits, list) else [splits]
+    for split in parts:
+        if set(split) != set(cohort.SPLITS) or not len(split["train"]):
+            raise InputError(
+                f"splits: each needs rows for {', '.join(cohort.SPLITS)}, of which train has some"
+            )
+        cohort.check_leakage(prepared.studies, split)
+    if isinstance(splits, list) and len(splits) < 2:
+        raise InputError(f"splits: a list of {len(splits)}; cross-validation needs at least 2")
+    return len(splits) if isinstance(splits, list) else None
+
+
+def _named(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> Any:
+    """Return splits as a run folder keeps them: study ids."""
+    return json.loads(cohort.splits_to_json(prepared.studies, splits))
 
 
 def _splits(folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None) -> Any:
@@ -153,19 +199,21 @@ def _begin(
         folder / "studies.json",
         dict(zip(studies["study_id"], studies["content_hash"], strict=True)),
     )
-    write_json(folder / "splits.json", json.loads(cohort.splits_to_json(studies, splits)))
+    write_json(folder / "splits.json", _named(prepared, splits))
     write_json(
         folder / "run.json",
         {
             "status": "started",
             "fingerprint": prepared.fingerprint,
             "folds": folds,
-            **_environment(),
+            **environment(),
         },
     )
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Return what a run was made with: git commit and versions."""
+
     def git(*command: str) -> str | None:
         try:
             done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=10)
@@ -200,8 +248,9 @@ def _train_one(
     split: Mapping[str, np.ndarray],
     folder: Path,
     name: str,
-    track: bool,
+    track: bool | Tracker | Section,
     verbose: bool,
+    features: Path | None,
     parent: str | None = None,
 ) -> None:
     """Train, choose thresholds, predict and report one split into `folder`."""
@@ -212,17 +261,24 @@ def _train_one(
         tracker.dataset(
             prepared.path.name, prepared.fingerprint, {**prepared.info["counts"], **counts}
         )
-        Fitter(recipe, store, split, folder, tracker, verbose).run()
-        _finish(recipe, store, split, folder, tracker)
+        fitter = Fitter(recipe, store, split, folder, tracker, verbose, features)
+        fitter.run()
+        _finish(fitter)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 @contextmanager
-def _tracked(folder: Path, name: str, track: bool, parent: str | None = None) -> Iterator[Tracker]:
+def _tracked(
+    folder: Path, name: str, track: bool | Tracker | Section, parent: str | None = None
+) -> Iterator[Tracker | Section]:
     """Yield the run's tracker; note in `run.json` and in MLflow how the block ended."""
-    tracker = Tracker(
-        folder, name, parent=parent, run_id=Run(folder).info.get("mlflow_run_id"), enabled=track
-    )
+    if not isinstance(track, bool):
+        tracker = track
+    else:
+        before = Run(folder).info.get("mlflow_run_id")
+        tracker = Tracker(
+            folder, name, parent=parent, run_id=before, enabled=track, system_metrics=parent is None
+        )
     _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
     status, tracked = "failed", "FAILED"
     try:
@@ -233,24 +289,21 @@ def _tracked(folder: Path, name: str, track: bool, parent: str | None = None) ->
         raise
     finally:
         _set_info(folder, status=status)
-        tracker.end(tracked)
+        if tracker is not track:
+            tracker.end(tracked)
 
 
 # ------------------------------------------------------------------------- after the last epoch
 
 
-def _finish(
-    recipe: Experiment,
-    store: SliceStore,
-    split: Mapping[str, np.ndarray],
-    folder: Path,
-    tracker: Tracker,
-) -> None:
+def _finish(fitter: Fitter) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
-    prepared, model = store.prepared, Run(folder).model()
+    prepared, split = fitter.store.prepared, fitter.split
     nothing = np.empty((0, len(prepared.label_names)))
     probabilities = {
-        part: study_probabilities(model, store, split[part], recipe)
+        part: study_probabilities(
+            fitter.model, fitter.store, split[part], fitter.recipe, fitter.features
+        )
         for part in ("validation", "test")
         if len(split[part])
     }
@@ -266,7 +319,11 @@ def _finish(
         if part != "train"
     ]
     predictions = pd.concat(tables, ignore_index=True)
-    _write_results(folder, predictions, prepared, thresholds, notes, tracker)
+    temperatures, unscaled = fit_temperatures(predictions)
+    predictions, notes = calibrated(predictions, temperatures), notes + unscaled
+    _write_results(
+        fitter.folder, predictions, prepared, thresholds, temperatures, notes, fitter.tracker
+    )
 
 
 def _write_results(
@@ -274,6 +331,7 @@ def _write_results(
     predictions: pd.DataFrame,
     prepared: Prepared,
     thresholds: Mapping[str, float],
+    temperatures: Mapping[str, float],
     notes: list[str],
     tracker: Tracker,
 ) -> None:
@@ -282,9 +340,13 @@ def _write_results(
         predictions.to_parquet(temporary, index=False)
     table = score(predictions, prepared.label_names)
     rows = table.to_dict(orient="records")
-    results = {"thresholds": dict(thresholds), "notes": notes, "table": rows}
-    write_json(folder / "metrics.json", results)
-    report.write(Run(folder))
+    results = {"thresholds": dict(thresholds), "temperatures": dict(temperatures)}
+    write_json(folder / "metrics.json", {**results, "notes": notes, "table": rows})
+    if not isinstance(tracker, Section):
+        run = Run(folder)
+        audit = audit_splits(run, prepared)
+        report.write(run, audit)
+        model_card.write(run, audit)
     named = {
         f"{row['split']}_{row['metric']}"
         + (f"_{row['label']}" if len(prepared.label_names) > 1 else ""): row["value"]
@@ -299,6 +361,7 @@ def _write_results(
         "metrics.json",
         "predictions.parquet",
         "report.html",
+        "model_card.md",
     ):
         if (folder / file).is_file():
             tracker.artifact(folder / file)
@@ -310,8 +373,9 @@ def _cross_validate(
     splits: list[Mapping[str, np.ndarray]],
     folder: Path,
     name: str,
-    track: bool,
+    track: bool | Tracker | Section,
     verbose: bool,
+    features: Path | None,
 ) -> None:
     """Train one run a fold and pool their test predictions, each called by its fold's threshold."""
     prepared = store.prepared
@@ -326,8 +390,10 @@ def _cross_validate(
             if not before:
                 _begin(fold, recipe, prepared, split, None)
             if before.get("status") != "finished":
-                title = f"{name} fold {number}"
-                _train_one(recipe, store, split, fold, title, track, verbose, tracker.run_id)
+                title, parent = f"{name} fold {number}", tracker.run_id
+                part = isinstance(track, Section)
+                where = track.within(f"fold_{number}/") if part else bool(track)
+                _train_one(recipe, store, split, fold, title, where, verbose, features, parent)
         _pool(folder, prepared, tracker)
 
 
@@ -337,12 +403,12 @@ def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
         [run.predictions.assign(fold=number) for number, run in enumerate(runs, start=1)],
         ignore_index=True,
     )
-    thresholds = {
-        label: float(np.mean([run.thresholds[label] for run in runs]))
-        for label in prepared.label_names
-    }
+    thresholds, temperatures = (
+        {label: float(np.mean([values[label] for values in of_folds])) for label in of_folds[0]}
+        for of_folds in ([run.thresholds for run in runs], [run.temperatures for run in runs])
+    )
     notes = [f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes]
-    _write_results(folder, pooled, prepared, thresholds, notes, tracker)
+    _write_results(folder, pooled, prepared, thresholds, temperatures, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])
     tracker.metrics({f"test_{row.metric}_fold_mean": row.mean for row in summary.itertuples()})
     tracker.metrics({f"test_{row.metric}_fold_sd": row.sd for row in summary.itertuples()})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from small_run import SMALL, run_small
 
 from medseq_tf import evaluate as evaluation
 from medseq_tf import experiment as recipes
 from medseq_tf import metrics, models
+from medseq_tf.errors import InputError
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore, evaluation_batches
 from medseq_tf.prepare import prepare
@@ -82,7 +85,8 @@ def test_pooled_folds_are_each_called_at_their_own_threshold():
     table = predictions(truth, [0.9, 0.6, 0.3, 0.1], [1, 1, 2, 2], [0.7, 0.7, 0.2, 0.2])
     values = evaluation.score(table, ["lesion"], resamples=20).set_index("metric")["value"]
     assert values["accuracy"] == 1
-    assert values["auroc"] == 0.75
+    assert values["auroc"] == 1  # the mean over the folds, each ranked by its own model
+    assert values["auroc_pooled"] == 0.75
 
 
 def test_fold_summary_is_the_mean_over_folds():
@@ -107,7 +111,9 @@ def test_text_has_a_line_a_metric_and_each_note_once(rng):
     table = evaluation.score(predictions([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1]), ["lesion"], 50)
     lines = evaluation.text(table).splitlines()
     assert lines[0].startswith("split")
-    assert len([line for line in lines if line.startswith("test")]) == len(evaluation.SHOWN)
+    assert len([line for line in lines if line.startswith("test")]) == len(
+        set(evaluation.SHOWN) & set(metrics.TABLE)
+    )
     notes = [line for line in lines if line.startswith("[")]
     assert notes
     assert len(notes) == len(set(notes))
@@ -128,3 +134,182 @@ def test_five_labels_some_unknown_from_data_to_metrics(tmp_path):
     known = auroc["value"].drop("macro").astype(float)
     assert auroc.loc["macro", "value"] == pytest.approx(known.mean())
     assert run.predictions["truth"].isna().sum() <= 10
+
+
+# ------------------------------------------------------------- calibration, confusion, subgroups
+
+
+def two_splits(rng, count=120, sharpness=2.5):
+    """Overconfident predictions of validation and test studies."""
+    truth = rng.integers(0, 2, count)
+    logit = sharpness * rng.normal(0.8 * (2 * truth - 1), 1)
+    table = predictions(truth, 1 / (1 + np.exp(-logit)), threshold=0.4)
+    table["split"] = np.where(np.arange(count) < count // 2, "validation", "test")
+    table["positive"] = table["probability"] >= table["threshold"]
+    return table
+
+
+def test_temperature_is_fitted_on_validation_and_changes_no_call(rng):
+    table = two_splits(rng)
+    temperatures, notes = evaluation.fit_temperatures(table)
+    validation = table[table["split"] == "validation"]
+    logit = np.log(validation["probability"] / (1 - validation["probability"]))
+    expected = metrics.fit_temperature(validation["truth"], logit)
+    assert temperatures == {"lesion": pytest.approx(expected)}
+    assert expected > 1.2
+    assert not notes
+    scaled = evaluation.calibrated(table, temperatures)
+    threshold = metrics.scale(0.4, temperatures["lesion"])
+    np.testing.assert_array_equal(scaled["calibrated"] >= threshold, scaled["positive"])
+    rows = evaluation.calibration_table(scaled, resamples=100).set_index(["split", "metric"])
+    brier = brier_score_loss(validation["truth"], validation["probability"])
+    assert rows.loc[("validation", "brier"), "before"] == pytest.approx(brier)
+    assert rows.loc[("validation", "brier"), "after"] < brier
+    assert (rows["after_low"] <= rows["after_high"]).all()
+
+
+@pytest.mark.parametrize(
+    ("truth", "probability", "reason"),
+    [
+        ([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4], "does not have both classes"),
+        ([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], "is told apart without error"),
+        ([0, 1, 1, 0, 1], [0.5, 0.51, 0.51, 0.49, 0.495], "likeliest temperature lies beyond"),
+    ],
+)
+def test_a_validation_that_says_too_little_scales_nothing(truth, probability, reason):
+    table = predictions(truth, probability).assign(split="validation")
+    temperatures, notes = evaluation.fit_temperatures(table)
+    assert temperatures == {"lesion": 1.0}
+    assert len(notes) == 1
+    assert reason in notes[0]
+
+
+def test_confusion_counts_patients_who_are_positive_if_one_study_is():
+    table = predictions([1, 0, 0, 0, 1, np.nan], [0.2, 0.9, 0.1, 0.8, 0.7, 0.9])
+    table["patient"] = ["a", "a", "b", "c", "d", "e"]
+    table["positive"] = table["probability"] >= 0.5
+    row = evaluation.confusion_table(table).iloc[0]
+    counts = ["true_positives", "false_negatives", "false_positives", "true_negatives"]
+    assert row[["patients", *counts]].tolist() == [4, 2, 0, 1, 1]
+
+
+def test_subgroups_are_scored_by_themselves(rng):
+    table = predictions(np.arange(90) % 2, rng.random(90)).assign(slices=np.arange(90))
+    groups = pd.DataFrame({"sex": ["f", "m", None] * 30}, index=table["study"])
+    found = evaluation.subgroup_table(table, ["lesion"], groups, resamples=50)
+    assert found.drop_duplicates(["subgroup", "group"])[["subgroup", "group"]].values.tolist() == [
+        ["slices", "0 to 29"],
+        ["slices", "30 to 59"],
+        ["slices", "60 to 89"],
+        ["sex", "f"],
+        ["sex", "m"],
+    ]
+    rows = found.set_index(["subgroup", "group", "metric"])
+    women = table[np.arange(90) % 3 == 0]
+    expected = roc_auc_score(women["truth"], women["probability"])
+    assert rows.loc[("sex", "f", "auroc"), "value"] == pytest.approx(expected)
+    assert rows.loc[("sex", "f", "auroc"), "n"] == 30
+
+
+# ---------------------------------------------------------------------------------- comparison
+
+
+def test_two_models_are_compared_on_the_same_patients(rng):
+    truth = np.arange(80) % 2
+    a = predictions(truth, np.clip(0.5 * truth + rng.random(80) / 1.5, 0, 1))
+    b = predictions(truth, np.clip(0.2 * truth + rng.random(80) / 1.5, 0, 1))
+    shuffled = b.sample(frac=1, random_state=0)
+    found = evaluation.compare_tables({"a": a, "b": shuffled.iloc[:70]}, ["lesion"], resamples=200)
+    common = b.loc[sorted(shuffled.index[:70])]
+    expected = metrics.delong_test(
+        common["truth"], a.loc[common.index, "probability"], common["probability"]
+    )
+    row = found.differences.set_index("metric").loc["auroc"]
+    assert (row["model"], row["other"], row["method"]) == ("a", "b", "DeLong")
+    np.testing.assert_allclose(
+        row[["difference", "low", "high", "p"]].astype(float),
+        [expected.difference, expected.low, expected.high, expected.p],
+    )
+    assert found.notes == ["a: 10 of its studies were not tested by all models and are left out"]
+    precision = found.differences.set_index("metric").loc["average_precision"]
+    assert precision["low"] < precision["difference"] < precision["high"]
+    assert precision["method"] == "bootstrap"
+    assert "p = " in found.text()
+    again = evaluation.compare_tables({"a": a, "b": shuffled.iloc[:70]}, ["lesion"], resamples=200)
+    pd.testing.assert_frame_equal(found.differences, again.differences)
+
+
+def test_a_paired_bootstrap_is_surer_than_an_unpaired_one(rng):
+    truth = np.arange(100) % 2
+    probability = np.clip(0.3 * truth + 0.7 * rng.random(100), 0, 1)
+    near = np.clip(probability + rng.normal(0, 0.01, 100), 0, 1)
+    tables = {"a": predictions(truth, probability), "b": predictions(truth, near)}
+    found = evaluation.compare_tables(tables, ["lesion"], resamples=200)
+    row = found.differences.set_index("metric").loc["brier"]
+    alone = found.table.set_index(["model", "metric"]).loc[("a", "brier")]
+    assert row["high"] - row["low"] < 0.5 * (alone["high"] - alone["low"])
+
+
+@pytest.mark.parametrize(("folds", "method"), [((1, 1), "DeLong"), ((1, 7), "bootstrap")])
+def test_other_folds_are_compared_by_bootstrap(rng, folds, method):
+    truth = np.arange(60) % 2
+    tables = {
+        str(number): predictions(truth, rng.random(60), fold=np.arange(60) // 2 * step % 3)
+        for number, step in enumerate(folds)
+    }
+    if folds[0] != folds[1]:
+        tables["1"]["fold"] = np.arange(60) // 20
+    found = evaluation.compare_tables(tables, ["lesion"], resamples=50).differences
+    assert found.set_index("metric").loc["auroc", "method"] == method
+
+
+def test_what_cannot_be_compared_is_said(rng):
+    a = predictions([0, 1, 0, 1], rng.random(4))
+    b = a.assign(study=[f"other{i}" for i in range(4)])
+    with pytest.raises(InputError, match="no study was tested by all of them"):
+        evaluation.compare_tables({"a": a, "b": b}, ["lesion"])
+    with pytest.raises(InputError, match="other labels or patients"):
+        evaluation.compare_tables({"a": a, "b": a.assign(truth=1 - a["truth"])}, ["lesion"])
+    with pytest.raises(InputError, match="needs at least two"):
+        evaluation.compare([])
+
+
+@pytest.mark.slow
+def test_a_cross_validated_run_from_data_to_comparison(prepared, tmp_path):
+    """Folds, temperatures, subgroups, audit, comparison and JSON, through the functions."""
+    first = run_small(prepared, tmp_path / "first", "fit.epochs=1", folds=2)
+    second = run_small(prepared, tmp_path / "second", "fit.epochs=1", "seed=1", folds=2)
+    ages = prepared.studies["study_id"] + "," + (np.arange(len(prepared)) % 2).astype(str)
+    (tmp_path / "groups.csv").write_text("study_id,ward\n" + "\n".join(ages), "utf-8")
+    found = evaluation.evaluate(
+        first,
+        prepared,
+        resamples=50,
+        subgroups=tmp_path / "groups.csv",
+        audit=True,
+        compare=[second],
+    )
+    stored = first.predictions
+    stored = stored[stored["split"] == "test"].sort_values("study")
+    np.testing.assert_allclose(
+        found.predictions.sort_values("study")[["probability", "calibrated"]],
+        stored[["probability", "calibrated"]],
+        atol=1e-5,
+    )
+    assert len(found.predictions) == len(prepared)
+    assert found.audit.is_clean
+    assert found.audit.parts["studies"].sum() == len(prepared)
+    assert set(found.subgroups["subgroup"]) == {"slices", "ward"}
+    by_fold = [
+        roc_auc_score(part["truth"], part["probability"]) for _, part in stored.groupby("fold")
+    ]
+    values = found.table.set_index("metric")["value"]
+    assert values["auroc"] == pytest.approx(np.mean(by_fold), abs=1e-6)
+    rows = [json.loads(line) for line in found.json_lines().splitlines()]
+    tables = {row["table"] for row in rows}
+    assert {"metric", "calibration", "confusion", "subgroup", "difference", "part"} <= tables
+    assert "differences, on the same patients" in found.text()
+    alone = evaluation.compare([first, second], resamples=50)
+    assert alone.differences["difference"].notna().any()
+    with pytest.raises(InputError, match="not with itself"):
+        evaluation.compare([first, first])

@@ -16,6 +16,7 @@ PACKAGE = Path(medseq_tf.__file__).parent
 ROAD = [
     "errors",
     "experiment",
+    "space",
     "cohort",
     "readers",
     "tfrecord",
@@ -31,17 +32,37 @@ ROAD = [
     "losses",
     "metrics",
     "runs",
+    "search",
+    "leakage",
+    "subgroups",
+    "features",
     "inference",
     "evaluate",
+    "explain",
+    "figures",
     "report",
+    "model_card",
     "tracking",
     "fitting",
     "train",
+    "serving_wire",
+    "serving_client",
+    "serving_graph",
+    "serving_model",
+    "export",
+    "answering",
+    "predict",
+    "mlflow_scoring",
+    "trial",
+    "oracles",
+    "cluster",
+    "tune",
     "cli",
     "__main__",
 ]
-LIGHT = {"errors", "experiment", "cohort", "readers", "tfrecord", "study_record", "audit",
-         "prepared", "prepare", "sequences", "metrics", "runs", "tracking", "cli"}  # fmt: skip
+LIGHT = {"errors", "experiment", "space", "cohort", "readers", "tfrecord", "study_record", "audit",
+         "prepared", "prepare", "sequences", "metrics", "runs", "search", "leakage", "subgroups",
+         "tracking", "trial", "serving_wire", "serving_client", "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 
 

@@ -537,9 +537,9 @@ def test_the_table_holds_each_label_and_their_mean():
     labels[:5, 0] = np.nan
     result = table(labels, probabilities, thresholds=np.array([0.4, 0.6]), resamples=200)
     assert list(result.index.unique("label")) == ["label 0", "label 1", "macro"]
-    assert list(result.loc["macro"].index) == list(metrics.METRICS)
-    columns = ["value", "low", "high", "n", "positives", "patients", "threshold", "note"]
-    assert list(result.columns) == columns
+    assert list(result.loc["macro"].index) == list(metrics.TABLE)
+    columns = ["value", "low", "high", "interval", "n", "positives", "patients", "threshold"]
+    assert list(result.columns) == [*columns, "note"]
     for i, threshold in enumerate([0.4, 0.6]):
         expected = metrics.all_metrics(labels[:, i], probabilities[:, i], threshold)
         for name in metrics.METRICS:
@@ -563,6 +563,89 @@ def test_the_interval_of_the_mean_keeps_the_labels_together():
     width = twice["high"] - twice["low"]
     ratio = width["macro"] / width["label 0"]
     assert ratio.between(0.9, 1.1).all()
+
+
+def test_the_interval_of_the_auroc_is_delongs_and_the_others_are_bootstrapped():
+    labels, probabilities = sample()
+    result = table(labels[:, None], probabilities[:, None], resamples=100).loc["label 0"]
+    expected = metrics.delong_interval(labels, probabilities)
+    assert result.loc["auroc", ["low", "high"]].tolist() == [expected.low, expected.high]
+    assert result.loc["auroc", "interval"] == "DeLong"
+    assert (result["interval"].drop("auroc") == "bootstrap").all()
+
+
+def test_folds_are_ranked_apart_and_called_together():
+    labels, probabilities = sample(n=90)
+    folds = np.arange(90) % 3 + 1
+    # Each fold's model has a scale of its own, which keeps every fold's ranking.
+    probabilities = (probabilities + folds) / 4
+    result = table(labels[:, None], probabilities[:, None], folds=folds, resamples=200)
+    result = result.loc["label 0"]
+    expected = [
+        sklearn_metrics.roc_auc_score(labels[folds == fold], probabilities[folds == fold])
+        for fold in (1, 2, 3)
+    ]
+    assert result.loc["auroc", "value"] == pytest.approx(np.mean(expected))
+    spread = [
+        metrics.delong_interval(labels[folds == fold], probabilities[folds == fold])
+        for fold in (1, 2, 3)
+    ]
+    half = np.sqrt(sum((e.value - e.low) ** 2 for e in spread)) / 3  # the upper end is cut off
+    assert result.loc["auroc", "value"] - result.loc["auroc", "low"] == pytest.approx(half)
+    pooled = sklearn_metrics.roc_auc_score(labels, probabilities)
+    assert result.loc["auroc_pooled", "value"] == pytest.approx(pooled)
+    assert pooled < np.mean(expected) - 0.05
+    accuracy = sklearn_metrics.accuracy_score(labels, probabilities >= 0.5)
+    assert result.loc["accuracy", "value"] == pytest.approx(accuracy)
+    boot = result.loc["average_precision"]
+    assert boot["low"] < boot["value"] < boot["high"]
+
+
+def test_one_fold_is_no_other_than_none():
+    labels, probabilities = sample()
+    plain = table(labels[:, None], probabilities[:, None], resamples=100)
+    folded = table(labels[:, None], probabilities[:, None], resamples=100, folds=np.ones(60))
+    values = folded.loc["label 0"]
+    pd.testing.assert_frame_equal(plain.loc["label 0"], values.drop(index=list(metrics.POOLED)))
+
+
+def test_a_fold_that_cannot_be_judged_is_left_out_and_named():
+    labels, probabilities = sample(n=60)
+    folds = np.repeat([1, 2, 3], 20)
+    labels[folds == 2] = 0
+    result = table(labels[:, None], probabilities[:, None], folds=folds, resamples=50)
+    row = result.loc[("label 0", "auroc")]
+    assert row["note"] == "without fold 2: not both classes"
+    expected = [metrics.auroc(labels[folds == f], probabilities[folds == f]) for f in (1, 3)]
+    assert row["value"] == pytest.approx(np.mean(expected))
+    labels[folds == 3] = 0
+    labels[40] = 1
+    result = table(labels[:, None], probabilities[:, None], folds=folds, resamples=50)
+    for metric in ("auroc", "average_precision"):
+        assert "fold 3: " in result.loc[("label 0", metric), "note"]
+        assert np.isnan(result.loc[("label 0", metric), "low"])
+
+
+def test_delong_over_folds_is_the_test_of_the_mean():
+    labels, a = sample(n=80)
+    b = np.clip(a + np.random.default_rng(1).normal(0, 0.2, 80), 0, 1)
+    folds = np.arange(80) % 2
+    apart = [metrics.delong_test(labels[folds == f], a[folds == f], b[folds == f]) for f in (0, 1)]
+    whole = metrics.delong_test(labels, a, b, folds=folds)
+    difference = np.mean([test.difference for test in apart])
+    spread = np.sqrt(sum((test.difference / test.z) ** 2 for test in apart)) / 2
+    assert whole.difference == pytest.approx(difference)
+    assert whole.z == pytest.approx(difference / spread)
+
+
+def test_scaling_by_temperature_keeps_every_call():
+    _, probabilities = sample()
+    probabilities[:3] = [0.0, 1.0, 0.42]
+    for temperature in (0.3, 1.0, 4.0):
+        scaled = metrics.scale(probabilities, temperature)
+        calls = scaled >= metrics.scale(0.42, temperature)
+        np.testing.assert_array_equal(calls, probabilities >= 0.42)
+    np.testing.assert_allclose(metrics.scale(probabilities, 1.0), probabilities, atol=2e-7)
 
 
 def test_every_study_may_have_the_threshold_of_its_own_fold():

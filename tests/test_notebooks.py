@@ -17,6 +17,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 def test_it_runs(path, no_server, monkeypatch):
     monkeypatch.setenv("MEDSEQ_TF_NOTEBOOK_PATIENTS", "40")
     monkeypatch.setenv("MEDSEQ_TF_NOTEBOOK_EPOCHS", "2")
+    monkeypatch.setenv("MEDSEQ_TF_NOTEBOOK_TRIALS", "2")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": str(no_server)}}

@@ -49,6 +49,7 @@ def test_a_run_leaves_everything_that_is_needed_to_repeat_it(finished, demo_data
         "metrics.json",
         "predictions.parquet",
         "report.html",
+        "model_card.md",
     }
     assert finished.info["status"] == "finished"
     assert finished.info["fingerprint"] == Prepared.load(demo_data).fingerprint
@@ -181,6 +182,7 @@ def test_without_held_out_studies_there_are_no_figures_and_it_says_so(demo_data,
     )
     assert run.metrics.empty
     assert run.notes == ["no validation studies: the thresholds are 0.5"]
+    assert "No study was held out" in (run.path / "report.html").read_text("utf-8")
 
 
 def test_probabilities_that_are_no_numbers_end_the_run(demo_data, tmp_path, monkeypatch):
@@ -361,8 +363,7 @@ def test_resuming_a_finished_run_returns_it(finished, demo_data):
     assert (again.path / "model.keras").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "model"])
-def test_what_cannot_be_resumed_says_so(demo_data, tmp_path, monkeypatch, damage):
+def test_what_cannot_be_resumed_says_so(demo_data, tmp_path, monkeypatch):
     save = fitting.Fitter.save
 
     def save_then_die(self):
@@ -373,13 +374,26 @@ def test_what_cannot_be_resumed_says_so(demo_data, tmp_path, monkeypatch, damage
     with pytest.raises(SystemExit):
         run_small(demo_data, tmp_path / "run")
     monkeypatch.undo()
-    if damage == "model":
-        (tmp_path / "run" / "model.keras").unlink()
-    else:
-        content = (tmp_path / "run" / fitting.CHECKPOINT).read_bytes()
-        (tmp_path / "run" / fitting.CHECKPOINT).write_bytes(content[: len(content) // 2])
+    content = (tmp_path / "run" / fitting.CHECKPOINT).read_bytes()
+    (tmp_path / "run" / fitting.CHECKPOINT).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot go on; start anew in another --out"):
         run_small(demo_data, tmp_path / "run", resume=True)
+
+
+def test_a_model_lost_before_the_run_was_finished_is_written_again(
+    finished, demo_data, tmp_path, monkeypatch
+):
+    """The checkpoint alone holds all that a run goes on from."""
+
+    def die(fitter):
+        raise SystemExit
+
+    monkeypatch.setattr("medseq_tf.train._finish", die)
+    with pytest.raises(SystemExit):
+        run_small(demo_data, tmp_path / "run")
+    monkeypatch.undo()
+    (tmp_path / "run" / "model.keras").unlink()
+    assert_same_weights(finished, run_small(demo_data, tmp_path / "run", resume=True))
 
 
 def test_a_damaged_study_is_one_line(demo_data, tmp_path):

@@ -1,0 +1,192 @@
+"""Takes a finished run; gives a model card: what software can know, and what its author has to say.
+
+Items are numbered as in CLAIM (Mongan, Moy and Kahn 2020) and TRIPOD+AI (Collins et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from medseq_tf import evaluate, leakage
+from medseq_tf.report import NOT_FOR
+from medseq_tf.runs import Run, atomic
+
+ASK = "**For the author:** "
+
+
+class Item(NamedTuple):
+    """One item: its place in both lists, its name and what is said."""
+
+    claim: str
+    tripod: str
+    name: str
+    text: str
+
+
+def write(run: Run, audit: leakage.Audit | None = None) -> None:
+    """Write `model_card.md` into the run's folder.
+
+    Args:
+        run: a finished run.
+        audit: what its splits share.
+    """
+    with atomic(run.path / "model_card.md") as temporary:
+        temporary.write_text(card(run, audit), "utf-8")
+
+
+def card(run: Run, audit: leakage.Audit | None = None) -> str:
+    """Return the model card of a finished run as Markdown."""
+    sections = {
+        "Title and purpose": _purpose(run),
+        "Data": _data(run, audit),
+        "Model and training": _model(run),
+        "Results": _results(run),
+        "Use": _use(run),
+    }
+    lines = [f"# Model card: {_plain(run.name)}", "", f"> {NOT_FOR}", ""]
+    lines.append(
+        f"What is marked {ASK.strip()} only the author can say. Numbers are those of CLAIM (2020) "
+        "and TRIPOD+AI (2024)."
+    )
+    for title, items in sections.items():
+        lines += ["", f"## {title}", "", "| CLAIM | TRIPOD+AI | item | |", "|---|---|---|---|"]
+        lines += [f"| {i.claim} | {i.tripod} | {i.name} | {_plain(i.text)} |" for i in items]
+        if title == "Results":
+            lines += ["", *_table(run)]
+    return "\n".join(lines) + "\n"
+
+
+def _purpose(run: Run) -> list[Item]:
+    labels = ", ".join(run.dataset["label_names"])
+    return [
+        Item("1", "1", "Title", f"Deep learning on sequences of slices; predicts {labels}"),
+        Item("3", "3a-c", "Background", f"{ASK}clinical setting, intended role, inequalities"),
+        Item("4", "4", "Objective", f"Development and internal evaluation. {ASK}the hypothesis"),
+        Item("5-6", "5", "Study design", f"{ASK}prospective or retrospective, its goal"),
+        Item("40-42", "17-19", "Openness",
+             f"{ASK}ethics, registration, protocol, funding, data and code, patients' part"),
+    ]  # fmt: skip
+
+
+def _data(run: Run, audit: leakage.Audit | None) -> list[Item]:
+    dataset, recipe = run.dataset, run.experiment
+    counts, preparation = dataset["counts"], dataset["preparation"]
+    labels = "; ".join(
+        f"{name}: {of['positive']} positive, {of['negative']} negative, {of['unknown']} unknown"
+        for name, of in counts["labels"].items()
+    )
+    if run.folds:
+        parts = f"{len(run.folds)} folds over all patients, each tested once"
+    else:
+        parts = ", ".join(f"{split} {len(ids)}" for split, ids in run.splits.items()) + " studies"
+    if audit is None:
+        checked = "patients and slices of the same content are in one split only"
+    else:
+        checked = (
+            f"{len(audit.shared_patients)} shared patients, {len(audit.pairs)} shared or nearly "
+            f"equal pairs of slices ({audit.compared} compared by perceptual hash)"
+        )
+    return [
+        Item("7", "5a-b", "Source", f"{ASK}hospitals, scanners, dates, how representative"),
+        Item("8", "6a-c", "Eligibility", f"{ASK}who was included and left out, treatments"),
+        Item("9-10", "7", "Preparation",
+             f"{dataset['modality']}, {dataset['unit']}, {dataset['size']} pixels; reader "
+             f"{preparation.get('reader', '')}; sequences: {recipe.sequence.evaluation.policy}, at "
+             f"most {recipe.sequence.evaluation.length or recipe.sequence.length} slices"),
+        Item("11", "9", "Inputs", f"The slices alone. {ASK}acquisition"),
+        Item("12", "", "De-identification",
+             f"Ids are salted hashes; no name, date or raw id is kept. {ASK}burned-in text"),
+        Item("13", "11", "Missing data", "Unknown labels count in no loss and no figure"),
+        Item("14-18", "8a-c", "Reference standard",
+             f"{labels}. {ASK}who decided it, how, blinded to what, how well they agreed"),
+        Item("19", "10", "Sample size",
+             f"{counts['studies']} studies of {counts['patients']} patients, {counts['slices']} "
+             f"slices. {ASK}why that is enough"),
+        Item("20-21", "12a", "Partitions", f"By patient: {parts}; {checked}"),
+        Item("33-34", "20a-c", "Participants", f"{ASK}flow, age, sex, severity, by partition"),
+    ]  # fmt: skip
+
+
+def _model(run: Run) -> list[Item]:
+    recipe, versions = run.experiment, run.info["versions"]
+    encoder, aggregator = recipe.model.encoder, recipe.model.aggregator
+    loss, fit = recipe.loss, recipe.fit
+    varied = [name for name, value in recipe.augment if value is not None]
+    weights = encoder.weights if encoder.name == "keras_application" else "random"
+    return [
+        Item("22", "12c, 22", "Model",
+             f"{encoder.name} encoder for each slice, {aggregator.name} over the slices, "
+             f"{recipe.input.size} pixels, {recipe.input.channels} channels; all of it in "
+             "experiment.yaml and model.keras"),
+        Item("23", "", "Software", ", ".join(f"{k} {v}" for k, v in versions.items())),
+        Item("24", "", "Initial weights", f"{weights}; seed {recipe.seed}"),
+        Item("25", "12c", "Training",
+             f"{recipe.optimizer.name}, rate {recipe.optimizer.learning_rate:g}, batches of "
+             f"{fit.batch_size}, at most {fit.epochs} epochs; loss {loss.name}; varied by "
+             f"{', '.join(varied) or 'nothing'}"),
+        Item("26", "12c", "Choice of the model",
+             f"Best epoch by {fit.monitor} on validation. {ASK}what else was tried"),
+        Item("27", "", "Ensemble", "None" if not run.folds else "None: one model a fold"),
+        Item("", "13", "Class imbalance", f"Loss weights: {loss.weights}"),
+        Item("", "15", "Output", _output(run)),
+    ]  # fmt: skip
+
+
+def _output(run: Run) -> str:
+    said = [
+        f"{label}: positive from {threshold:.3f}, temperature {run.temperatures.get(label, 1):.2f}"
+        for label, threshold in run.thresholds.items()
+    ]
+    how = "means over the folds" if run.folds else "chosen on validation"
+    return f"A probability for each label, before scaling; {'; '.join(said)} ({how})"
+
+
+def _results(run: Run) -> list[Item]:
+    return [
+        Item("28-29", "12e", "Measures",
+             "AUROC with DeLong's interval; others with 95% intervals by 2,000 bootstrap samples "
+             "over patients, stratified by class; calibration; decision curve (report.html)"),
+        Item("30", "12d, 23b", "Robustness",
+             f"Thirds by number of slices (report.html). {ASK}scanners, sites"),
+        Item("", "3c, 14", "Fairness",
+             f"{ASK}subgroups by age, sex and ethnicity: `medseq-tf evaluate --subgroups CSV`"),
+        Item("31", "", "Explanations", "`medseq-tf explain`, `medseq-tf report --data DIR`"),
+        Item("32", "16", "External data",
+             f"None seen by software. {ASK}`medseq-tf evaluate RUN --data OTHER --split all`"),
+        Item("35-36", "21, 23a", "Performance", "The table below"),
+        Item("37", "", "Failures", f"The patient table in report.html. {ASK}why they failed"),
+    ]  # fmt: skip
+
+
+def _use(run: Run) -> list[Item]:
+    known = "; ".join(run.notes) or "nothing was noted in training"
+    return [
+        Item("38", "26", "Limits", f"{NOT_FOR} Noted: {known}. {ASK}biases, generality"),
+        Item("39", "25, 27a-c", "Use in practice",
+             f"{ASK}who would act on it, how poor images are met, what has to be done first"),
+        Item("", "24", "Updating", f"{ASK}whether and when it is trained anew"),
+    ]  # fmt: skip
+
+
+def _table(run: Run) -> Sequence[str]:
+    table = run.metrics
+    shown = table[table["metric"].isin(evaluate.SHOWN)]
+    lines = ["| split | label | metric | value | 95% interval | studies (positive) |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in shown.itertuples():
+        value = "-" if pd.isna(row.value) else f"{row.value:.3f}"
+        interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
+        lines.append(
+            f"| {row.split} | {_plain(row.label)} | {row.metric} | {value} | {interval} | "
+            f"{row.n} ({row.positives}) |"
+        )
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Text for a cell of a table: no bar, no line break, no markup."""
+    text = " ".join(str(text).split())
+    return text.replace("|", "\\|").replace("<", "&lt;")
