@@ -15,9 +15,12 @@ $(READY): setup.cfg requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/medseq-tf prepare demo --out demo/prepared --overwrite
-	rm -rf demo/run
+	rm -rf demo/run demo/model
 	$(BIN)/medseq-tf train fsm_bilstm --data demo/prepared --out demo/run --set fit.epochs=12
-	$(BIN)/medseq-tf evaluate demo/run --data demo/prepared
+	$(BIN)/medseq-tf evaluate demo/run --data demo/prepared --audit
+	$(BIN)/medseq-tf explain demo/run --data demo/prepared --out demo/explained --quality
+	$(BIN)/medseq-tf report demo/run --data demo/prepared --images
+	$(BIN)/medseq-tf export demo/run --data demo/prepared --out demo/model
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -217,6 +217,11 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
     if split not in SPLIT_NAMES:
         raise InputError(f"split = {split!r}: expected one of {', '.join(SPLIT_NAMES)}")
     run.require_finished()
+    if run.folds and split == "validation":
+        raise InputError(
+            f"{run.path}: the folds' validation studies overlap; evaluate a fold by itself, such "
+            f"as {run.path / 'fold_1'}"
+        )
     _check_data(run, prepared, split)
     parts = run.folds or [run]
     store = SliceStore(prepared, parts[0].experiment)

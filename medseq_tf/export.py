@@ -132,6 +132,7 @@ def export(
     recipe, models = parts[0].experiment, [part.model() for part in parts]
     description = describe(run, most_slices)
     studies = _studies_of(data, description) if data is not None else _demo_studies(recipe, run)
+    studies = [study for study in studies if len(study.files) <= most_slices]
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     number = _version(out, version)
@@ -158,8 +159,10 @@ def export(
 
 def _registered(path: Path, name: str, run: Run) -> str:
     run_id = run.info.get("mlflow_run_id")
+    recipe = (run.folds or [run])[0].experiment
+    example = {"study": "example", "slices": _made_up(recipe, run)}
     try:
-        return tracking.register_saved_model(path, name, run_id, medseq_tf.__version__)
+        return tracking.register_saved_model(path, name, run_id, medseq_tf.__version__, example)
     except InputError as error:
         raise InputError(f"{path} is written, but not registered: {error}") from None
 
@@ -264,6 +267,11 @@ def _studies_of(data: str | os.PathLike | Prepared, description: Description) ->
         )
     counts = prepared.studies["slices"].to_numpy()
     usable = np.flatnonzero((counts >= 1) & (counts <= description.most_slices))
+    if not len(usable):
+        raise InputError(
+            f"{prepared.path}: every study has more than {description.most_slices} slices; raise "
+            "--most-slices"
+        )
     usable = usable[np.argsort(counts[usable], kind="stable")]
     rows = usable[np.unique(np.linspace(0, len(usable) - 1, STUDIES_CHECKED).astype(int))]
     return [_Study(prepared.encoded_slices(row), prepared.record(row)) for row in rows]
@@ -289,6 +297,12 @@ def _demo_studies(recipe: Experiment, run: Run) -> list[_Study]:
         framed = study_record(source, "made-up", Recipe((), dtype, size, aspect)).framed
         studies.append(_Study(files, framed[HEADER_BYTES:-FOOTER_BYTES]))
     return studies
+
+
+def _made_up(recipe: Experiment, run: Run) -> list[str]:
+    """Return a made-up study's files in base64, to show how MLflow is asked."""
+    study = _demo_studies(recipe, run)[1]
+    return [base64.b64encode(file).decode("ascii") for file in study.files]
 
 
 def _made_up(recipe: Experiment, run: Run) -> list[str]:
@@ -347,7 +361,6 @@ def _check(
     """Ask the written model; return how far its probabilities are from the Keras model's."""
     loaded = tf.saved_model.load(str(folder))
     ask = loaded.signatures["serving_default"]
-    studies = [study for study in studies if len(study.files) <= description.most_slices]
     expected = _expected(models, recipe, run, studies)
     requests = [[study.files] for study in studies] + [[study.files for study in studies]]
     given = [ask(**_request(files)) for files in requests]

@@ -25,6 +25,8 @@ import json
 import math
 import os
 import platform
+import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -173,12 +175,17 @@ class _Files:
         body = io.BytesIO()
         np.save(body, array, allow_pickle=False)
         try:
-            self.path(key).parent.mkdir(exist_ok=True)
+            # Who may read and write the folder may do so with all in it, and nobody else.
+            mode = stat.S_IMODE(self.folder.stat().st_mode)
+            if not self.path(key).parent.is_dir():
+                self.path(key).parent.mkdir(exist_ok=True)
+                self.path(key).parent.chmod(mode)
             with atomic(self.path(key)) as temporary, open(temporary, "wb") as file:
                 file.write(body.getbuffer())
                 file.write(_checksum(key, body.getbuffer()))
                 file.flush()
                 os.fsync(file.fileno())
+            self.path(key).chmod(mode & 0o666)
         except OSError as error:
             raise _cannot_keep(self.folder, error) from None
 
@@ -252,8 +259,19 @@ class FeatureStore:
         return json.dumps(
             {
                 "format": FORMAT_VERSION,
-                "versions": [__version__, tf.__version__, keras.__version__, cv2.__version__],
-                "machine": [platform.machine(), on_gpu, tf32],
+                "versions": [
+                    __version__,
+                    tf.__version__,
+                    keras.__version__,
+                    cv2.__version__,
+                    np.__version__,
+                ],
+                "machine": [
+                    platform.machine(),
+                    on_gpu,
+                    tf32,
+                    os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
+                ],
                 "storage": self.slices.prepared.info["storage"],
                 "input": self.experiment.input.model_dump(mode="json"),
                 "network": [network.application, network.output_name, list(slice_shape)],
@@ -362,9 +380,15 @@ class FeatureStore:
           Stopped: `stopped` said so; what is on disk stays there.
         """
         wanted = sorted(set(wanted) - self._checked, key=lambda pair: (pair[0], pair[1] or ()))
-        missing = [pair for pair in wanted if not self._find(pair)]
         progress = _Progress(len({row for row, _ in wanted}), len(wanted), self.verbose)
+        missing = []
+        for pair in wanted:
+            if not self._find(pair):
+                missing.append(pair)
+            if stopped():
+                raise Stopped(f"stopped at {progress}")
         progress.show(len(wanted) - len(missing))
+        self._check_room_on_disk(missing)
         # The next study is decoded and augmented while the network is at work on this one.
         with ThreadPoolExecutor(max_workers=1) as thread:
             studies = self._inputs(missing)
@@ -377,6 +401,19 @@ class FeatureStore:
                 progress.show()
                 if stopped():
                     raise Stopped(f"stopped at {progress}")
+
+    def _check_room_on_disk(self, missing: list[tuple[int, Draw]]) -> None:
+        if self._files is None:
+            return
+        lengths = self.slices.prepared.studies["slices"].to_numpy()
+        needed = sum(int(lengths[row]) for row, _ in missing) * self.width * self.dtype.itemsize
+        free = shutil.disk_usage(self._files.folder).free
+        if needed > free:
+            raise InputError(
+                f"{self._files.folder}: {needed / 2**30:.1f} GiB of features are to be kept there, "
+                f"{free / 2**30:.1f} GiB are free; name another folder with --features, or set "
+                "fewer features.views or features.dtype=float16"
+            )
 
     def _inputs(
         self, pairs: list[tuple[int, Draw]]
@@ -397,9 +434,14 @@ class FeatureStore:
             kept = features.astype(self.dtype)
         if not np.isfinite(kept).all():
             study = self.slices.prepared.studies["study_id"].iat[pair[0]]
-            advice = "; set features.dtype=float32" if np.isfinite(features).all() else ""
+            if np.isfinite(features).all():
+                raise InputError(
+                    f"study {study}: the network's features are too large for {self.dtype}; set "
+                    "features.dtype=float32"
+                )
             raise InputError(
-                f"study {study}: the network's features are too large for {self.dtype}{advice}"
+                f"study {study}: the network's features are no finite numbers; set another "
+                f"model.encoder.weights, or fit.precision (now {self.experiment.fit.precision})"
             )
         return kept
 

@@ -27,7 +27,13 @@ from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import FeatureStore, frozen_network, join, weights_digest
 from medseq_tf.inference import study_probabilities
-from medseq_tf.pipeline import SliceStore, readable, steps_per_epoch, training_batches
+from medseq_tf.pipeline import (
+    SliceStore,
+    readable,
+    steps_per_epoch,
+    training_batches,
+    training_plan,
+)
 from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
@@ -100,7 +106,9 @@ class Fitter:
         self.together = recipe.fit.accumulate if joined else 1
         self.at_once = self.together == recipe.fit.accumulate and not recipe.fit.jit
         self.best: list[np.ndarray] = []
-        self.loss = losses.build(recipe.loss, labels[split["train"]])
+        shown = training_plan(store.prepared, split["train"], recipe, epoch=0)
+        shown = sorted({sequence.study for batch in shown for sequence in batch})
+        self.loss = losses.build(recipe.loss, labels[shown])  # studies left out have no say
         self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
         updates = math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs
         self.optimizer = build_optimizer(recipe.optimizer, updates, recipe.fit.precision)
@@ -364,24 +372,29 @@ class Fitter:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
                 state = json.loads(str(saved["state"]))
+                self._check_network(path, state.pop("network", None))
                 best = range(len(self.variables) if state["history"] else 0)
                 best = [saved[f"best_{i}"] for i in best]
                 for i, variable in enumerate(self.variables):
                     variable.assign(saved[f"model_{i}"])
                 for i, variable in enumerate(self.optimizer.variables):
                     variable.assign(saved[f"optimizer_{i}"])
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise InputError(
                 f"{path}: is damaged, so the run cannot go on; start anew in another --out"
             ) from None
-        if state.pop("network") != self.digest:
-            raise InputError(
-                f"{path}: the run began with other weights of {self.network.application} than are "
-                "there now, so it cannot go on; start anew in another --out"
-            )
         self.best = best
         for key, value in state.items():
             setattr(self, key, value)
+
+    def _check_network(self, path: Path, digest: str | None) -> None:
+        if digest != self.digest:
+            raise InputError(
+                f"{path}: the run began with other weights of the frozen network than are there "
+                "now, so it cannot go on; start anew in another --out"
+            )
 
 
 def learns_statistics(variables: list[keras.Variable]) -> bool:

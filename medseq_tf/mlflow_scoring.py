@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medseq_tf.answering import Model, open_saved_model
-from medseq_tf.serving_client import RequestRefused
+from medseq_tf.serving_client import RequestRefused, refuse_cmyk
 
 SLICES, STUDY = "slices", "study"
 
@@ -42,9 +44,11 @@ class Scorer:
         """
         rows = []
         for place, row in enumerate(model_input.to_dict(orient="records")):
-            name = str(row.get(STUDY) or place)
+            name = _name(row.get(STUDY), place)
             try:
-                answer = self.model.predict([_file(text) for text in row[SLICES]])
+                files = _files(row[SLICES])
+                refuse_cmyk(files)
+                answer = self.model.predict(files)
             except RequestRefused as error:
                 rows.append({"study": name, "error": str(error)})
                 continue
@@ -64,6 +68,17 @@ class Scorer:
                 )
         columns = ["study", "label", "probability", "threshold", "positive", "error"]
         return pd.DataFrame(rows, columns=columns).astype(object).replace({float("nan"): None})
+
+
+def _name(given: Any, place: int) -> str:
+    is_missing = given is None or given == "" or (isinstance(given, float) and math.isnan(given))
+    return str(place if is_missing or given is pd.NA else given)
+
+
+def _files(slices: Any) -> list[bytes]:
+    if not isinstance(slices, (list, tuple, np.ndarray)):
+        raise RequestRefused("slices is not a list of files in base64")
+    return [_file(text) for text in slices]
 
 
 def _file(text: str | bytes) -> bytes:

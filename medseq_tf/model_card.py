@@ -26,6 +26,12 @@ class Item(NamedTuple):
     text: str
 
 
+CARD_OF_FOLDS = (
+    "Models, one a fold; the figures are each model's on its own test patients, what is "
+    "exported or evaluated on new data is the mean of their probabilities"
+)
+
+
 def write(run: Run, audit: leakage.Audit | None = None) -> None:
     """Write `model_card.md` into the run's folder.
 
@@ -129,7 +135,7 @@ def _model(run: Run) -> list[Item]:
              f"{', '.join(varied) or 'nothing'}"),
         Item("26", "12c", "Choice of the model",
              f"Best epoch by {fit.monitor} on validation. {ASK}what else was tried"),
-        Item("27", "", "Ensemble", "None" if not run.folds else "None: one model a fold"),
+        Item("27", "", "Ensemble", "None" if not run.folds else CARD_OF_FOLDS),
         Item("", "13", "Class imbalance", f"Loss weights: {loss.weights}"),
         Item("", "15", "Output", _output(run)),
     ]  # fmt: skip

@@ -17,7 +17,9 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import click
 
@@ -28,12 +30,13 @@ from medseq_tf.readers.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import Finding, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.unlabelled import find_studies
 from medseq_tf.runs import Run
-from medseq_tf.serving_client import RequestRefused
+from medseq_tf.serving_client import RequestRefused, refuse_credentials
 from medseq_tf.serving_wire import Description
 from medseq_tf.study_record import Recipe, StudyRecord, start_worker, study_record_of
 from medseq_tf.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
 
 DTYPES = {"photograph": "uint8", "CT": "int16", "MR": "uint16"}
+LEFT_OUT = "study left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Prediction:
         warnings: what was odd about the study.
         running: the probability after each slice, where it was asked for.
         error: why the study was left out.
+        path: the one of the paths given in which the study was found.
     """
 
     study: str
@@ -63,6 +67,7 @@ class Prediction:
     warnings: tuple[str, ...] = ()
     running: tuple[float, ...] | None = None
     error: str | None = None
+    path: str | None = None
 
     def to_json(self) -> str:
         """One line; what is not there is left out."""
@@ -81,8 +86,9 @@ def predict(
     """Predict studies one after the other, as they are read.
 
     A study that cannot be read, or that the model refuses, is a `Prediction` with an `error`, and
-    the next one follows. `pandas.DataFrame(predict(...))` is a table. With several workers, call it
-    under `if __name__ == "__main__":` in a script.
+    the next one follows; so is one of several paths that holds nothing for this model.
+    `pandas.DataFrame(predict(...))` is a table. With several workers, call it under
+    `if __name__ == "__main__":` in a script.
 
     Args:
       model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
@@ -107,22 +113,75 @@ def predict(
         raise InputError("no path of a study is given")
     if workers != 1:
         start_server(study_record_of.__module__)
+    if isinstance(model, str):
+        refuse_credentials(model)
     asked = open_model(model)
     description = asked.describe()
     studies = _found(paths, description)
     return _predictions(asked, description, studies, running, workers, strict, progress)
 
 
-def _found(paths: Iterable[str | os.PathLike], description: Description) -> list[StudySource]:
-    """Return the studies of all paths."""
-    studies = []
-    for path in paths:
-        found, findings = find_studies(path, description.modality, description.preparation)
-        studies += found
-        for finding in findings:
-            if finding.kind == "study left out":
-                studies.append(_Unreadable(finding.where, "", {}, None, finding.detail))
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A study, the given path that it is in, and what was odd about it before it was read."""
+
+    study: StudySource
+    path: str
+    findings: tuple[Finding, ...] = ()
+
+
+def _found(paths: Sequence[str | os.PathLike], description: Description) -> list[_Found]:
+    """Return the studies of all paths; a path without one is a study that cannot be read.
+
+    Raises:
+      InputError: a path does not exist, or none can be used.
+    """
+    studies, unusable = [], []
+    for path in map(os.fspath, paths):
+        try:
+            found, findings = find_studies(path, description.modality, description.preparation)
+        except InputError as error:
+            if len(paths) == 1 or not os.path.exists(path):
+                raise
+            unusable.append(error)
+            reason = str(error).removeprefix(f"{Path(path)}: ")
+            studies.append(_left_out(path, reason, path))
+        else:
+            studies += _of_path(path, found, findings)
+    if len(unusable) == len(paths):
+        raise unusable[0]
     return studies
+
+
+def _of_path(path: str, studies: list[StudySource], findings: list[Finding]) -> list[_Found]:
+    found = [_Found(study, path, _about(study, studies, findings)) for study in studies]
+    found += [
+        _left_out(finding.where, finding.detail, path)
+        for finding in findings
+        if finding.kind == LEFT_OUT
+    ]
+    if not found:
+        counts = Counter(finding.kind for finding in findings)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        found.append(_left_out(path, f"no study that can be used ({kinds})", path))
+    return found
+
+
+def _about(
+    study: StudySource, studies: list[StudySource], findings: list[Finding]
+) -> tuple[Finding, ...]:
+    """The findings on a study; what cannot be read in a path of one study is that study's."""
+    return tuple(
+        finding
+        for finding in findings
+        if finding.where == study.source
+        or finding.where.startswith(f"{study.source}/")
+        or (finding.kind == "unreadable image" and len(studies) == 1)
+    )
+
+
+def _left_out(source: str, reason: str, path: str) -> _Found:
+    return _Found(_Unreadable(source, "", {}, None, reason), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,19 +197,20 @@ class _Unreadable(StudySource):
 def _predictions(
     model: Model,
     description: Description,
-    studies: list[StudySource],
+    studies: list[_Found],
     running: bool,
     workers: int | None,
     strict: bool,
     progress: bool,
 ) -> Iterator[Prediction]:
+    sources = [found.study for found in studies]
     recipe = Recipe((), DTYPES[description.modality], description.size, description.aspect)
     bar = click.progressbar(
         length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
     )
-    with bar, contextlib.closing(_records(studies, recipe, workers)) as records:
-        for study, record in zip(studies, records, strict=True):
-            for prediction in _of_study(model, description, study, record, running):
+    with bar, contextlib.closing(_records(sources, recipe, workers)) as records:
+        for found, record in zip(studies, records, strict=True):
+            for prediction in _of_study(model, description, found, record, running):
                 if strict and prediction.error:
                     raise InputError(f"{prediction.study}: {prediction.error}")
                 yield prediction
@@ -171,36 +231,37 @@ def _records(
 
 def _ended(task: tuple[StudySource, str, Recipe]) -> StudyRecord:
     reason = "reading it ended its process, or took too long"
-    return StudyRecord(findings=[Finding("study left out", task[0].source, reason)])
+    return StudyRecord(findings=[Finding(LEFT_OUT, task[0].source, reason)])
 
 
 def _of_study(
-    model: Model, description: Description, study: StudySource, record: StudyRecord, running: bool
+    model: Model, description: Description, found: _Found, record: StudyRecord, running: bool
 ) -> Iterator[Prediction]:
-    left_out = [f.detail for f in record.findings if f.kind == "study left out"]
-    warnings = tuple(_text(f) for f in record.findings if f.kind != "study left out")
+    findings = [*found.findings, *record.findings]
+    left_out = [f.detail for f in findings if f.kind == LEFT_OUT]
+    warnings = tuple(_text(f) for f in findings if f.kind != LEFT_OUT)
+    blank = Prediction(found.study.source, warnings=warnings, path=found.path)
     if not record.framed:
-        yield Prediction(study.source, warnings=warnings, error=(left_out or ["unreadable"])[0])
+        yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
         return
     files = decode_example(record.framed[HEADER_BYTES:-FOOTER_BYTES])["slices"]
     try:
         answer = model.predict(files, running)
     except RequestRefused as error:
-        yield Prediction(study.source, slices=len(files), warnings=warnings, error=str(error))
+        yield dataclasses.replace(blank, slices=len(files), error=str(error))
         return
     for number, label in enumerate(description.labels):
         probability = float(answer.probability[number])
         threshold = description.thresholds[label]
         steps = answer.running[: len(files), number] if running else None
-        yield Prediction(
-            study=study.source,
+        yield dataclasses.replace(
+            blank,
             label=label,
             probability=probability,
             calibrated=float(metrics.scale(probability, description.temperatures[label])),
             threshold=threshold,
             positive=probability >= threshold,
             slices=len(files),
-            warnings=warnings,
             running=None if steps is None else tuple(map(float, steps)),
         )
 

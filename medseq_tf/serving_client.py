@@ -41,17 +41,19 @@ SHORTEN_TO = 300
 
 _TRANSIENT_STATUSES = {408, 429, 502, 503, 504}
 _TRANSIENT_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+_BAD_REQUEST = {"status 400", "INVALID_ARGUMENT"}
+_NO_ACCESS = {"status 401", "status 403", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 _DAMAGED = re.compile(
     r"jpeg::Uncompress|Invalid (JPEG|PNG)|Error reading PNG|libpng", re.IGNORECASE
 )
 
 
 class ServingError(InputError):
-    """The server cannot be used: away, of another kind, or without this model."""
+    """The server cannot be used: away, closed, failing, of another kind, or without this model."""
 
 
 class RequestRefused(ServingError):
-    """The server is there and says no to this request; the message says why."""
+    """The server is there and the model says no to this study; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,7 @@ class ServingClient:
         slices = list(slices)
         if not slices:
             raise RequestRefused("the study has no slices")
+        refuse_cmyk(slices)
         inputs = {"image_bytes": [slices], "lengths": np.int32([len(slices)])}
         wanted = ("probability", "running_probability") if running else ("probability",)
         outputs = self._call("serving_default" if running else "probability", inputs, wanted)
@@ -150,7 +153,47 @@ class _Transient(Exception):
 _Ask = Callable[[str, Mapping[str, Array], tuple[str, ...]], Mapping[str, Any]]
 
 
+def refuse_cmyk(slices: Sequence[bytes]) -> None:
+    """Refuses a JPEG file of four colours, of which the model would say that it is damaged.
+
+    Args:
+        slices: the bytes of picture files.
+
+    Raises:
+        RequestRefused: if there is one.
+    """
+    for number, file in enumerate(slices):
+        if file.startswith(b"\xff\xd8") and _jpeg_components(file) == 4:
+            raise RequestRefused(f"a CMYK JPEG is not read (slice {number})")
+
+
+def _jpeg_components(file: bytes) -> int | None:
+    """Colours a pixel, from the first start-of-frame segment (ITU-T T.81, B.2.2)."""
+    place = 2
+    while place + 9 < len(file) and file[place] == 0xFF:
+        marker = file[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return file[place + 9]
+        place += 2 + int.from_bytes(file[place + 2 : place + 4], "big")
+    return None
+
+
+def refuse_credentials(address: str) -> None:
+    """Refuses an address with a name or password in it, and does not repeat them.
+
+    Raises:
+        InputError: if there are any.
+    """
+    without = re.sub(r"(?<=://).*@|^[^/@]+:[^/@]+@", "", address, flags=re.DOTALL)
+    if without != address:
+        raise InputError(
+            f"{without}: was given with a name or password before the @, which no request carries; "
+            "leave them out"
+        )
+
+
 def _connection(address: str, seconds: float) -> _Ask:
+    refuse_credentials(address)
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
@@ -181,13 +224,20 @@ def readable(message: str) -> str:
     return first if len(first) <= SHORTEN_TO else first[: SHORTEN_TO - 3] + "..."
 
 
-def _refusal(address: str, message: str) -> ServingError:
-    """The error for what a server says: no such model, one that is too old, or a bad request."""
+def _refusal(address: str, status: str, message: str) -> ServingError:
+    """The error for what a server says: no such model, one that is too old, a bad request...
+
+    Only a bad request is about the study; anything else it would say of the next study as well.
+    """
     if re.match(r"serving signature (key|name).*not found", message, re.IGNORECASE):
         return ServingError(_other_version(address))
     if re.match(r"servable not found|model .*not found|could not find", message, re.IGNORECASE):
         return ServingError(f"{address}: the server has no such model ({readable(message)})")
-    return RequestRefused(readable(message))
+    if status in _BAD_REQUEST:
+        return RequestRefused(readable(message))
+    if status in _NO_ACCESS:
+        return ServingError(f"{address}: the server gives no access ({status})")
+    return ServingError(f"{address}: the server fails with {status} ({readable(message)})")
 
 
 def _other_version(address: str) -> str:
@@ -227,7 +277,9 @@ class _Rest:
             given = values["outputs"]
             return given if isinstance(given, dict) else {outputs[0]: given}
         if isinstance(values, dict) and isinstance(values.get("error"), str):
-            raise _refusal(self.address, values["error"])
+            raise _refusal(self.address, f"status {status}", values["error"])
+        if status >= 500 or f"status {status}" in _NO_ACCESS:
+            raise _refusal(self.address, f"status {status}", "")
         raise ServingError(
             f"{self.address}: what answers there (status {status}) is not TensorFlow Serving"
         )
@@ -306,4 +358,4 @@ class _Grpc:
                 raise ServingError(
                     f"{self.address}: what answers there is not TensorFlow Serving"
                 ) from None
-            raise _refusal(self.address, details) from None
+            raise _refusal(self.address, code, details) from None

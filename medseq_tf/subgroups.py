@@ -43,13 +43,14 @@ def thirds(values: pd.Series) -> pd.Series:
 def sources(prepared: Prepared) -> pd.DataFrame:
     """Return the top folder of each study's source, by study id, where that says something.
 
-    It does with 2 to 12 folders of several studies each that do not give a label away.
+    It does with 2 to 12 folders of several patients each that do not give a label away.
     """
     studies = prepared.studies.set_index("study_id")
     folder = studies["source"].astype(str).str.split("/").str[0]
     groups = folder.value_counts()
     nothing = pd.DataFrame(index=studies.index)
-    if not 2 <= len(groups) <= 12 or groups.min() < 2:
+    patients = studies["patient_id"].groupby(folder).nunique()
+    if not 2 <= len(groups) <= 12 or patients.min() < 2:  # a folder a patient would be its name
         return nothing
     for name in prepared.label_names:
         if (studies[f"label.{name}"].groupby(folder).nunique() <= 1).all():

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # answer --help before TensorFlow is imported
 
     main("train")
 
+import gc
 import json
 import os
 import platform
@@ -104,6 +105,7 @@ def train(
     place = feature_folder(features) if recipe.uses_features else None
     if not before:
         _check_model(recipe, prepared, splits if folds is None else splits[0])
+        gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
     with locked(folder):
         if not before:
@@ -338,7 +340,9 @@ def _write_results(
     """Write predictions, metrics and report into a run folder, and log them."""
     with atomic(folder / "predictions.parquet") as temporary:
         predictions.to_parquet(temporary, index=False)
-    table = score(predictions, prepared.label_names)
+    # A patient is validated in several folds, by models of different thresholds: nothing to pool.
+    scored = predictions[predictions["split"] == "test"] if "fold" in predictions else predictions
+    table = score(scored, prepared.label_names)
     rows = table.to_dict(orient="records")
     results = {"thresholds": dict(thresholds), "temperatures": dict(temperatures)}
     write_json(folder / "metrics.json", {**results, "notes": notes, "table": rows})
@@ -394,6 +398,7 @@ def _cross_validate(
                 part = isinstance(track, Section)
                 where = track.within(f"fold_{number}/") if part else bool(track)
                 _train_one(recipe, store, split, fold, title, where, verbose, features, parent)
+                gc.collect()
         _pool(folder, prepared, tracker)
 
 
@@ -410,5 +415,7 @@ def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
     notes = [f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes]
     _write_results(folder, pooled, prepared, thresholds, temperatures, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])
-    tracker.metrics({f"test_{row.metric}_fold_mean": row.mean for row in summary.itertuples()})
-    tracker.metrics({f"test_{row.metric}_fold_sd": row.sd for row in summary.itertuples()})
+    several = len(prepared.label_names) > 1
+    for row in summary.itertuples():
+        name = f"test_{row.metric}" + (f"_{row.label}" if several else "")
+        tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})

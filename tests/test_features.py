@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -456,3 +458,25 @@ def test_a_damaged_study_is_one_line(prepared, monkeypatch):
     monkeypatch.setattr(Prepared, "record", lambda self, row: b"\x00" * 40)
     with pytest.raises(InputError, match=r"study \w+ is damaged; copy the data set again, whole"):
         store.of(0)
+
+
+def test_entries_are_for_those_who_may_use_the_folder(prepared, tmp_path):
+    """Neither more open than the folder nor, in a shared one, closed to the others."""
+    for mode in (0o700, 0o770):
+        folder = tmp_path / oct(mode)
+        folder.mkdir()
+        folder.chmod(mode)
+        make(prepared, folder=folder).prepare([(0, None)])
+        entry = next(path for path in folder.rglob("*") if path.is_file())
+        assert stat.S_IMODE(entry.parent.stat().st_mode) == mode
+        assert stat.S_IMODE(entry.stat().st_mode) == mode & 0o666
+
+
+def test_a_full_disk_is_known_before_the_network_starts(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "medseq_tf.features.shutil.disk_usage", lambda folder: SimpleNamespace(free=100)
+    )
+    store = make(prepared, folder=tmp_path)
+    with pytest.raises(InputError, match="are free; name another folder with --features"):
+        store.prepare([(0, None)])
+    assert store.computed == 0

@@ -289,7 +289,10 @@ def test_stopped_while_features_are_computed_it_says_so_and_goes_on(
     prepared, tmp_path, monkeypatch
 ):
     prepare = fitting.FeatureStore.prepare
-    pressed = lambda *args: prepare(*args[:2], lambda: True)  # noqa: E731
+
+    def pressed(store, wanted, stopped):
+        prepare(store, wanted, lambda: store.computed >= 1)
+
     with monkeypatch.context() as patch:
         patch.setattr(fitting.FeatureStore, "prepare", pressed)
         with pytest.raises(Stopped, match="features: 1/22 studies, 0 cached; --resume goes on"):
@@ -305,7 +308,7 @@ def test_a_run_does_not_go_on_with_other_frozen_weights(prepared, tmp_path, monk
         killed_after(patch, 1)
         fitted(prepared, tmp_path / "run")
     made = fitter(prepared, tmp_path / "run", digest="0" * 64)
-    with pytest.raises(InputError, match="other weights of MobileNetV3Small than are there now"):
+    with pytest.raises(InputError, match="other weights of the frozen network than are there now"):
         made.run()
 
 
@@ -357,3 +360,21 @@ def test_a_network_that_is_partly_frozen_trains_from_slices(prepared, tmp_path, 
 def test_other_settings_train_on_features(prepared, tmp_path, settings):
     finished = run(prepared, tmp_path / "run", "fit.epochs=1", *settings)
     assert np.isfinite(finished.history["loss"]).all()
+
+
+def test_studies_left_out_of_training_have_no_say_in_the_weights_of_the_loss(prepared, tmp_path):
+    """Weights by class count the studies that are shown, not those that are too long."""
+    slices = prepared.studies["slices"].to_numpy()
+    longest = int(np.median(slices))
+    made = fitter(
+        prepared,
+        tmp_path,
+        "sequence.policy=all",
+        f"sequence.length={longest}",
+        "sequence.over=leave_out",
+        "loss.weights=chexnet",
+    )
+    train_rows = SPLIT["train"]
+    shown = prepared.labels[train_rows[slices[train_rows] <= longest], 0]
+    assert 0 < len(shown) < len(train_rows)
+    assert made.loss.positive_weight == pytest.approx([(shown == 0).mean()])

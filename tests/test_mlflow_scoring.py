@@ -56,6 +56,16 @@ def test_rows_without_names_are_called_by_their_place():
     assert "below 1" in found["error"][1]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_row_without_a_name_or_slices_stops_no_other(missing):
+    good = studies()["slices"][0]
+    frame = pd.DataFrame({"study": ["one", missing, "three"], "slices": [None, good, good]})
+    found = Scorer(open_model(exported().path)).predict(frame)
+    assert list(found["study"]) == ["one", "1", "three"]
+    assert "not a list" in found["error"][0]
+    assert found["probability"][1] == found["probability"][2] == pytest.approx(expected(5))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_registered_it_holds_no_pickle_and_is_found_again(no_server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -24,7 +25,9 @@ from medseq_tf.predict import Prediction, predict, table
 from medseq_tf.prepare import prepare
 from medseq_tf.readers.demo import DemoCohort, write_image_folder
 from medseq_tf.readers.demo_files import write_dicom, write_volumes
+from medseq_tf.readers.dicom_header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
+from medseq_tf.serving_client import Answer
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
 
@@ -176,6 +179,113 @@ def test_volumes_are_cut_as_the_training_data_were():
     (half,), _ = find_studies(sources() / "hu" / "patient-0001.nii.gz", "MR", extent)
     (whole,), _ = find_studies(sources() / "hu" / "patient-0001.nii.gz", "MR", {})
     assert len(half.read().images) == len(whole.read().images) // 2
+
+
+def pictures_at(place, *names):
+    for name in names:
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sources() / "patients" / "patient-0001" / "1.png", path)
+    return place
+
+
+def found_in(place, **preparation):
+    studies, findings = find_studies(place, "photograph", preparation)
+    relative = [str(Path(study.source).relative_to(place)) for study in studies]
+    return relative, [Path(finding.where).name for finding in findings if finding.detail]
+
+
+def test_a_picture_of_no_patient_merges_no_patients(tmp_path):
+    names = ["Normal/1 (1).png", "Normal/1 (2).png", "Normal/2 (1).png", "Normal/montage.png"]
+    place = pictures_at(tmp_path, *names)
+    assert found_in(place) == (["Normal/1", "Normal/2"], ["montage.png"])
+    (place / "Normal" / "2 (1).png").unlink()
+    classes = {"reader": "image-folder", "options": {"layout": "class"}}
+    assert found_in(place, **classes) == (["Normal/1"], ["montage.png"])
+
+
+def test_a_study_is_a_folder_of_pictures_however_deep(tmp_path):
+    place = pictures_at(tmp_path, "A/p1/1.png", "A/p1/2.png", "A/p2/1.png")
+    assert found_in(place) == (["A/p1", "A/p2"], [])
+
+
+@pytest.mark.parametrize("options", [{"layout": "patient"}, {"labels": "x.csv"}])
+def test_a_patient_s_folder_is_one_study(tmp_path, options):
+    place = pictures_at(tmp_path, "p1/T1_1.png", "p1/T2_1.png", "p1/more/3.png", "p2/1.png")
+    assert found_in(place, reader="image-folder", options=options) == (["p1", "p2"], [])
+
+
+def test_lesion_masks_of_an_atlas_are_no_studies(tmp_path):
+    stem = "sub-r001s001_ses-1_space-MNI"
+    image, mask = f"{stem}_T1w.nii.gz", f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
+    for name in (image, mask):
+        shutil.copy(sources() / "hu" / "patient-0001.nii.gz", tmp_path / name)
+    atlas = {"reader": "atlas", "options": {}}
+    studies, findings = find_studies(tmp_path, "MR", atlas)
+    assert [Path(study.source).name for study in studies] == [image]
+    assert [Path(finding.where).name for finding in findings] == [mask]
+    assert len(find_studies(tmp_path, "MR", {})[0]) == 2
+    with pytest.raises(InputError, match="is a lesion mask"):
+        find_studies(tmp_path / mask, "MR", atlas)
+
+
+class OfCT:
+    """A model of CT that answers without looking."""
+
+    def describe(self):
+        return dataclasses.replace(model().describe(), modality="CT", preparation={})
+
+    def predict(self, slices, running=False):
+        return Answer(np.float32([0.5]))
+
+
+def test_what_is_odd_about_a_dicom_study_is_said_with_it(tmp_path):
+    shutil.copytree(sources() / "dicom", tmp_path / "dicom")
+    examination = sorted(p for p in (tmp_path / "dicom").iterdir() if p.is_dir())[0]
+    heights = {}
+    for file in examination.rglob("IM*"):
+        header = read_dicom_header(file)
+        if "LOCALIZER" not in header.image_type:
+            heights[header.frames[0].position[2]] = file
+    sorted(heights.items())[2][1].unlink()
+    (tmp_path / "dicom" / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n and more")
+    rows = list(predict(OfCT(), tmp_path / "dicom", workers=1))
+    assert len(rows) == 4
+    assert not [row.error for row in rows if row.error]
+    assert {row.path for row in rows} == {str(tmp_path / "dicom")}
+    warned = [row for row in rows if any("missing slice positions" in w for w in row.warnings)]
+    assert len(warned) == 1
+    alone = list(predict(OfCT(), examination, workers=1))
+    assert any("missing slice positions" in warning for warning in alone[0].warnings)
+
+
+def test_an_unusable_path_stops_no_other(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("text")
+    good = sources() / "patients" / "patient-0001"
+    rows = list(predict(model(), tmp_path / "empty", good, tmp_path / "text.txt", workers=1))
+    assert [bool(row.error) for row in rows] == [True, False, True]
+    assert rows[0].error.startswith("holds no image")
+    assert [Path(row.path).name for row in rows] == ["empty", "patient-0001", "text.txt"]
+    assert json.loads(rows[1].to_json())["path"] == str(good)
+    with pytest.raises(InputError, match="no such file"):
+        predict(model(), good, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no image"):
+        predict(model(), tmp_path / "empty", tmp_path / "text.txt")
+
+
+def test_a_folder_without_a_usable_series_is_left_out(tmp_path):
+    files = sorted((sources() / "dicom").rglob("IM*"))[:1]
+    shutil.copy(files[0], tmp_path / "one")
+    rows = list(predict(OfCT(), tmp_path, workers=1))
+    assert [bool(row.error) for row in rows] == [True]
+
+
+@pytest.mark.parametrize("scheme", ["http://", "HTTP://", "grpc://", ""])
+def test_a_password_in_an_address_is_not_repeated(scheme):
+    with pytest.raises(InputError, match="name or password") as caught:
+        predict(f"{scheme}me:se/cret@host:1/v1/models/m" if scheme else "me:secret@host:1/m", "x")
+    assert "cret" not in str(caught.value)
 
 
 WRONG_PATHS = {

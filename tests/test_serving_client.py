@@ -150,6 +150,61 @@ def test_something_else_that_answers(server, status, body):
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, b'{"error": "who are you"}', r"no access \(status 401\)"),
+        (403, b"<html>", r"no access \(status 403\)"),
+        (500, b'{"error": "out of\\nmemory"}', r"fails with status 500 \(out of\)"),
+        (500, b"", "fails with status 500"),
+    ],
+)
+def test_a_server_that_fails_refuses_no_study(server, status, body, words):
+    server.faults = [(status, body)]
+    with pytest.raises(ServingError, match=words) as caught:
+        ServingClient(server.address()).predict(pictures(1))
+    assert not isinstance(caught.value, RequestRefused)
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "INTERNAL", "UNKNOWN"])
+def test_nor_does_one_by_grpc(server, monkeypatch, code):
+    import grpc
+
+    class Failed(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode[code]
+
+        def details(self):
+            return "something"
+
+    def fail(request, timeout):
+        raise Failed
+
+    client = ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}")
+    monkeypatch.setattr(client._ask, "_predict", fail)
+    with pytest.raises(ServingError, match=code) as caught:
+        client.predict(pictures(1))
+    assert not isinstance(caught.value, RequestRefused)
+
+
+def test_a_jpeg_of_four_colours_is_called_by_its_name(server):
+    before = server.seen
+    file = b"\xff\xd8\xff\xe0\0\4ab\xff\xc0\0\x14\x08\0\x28\0\x28\4" + bytes(99)
+    with pytest.raises(RequestRefused, match=r"^a CMYK JPEG is not read \(slice 1\)$"):
+        ServingClient(server.address()).predict([*pictures(1, kind=".jpg"), file])
+    assert server.seen == before
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://me:secret@host:1/v1/models/m", "grpc://secret@host:1/m", "http://a:secret@x"],
+)
+def test_an_address_with_a_password_is_refused_without_repeating_it(address):
+    with pytest.raises(InputError, match="name or password") as caught:
+        ServingClient(address)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "address",
     ["", "localhost:8501", "http://host", "http://host/v1/models", "http://host/v1/models/a:predict",
      "grpc://host/m", "grpc://host:8500", "grpc://host:8500/a/b", "http://host:x/v1/models/m",

@@ -1,0 +1,698 @@
+"""A search: what it finds, what it leaves untouched, and that nothing stops it for good."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from small_run import SMALL
+
+from medseq_tf import experiment as recipes
+from medseq_tf import trial, tune
+from medseq_tf.errors import InputError, Stopped
+from medseq_tf.prepared import Prepared
+from medseq_tf.search import BASE, Search
+from medseq_tf.space import Space
+
+SETTINGS = {
+    "optimizer.learning_rate": {"float": [1e-4, 1e-1], "log": True},
+    "model.aggregator.name": {"choice": ["lstm", "gru", "mean"]},
+    "model.aggregator.units": {
+        "choice": [4, 6],
+        "when": {"model.aggregator.name": ["lstm", "gru"]},
+    },
+}
+SPACE = {
+    "name": "small",
+    "recipe": "fsm_bilstm",
+    "set": [s for s in SMALL if "fit.epochs" not in s and "noise" not in s] + ["fit.epochs=1"],
+    "objective": {"metric": "auroc", "folds": 2},
+    "space": SETTINGS,
+}
+SINGLE = {**SPACE, "objective": {"metric": "auroc"}}
+
+
+def outcome(score, sd=0.05):
+    return {
+        "status": "finished",
+        "reason": "",
+        "score": score,
+        "sd": sd,
+        "folds": [score - sd, score + sd],
+        "epochs": [3, 4],
+        "seconds": 61.0,
+        "peak_mib": 500,
+    }
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trials that are scored by their learning rate, without training; the jobs they were given."""
+    jobs = {}
+
+    def run(folder, job, variables=None, abandoned=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (found := trial.result(folder)) is None:
+            jobs[folder.name] = job
+            found = outcome(round(0.9 - abs(np.log10(_rate(job)) + 2) / 10, 6))
+            (folder / "result.json").write_text(json.dumps(found))
+        return found
+
+    monkeypatch.setattr(trial, "run", run)
+    return jobs
+
+
+def _rate(job):
+    return job["recipe"]["optimizer"]["learning_rate"]
+
+
+@pytest.fixture
+def search(demo_data, tmp_path, trained):
+    def start(space=SPACE, **arguments):
+        arguments = {
+            "trials": 6,
+            "tuner": "random",
+            "retrain": False,
+            "track": False,
+            "verbose": False,
+            **arguments,
+        }
+        arguments["out"] = tmp_path / arguments.get("out", "search")
+        return tune.tune(space, demo_data, **arguments)
+
+    return start
+
+
+# ------------------------------------------------------------------------------ what it finds
+
+
+def test_the_best_recipe_is_one_that_train_takes(search, trained):
+    found = search()
+    table = found.trials
+    assert table["trial"].tolist() == [BASE, *(f"{i:04d}" for i in range(6))]
+    assert (table["status"] == "finished").all()
+    best = found.best_trial
+    assert best["auroc"] == table["auroc"].max()
+    recipe = recipes.load(found.path / "best.yaml")
+    assert recipe == found.best
+    assert recipe.name == "small_best"
+    expected = recipes.from_values(trained[best["trial"]]["recipe"])
+    assert recipe.model_copy(update={"name": expected.name}) == expected
+    comments = [
+        line for line in (found.path / "best.yaml").read_text().split("\n") if line[:1] == "#"
+    ]
+    said = " ".join(comments)
+    assert f"trial {best['trial']}, the best of 7 finished of 7 (random, seed 0)" in said
+    assert found.info["data"][:16] in said
+    assert "optimizer.learning_rate=" in said
+
+
+def test_the_recipe_as_it_is_comes_first(search, trained):
+    found = search(trials=1)
+    assert next(iter(trained)) == BASE
+    assert recipes.from_values(trained[BASE]["recipe"]) == found.space.base
+    assert "0000" in search(trials=1, base=False, out="no_base").trials["trial"].tolist()
+
+
+def test_the_base_may_be_the_best(search, trained):
+    found = search(overrides=["optimizer.learning_rate=0.01"], trials=2)
+    assert found.best_trial["trial"] == BASE
+    assert "#   nothing" in (found.path / "best.yaml").read_text()
+
+
+def test_the_table_has_a_column_a_setting(search):
+    table = search().trials
+    assert set(SETTINGS) < set(table.columns)
+    mean = table["model.aggregator.name"] == "mean"
+    assert table.loc[mean, "model.aggregator.units"].isna().all()
+    assert Search.load(search().path).ranking["auroc"].is_monotonic_decreasing
+    stored = pd.read_csv(search().path / "trials.csv", dtype={"trial": str})
+    assert stored["trial"].tolist() == table["trial"].tolist()
+
+
+def test_what_matters_is_found_and_adds_up(search):
+    importance = search(trials=24).importance()
+    assert importance["setting"].iloc[0] == "optimizer.learning_rate"
+    assert importance["importance"].sum() == pytest.approx(1)
+    assert search(trials=3, out="few").importance().empty
+
+
+def test_a_notebook_shows_it(search):
+    page = search()._repr_html_()
+    assert "auroc over 2 patient-level folds" in page
+    assert "optimizer.learning_rate" in page
+
+
+def test_one_line_a_finished_trial(search, capsys):
+    search(trials=3, verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("search: ")
+    assert "8 test studies are set aside" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["trial", BASE, "0000", "0001", "0002"]
+    assert "0.800 ± 0.050" in lines[3]
+    assert lines[3].endswith("fsm_bilstm as it is  <- best")
+    assert "aggregator.name=" in lines[4]
+
+
+def test_brier_is_to_be_small(search):
+    found = search({**SPACE, "objective": {"metric": "brier", "folds": 2}})
+    assert found.best_trial["brier"] == found.trials["brier"].min()
+
+
+def test_a_seed_decides_what_is_tried(search, tmp_path):
+    tables = [search(seed=seed, out=tmp_path / str(i)).trials for i, seed in enumerate((0, 0, 1))]
+    rates = [table["optimizer.learning_rate"].tolist() for table in tables]
+    assert rates[0][1:] == rates[1][1:]
+    assert rates[0][1:] != rates[2][1:]
+
+
+@pytest.mark.parametrize("tuner", ["grid", "hyperband", "bayesian"])
+def test_the_other_tuners(search, tuner):
+    found = search(tuner=tuner, overrides=["fit.epochs=4"], trials=8)
+    assert len(found.trials) == 9
+    assert found.best_trial["auroc"] >= 0.8
+    epochs = {found.experiment(name).fit.epochs for name in found.trials["trial"]}
+    assert epochs == ({2, 4} if tuner == "hyperband" else {4})
+
+
+# ---------------------------------------------------------------------------- the patients
+
+
+@pytest.mark.parametrize(
+    "objective", [{"folds": 3}, {"repeats": 3}, {}], ids=["folds", "repeats", "single"]
+)
+def test_the_test_patients_are_in_no_trial(demo_data, objective):
+    prepared = Prepared.load(demo_data)
+    space = Space.load({**SPACE, "objective": objective})
+    plan = tune.set_aside(space, prepared)
+    patient = prepared.studies.set_index("study_id")["patient_id"]
+    aside = set(patient[plan["set_aside"]])
+    assert len(aside) == 8
+    own = tune.cohort.holdout(prepared.studies, space.base.split)
+    assert set(prepared.studies["study_id"].iloc[own["test"]]) == set(plan["set_aside"])
+    assert len(plan["splits"]) == (3 if objective else 1)
+    for split in plan["splits"]:
+        parts = [set(patient[studies]) for studies in split.values()]
+        assert not aside & set.union(*parts)
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 32
+        assert all(split[part] for part in ("train", "validation"))
+        assert bool(split["test"]) == bool(objective)
+    if "folds" in objective:
+        held_out = [set(split["test"]) for split in plan["splits"]]
+        assert len(set.union(*held_out)) == sum(map(len, held_out)) == 32
+
+
+def test_a_given_test_split_is_what_is_set_aside(demo_data):
+    prepared = Prepared.load(demo_data)
+    studies = prepared.studies.assign(split=["test"] * 10 + ["train"] * 30)
+    given = Prepared(prepared.path, prepared.info, studies)
+    plan = tune.set_aside(Space.load(SPACE), given)
+    assert set(plan["set_aside"]) == set(studies["study_id"][:10])
+
+
+def test_without_validation_patients_folds_are_needed(demo_data):
+    space = Space.load(SINGLE, ["split.validation=0"])
+    with pytest.raises(InputError, match="no one to score a trial on"):
+        tune.set_aside(space, Prepared.load(demo_data))
+
+
+def test_too_many_folds_are_refused_before_a_trial(search, trained):
+    with pytest.raises(InputError, match="fewer folds"):
+        search({**SPACE, "objective": {"folds": 30}})
+    assert not trained
+
+
+# ------------------------------------------------------------------- trials that do not finish
+
+
+def test_impossible_combinations_are_failed_trials(search):
+    keys = ("filters", "kernels", "strides", "paddings")
+    stages = {f"model.encoder.{key}": {"choice": [[2, 2], [2]]} for key in keys}
+    found = search({**SPACE, "space": {**SETTINGS, **stages}}, trials=12)
+    table = found.trials.set_index("status")
+    assert {"finished", "failed"} == set(table.index)
+    assert table.loc[["failed"], "reason"].str.contains("one entry a stage").all()
+    assert len(table) == 13
+
+
+def test_a_failed_trial_says_why_and_the_search_goes_on(search, monkeypatch, capsys):
+    whole = trial.run
+
+    def run(folder, job, *_, **__):
+        if folder.name == "0001":
+            return trial.failure("the loss became nan in epoch 1, batch 3")
+        return whole(folder, job)
+
+    monkeypatch.setattr(trial, "run", run)
+    found = search(trials=3, verbose=True)
+    table = found.trials.set_index("trial")
+    assert table["status"].tolist() == ["finished", "finished", "failed", "finished"]
+    assert "became nan" in table.loc["0001", "reason"]
+    assert "the loss became nan in epoch 1" in capsys.readouterr().out
+
+
+def test_a_search_that_cannot_work_ends(search, monkeypatch):
+    monkeypatch.setattr(trial, "run", lambda *_, **__: trial.failure("input.windows is null"))
+    with pytest.raises(InputError, match=r"all 8 trials failed.*input.windows is null"):
+        search(trials=50)
+
+
+def test_no_trial_begins_after_the_time(search, trained):
+    assert len(search(trials=50, minutes=1e-9).trials) == 1, "the recipe as it is"
+
+
+# ---------------------------------------------------------------------------- going on
+
+
+def test_interrupted_it_goes_on_and_ends_as_if_it_had_not_been(search, trained, monkeypatch):
+    whole = search(out="whole", tuner="bayesian")
+    run = trial.run
+
+    def interrupted(folder, *rest, **more):
+        if folder.name in ("0001", "0004") and not (folder / "begun").exists():
+            (folder / "begun").touch()
+            raise KeyboardInterrupt
+        return run(folder, *rest, **more)
+
+    monkeypatch.setattr(trial, "run", interrupted)
+    for done in (2, 5):
+        with pytest.raises(Stopped, match=f"{done} trials are done; the same command goes on"):
+            search(tuner="bayesian")
+    again = search(tuner="bayesian")
+    compared = ["trial", "auroc", *SETTINGS]
+    pd.testing.assert_frame_equal(again.trials[compared], whole.trials[compared])
+
+
+def test_finished_trials_are_not_trained_again(search, trained):
+    search(trials=3)
+    trained.clear()
+    assert len(search(trials=5).trials) == 6
+    assert list(trained) == ["0003", "0004"]
+    trained.clear()
+    search(trials=5)
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"overrides": ["seed=1"]}, "other settings"),
+        ({"space": {**SPACE, "name": "other"}}, r"other space \(small\)"),
+        ({"space": SINGLE}, "other objective"),
+        ({"seed": 1}, r"other seed \(0\)"),
+        ({"tuner": "grid"}, r"other tuner \(random\)"),
+    ],
+)
+def test_the_folder_of_another_search_is_refused(search, arguments, words):
+    search(trials=1)
+    with pytest.raises(InputError, match=words) as caught:
+        search(trials=1, **arguments)
+    assert "choose another --out" in str(caught.value)
+
+
+def test_a_folder_in_use_is_refused(search, tmp_path):
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "mine.txt").touch()
+    with pytest.raises(InputError, match="is in use and holds no search"):
+        search()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"tuner": "genetic"}, "one of bayesian, random, hyperband, grid"),
+        ({"trials": 0}, "above 0"),
+        ({"minutes": -1}, "above 0"),
+        ({"cluster": "chief"}, "worker:HOST:PORT"),
+        ({"cluster": "0"}, "should be a number of workers"),
+        (
+            {
+                "tuner": "hyperband",
+                "space": {**SPACE, "space": {"fit.epochs": {"int": [1, 3]}}},
+            },
+            "hyperband sets fit.epochs itself",
+        ),
+    ],
+)
+def test_bad_arguments(search, arguments, words):
+    with pytest.raises(InputError, match=words):
+        search(**arguments)
+
+
+def test_a_search_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="holds no search"):
+        Search.load(tmp_path)
+
+
+# ------------------------------------------------------------------- a trial and its process
+
+
+@pytest.fixture(scope="module")
+def plan(demo_data, tmp_path_factory):
+    """A job of two folds, one epoch, for the trial's own process."""
+    folder = tmp_path_factory.mktemp("plan")
+    prepared, space = Prepared.load(demo_data), Space.load(SPACE)
+    (folder / "splits.json").write_text(json.dumps(tune.set_aside(space, prepared)))
+    return {
+        "title": "small 0000",
+        "recipe": space.base.model_dump(mode="json"),
+        "data": str(demo_data),
+        "fingerprint": prepared.fingerprint,
+        "splits": str(folder / "splits.json"),
+        "metric": "auroc",
+        "params": {"trial": "0000"},
+        "features": None,
+        "track": False,
+        "mlflow_parent": None,
+    }
+
+
+@pytest.mark.slow
+def test_a_score_is_the_mean_of_what_was_held_out(plan, tmp_path):
+    (tmp_path / "job.json").write_text(json.dumps(plan))
+    found = trial.evaluate(tmp_path)
+    run = trial_run(tmp_path)
+    judged = run.predictions[run.predictions["split"] == "test"]
+    from sklearn.metrics import roc_auc_score
+
+    scores = [roc_auc_score(f["truth"], f["probability"]) for _, f in judged.groupby("fold")]
+    assert found["folds"] == pytest.approx(scores)
+    assert found["score"] == pytest.approx(np.mean(scores))
+    assert found["sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert found["epochs"] == [1, 1]
+    aside = set(json.loads(Path(plan["splits"]).read_text())["set_aside"])
+    assert not aside & set(run.predictions["study"])
+    assert not list(tmp_path.rglob("model.keras")), "30 trials of 5 folds would be 150 models"
+
+
+def trial_run(folder):
+    from medseq_tf.runs import Run
+
+    return Run.load(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["optimizer.learning_rate=1e30"], "the loss became"),
+        (["input.windows=[[40, 80]]"], "input.windows is set"),
+        (["input.size=8"], "small 0000|size|smaller|kernel"),
+    ],
+)
+def test_what_cannot_be_trained_is_a_failed_trial(plan, tmp_path, change, words, monkeypatch):
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    recipe = recipes.load(recipes.from_values(plan["recipe"]), [*change, "optimizer.name=sgd"])
+    job = {**plan, "recipe": recipe.model_dump(mode="json")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    assert trial.main(tmp_path) == 0
+    found = trial.result(tmp_path)
+    assert found["status"] == "failed"
+    assert re.search(words, found["reason"])
+    assert found["score"] is None
+
+
+def test_another_data_set_is_refused(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    (tmp_path / "job.json").write_text(json.dumps({**plan, "fingerprint": "0"}))
+    trial.main(tmp_path)
+    assert "not the data set" in trial.result(tmp_path)["reason"]
+
+
+def process(monkeypatch, code):
+    """Let a few lines of Python stand for a trial's process."""
+
+    def start(folder, variables):
+        with open(folder / "log.txt", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    monkeypatch.setattr(trial, "_start", start)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "killed .signal 9., as the system does when memory"),
+        ("import os; os.kill(os.getpid(), 11)", "crashed: SIGSEGV"),
+        ("import sys; print('no such thing'); sys.exit(5)", "status 5: no such thing"),
+    ],
+)
+def test_a_process_that_dies_is_a_failed_trial(tmp_path, monkeypatch, code, words):
+    process(monkeypatch, code)
+    found = trial.run(tmp_path / "0000", {})
+    assert found["status"] == "failed"
+    assert re.search(words, found["reason"])
+    assert trial.run(tmp_path / "0000", {}) == found, "it is not tried again"
+
+
+def test_ctrl_c_lets_the_trial_save(tmp_path, monkeypatch):
+    code = (
+        "import sys, time, pathlib\n"
+        "try:\n    (pathlib.Path(sys.argv[1]) / 'ready').touch(); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    (pathlib.Path(sys.argv[1]) / 'saved').touch()"
+    )
+    process(monkeypatch, code)
+
+    def press():
+        if (tmp_path / "0000" / "ready").exists():
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(tmp_path / "0000", {}, abandoned=press)
+    assert (tmp_path / "0000" / "saved").exists()
+    assert trial.result(tmp_path / "0000") is None
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_100_trials(demo_data, tmp_path):
+    """Of the process that searches: its trials are trained in others."""
+    code = f"""
+import json, sys, psutil
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_tune
+from medseq_tf import trial, tune
+seen = []
+def run(folder, job, variables=None, abandoned=None):
+    seen.append(psutil.Process().memory_info().rss)
+    found = test_tune.outcome(0.5 + len(seen) / 1000)
+    (folder / "result.json").write_text(json.dumps(found))
+    return found
+trial.run = run
+tune.tune(test_tune.SPACE, {str(demo_data)!r}, "s", trials=110, tuner="random", retrain=False,
+          track=False, verbose=False)
+print(seen[10], seen[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = map(int, done.stdout.split()[-2:])
+    assert after < 1.05 * before
+
+
+# -------------------------------------------------------------------- the real command, killed
+
+
+def command(space, data, out, *words):
+    space_file = Path(out).parent / "space.yaml"
+    space_file.write_text(yaml.safe_dump(space))
+    return [
+        *(sys.executable, "-m", "medseq_tf.tune", str(space_file), "--data", str(data)),
+        *("--out", str(out), "--tuner", "random", *words),
+    ]
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+def spoil(data, studies):
+    """Overwrite what a prepared data set holds of some studies; its tables say nothing of it."""
+    prepared = Prepared.load(data)
+    rows = prepared.studies.set_index("study_id").loc[studies]
+    for row in rows.itertuples():
+        with open(prepared.path / "shards" / row.shard, "r+b") as file:
+            file.seek(row.offset)
+            file.write(b"\xff" * row.length)
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_in_the_trial_it_was_in(demo_data, no_server):
+    """kill -9 of the real command, in the middle of a trial, on data whose test part is spoiled."""
+    data, out = no_server / "data", no_server / "search"
+    shutil.copytree(demo_data, data)
+    space = Space.load(SINGLE)
+    spoil(data, tune.set_aside(space, Prepared.load(data))["set_aside"])
+    words = command(SINGLE, data, out, "--trials", "2", "--no-retrain", "--no-base")
+    words += ["--set", "fit.epochs=3"]
+    killed = subprocess.Popen(
+        words, cwd=no_server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    second = out / "trials" / "0001"
+    wait_for(lambda: (second / "run" / "checkpoint.npz").exists() or killed.poll() is not None)
+    child = json.loads((second / "job.json").read_text())
+    running = [
+        p for p in psutil.process_iter(["cmdline"]) if str(second) in (p.info["cmdline"] or [])
+    ]
+    killed.kill()
+    killed.communicate()
+    wait_for(lambda: not any(process.is_running() for process in running), 20)
+    first = json.loads((out / "trials" / "0000" / "result.json").read_text())
+    mlflow_run = json.loads((second / "tracking.json").read_text())["run_id"]
+
+    done = subprocess.run(words, cwd=no_server, capture_output=True, text=True, check=True)
+    assert "goes on" in done.stdout
+    found = Search.load(out)
+    assert found.trials["status"].tolist() == ["finished", "finished"]
+    assert json.loads((out / "trials" / "0000" / "result.json").read_text()) == first
+    again = json.loads((second / "job.json").read_text())
+    assert again["recipe"] == child["recipe"]
+    assert trial.result(second)["mlflow_run_id"] == mlflow_run
+    assert not list(out.rglob("tracking_unsent.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_does_not_keep_the_chief_waiting(demo_data, no_server):
+    out = no_server / "search"
+    words = command(SINGLE, demo_data, out, "--trials", "3", "--no-base", "--no-retrain")
+    words += ["--no-track", "--cluster", "2"]
+    chief = subprocess.Popen(
+        words, cwd=no_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: list(out.glob("trials/*/job.json")) or chief.poll() is not None)
+    worker = next(
+        process
+        for process in psutil.Process(chief.pid).children()
+        if "medseq_tf.cluster" in process.cmdline()
+    )
+    worker.send_signal(signal.SIGKILL)
+    said, errors = chief.communicate(timeout=300)
+    assert chief.returncode == 0, errors
+    table = Search.load(out).trials
+    assert table["status"].tolist() == ["finished"] * 3
+    assert "is gone" in said
+
+
+@pytest.mark.slow
+def test_without_any_worker_left_the_chief_ends(demo_data, no_server):
+    out = no_server / "search"
+    words = command(SINGLE, demo_data, out, "--trials", "3", "--no-track", "--cluster", "1")
+    chief = subprocess.Popen(
+        words, cwd=no_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def workers():
+        if chief.poll() is not None:
+            return [None]
+        children = psutil.Process(chief.pid).children()
+        return [process for process in children if "medseq_tf.cluster" in process.cmdline()]
+
+    wait_for(workers)
+    os.kill(workers()[0].pid, signal.SIGKILL)
+    _, errors = chief.communicate(timeout=120)
+    assert chief.returncode == 2
+    assert errors.strip().splitlines()[-1].endswith("the same command goes on")
+
+
+# ------------------------------------------------------------------ the best, and the command
+
+
+def in_this_process(folder, job, variables=None, abandoned=None):
+    """Stand for `trial.run`, without the seconds that a process of its own takes to start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if trial.result(folder) is None:
+        (folder / "job.json").write_text(json.dumps(job))
+        trial.main(folder)
+    return trial.result(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+def test_the_best_is_trained_anew_and_registered_once(demo_data, no_server, monkeypatch):
+    monkeypatch.setattr(trial, "run", in_this_process)
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    arguments = {"trials": 1, "tuner": "random", "verbose": False, "out": "search"}
+    search = tune.tune(SINGLE, demo_data, **arguments)
+    tune.tune(SINGLE, demo_data, **arguments)
+    champion = search.champion
+    assert champion.info["status"] == "finished"
+    assert champion.experiment.model_dump(exclude={"name"}) == search.best.model_dump(
+        exclude={"name"}
+    )
+    assert set(champion.splits["test"]) == set(search.splits["set_aside"])
+    assert (champion.predictions["split"] == "test").sum() == 8
+
+    import mlflow
+
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    client = mlflow.MlflowClient()
+    (model,) = client.search_registered_models()
+    assert {alias: int(number) for alias, number in model.aliases.items()} == {"champion": 1}
+    version = client.get_model_version_by_alias("small", "champion")
+    assert (champion.path / "model_card.md").read_text() == version.description
+    assert (
+        client.get_run(version.run_id).data.tags["mlflow.parentRunId"]
+        == (search.info["mlflow_run_id"])
+    )
+    served = mlflow.pyfunc.load_model("models:/small@champion")
+    assert served.metadata.signature.inputs.input_names() == ["slices", "study"]
+    answer = served.predict(served.input_example)
+    assert answer["study"].tolist() == ["example"]
+    assert 0 < answer["probability"].iloc[0] < 1
+
+
+def test_the_command_has_the_defaults_of_its_function():
+    from medseq_tf.cli import cli
+
+    found = cli.commands["tune"].make_context("tune", ["x.yaml", "--data", "y"]).params
+    parameters = inspect.signature(tune.tune).parameters
+    for name in found.keys() - {"space", "data"}:
+        assert found[name] == parameters[name].default, name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["absent.yaml"], "absent.yaml: cannot be read"),
+        (["space.yaml", "--set", "fit.epoch=3"], "did you mean epochs"),
+        (["space.yaml", "--cluster", "two"], "should be a number of workers"),
+        (["space.yaml", "--tuner", "genetic"], "'genetic' is not one of"),
+        (["space.yaml", "--trials", "0"], "--trials"),
+    ],
+)
+def test_wrong_words_are_one_line(demo_data, tmp_path, monkeypatch, capsys, words, said):
+    from medseq_tf import cli
+
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["medseq-tf", "tune", *words, "--data", str(demo_data)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
