@@ -112,7 +112,9 @@ def test_the_best_recipe_is_one_that_train_takes(search, trained):
     expected = recipes.from_values(trained[best["trial"]]["recipe"])
     assert recipe.model_copy(update={"name": expected.name}) == expected
     comments = [
-        line for line in (found.path / "best.yaml").read_text().split("\n") if line[:1] == "#"
+        line
+        for line in (found.path / "best.yaml").read_text("utf-8").split("\n")
+        if line[:1] == "#"
     ]
     said = " ".join(comments)
     assert f"trial {best['trial']}, the best of 7 finished of 7 (random, seed 0)" in said
@@ -130,7 +132,7 @@ def test_the_recipe_as_it_is_comes_first(search, trained):
 def test_the_base_may_be_the_best(search, trained):
     found = search(overrides=["optimizer.learning_rate=0.01"], trials=2)
     assert found.best_trial["trial"] == BASE
-    assert "#   nothing" in (found.path / "best.yaml").read_text()
+    assert "#   nothing" in (found.path / "best.yaml").read_text("utf-8")
 
 
 def test_the_table_has_a_column_a_setting(search):
