@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from medseq_tf.tfrecord import field, varint
+
 FORMAT_VERSION = 1
 
 Array = np.ndarray | list
@@ -109,19 +111,19 @@ def encode_predict_request(
         signature: to be asked.
         outputs: those wanted; empty: all.
     """
-    spec = _message(1, model.encode()) + _message(3, signature.encode())
+    spec = field(1, model.encode()) + field(3, signature.encode())
     return b"".join(
         [
-            _message(1, spec),
-            *(_message(2, _entry(name, value)) for name, value in inputs.items()),
-            *(_message(3, name.encode()) for name in outputs),
+            field(1, spec),
+            *(field(2, _entry(name, value)) for name, value in inputs.items()),
+            *(field(3, name.encode()) for name in outputs),
         ]
     )
 
 
 def encode_predict_response(outputs: Mapping[str, Array]) -> bytes:
     """Serialises a `PredictResponse`."""
-    return b"".join(_message(1, _entry(name, value)) for name, value in outputs.items())
+    return b"".join(field(1, _entry(name, value)) for name, value in outputs.items())
 
 
 def decode_predict_response(payload: bytes) -> dict[str, Array]:
@@ -146,7 +148,7 @@ def decode_predict_request(payload: bytes) -> tuple[str, str, dict[str, Array]]:
 
 def encode_prediction_log(request: bytes) -> bytes:
     """Serialises a `PredictionLog` of a `PredictRequest`, as warm-up files hold them."""
-    return _message(6, _message(1, request))
+    return field(6, field(1, request))
 
 
 def _entries(payload: bytes, number: int) -> dict[str, Array]:
@@ -161,22 +163,22 @@ def _entries(payload: bytes, number: int) -> dict[str, Array]:
 
 
 def _entry(name: str, value: Array) -> bytes:
-    return _message(1, name.encode()) + _message(2, _encode_tensor(value))
+    return field(1, name.encode()) + field(2, _encode_tensor(value))
 
 
 def _encode_tensor(value: Array) -> bytes:
     """A `TensorProto`; lists hold strings."""
     if isinstance(value, list):
         shape, strings = _flat(value)
-        content = b"".join(_message(8, string) for string in strings)
+        content = b"".join(field(8, string) for string in strings)
         kind = _STRING
     else:
         array = np.ascontiguousarray(value)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         kind = _TYPES[array.dtype]
-        shape, content = array.shape, _message(4, array.tobytes())
-    dims = b"".join(_message(2, _number(1, size)) for size in shape)
-    return _number(1, kind) + _message(2, dims) + content
+        shape, content = array.shape, field(4, array.tobytes())
+    dims = b"".join(field(2, _number(1, size)) for size in shape)
+    return _number(1, kind) + field(2, dims) + content
 
 
 def _flat(value: list) -> tuple[tuple[int, ...], list[bytes]]:
@@ -241,23 +243,9 @@ def _repeated(value: int | memoryview, kind: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------- wire format
 
 
-def _message(number: int, content: bytes) -> bytes:
-    """A length-delimited field (wire type 2)."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
 def _number(number: int, value: int) -> bytes:
     """A field of an integer (wire type 0)."""
-    return bytes([number << 3]) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes([number << 3]) + varint(value)
 
 
 def _content(value: int | memoryview) -> bytes:

@@ -26,10 +26,10 @@ Value = list[bytes] | np.ndarray
 def encode_example(features: dict[str, Value]) -> bytes:
     """Serialises features as a `tf.train.Example`, in their order: always the same bytes."""
     entries = [
-        _field(1, _field(1, name.encode()) + _field(2, _encode_feature(value)))
+        field(1, field(1, name.encode()) + field(2, _encode_feature(value)))
         for name, value in features.items()
     ]
-    return _field(1, b"".join(entries))
+    return field(1, b"".join(entries))
 
 
 def decode_example(payload: bytes) -> dict[str, Value]:
@@ -49,8 +49,8 @@ def decode_example(payload: bytes) -> dict[str, Value]:
 
 def _encode_feature(value: Value) -> bytes:
     if isinstance(value, np.ndarray):
-        return _field(2, _field(1, np.ascontiguousarray(value, "<f4").tobytes()))
-    return _field(1, b"".join(_field(1, item) for item in value))
+        return field(2, field(1, np.ascontiguousarray(value, "<f4").tobytes()))
+    return field(1, b"".join(field(1, item) for item in value))
 
 
 def _decode_feature(feature: memoryview) -> Value:
@@ -64,12 +64,13 @@ def _decode_feature(feature: memoryview) -> Value:
     raise ValueError("only bytes and float features are known here")
 
 
-def _field(number: int, content: bytes) -> bytes:
+def field(number: int, content: bytes) -> bytes:
     """A length-delimited field (wire type 2)."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """An integer in groups of seven bits, the lowest first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
