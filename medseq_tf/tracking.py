@@ -345,7 +345,6 @@ def _mlflow() -> Any:
     import mlflow
 
     mlflow.set_tracking_uri(tracking_uri())
-    mlflow.set_registry_uri(os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri())
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return mlflow
