@@ -1,11 +1,12 @@
 # make demo   set up and run the main job on a synthetic cohort
-# make test   set up and run the tests
+# make test   set up and run the tests; make test-slow: those that take longer
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 $(READY): setup.cfg requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medseq_tf needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
@@ -23,7 +24,10 @@ demo: $(READY)
 	$(BIN)/medseq-tf export demo/run --data demo/prepared --out demo/model
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
