@@ -16,8 +16,9 @@ $(READY): setup.cfg requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(BIN)/medseq-tf prepare demo --out demo/prepared --overwrite
-	rm -rf demo/run demo/model demo/explained
-	$(BIN)/medseq-tf train fsm_bilstm --data demo/prepared --out demo/run --set fit.epochs=12
+	rm -rf demo/search demo/run demo/model demo/explained
+	$(BIN)/medseq-tf tune tuning/demo.yaml --data demo/prepared --out demo/search --trials 2 --no-retrain
+	$(BIN)/medseq-tf train demo/search/best.yaml --data demo/prepared --out demo/run --set fit.epochs=12
 	$(BIN)/medseq-tf evaluate demo/run --data demo/prepared --audit
 	$(BIN)/medseq-tf explain demo/run --data demo/prepared --out demo/explained --quality
 	$(BIN)/medseq-tf report demo/run --data demo/prepared --images

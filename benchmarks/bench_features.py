@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import psutil
+from side_by_side import Time, machine, timed
 
 if TYPE_CHECKING:
     from medseq_tf.experiment import Experiment
@@ -43,20 +40,6 @@ SETTINGS = (
     "split.test=0",
     "split.validation=0.2",
 )
-
-
-class Time(NamedTuple):
-    """Seconds by the clock, and of this process's processor time."""
-
-    clock: float
-    processor: float
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, Time]:
-    """Calls a function; gives its result and how long it took."""
-    processor, clock = time.process_time(), time.perf_counter()
-    result = work()
-    return result, Time(time.perf_counter() - clock, time.process_time() - processor)
 
 
 def cohort(folder: Path, studies: int, slices: int = SLICES) -> Prepared:
@@ -154,22 +137,17 @@ import sys, tempfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import bench_features as bench
+from side_by_side import status
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     prepared = bench.cohort(folder, 12, int(sys.argv[2]))
     fit = bench.fitter(prepared, folder / "run", None)
     fit.features.of(0)  # what TensorFlow sets aside for good
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = bench.status("VmRSS")
+    before = status("VmRSS")
     fit.features.of(1)
-    print(before, bench.status("VmHWM"))
+    print(before, status("VmHWM"))
 """
-
-
-def status(name: str) -> float:
-    """MiB of this process, of a line of Linux's /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(x.split()[1]) for x in lines if x.startswith(name)) / 1024
 
 
 def peak_memory(slices: int) -> tuple[float, float]:
@@ -181,22 +159,6 @@ def peak_memory(slices: int) -> tuple[float, float]:
 
 
 # --------------------------------------------------------------------------------------- the table
-
-
-def machine() -> str:
-    """The processor, cores, load and versions, in one line."""
-    import keras
-    import tensorflow as tf
-
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return (
-        f"{name}, {psutil.cpu_count()} cores, load {load:.1f}; Python "
-        f"{platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    )
 
 
 def row(what: str, value: str, target: str = "") -> None:
@@ -211,7 +173,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--no-cold", action="store_true", help="no epoch without stored features")
     options = parser.parse_args()
-    print(machine())
+    import keras
+    import tensorflow as tf
+
+    print(machine(TensorFlow=tf.__version__, Keras=keras.__version__))
     print(f"\nvgg19_lstm, {options.studies} studies of {SLICES} slices, random weights\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

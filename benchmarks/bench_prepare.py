@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 import psutil
+from side_by_side import machine
 
 if TYPE_CHECKING:
     from medseq_tf.readers.demo import DemoCohort
@@ -253,19 +252,6 @@ def peak_memory(patients: int, folder: Path, workers: int) -> tuple[float, float
     return own / 2**20, largest / 2**20
 
 
-def machine() -> str:
-    """The processor, cores, load and versions, in one line."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return (
-        f"{name}, {psutil.cpu_count()} cores, load {load:.1f}; "
-        f"Python {platform.python_version()}, OpenCV {cv2.__version__}"
-    )
-
-
 def main() -> None:
     """Prints the tables."""
     from medseq_tf.readers.processes import cores
@@ -279,7 +265,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=cores())
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
-    print(machine())
+    print(machine(OpenCV=cv2.__version__))
     print(f"\nprepare beside a bare decode-and-resize loop, {options.workers} processes each")
     print(
         "                     slices a second   ratio,              fixed  steady         "

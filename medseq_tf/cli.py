@@ -302,7 +302,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
 @click.option(
     "--pixels",
     multiple=True,
-    type=click.Choice(["grad_cam", "integrated_gradients"]),
+    type=click.Choice(["grad_cam", "integrated_gradients", "lesion_map"]),
     default=None,
     help="What marks the place in a slice; default: what fits the encoder.",
 )

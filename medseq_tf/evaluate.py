@@ -24,7 +24,7 @@ import pandas as pd
 
 from medseq_tf import leakage, metrics, subgroups
 from medseq_tf.errors import InputError
-from medseq_tf.inference import study_probabilities
+from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import METRICS_COLUMNS, Run
@@ -42,8 +42,13 @@ SHOWN = (
     "f1",
     "f1_macro",
     "brier",
+    *metrics.PIXEL_METRICS,
+    "dice_pooled",
 )
 """The metrics of the printed table, in its order."""
+
+PIXELS = ("found", "false", "missed")
+"""Columns of a segmenter's predictions: pixels of the lesion, called or not, and others called."""
 
 SUBGROUP_METRICS = ("auroc", "recall", "specificity")
 SPLIT_NAMES = ("validation", "test", "all")
@@ -56,10 +61,11 @@ class Evaluation:
     Attributes:
       table: one row a split, label and metric: value, low, high (95% interval), interval (`DeLong`
         or `bootstrap`), n, positives, patients, threshold, note. With folds, `auroc_pooled` and
-        `average_precision_pooled` besides.
+        `average_precision_pooled` besides; of a segmenter, those of `metrics.pixel_metrics`.
       predictions: one row a study and label: study, patient, slices (their number), split, label,
         truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
-        positive (the call) and, for cross-validated runs, fold.
+        positive (the call) and, for cross-validated runs, fold; of a segmenter, the lesion's pixels
+        `found`, `false` and `missed`.
       calibration: one row a split, label and metric (`brier`, `expected_calibration_error`):
         before and after temperature scaling, with intervals.
       confusion: one row a split and label: patients by truth and call. A patient is positive, or
@@ -304,16 +310,16 @@ def _rows(run: Run, prepared: Prepared, split: str) -> np.ndarray:
 
 def predict_rows(run: Run, store: SliceStore, rows: np.ndarray, split: str) -> pd.DataFrame:
     """Return the predictions of a run's best model for some rows of a prepared data set."""
-    probabilities = study_probabilities(run.model(), store, rows, run.experiment)
-    table = predictions_table(store.prepared, rows, probabilities, split, run.thresholds)
+    answers = study_answers(run.model(), store, rows, run.experiment)
+    table = predictions_table(store.prepared, rows, answers, split, run.thresholds)
     return calibrated(table, run.temperatures)
 
 
 def _ensemble(parts: list[Run], store: SliceStore) -> pd.DataFrame:
     rows = np.arange(len(store.prepared))
-    probabilities = np.mean(
-        [study_probabilities(part.model(), store, rows, part.experiment) for part in parts], axis=0
-    )
+    answers = [study_answers(part.model(), store, rows, part.experiment) for part in parts]
+    if len(answers) > 1:  # there is no mask that the folds have in common
+        answers = [Answers(np.mean([part.probabilities for part in answers], axis=0))]
     thresholds = {
         label: float(np.mean([part.thresholds[label] for part in parts]))
         for label in store.prepared.label_names
@@ -322,14 +328,14 @@ def _ensemble(parts: list[Run], store: SliceStore) -> pd.DataFrame:
         label: float(np.mean([part.temperatures.get(label, 1.0) for part in parts]))
         for label in store.prepared.label_names
     }
-    table = predictions_table(store.prepared, rows, probabilities, "all", thresholds)
+    table = predictions_table(store.prepared, rows, answers[0], "all", thresholds)
     return calibrated(table, temperatures)
 
 
 def predictions_table(
     prepared: Prepared,
     rows: np.ndarray,
-    probabilities: np.ndarray,
+    answers: Answers,
     split: str,
     thresholds: Mapping[str, float],
 ) -> pd.DataFrame:
@@ -338,11 +344,14 @@ def predictions_table(
     Args:
       prepared: the data set.
       rows: its rows, `(studies,)`.
-      probabilities: `(studies, labels)`.
+      answers: the model's.
       split: the split's name, kept as a column.
       thresholds: by label.
     """
     studies = prepared.studies.iloc[rows]
+    pixels = {}
+    if answers.pixels is not None:
+        pixels = dict(zip(PIXELS, answers.pixels.T, strict=True))
     tables = [
         pd.DataFrame(
             {
@@ -352,8 +361,9 @@ def predictions_table(
                 "split": split,
                 "label": label,
                 "truth": prepared.labels[rows, i],
-                "probability": probabilities[:, i],
+                "probability": answers.probabilities[:, i],
                 "threshold": thresholds[label],
+                **pixels,
             }
         )
         for i, label in enumerate(prepared.label_names)
@@ -433,6 +443,12 @@ def score(
             resamples=resamples,
             folds=_fold_of(wide),
         )
+        if set(PIXELS) <= set(part):
+            counts = (part[name] for name in PIXELS)
+            of_pixels = metrics.evaluate_pixels(
+                *counts, part["label"].iloc[0], part["patient"].to_numpy(), resamples
+            )
+            table = pd.concat([table, of_pixels], ignore_index=True)
         table.insert(0, "split", split)
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)

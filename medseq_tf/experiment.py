@@ -56,8 +56,9 @@ Range = Annotated[tuple[float, float], pydantic.AfterValidator(_ordered)]
 class Input(Settings):
     """How a stored slice becomes the model's input, `(size, size, channels)` float32.
 
-    8-bit photographs are scaled to [0, 1]; 16-bit intensities (HU, MRI) first pass `windows` (one
-    channel each) or, for MRI, the percentiles of their study. Then `(x - mean) / std`.
+    8-bit photographs are scaled to [0, 1], all of 0..255 or a `grey_window` of it; 16-bit
+    intensities (HU, MRI) first pass `windows` (one channel each) or, for MRI, the percentiles of
+    their study. Then `(x - mean) / std`.
     """
 
     size: Annotated[int, Field(ge=8, le=1024)] = 64
@@ -65,6 +66,8 @@ class Input(Settings):
     std: Annotated[float, Field(gt=0)] = 0.3
     windows: list[tuple[float, Annotated[float, Field(gt=0)]]] | None = None
     """CT windows as (centre, width) in HU, one channel each; null for 8-bit slices."""
+    grey_window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
+    """(centre, width) in grey levels 0..255, for 8-bit slices; null takes all of them."""
     percentiles: tuple[Probability, Probability] = (0.01, 0.99)
     """The quantiles of an MRI study's intensities that become 0 and 1."""
     neighbours: Annotated[int, Field(ge=0, le=4)] = 0
@@ -252,7 +255,12 @@ class ConvFSM(Settings):
     paddings: list[Annotated[int, Field(ge=0)]] = [0, 1, 0]
     activation: Activation = "relu"
     fsm: FeatureSimilaritySettings | None = FeatureSimilaritySettings()
-    pooling: Literal["flatten", "average", "max"] = "flatten"
+    pooling: Literal["flatten", "average", "max", "lesion_map"] = "flatten"
+    """`lesion_map`: one map of how likely a lesion is; its area (logarithm) and its highest value
+    are a slice's two features. `pretraining` teaches it."""
+    mirrored: bool = False
+    """Turn each slice upright and show its mirror image as further channels (for heads, whose
+    halves are alike where there is no lesion)."""
     dropout: Fraction = 0.0
     batch_norm_momentum: Fraction = 0.9
     batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
@@ -265,6 +273,8 @@ class ConvFSM(Settings):
                 "filters, kernels, strides and paddings need one entry a stage, got "
                 + ", ".join(f"{count} {name}" for name, count in counts.items())
             )
+        if self.weights == "per_position" and (self.mirrored or self.pooling == "lesion_map"):
+            raise ValueError("mirrored and pooling=lesion_map need weights=shared")
         return self
 
 
@@ -299,6 +309,31 @@ class KerasApplication(Settings):
     """Of the features, after the dense layers."""
 
 
+class Pixels(Settings):
+    """The slices themselves, without a network: for an aggregator that reads pixels (`cnn_3d`)."""
+
+    name: Literal["pixels"] = "pixels"
+
+
+class Segmenter(Settings):
+    """A network that tells for every pixel whether it is lesion; the area that it finds is a
+    slice's one feature (paper 1, table 6).
+
+    It learns from lesion masks, by a loss over pixels, and the study's answer rises with the area
+    alone: `even_area` makes it a probability of 0.5, the threshold chosen on validation decides.
+    `model.head` is not read.
+    """
+
+    name: Literal["segmenter"] = "segmenter"
+    network: Literal["xnet", "unet", "dunet"] = "xnet"
+    """X-Net (Qi et al. 2019), U-Net (Ronneberger et al. 2015), D-UNet (Zhou et al. 2019)."""
+    width: Annotated[int, Field(ge=2)] | None = None
+    """Filters of the first of five levels, each of twice the last; null: as published, 64 (D-UNet:
+    32)."""
+    even_area: Annotated[float, Field(gt=0)] = 0.01
+    """As a share of one slice."""
+
+
 class Recurrent(Settings):
     """A stack of LSTM or GRU layers over the slices (paper 1: 3 x Bi-LSTM, 64 units)."""
 
@@ -322,7 +357,7 @@ class Recurrent(Settings):
 class Pooling(Settings):
     """A fixed summary of the features of all slices, whatever their order."""
 
-    name: Literal["mean", "max", "log_sum_exp"] = "mean"
+    name: Literal["mean", "max", "sum", "log_sum_exp"] = "mean"
     sharpness: Annotated[float, Field(gt=0)] = 5.0
     """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
 
@@ -358,6 +393,35 @@ class Transformer(Settings):
         return self
 
 
+class SliceScores(Settings):
+    """The head scores every slice by itself, the scores are summarised (paper 2, setting 1)."""
+
+    name: Literal["slice_scores"] = "slice_scores"
+    pooling: Literal["mean", "max", "log_sum_exp"] = "mean"
+    """`mean`: of the slices' probabilities; `max`; `log_sum_exp`: of their logits."""
+    sharpness: Annotated[float, Field(gt=0)] = 5.0
+    """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
+    target: Literal["slice", "study"] = "slice"
+    """What the training loss judges: every slice by its study's labels, or the summary alone."""
+
+
+class Cnn3D(Settings):
+    """3-D convolutions over the stack of slices, for studies whose volume is intact (paper 2,
+    setting 2); the encoder is `pixels`.
+
+    The stack is resampled to `depth` slices. A stage for each entry of `filters`: a 3 x 3 x 3
+    convolution, batch normalisation, ReLU, and the maximum of 2 x 2 x 2.
+    """
+
+    name: Literal["cnn_3d"] = "cnn_3d"
+    depth: PositiveInt = 16
+    filters: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
+    pooling: Literal["average", "max"] = "average"
+    """Over what is left of the volume."""
+    batch_norm_momentum: Fraction = 0.9
+    batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+
+
 class Head(Settings):
     """Dense layers from the aggregator's vector to one logit a label."""
 
@@ -387,27 +451,78 @@ class Model(Settings):
     """Encoder (one slice -> features), aggregator (features -> one vector), head (-> logits)."""
 
     encoder: Annotated[
-        Annotated[ConvFSM, Tag("conv_fsm")] | Annotated[KerasApplication, Tag("keras_application")],
-        _by_name({"conv_fsm": "conv_fsm", "keras_application": "keras_application"}),
+        Annotated[ConvFSM, Tag("conv_fsm")]
+        | Annotated[KerasApplication, Tag("keras_application")]
+        | Annotated[Pixels, Tag("pixels")]
+        | Annotated[Segmenter, Tag("segmenter")],
+        _by_name({name: name for name in ("conv_fsm", "keras_application", "pixels", "segmenter")}),
     ] = ConvFSM()
     aggregator: Annotated[
         Annotated[Recurrent, Tag("lstm")]
         | Annotated[Pooling, Tag("mean")]
         | Annotated[Attention, Tag("attention")]
-        | Annotated[Transformer, Tag("transformer")],
+        | Annotated[Transformer, Tag("transformer")]
+        | Annotated[SliceScores, Tag("slice_scores")]
+        | Annotated[Cnn3D, Tag("cnn_3d")],
         _by_name(
             {
                 "lstm": "lstm",
                 "gru": "lstm",
                 "mean": "mean",
                 "max": "mean",
+                "sum": "mean",
                 "log_sum_exp": "mean",
                 "attention": "attention",
                 "transformer": "transformer",
+                "slice_scores": "slice_scores",
+                "cnn_3d": "cnn_3d",
             }
         ),
     ] = Recurrent()
     head: Head = Head()
+
+    @model_validator(mode="after")
+    def _a_volume_is_made_of_pixels(self):
+        if isinstance(self.aggregator, Cnn3D) and not isinstance(self.encoder, Pixels):
+            raise ValueError(
+                "aggregator cnn_3d reads the slices themselves, not features of "
+                f"{self.encoder.name}; set model.encoder.name=pixels"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------------- the pretraining
+
+
+class PaintedLesions(Settings):
+    """Before the fit, the encoder learns to find lesions that are painted into slices of those
+    training studies whose labels are all 0; the encoder is `conv_fsm` with pooling `lesion_map`.
+
+    Sizes are shares of the slice's side, contrasts of the (first) grey-level window.
+    """
+
+    steps: PositiveInt = 1000
+    studies: PositiveInt = 4
+    """A step."""
+    slices: PositiveInt = 8
+    """Neighbouring ones, of each study."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    radius: Range = (0.05, 0.2)
+    depth: Range = (0.8, 4.0)
+    """Half of the lesion's extent over the slices, in slices."""
+    contrast: Range = (0.06, 0.4)
+    bright: Probability = 0.15
+    """Share of the lesions that are brighter than the tissue, not darker."""
+    frozen: bool = True
+    """Whether the fit leaves the encoder as the pretraining made it."""
+
+    @field_validator("radius", "depth", "contrast")
+    @classmethod
+    def _positive(cls, bounds):
+        if bounds[0] <= 0:
+            raise ValueError("sizes and contrasts are above 0")
+        return bounds
 
 
 # ----------------------------------------------------------------- the loss, optimizer and fit
@@ -419,9 +534,15 @@ class Loss(Settings):
     `weights`: `none`; `chexnet`: -w+ y log p - w- (1-y) log(1-p) with w+ = negatives / all and
     w- = positives / all of the training studies, by label (paper 2); `balanced`: w+ = negatives /
     positives, w- = 1; or one positive weight a label.
+
+    For a segmenter, over pixels: `dice_cross_entropy` is the mean cross-entropy plus 1 - Dice (Qi
+    et al. 2019), `dice_focal` the mean focal loss plus 1 - Dice (after Zhou et al. 2019); of all
+    these settings `gamma` alone is read.
     """
 
-    name: Literal["binary_cross_entropy", "focal"] = "binary_cross_entropy"
+    name: Literal["binary_cross_entropy", "focal", "dice_cross_entropy", "dice_focal"] = (
+        "binary_cross_entropy"
+    )
     weights: Literal["none", "chexnet", "balanced"] | list[Annotated[float, Field(gt=0)]] = "none"
     label_smoothing: Fraction = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0
@@ -480,7 +601,12 @@ MONITORS = (
     "f1_macro",
     "brier",
     "loss",
+    "dice",
+    "iou",
 )
+"""`dice` and `iou`, of the lesions' pixels, are for segmenters; `loss` is the training loss."""
+
+PIXEL_LOSSES = ("dice_cross_entropy", "dice_focal")
 
 
 class Features(Settings):
@@ -534,6 +660,7 @@ class Experiment(Settings):
     sequence: Sequence = Sequence()
     augment: Augment = Augment()
     model: Model = Model()
+    pretraining: PaintedLesions | None = None
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     split: Split = Split()
@@ -546,6 +673,53 @@ class Experiment(Settings):
         encoder = self.model.encoder
         frozen = isinstance(encoder, KerasApplication) and encoder.frozen == "all"
         return frozen and self.features.use == "auto"
+
+    @property
+    def segments(self) -> bool:
+        """Whether the model learns from lesion masks in place of labels."""
+        return isinstance(self.model.encoder, Segmenter)
+
+    @model_validator(mode="after")
+    def _painted_lesions_are_found_on_a_map(self):
+        if self.pretraining is None:
+            return self
+        if getattr(self.model.encoder, "pooling", None) != "lesion_map":
+            raise ValueError("pretraining needs model.encoder.pooling=lesion_map (of conv_fsm)")
+        if self.input.neighbours:
+            raise ValueError("pretraining paints single slices: set input.neighbours=0")
+        return self
+
+    @model_validator(mode="after")
+    def _segmenters_learn_from_masks(self):
+        loss, aggregator, settings = self.loss, self.model.aggregator.name, self.input
+        if not self.segments:
+            if loss.name in PIXEL_LOSSES or self.fit.monitor in ("dice", "iou"):
+                what = f"loss.name={loss.name}" if loss.name in PIXEL_LOSSES else self.fit.monitor
+                raise ValueError(f"{what} is for model.encoder.name=segmenter")
+            return self
+        if loss.name not in PIXEL_LOSSES:
+            raise ValueError(
+                f"a segmenter's loss is over pixels; set loss.name to one of "
+                f"{', '.join(PIXEL_LOSSES)}, got {loss.name}"
+            )
+        if loss.weights != "none" or loss.label_smoothing:
+            raise ValueError("a segmenter's loss has no loss.weights and no loss.label_smoothing")
+        if aggregator not in ("sum", "max", "mean"):
+            raise ValueError(
+                f"a segmenter's areas are joined by model.aggregator sum, max or mean, got "
+                f"{aggregator}"
+            )
+        if settings.size % 16:
+            raise ValueError(
+                f"a segmenter halves slices four times: input.size has to be a multiple of 16, "
+                f"got {settings.size}"
+            )
+        if self.model.encoder.network == "dunet" and settings.channels != 5:
+            raise ValueError(
+                "dunet reads two slices before and one after each slice, of one window: set "
+                "input.neighbours=2"
+            )
+        return self
 
     @model_validator(mode="after")
     def _input_fits_the_network(self):

@@ -14,7 +14,8 @@ figures say what a slice is worth, all in probability:
 Pixels: integrated gradients (Sundararajan et al. 2017) from a black study, and Grad-CAM (Selvaraju
 et al. 2017) at the encoder's last feature maps. The default is the one that fits the encoder:
 Grad-CAM for networks of `keras.applications`, which average their maps, and integrated gradients
-for `conv_fsm`, which has few large map pixels and tells places apart, and where they are cheap.
+for `conv_fsm`, which has few large map pixels and tells places apart, and where they are cheap. A
+segmenter is explained by its own map of the lesion.
 """
 
 from __future__ import annotations
@@ -51,10 +52,12 @@ PARTS = 256
 """Parts of a study that `importance` shows to the model, where there are more."""
 EXACT_UP_TO = 8
 AT_ONCE = 64
-"""Sequences that pass through the model at once."""
+"""Sequences that pass through the model at once, unless its aggregator has its own number."""
 STEPS = 32
 """Points on the path of integrated gradients."""
 PIXEL_METHODS = ("grad_cam", "integrated_gradients")
+LESION_MAP = "lesion_map"
+"""The method of segmenters: the probability that a pixel is lesion."""
 
 HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.85, 0.2, 0), (1, 0.75, 0.1, 0.55),
                                                   (0.9, 0.1, 0.1, 0.85)])  # fmt: skip
@@ -206,7 +209,7 @@ def study(
         data: a prepared data set that holds the study.
         study_id: as in its `studies.parquet`.
         label: None: every label.
-        pixels: of `PIXEL_METHODS`; None: the one that fits the encoder.
+        pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
 
     Raises:
         InputError: the study, label or method is unknown, or the data do not fit the run.
@@ -227,7 +230,7 @@ def studies(
         run: a run folder.
         data: a prepared data set that holds the studies.
         pairs: id and label of each.
-        pixels: of `PIXEL_METHODS`; None: the one that fits the encoder.
+        pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
     """
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     explainer = _Explainer(Run.load(run), prepared, list(dict.fromkeys(s for s, _ in pairs)))
@@ -290,19 +293,22 @@ class _Explainer:
     ) -> Explanation:
         names = self.prepared.label_names
         _check_label(label, self.prepared)
-        for method in pixels or ():
-            if method not in PIXEL_METHODS:
-                raise InputError(f"pixels = {method!r}: expected {' or '.join(PIXEL_METHODS)}")
         labels = names if label is None else [label]
         reader, part = self.reader(study_id), self.part_of[study_id]
+        methods = (LESION_MAP,) if reader.segments else PIXEL_METHODS
+        for method in pixels or ():
+            if method not in methods:
+                raise InputError(f"pixels = {method!r}: expected {' or '.join(methods)}")
         if pixels is None:
             pretrained = hasattr(reader.model.encoder, "network")
-            pixels = ["grad_cam" if pretrained else "integrated_gradients"]
+            pixels = methods[:1] if reader.segments or pretrained else ["integrated_gradients"]
         probabilities = reader.probabilities()
         table = reader.slice_table()
         heat, completeness, notes = {}, {}, []
         for name in labels:
             number = names.index(name)
+            if LESION_MAP in pixels:
+                heat[LESION_MAP, name] = reader.lesion_map()
             if "grad_cam" in pixels:
                 heat["grad_cam", name] = reader.grad_cam(number)
             if "integrated_gradients" in pixels:
@@ -356,6 +362,7 @@ class _Network:
         self.gradient = self._graph(self._gradient, slices, label)
         one_study = tf.TensorSpec(slices.shape[1:], tf.float32)
         self.features = self._graph(self._encode, one_study)
+        self.lesion = self._graph(self._lesion, one_study)
         self.maps_and_gradient = self._graph(self._maps_and_gradient, one_study, label)
 
     @staticmethod
@@ -382,6 +389,10 @@ class _Network:
         features = self.model.encode(slices[None], tf.shape(slices)[:1], training=False)
         return tf.cast(features[0], tf.float32)
 
+    def _lesion(self, slices: tf.Tensor) -> tf.Tensor:
+        """A segmenter's probability of every pixel, (slices, height, width), of one study."""
+        return tf.sigmoid(self.model.encoder.backbone.lesion(slices[None])[0])
+
     def _whole(self, slices: tf.Tensor) -> tf.Tensor:
         """Logits (sequences, labels) of whole sequences, all of one length."""
         shape = tf.shape(slices)
@@ -395,6 +406,14 @@ class _Network:
         features = network.model(network.preprocess(255.0 * images), training=False)
         features = tf.reshape(features, (shape[0], shape[1], features.shape[-1]))
         return self.model({"features": features, "lengths": lengths}, training=False)
+
+    def moved_back(self, heat: np.ndarray, slices: tf.Tensor) -> np.ndarray:
+        """Heat (N, H, W) over upright slices, where the encoder turns them, over those given."""
+        mirror = getattr(getattr(self.model.encoder.backbone, "layer", None), "mirror", None)
+        if mirror is None:
+            return heat
+        heat = tf.constant(heat[..., None], tf.float32)
+        return mirror.back(heat, slices).numpy()[..., 0]
 
     def _gradient(self, slices: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """The gradient of each sequence's logit in its slices, of their shape."""
@@ -431,6 +450,11 @@ class _Reader:
         self.black = (0.0 - self.settings.mean) / self.settings.std
         self._features = None
 
+    @property
+    def segments(self) -> bool:
+        """Whether the model is a segmenter."""
+        return self.network.experiment.segments
+
     def images(self) -> np.ndarray:
         """The slices in [0, 1], (slices, height, width): the first window where there are more."""
         windows = len(self.settings.windows or [0])
@@ -445,8 +469,9 @@ class _Reader:
         lengths = np.array([len(part) for part in parts], np.int32)
         order = np.argsort(lengths, kind="stable")
         found = np.empty((len(parts), self.model.head.labels), np.float32)
-        for start in range(0, len(parts), AT_ONCE):
-            chunk = order[start : start + AT_ONCE]
+        at_once = getattr(self.model.aggregator, "at_once", AT_ONCE)
+        for start in range(0, len(parts), at_once):
+            chunk = order[start : start + at_once]
             padded = np.zeros((len(chunk), lengths[chunk].max()), np.int32)
             for i, part in enumerate(chunk):
                 padded[i, : lengths[part]] = parts[part]
@@ -545,6 +570,14 @@ class _Reader:
 
     # --------------------------------------------------------------------------- pixels
 
+    def lesion_map(self) -> np.ndarray:
+        """The probability that a pixel is lesion, (slices, height, width)."""
+
+        def heat(sequence: np.ndarray) -> np.ndarray:
+            return self.network.lesion(tf.gather(self.inputs, sequence)).numpy()
+
+        return self._mean_heat(heat)
+
     def grad_cam(self, label: int) -> np.ndarray:
         """Grad-CAM of a label's logit, (slices, height, width), at least 0.
 
@@ -560,7 +593,8 @@ class _Reader:
             )
             weights = gradient.mean(axis=(1, 2), keepdims=True)
             found = np.maximum((weights * maps).sum(axis=-1), 0)
-            return np.stack([_resized(part, self.inputs.shape[1:3]) for part in found])
+            found = np.stack([_resized(part, self.inputs.shape[1:3]) for part in found])
+            return self.network.moved_back(found, slices)
 
         return self._mean_heat(heat)
 
@@ -656,6 +690,10 @@ def _last_maps(encoder: Any) -> Any:
     network = getattr(encoder, "network", None)
     if network is None:
         stack = encoder.backbone.layer
+        if not hasattr(stack, "stages"):
+            raise InputError(
+                "model.encoder pixels has no feature maps for grad_cam; use integrated_gradients"
+            )
         return stack.fsm or stack.stages[-1]
     for layer in reversed(network.model.layers):
         shape = getattr(layer.output, "shape", ())
@@ -744,7 +782,7 @@ def quality(
         split: `validation` or `test`: studies of that split that are positive and of which a
             lesion is in sight in at least one, and not all, of the slices that the model is shown.
         label: the label that the masks are of; default: the first.
-        pixels: of `PIXEL_METHODS`; None: the one that fits the encoder.
+        pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
 
     Raises:
         InputError: there are no masks, or no such study.
@@ -757,6 +795,8 @@ def quality(
     known = set(prepared.studies["study_id"])
     studies = [name for part in splits for name in part[split] if name in known]
     explainer = _Explainer(run, prepared, studies)
+    if pixels == PIXEL_METHODS and (run.folds or [run])[0].experiment.segments:
+        pixels = None
     number = prepared.label_names.index(label)
     rows, curves = [], []
     for name in studies:
@@ -896,7 +936,7 @@ def explain(
         label: None: every label, and the studies are chosen by the first.
         out: a folder for a contact sheet and curves (PNG, with the patient's images) and the table
             (CSV) of each study; None: nothing is written.
-        pixels: of `PIXEL_METHODS`; None: the one that fits the encoder.
+        pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
         with_quality: measure against the data set's lesion masks.
 
     Raises:

@@ -21,12 +21,12 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import experiment as recipes
-from medseq_tf import losses, models, tracking
+from medseq_tf import losses, metrics, models, tracking
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import FeatureStore, frozen_network, join, weights_digest
-from medseq_tf.inference import study_probabilities
+from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import (
     SliceStore,
     readable,
@@ -34,6 +34,7 @@ from medseq_tf.pipeline import (
     training_batches,
     training_plan,
 )
+from medseq_tf.pretraining import healthy, pretrain
 from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
@@ -100,6 +101,9 @@ class Fitter:
             self.features = FeatureStore(self.model, store, recipe, features, verbose)
         self.network = frozen_network(self.model)
         self.digest = weights_digest(self.network) if self.network is not None else None
+        if recipe.pretraining:
+            healthy(store, split["train"])  # said before the run begins
+            self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
         fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
         self.variables = [v for v in self.model.variables if id(v) not in fixed]
         joined = self.network is not None and not learns_statistics(self.variables)
@@ -140,15 +144,15 @@ class Fitter:
         any_shape = [
             tf.TensorSpec((None, None, *shape), tf.float32),
             lengths_spec,
-            tf.TensorSpec((None, len(self.store.prepared.label_names)), tf.float32),
+            tf.TensorSpec(self._judged_shape, tf.float32),
         ]
 
         def gradients_of(
             inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor
         ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
             with tf.GradientTape() as tape:
-                logits = self.model({kind: inputs, "lengths": lengths}, training=True)
-                elements, known = self.loss.elementwise(labels, logits)
+                logits, judged = self.model.examples({kind: inputs, "lengths": lengths}, labels)
+                elements, known = self.loss.elementwise(judged, logits)
                 total = tf.reduce_sum(elements)
                 scaled = self.optimizer.scale_loss(total)
             gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
@@ -183,6 +187,13 @@ class Fitter:
 
         self._kind, self._accumulate, self._update, self._step = kind, accumulate, update, step
 
+    @property
+    def _judged_shape(self) -> tuple[int | None, ...]:
+        """The shape of a batch's labels, or of a segmenter's masks."""
+        if self.recipe.segments:
+            return (None, None, *self.model.slice_shape[:2])
+        return (None, len(self.store.prepared.label_names))
+
     def run(self) -> None:
         """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
 
@@ -191,9 +202,11 @@ class Fitter:
           InputError: a study cannot be read, or the saved state not be gone on with.
           Stopped: interrupted with Ctrl-C.
         """
-        self.restore()
+        restored = self.restore()
         self.saved = time.monotonic()
         with _interrupts() as interrupted:
+            if self.recipe.pretraining and not restored:
+                self._pretrain(interrupted)
             while not self._over():
                 if self.features is not None:
                     self._prepare_features(interrupted)
@@ -202,6 +215,12 @@ class Fitter:
             variable.assign(value)
         with atomic(self.folder / "model.keras") as temporary:
             self.model.save(temporary)
+
+    def _pretrain(self, interrupted: list[bool]) -> None:
+        rows = self.split["train"]
+        pretrain(self.model, self.store, rows, self.recipe, self.verbose, lambda: bool(interrupted))
+        if interrupted:
+            raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
     def _prepare_features(self, interrupted: list[bool]) -> None:
         rows = {part: self.split[part] for part in ("train", "validation")}
@@ -309,11 +328,12 @@ class Fitter:
         rows = self.split["validation"]
         if len(rows) == 0:
             return {}
-        probabilities = study_probabilities(
-            self.model, self.store, rows, self.recipe, self.features
-        )
+        answers = study_answers(self.model, self.store, rows, self.recipe, self.features)
         labels = self.store.prepared.labels[rows]
-        return {f"val_{k}": v for k, v in epoch_metrics(labels, probabilities, self.loss).items()}
+        values = epoch_metrics(labels, answers.probabilities, self.loss)
+        if answers.pixels is not None:
+            values |= {"loss": answers.loss, **pixel_means(answers)}
+        return {f"val_{k}": v for k, v in values.items()}
 
     def best_epoch(self) -> int:
         """Return the number of the best epoch so far: by the monitor, then by validation loss."""
@@ -364,11 +384,11 @@ class Fitter:
         self.saved = time.monotonic()
         self.saving_seconds = self.saved - started
 
-    def restore(self) -> None:
-        """Go on from the saved state, if there is one."""
+    def restore(self) -> bool:
+        """Go on from the saved state, if there is one; return whether there was."""
         path = self.folder / CHECKPOINT
         if not path.is_file():
-            return
+            return False
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
                 state = json.loads(str(saved["state"]))
@@ -388,6 +408,7 @@ class Fitter:
         self.best = best
         for key, value in state.items():
             setattr(self, key, value)
+        return True
 
     def _check_network(self, path: Path, digest: str | None) -> None:
         if digest != self.digest:
@@ -407,22 +428,30 @@ def _or_worst(value: float) -> float:
 
 
 def epoch_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss
+    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss | losses.PixelLoss
 ) -> dict[str, float]:
     """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
 
     Args:
       labels: `(studies, labels)`, NaN where unknown.
       probabilities: `(studies, labels)`, NaN for a study that was left out.
-      loss: the training loss.
+      loss: the training loss; that of pixels says nothing of probabilities.
     """
+    kept = ~np.isnan(probabilities).any(1)
+    if isinstance(loss, losses.PixelLoss):
+        return point_metrics(labels[kept], probabilities[kept])
     clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
     logits = np.log(clipped) - np.log1p(-clipped)
-    kept = ~np.isnan(probabilities).any(1)
     elements, known = loss.elementwise(labels[kept], logits[kept])
     count = float(np.sum(known))
     values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
     return values | point_metrics(labels[kept], probabilities[kept])
+
+
+def pixel_means(answers: Answers) -> dict[str, float]:
+    """Return a segmenter's metrics of lesion pixels, as means over studies."""
+    values = metrics.pixel_metrics(*answers.pixels.T)
+    return {name: float(values[name]) for name in metrics.PIXEL_METRICS}
 
 
 def build_optimizer(

@@ -1,4 +1,7 @@
-"""Takes labels (1, 0, or NaN where unknown) and logits; gives the loss of each study and label."""
+"""Takes labels (1, 0, or NaN where unknown) and logits; gives the loss of each study and label.
+
+For segmenters it takes lesion masks and the logits of their pixels, and gives that of each slice.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +90,60 @@ class LabelLoss(keras.losses.Loss):
         }
 
 
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class PixelLoss(keras.losses.Loss):
+    """Cross-entropy or focal loss of a slice's pixels, plus one minus the batch's soft Dice.
+
+    For a mask g in {0, 1} and p = sigmoid(logit), the loss of a slice is
+
+        mean(-g (1 - p)^gamma log p - (1 - g) p^gamma log(1 - p))
+            + 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)
+
+    where the mean is over the pixels of the slice and the sums are over those of all known slices
+    of the batch (gamma 0: Qi et al. 2019, X-Net; gamma > 0: after Zhou et al. 2019, D-UNet). So a
+    slice without lesion counts by what is wrongly found in it, and a batch that has no lesion, and
+    where none is found, has a Dice of 1. A slice of which any pixel of the mask is NaN is unknown:
+    it adds nothing to the loss, to its gradient, or to what the loss is divided by.
+
+    Args:
+      gamma: focusing exponent, 0 for cross-entropy.
+    """
+
+    def __init__(self, gamma: float = 0.0, name: str = "pixel_loss", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.gamma = float(gamma)
+        self._cross_entropy = LabelLoss(gamma=self.gamma)
+
+    def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return the loss of every slice and which slices are known.
+
+        Args:
+          y_true: masks `(batch, steps, height, width)`, 1, 0 or NaN.
+          y_pred: logits `(batch, steps, height, width)`.
+
+        Returns:
+          The losses `(batch, steps)`, 0 where the slice is unknown, and the known ones as 1.0, the
+          others as 0.0. Their sums' quotient is the mean over the known slices.
+        """
+        masks, logits = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
+        unknown = ops.any(ops.isnan(masks), axis=(-2, -1))
+        known = ops.cast(ops.logical_not(unknown), "float32")
+        masks = ops.where(unknown[..., None, None], 0.0, masks)
+        by_pixel, _ = self._cross_entropy.elementwise(masks, logits)
+        found = ops.sigmoid(logits) * known[..., None, None]
+        shared = ops.sum(found * masks)
+        dice = (2.0 * shared + 1.0) / (ops.sum(found) + ops.sum(masks) + 1.0)
+        return (ops.mean(by_pixel, axis=(-2, -1)) + 1.0 - dice) * known, known
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return each study's mean loss over its known slices, `(batch,)`; 0 if it has none."""
+        losses, known = self.elementwise(y_true, y_pred)
+        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "gamma": self.gamma}
+
+
 def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.ndarray, np.ndarray]:
     """Return w+ and w- of each label from the training studies.
 
@@ -111,12 +168,14 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
     return ones, ones
 
 
-def build(settings: experiment.Loss, labels: np.ndarray) -> LabelLoss:
+def build(settings: experiment.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
     """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`.
 
     Raises:
       InputError: `loss.weights` has another number of weights than there are labels.
     """
+    if settings.name in experiment.PIXEL_LOSSES:
+        return PixelLoss(settings.gamma if settings.name == "dice_focal" else 0.0)
     if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
         raise InputError(
             f"loss.weights has {len(settings.weights)} weights, the data set {labels.shape[1]} "

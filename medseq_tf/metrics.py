@@ -1216,6 +1216,95 @@ def _row(label: _Judged, metric: str, estimate: Estimate, interval: str) -> dict
     }
 
 
+# -------------------------------------------------------------------------------- lesion pixels
+
+PIXEL_METRICS = ("dice", "iou", "pixel_recall", "pixel_precision")
+"""Means over the studies that have a lesion; each `_pooled` over the pixels of all studies."""
+
+
+def pixel_metrics(
+    found: Array, false: Array, missed: Array, weights: Array | None = None
+) -> dict[str, Array]:
+    """How well the pixels that a segmenter calls lesion are the lesion's.
+
+    A study whose mask is empty has no Dice, IoU or recall, and is left out of the means over
+    studies; a study with a lesion in which no pixel is called has 0 in all four. What is wrongly
+    called in studies without lesion counts in the pooled figures, where the pixels of all studies
+    are one picture; they are nan where that has neither a lesion nor a call.
+
+    Args:
+        found: (studies,) lesion pixels that are called lesion; nan: the study's mask is not known.
+        false: (studies,) other pixels that are called lesion.
+        missed: (studies,) lesion pixels that are not.
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        By the names of `PIXEL_METRICS`, then the same with `_pooled`, each () or (resamples,); nan
+        where undefined.
+    """
+    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    weights = np.ones(len(counts[0])) if weights is None else np.asarray(weights, dtype=float)
+    known = ~np.isnan(counts).any(axis=0)
+    counts, weights = [part[known] for part in counts], weights[..., known]
+    has_lesion = counts[0] + counts[2] > 0
+    by_study = _overlap(*(part[has_lesion] for part in counts))
+    of_lesions = weights[..., has_lesion]
+    total = of_lesions.sum(axis=-1)
+    means = {k: _ratio(of_lesions @ np.nan_to_num(v), total) for k, v in by_study.items()}
+    pooled = _overlap(*(weights @ part for part in counts))
+    return means | {f"{name}_pooled": value for name, value in pooled.items()}
+
+
+def _overlap(found: Array, false: Array, missed: Array) -> dict[str, Array]:
+    return {
+        "dice": _ratio(2 * found, 2 * found + false + missed),
+        "iou": _ratio(found, found + false + missed),
+        "pixel_recall": _ratio(found, found + missed),
+        "pixel_precision": _ratio(found, found + false),
+    }
+
+
+def evaluate_pixels(
+    found: Array,
+    false: Array,
+    missed: Array,
+    label: str,
+    patients: Array | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """`pixel_metrics` with intervals over patients, stratified by whether they have a lesion.
+
+    Args:
+        found: (studies,), as the next two as for `pixel_metrics`.
+        false: (studies,).
+        missed: (studies,).
+        label: What the masks are of.
+        patients: (studies,) owners; None: each study has its own.
+        resamples: Number of bootstrap samples.
+        seed: Of `numpy.random.default_rng`.
+        confidence: Of the intervals.
+
+    Returns:
+        Rows as those of `evaluate_predictions`; `positives` are the studies with a lesion.
+    """
+    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    unknown = np.isnan(counts).any(axis=0)
+    has_lesion = np.where(unknown, np.nan, counts[0] + counts[2] > 0)
+    owners = _owners(patients, len(has_lesion))
+    nowhere = np.full(len(has_lesion), np.nan)
+    judged = _Judged(label, has_lesion, nowhere, nowhere, owners, None)
+    limits = _class_limits(has_lesion, owners, ("positive",))
+    chunks = _weight_chunks(has_lesion, owners, resamples, seed)
+    samples = _joined([pixel_metrics(*counts, weights) for weights in chunks])
+    rows = []
+    for metric, value in pixel_metrics(*counts).items():
+        estimate = _estimate(value, samples[metric], limits, confidence)
+        rows.append(_row(judged, metric, estimate, "bootstrap"))
+    return pd.DataFrame(rows)
+
+
 # ----------------------------------------------------------------------------------- groundwork
 
 

@@ -2,7 +2,9 @@
 
 An element is `({"slices": float32 (B, T, H, W, C), "lengths": int32 (B,)}, labels float32 (B,
 labels))`: normalised, right-padded with 0 to the longest sequence of the batch; a label is nan
-where it is unknown. The sequences of an epoch are planned in NumPy; each batch is then a function
+where it is unknown. For a segmenter, lesion masks float32 (B, T, H, W) of 0 and 1 stand in place
+of the labels, varied as their slices are and nan where they are unknown, padding included. The
+sequences of an epoch are planned in NumPy; each batch is then a function
 of (seed, epoch, batch index) alone, so that any batch can be made again, in any process.
 """
 
@@ -64,6 +66,7 @@ class SliceStore:
         fits = size_mib <= experiment.fit.cache_limit_mib
         self.in_memory = {"memory": True, "none": False, "auto": fits}[experiment.fit.cache]
         self._studies: dict[int, np.ndarray] = {}
+        self._masks: dict[int, np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self.failure: InputError | None = None
 
@@ -91,16 +94,39 @@ class SliceStore:
         images = self.slices(row, distinct)[places.reshape(around.shape)]
         return np.moveaxis(images, 1, -1)
 
+    def masks(self, row: int, indices: np.ndarray) -> np.ndarray:
+        """Gives (T, size, size) float32 lesion masks of the slices at `indices`: 1, 0 or nan.
+
+        A study without masks has no lesion where its label is 0; else its masks are not known.
+        """
+        if self.in_memory:
+            if row not in self._masks:
+                self._masks[row] = self._decoded_masks(row, None)
+            return self._masks[row][indices].astype(np.float32)
+        distinct, places = np.unique(indices, return_inverse=True)
+        return self._decoded_masks(row, distinct)[places].astype(np.float32)
+
+    def _decoded_masks(self, row: int, indices: np.ndarray | None) -> np.ndarray:
+        masks, size = self.prepared.masks(row, indices), self.input.size
+        if masks is None:
+            count = int(self.prepared.studies["slices"].iat[row])
+            known = self.prepared.labels[row, 0] == 0
+            count = count if indices is None else len(indices)
+            return np.full((count, size, size), 0 if known else np.nan, np.float16)
+        nearest = cv2.INTER_NEAREST_EXACT
+        return np.stack([cv2.resize(mask, (size, size), interpolation=nearest) for mask in masks])
+
     def forget(self, row: int) -> None:
         """Frees a study's decoded slices; they are decoded again when they are asked for."""
         self._studies.pop(row, None)
+        self._masks.pop(row, None)
 
     def intensity_range(self, row: int) -> np.ndarray:
         """Gives (windows, 2) float32, or (1, 2): the intensities that become 0 and 1."""
         if self.input.windows:
             return np.float32([[c - width / 2, c + width / 2] for c, width in self.input.windows])
         if self.dtype == np.uint8:
-            return np.float32([[0, 255]])
+            return np.float32([grey_levels(self.input)])
         if row not in self._ranges:
             self._ranges[row] = quantile_range(self.prepared.slices(row), self.input.percentiles)
         return self._ranges[row]
@@ -123,9 +149,22 @@ def _check_windows(settings: Input, prepared: Prepared) -> None:
         )
     if modality == "photograph" and settings.windows:
         raise InputError(
-            f"input.windows is set, but {prepared.path} holds 8-bit pictures, which are scaled "
-            f"from 0..255; set input.windows to null"
+            f"input.windows is set, but {prepared.path} holds 8-bit pictures, not HU; set "
+            f"input.windows to null, and perhaps input.grey_window"
         )
+    if modality != "photograph" and settings.grey_window:
+        raise InputError(
+            f"input.grey_window is set, but {prepared.path} holds {modality} intensities, not "
+            f"8-bit pictures; set input.grey_window to null"
+        )
+
+
+def grey_levels(settings: Input) -> tuple[float, float]:
+    """Gives the grey levels of 8-bit slices that become 0 and 1."""
+    if settings.grey_window is None:
+        return 0.0, 255.0
+    centre, width = settings.grey_window
+    return centre - width / 2, centre + width / 2
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
@@ -182,6 +221,28 @@ def _make_inputs(input_json: str, augment_json: str) -> Callable[..., Inputs]:
         return {"slices": pad(images, lengths), "lengths": lengths}
 
     return make_inputs
+
+
+GEOMETRIC = ("rotation", "resized_crop", "flip", "grid_distortion", "optical_distortion")
+"""The augmentations that move pixels, masks included."""
+
+
+@functools.lru_cache(maxsize=16)
+def _make_masks(augment_json: str) -> Callable[..., tf.Tensor]:
+    """Gives the graph from stored masks to padded ones, moved as the slices of the same seed."""
+    augmentation = Augment.model_validate_json(augment_json)
+    still = {name: None for name, _ in augmentation if name not in GEOMETRIC}
+    augmentation = augmentation.model_copy(update=still)
+
+    @tf.function(autograph=False)
+    def make_masks(masks, lengths, seed):
+        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
+        moved = augment(masks[..., None], sequence_ids, seed, augmentation, 0.0, 1.0)[..., 0]
+        masks = tf.where(tf.math.is_nan(moved), moved, tf.cast(moved >= 0.5, tf.float32))
+        ragged = tf.RaggedTensor.from_row_lengths(masks, lengths, validate=False)
+        return ragged.to_tensor(default_value=np.nan)
+
+    return make_masks
 
 
 def study_input(
@@ -245,7 +306,8 @@ def training_batches(
         num_parallel_calls: Batches that are made at once; changes no number.
 
     Returns:
-        A dataset of known length (`len`) of `(inputs, labels)`.
+        A dataset of known length (`len`) of `(inputs, labels)`; for a segmenter masks in place of
+        the labels.
 
     Raises:
         InputError: A study has no slices, or the `sequence` settings leave no study.
@@ -257,7 +319,10 @@ def training_batches(
         for batch in range(len(batches))
     ]
 
-    dataset = _dataset(store, batches, first_batch, experiment.augment, seeds, num_parallel_calls)
+    masks = experiment.segments
+    dataset = _dataset(
+        store, batches, first_batch, experiment.augment, seeds, num_parallel_calls, masks
+    )
     return dataset.map(lambda inputs, labels, rows: (inputs, labels)).prefetch(PREFETCH)
 
 
@@ -275,6 +340,7 @@ def evaluation_batches(
     batch_size: int | None = None,
     store: SliceStore | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
+    masks: bool = False,
 ) -> tf.data.Dataset:
     """Gives the sequences that answer for each study: unvaried, sorted by length, always the same.
 
@@ -285,6 +351,7 @@ def evaluation_batches(
         batch_size: Sequences a batch; default: `experiment.fit.batch_size`.
         store: Shares decoded slices with other calls; default: a new one.
         num_parallel_calls: Batches that are made at once; changes no number.
+        masks: Whether masks stand in place of the labels.
 
     Returns:
         A dataset of known length of `(inputs, labels, rows)`; rows int32 (B,) tells which study
@@ -296,7 +363,7 @@ def evaluation_batches(
     store = store or SliceStore(prepared, experiment)
     batches = evaluation_plan(prepared, rows, experiment, batch_size or experiment.fit.batch_size)
     unused_seeds = np.zeros((len(batches), 2), np.int32)
-    dataset = _dataset(store, batches, 0, Augment(), unused_seeds, num_parallel_calls)
+    dataset = _dataset(store, batches, 0, Augment(), unused_seeds, num_parallel_calls, masks)
     return dataset.prefetch(PREFETCH)
 
 
@@ -381,10 +448,12 @@ def _dataset(
     augmentation: Augment,
     seeds: Sequence[np.ndarray],
     num_parallel_calls: int,
+    masks: bool,
 ) -> tf.data.Dataset:
-    """Gives `(inputs, labels, rows)` of the batches from `first_batch` on, in order."""
+    """Gives `(inputs, labels or masks, rows)` of the batches from `first_batch` on, in order."""
     labels = store.prepared.labels
     make_inputs = _make_inputs(store.input.model_dump_json(), augmentation.model_dump_json())
+    make_masks = _make_masks(augmentation.model_dump_json())
 
     def read(index):
         batch = batches[index]
@@ -395,14 +464,19 @@ def _dataset(
                 [store.slices_among_neighbours(row, slices) for row, slices, _ in batch]
             )
             ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
+            judged = labels[rows]
+            if masks:
+                judged = np.concatenate([store.masks(row, slices) for row, slices, _ in batch])
         except InputError as error:
             store.failure = error
             raise
-        return images, lengths, ranges, seeds[index], labels[rows], rows
+        return images, lengths, ranges, seeds[index], judged, rows
 
+    size = store.input.size
+    judged_shape = (None, size, size) if masks else (None, labels.shape[1])
     specification = (
         *_signature(store),
-        tf.TensorSpec((None, labels.shape[1]), tf.float32),
+        tf.TensorSpec(judged_shape, tf.float32),
         tf.TensorSpec((None,), tf.int32),
     )
 
@@ -415,8 +489,9 @@ def _dataset(
         )
 
     @tf.autograph.experimental.do_not_convert
-    def finish(images, lengths, ranges, seed, labels, rows):
-        return make_inputs(images, lengths, ranges, seed), labels, rows
+    def finish(images, lengths, ranges, seed, judged, rows):
+        inputs = make_inputs(images, lengths, ranges, seed)
+        return inputs, make_masks(judged, lengths, seed) if masks else judged, rows
 
     return (
         tf.data.Dataset.range(first_batch, len(batches))

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from medseq_tf import experiment, serving_graph
 from medseq_tf.layers import kernels
-from medseq_tf.pipeline import pad
+from medseq_tf.pipeline import grey_levels, pad
 from medseq_tf.serving_graph import Sequences, Stored, require
 from medseq_tf.serving_wire import Description
 
@@ -210,7 +210,7 @@ class _Answers:
     def _fixed_ranges(self) -> list[list[float]]:
         if self.recipe.input.windows:
             return [[c - width / 2, c + width / 2] for c, width in self.recipe.input.windows]
-        return [[0.0, 255.0]]
+        return [list(grey_levels(self.recipe.input))]
 
     def _decoded(self, encoded, names):
         """Intensities float32 (N, size, size) of slices as they are stored."""

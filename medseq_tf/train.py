@@ -38,7 +38,7 @@ from medseq_tf.evaluate import (
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import feature_folder
 from medseq_tf.fitting import CHECKPOINT, Fitter
-from medseq_tf.inference import study_probabilities
+from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run, atomic, locked, write_json
@@ -180,6 +180,11 @@ def _splits(folder: Path, recipe: Experiment, prepared: Prepared, folds: int | N
 def _check_model(recipe: Experiment, prepared: Prepared, split: Mapping[str, np.ndarray]) -> None:
     """Raise an InputError for what the data and the model do not agree on, before a run begins."""
     size, labels = recipe.input.size, prepared.labels
+    if recipe.segments and all(prepared.masks(row, [0]) is None for row in split["train"]):
+        raise InputError(
+            f"{prepared.path}: has no lesion masks, from which a segmenter learns; the readers "
+            "atlas and demo store them"
+        )
     losses.build(recipe.loss, labels[split["train"]])
     models.build(recipe.model, (size, size, recipe.input.channels), labels.shape[1])
 
@@ -301,22 +306,20 @@ def _tracked(
 def _finish(fitter: Fitter) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
     prepared, split = fitter.store.prepared, fitter.split
-    nothing = np.empty((0, len(prepared.label_names)))
-    probabilities = {
-        part: study_probabilities(
-            fitter.model, fitter.store, split[part], fitter.recipe, fitter.features
-        )
+    nothing = Answers(np.empty((0, len(prepared.label_names))))
+    answers = {
+        part: study_answers(fitter.model, fitter.store, split[part], fitter.recipe, fitter.features)
         for part in ("validation", "test")
         if len(split[part])
     }
     thresholds = dict.fromkeys(prepared.label_names, 0.5)
     notes = ["no validation studies: the thresholds are 0.5"]
-    if "validation" in probabilities:
+    if "validation" in answers:
         thresholds, notes = choose_thresholds(
-            prepared, split["validation"], probabilities["validation"]
+            prepared, split["validation"], answers["validation"].probabilities
         )
     tables = [
-        predictions_table(prepared, rows, probabilities.get(part, nothing), part, thresholds)
+        predictions_table(prepared, rows, answers.get(part, nothing), part, thresholds)
         for part, rows in split.items()
         if part != "train"
     ]

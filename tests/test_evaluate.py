@@ -104,7 +104,7 @@ def test_point_metrics_leave_out_unknown_labels_and_labels_of_one_class():
 
 
 def test_every_monitor_of_a_recipe_is_measured():
-    assert set(recipes.MONITORS) == {*metrics.METRICS, "loss"}
+    assert set(recipes.MONITORS) == {*metrics.METRICS, "loss", "dice", "iou"}
 
 
 def test_text_has_a_line_a_metric_and_each_note_once(rng):

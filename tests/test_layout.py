@@ -43,6 +43,8 @@ ROAD = [
     "report",
     "model_card",
     "tracking",
+    "painted_lesions",
+    "pretraining",
     "fitting",
     "train",
     "serving_wire",
@@ -62,7 +64,8 @@ ROAD = [
 ]
 LIGHT = {"errors", "experiment", "space", "cohort", "readers", "tfrecord", "study_record", "audit",
          "prepared", "prepare", "sequences", "metrics", "runs", "search", "leakage", "subgroups",
-         "tracking", "trial", "serving_wire", "serving_client", "cli"}  # fmt: skip
+         "tracking", "painted_lesions", "trial", "serving_wire", "serving_client",
+         "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 
 

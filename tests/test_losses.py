@@ -92,3 +92,56 @@ def test_config_keeps_every_setting(batch):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert again.get_config() == loss.get_config()
     assert float(again(labels, logits)) == float(loss(labels, logits))
+
+
+# ------------------------------------------------------------------------------------- pixels
+
+
+@pytest.fixture
+def masks(rng):
+    """Masks and logits (2, 3, 4, 4); the second study's last slice is unknown."""
+    masks = (rng.random((2, 3, 4, 4)) < 0.3).astype(np.float32)
+    masks[1, 2, 0, 0] = np.nan
+    return masks, rng.normal(0, 2, masks.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.1])
+def test_pixel_loss_is_cross_entropy_by_slice_and_dice_of_the_batch(masks, gamma):
+    masks, logits = masks
+    found, known = losses.PixelLoss(gamma)(masks, logits), ~np.isnan(masks).any(axis=(2, 3))
+    truth, scores = masks[known], logits[known]
+    probability = 1 / (1 + np.exp(-scores.astype(float)))
+    dice = (2 * (probability * truth).sum() + 1) / (probability.sum() + truth.sum() + 1)
+    expected = reference(truth, scores, gamma=gamma).mean(axis=(1, 2)) + 1 - dice
+    by_slice, counted = losses.PixelLoss(gamma).elementwise(masks, logits)
+    np.testing.assert_allclose(np.asarray(by_slice)[known], expected, rtol=1e-4)
+    np.testing.assert_array_equal(counted, known)
+    assert float(found) == pytest.approx((expected[:3].mean() + expected[3:].mean()) / 2, rel=1e-4)
+
+
+def test_an_unknown_mask_has_no_loss_and_no_gradient(masks):
+    masks, logits = masks
+    logits = tf.Variable(logits)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(losses.PixelLoss().elementwise(masks, logits)[0])
+    gradient = tape.gradient(total, logits).numpy()
+    assert np.isfinite(gradient).all()
+    assert not gradient[1, 2].any()
+    assert gradient[0, 0].all()
+
+
+def test_no_lesion_and_none_found_is_no_loss():
+    nothing = np.zeros((1, 2, 4, 4), np.float32)
+    assert float(losses.PixelLoss()(nothing, nothing - 30)) == pytest.approx(0, abs=1e-6)
+    false = nothing - 30
+    false[0, 0, 0, :2] = 30
+    assert float(losses.PixelLoss()(nothing, false)) > 0.5
+
+
+def test_a_recipe_names_the_pixel_loss():
+    labels = np.zeros((3, 1))
+    focal = losses.build(recipes.Loss(name="dice_focal", gamma=1.5), labels)
+    plain = losses.build(recipes.Loss(name="dice_cross_entropy", gamma=1.5), labels)
+    assert isinstance(focal, losses.PixelLoss)
+    assert (focal.gamma, plain.gamma) == (1.5, 0.0)
+    assert losses.PixelLoss.from_config(focal.get_config()).gamma == 1.5

@@ -737,3 +737,67 @@ def test_arrays_that_do_not_fit_are_named(options, message):
     arguments = {"label_names": ["a"], "resamples": 10} | options
     with pytest.raises(InputError, match=message):
         metrics.evaluate_predictions(labels[:, None], probabilities[:, None], **arguments)
+
+
+# -------------------------------------------------------------------------------- lesion pixels
+
+
+def pixel_counts(truths, calls):
+    """`found`, `false` and `missed` of pairs of masks."""
+    pairs = [(np.asarray(t, bool), np.asarray(c, bool)) for t, c in zip(truths, calls, strict=True)]
+    return np.array([[(t & c).sum(), (~t & c).sum(), (t & ~c).sum()] for t, c in pairs], float).T
+
+
+def test_pixel_metrics_equal_scikit_learn(rng):
+    truths = rng.random((6, 50)) < 0.3
+    calls = truths ^ (rng.random((6, 50)) < 0.2)
+    found = metrics.pixel_metrics(*pixel_counts(truths, calls))
+    score = {
+        "dice": sklearn_metrics.f1_score,
+        "iou": sklearn_metrics.jaccard_score,
+        "pixel_recall": sklearn_metrics.recall_score,
+        "pixel_precision": sklearn_metrics.precision_score,
+    }
+    for name, metric in score.items():
+        by_study = [metric(t, c) for t, c in zip(truths, calls, strict=True)]
+        assert found[name] == pytest.approx(np.mean(by_study))
+        assert found[f"{name}_pooled"] == pytest.approx(metric(truths.ravel(), calls.ravel()))
+
+
+def test_empty_masks_are_left_out_of_the_means_and_count_in_the_pool():
+    lesion, empty, half = [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]
+    found = metrics.pixel_metrics(*pixel_counts([lesion, empty], [half, lesion]))
+    assert found["dice"] == pytest.approx(2 / 3)
+    assert found["dice_pooled"] == pytest.approx(2 / 5)
+    assert found["pixel_precision"] == 1
+    assert found["pixel_precision_pooled"] == pytest.approx(1 / 3)
+    nothing_found = metrics.pixel_metrics(*pixel_counts([lesion], [empty]))
+    assert all(nothing_found[name] == 0 for name in metrics.PIXEL_METRICS)
+    nothing_at_all = metrics.pixel_metrics(*pixel_counts([empty], [empty]))
+    assert np.isnan(list(nothing_at_all.values())).all()
+
+
+def test_unknown_masks_are_left_out():
+    counts = pixel_counts([[1, 1, 0], [1, 0, 0]], [[1, 0, 0], [1, 0, 0]])
+    unknown = np.concatenate([counts, np.full((3, 1), np.nan)], axis=1)
+    assert metrics.pixel_metrics(*unknown) == metrics.pixel_metrics(*counts)
+
+
+def test_intervals_of_pixel_metrics_are_over_patients(rng):
+    counts = rng.integers(0, 20, (3, 30)).astype(float)
+    counts[0, :10] = counts[2, :10] = 0
+    patients = np.repeat(np.arange(15), 2)
+    table = metrics.evaluate_pixels(*counts, "lesion", patients, resamples=200)
+    rows = table.set_index("metric")
+    assert list(rows.index) == [
+        *metrics.PIXEL_METRICS,
+        *(f"{m}_pooled" for m in metrics.PIXEL_METRICS),
+    ]
+    assert (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all()
+    assert (rows["n"] == 30).all()
+    assert (rows["positives"] == 20).all()
+    assert (rows["patients"] == 15).all()
+    none = metrics.evaluate_pixels(*np.zeros((3, 4)), "lesion", resamples=10)
+    assert none["value"].isna().all()
+    assert (none["note"] == "no positive patient").all()

@@ -162,6 +162,15 @@ CASES = {
     "MR percentiles": ("uint16", {**NETWORK, "input.percentiles": [0.2, 0.9]}),
     "MR percentiles and neighbours": ("uint16", {**NETWORK, "input.neighbours": 1}),
     "pretrained, enlarged": ("uint8", PRETRAINED),
+    "mirrored, lesion map": (
+        "uint8",
+        {
+            **NETWORK,
+            "input.grey_window": [120, 90],
+            "model.encoder.mirrored": "true",
+            "model.encoder.pooling": "lesion_map",
+        },
+    ),
 }
 
 

@@ -66,22 +66,26 @@ class BatchNormalization(keras.layers.Layer):
         if not (training and self.trainable):
             outputs = self._normalize(outputs, self.moving_mean, self.moving_variance)
         elif real is None:
-            outputs, mean, variance = kernels.normalize_by_batch(
-                outputs,
-                ops.convert_to_tensor(self.gamma),
-                ops.convert_to_tensor(self.beta),
-                self.epsilon,
-            )
-            self._update(self.moving_mean, mean)
-            self._update(self.moving_variance, variance)
+            outputs, mean, variance = self._normalize_all(outputs)
+            self._update(mean, variance)
         else:
-            outputs = self._normalize_real(outputs, self._weights(real, outputs))
+            # One fused kernel where a batch has no padding, as with sequences of one length.
+            outputs, mean, variance, known = ops.cond(
+                ops.all(real),
+                lambda: (*self._normalize_all(outputs), ops.ones_like(self.gamma, "bool")),
+                lambda: self._normalize_real(outputs, self._weights(real, outputs)),
+            )
+            self._update(mean, variance, known)
         return ops.cast(ops.reshape(outputs, shape), self.compute_dtype)
 
     def _normalize(self, inputs, mean, variance):
         return ops.batch_normalization(
             inputs, mean, variance, -1, self.beta, self.gamma, self.epsilon
         )
+
+    def _normalize_all(self, inputs):
+        weights = (ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta))
+        return kernels.normalize_by_batch(inputs, *weights, self.epsilon)
 
     def _weights(self, real, inputs):
         """1 for the channels of real slices, else 0: of rank 4, to be broadcast over `inputs`."""
@@ -100,15 +104,16 @@ class BatchNormalization(keras.layers.Layer):
         some = ops.maximum(count, 1.0)
         mean = ops.sum(inputs, axis=(0, 1, 2)) / some
         variance = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2)) / some
-        self._update(self.moving_mean, mean, count)
-        self._update(self.moving_variance, variance, count)
-        return self._normalize(inputs, mean, variance)
+        known = ops.broadcast_to(count > 0, self.gamma.shape)
+        return self._normalize(inputs, mean, variance), mean, variance, known
 
-    def _update(self, moving, batch, count=None):
-        old = ops.convert_to_tensor(moving)
-        new = old * self.momentum + ops.cast(batch, "float32") * (1.0 - self.momentum)
-        # A position that no study of the batch reaches has nothing to learn from it.
-        moving.assign(new if count is None else ops.where(count > 0, new, old))
+    def _update(self, mean, variance, known=None):
+        """Moves the moving averages, of channels that the batch has real slices for."""
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            old = ops.convert_to_tensor(moving)
+            new = old * self.momentum + ops.cast(batch, "float32") * (1.0 - self.momentum)
+            # A position that no study of the batch reaches has nothing to learn from it.
+            moving.assign(new if known is None else ops.where(known, new, old))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -3,8 +3,9 @@
 Everything else in `layers` and `models` is `keras.ops` alone. These few operations leave it on
 TensorFlow, and only there: `keras.ops.conv` compiles a grouped convolution with XLA on the CPU,
 whose gradient takes seconds where TensorFlow's own takes milliseconds, `keras.ops.moments` passes
-over the activations several times where the fused kernel passes once, and no loop of `keras.ops`
-takes chunks of different sizes.
+over the activations several times where the fused kernel passes once, no loop of `keras.ops`
+takes chunks of different sizes, and the gradient that TensorFlow derives of an LSTM's loop does at
+each step what can be done for all steps at once.
 """
 
 from __future__ import annotations
@@ -110,20 +111,162 @@ def scan(step, state, inputs):
     """
     if not _on_tensorflow():
         return ops.scan(step, state, inputs)[1]
+    return _loop(step, state, inputs, state[0] if isinstance(state, tuple) else state)
+
+
+def _loop(step, state, inputs, like, reverse: bool = False):
+    """TensorFlow's `scan`, whose outputs are `like` a tensor, or each like one of a tuple.
+
+    With `reverse` it goes from the last input to the first.
+    """
     import tensorflow as tf
 
+    several = isinstance(like, tuple)
     steps = tf.shape(inputs)[0] if inputs.shape[0] is None else inputs.shape[0]
-    like = state[0] if isinstance(state, tuple) else state
     read = tf.TensorArray(inputs.dtype, steps, element_shape=inputs.shape[1:]).unstack(inputs)
-    written = tf.TensorArray(like.dtype, steps, element_shape=like.shape)
+    written = [
+        tf.TensorArray(one.dtype, steps, element_shape=one.shape)
+        for one in (like if several else [like])
+    ]
 
-    def body(index, state, written):
-        state, output = step(state, read.read(index))
-        return index + 1, state, written.write(index, output)
+    def body(count, state, written):
+        place = steps - 1 - count if reverse else count
+        state, outputs = step(state, read.read(place))
+        outputs = outputs if several else [outputs]
+        pairs = zip(written, outputs, strict=True)
+        return count + 1, state, [array.write(place, output) for array, output in pairs]
 
     loop = (tf.constant(0), state, written)
-    condition = lambda index, *_: index < steps  # noqa: E731
-    return tf.while_loop(condition, body, loop, maximum_iterations=steps)[2].stack()
+    condition = lambda count, *_: count < steps  # noqa: E731
+    written = tf.while_loop(condition, body, loop, maximum_iterations=steps)[2]
+    outputs = tuple(array.stack() for array in written)
+    return outputs if several else outputs[0]
+
+
+def each_direction(states, weights):
+    """`(directions, batch, n)` times `(directions, n, m)`, one matrix product a direction.
+
+    As a batched product the small matrices of a recurrence take several times as long: each call
+    of oneDNN's has to be prepared anew.
+    """
+    products = [ops.matmul(states[d], weights[d]) for d in range(weights.shape[0])]
+    return ops.stack(products)
+
+
+def each_in_its_order(sequences):
+    """`(steps, directions, ...)` with the backward direction's steps reversed; its own inverse."""
+    steps, directions, *shape = ops.shape(sequences)
+    if directions == 1:
+        return sequences
+    forward = 2 * ops.arange(steps, dtype="int32")
+    backward = 2 * (steps - 1) - forward + 1
+    order = ops.reshape(ops.stack([forward, backward], axis=1), (-1,))
+    rows = ops.take(ops.reshape(sequences, (2 * steps, *shape)), order, axis=0)
+    return ops.reshape(rows, (steps, directions, *shape))
+
+
+def lstm(drive, recurrent_kernel):
+    """States of an LSTM that starts from zeros, in one direction or both.
+
+        i, f, g, o = drive + h . recurrent_kernel
+        c = sigmoid(f) c + sigmoid(i) tanh(g)
+        h = sigmoid(o) tanh(c)
+
+    Args:
+        drive: `(steps, directions, batch, 4 * units)`, the inputs times their kernel plus the bias,
+            gates in the order i, f, g, o; direction 1 reads the steps from the last to the first.
+        recurrent_kernel: `(directions, units, 4 * units)`.
+
+    Returns:
+        `(steps, directions, batch, units)`, h after each step.
+    """
+    recurrent_kernel = ops.convert_to_tensor(recurrent_kernel)
+    if _on_tensorflow():
+        return _tensorflow_lstm(drive, recurrent_kernel)
+    zeros = ops.zeros_like(drive[0, ..., : recurrent_kernel.shape[1]])
+
+    def step(state, drive):
+        h, c = state
+        i, f, g, o = _gates(drive + each_direction(h, recurrent_kernel))
+        c = f * c + i * g
+        h = o * ops.tanh(c)
+        return (h, c), h
+
+    return each_in_its_order(scan(step, (zeros, zeros), each_in_its_order(drive)))
+
+
+def _gates(z):
+    """i, f, g, o of what goes into them, `(..., 4 * units)`."""
+    i, f, _, o = ops.split(ops.sigmoid(z), 4, axis=-1)
+    return i, f, ops.tanh(ops.split(z, 4, axis=-1)[2]), o
+
+
+def _tensorflow_lstm(drive, recurrent_kernel):
+    """`lstm` with a gradient by hand.
+
+    The loop keeps h and c alone. Its gradient has all gates again from one product over all steps,
+    and all that does not depend on later steps, before its own loop; the gradient of the recurrent
+    kernel is one product after it.
+    """
+    import tensorflow as tf
+
+    directions, units, _ = recurrent_kernel.shape
+
+    def by_direction(sequences):
+        """`(steps, directions, batch, n)` to `(directions, steps * batch, n)`."""
+        rows = tf.transpose(sequences, (1, 0, 2, 3))
+        return tf.reshape(rows, (directions, -1, sequences.shape[-1]))
+
+    @tf.custom_gradient
+    def states(drive, recurrent_kernel):
+        drive = each_in_its_order(drive)
+        steps = tf.shape(drive)[0] if drive.shape[0] is None else drive.shape[0]
+        zeros = tf.zeros_like(drive[0, ..., :units])
+
+        def step(state, drive):
+            h, c = state
+            i, f, g, o = _gates(drive + each_direction(h, recurrent_kernel))
+            c = f * c + i * g
+            h = o * tf.tanh(c)
+            return (h, c), (h, c)
+
+        h, c = _loop(step, (zeros, zeros), drive, (zeros, zeros))
+
+        def gradient(of_h):
+            none = tf.zeros_like(h[:1])
+            earlier_h = tf.concat([none, h[:-1]], axis=0)
+            earlier_c = tf.concat([none, c[:-1]], axis=0)
+            recurrent = each_direction(by_direction(earlier_h), recurrent_kernel)
+            recurrent = tf.reshape(recurrent, (directions, steps, -1, 4 * units))
+            i, f, g, o = _gates(drive + tf.transpose(recurrent, (1, 0, 2, 3)))
+            squashed = tf.tanh(c)
+            slopes = [  # of c by the drives of i, f and g; of h by that of o; of h by c
+                g * i * (1 - i),
+                earlier_c * f * (1 - f),
+                i * (1 - g * g),
+                squashed * o * (1 - o),
+                o * (1 - squashed * squashed),
+            ]
+            known = tf.concat([each_in_its_order(of_h), f, slopes[-1], *slopes[:-1]], axis=-1)
+            transposed = tf.transpose(recurrent_kernel, (0, 2, 1))
+
+            def step_back(state, known):
+                of_drive, of_c = state
+                of_h, f, by_c, by_drive = tf.split(known, [units, units, units, 4 * units], -1)
+                of_h += each_direction(of_drive, transposed)
+                of_c += of_h * by_c
+                of_drive = by_drive * tf.concat([of_c, of_c, of_c, of_h], axis=-1)
+                return (of_drive, of_c * f), of_drive
+
+            start = (tf.zeros_like(drive[0]), zeros)
+            of_drive = _loop(step_back, start, known, start[0], reverse=True)
+            earlier_h = tf.transpose(by_direction(earlier_h), (0, 2, 1))
+            of_kernel = each_direction(earlier_h, by_direction(of_drive))
+            return each_in_its_order(of_drive), of_kernel
+
+        return each_in_its_order(h), gradient
+
+    return states(drive, tf.convert_to_tensor(recurrent_kernel))
 
 
 def in_chunks(function, inputs, size: int, row_shape: tuple[int, ...], dtype: str):

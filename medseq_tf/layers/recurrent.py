@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from medseq_tf.layers.kernels import scan
+from medseq_tf.layers import kernels
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 
@@ -101,9 +101,10 @@ class RecurrentLayer(keras.layers.Layer):
         mask = None if lengths is None else sequence_mask(lengths, steps)
         if mask is not None:
             drive = ops.where(mask[:, :, None, None], drive, self._padding(drive.dtype))
-        drive = _each_in_its_order(ops.transpose(drive, (1, 2, 0, 3)))
-        states = ops.zeros((self.directions, batch, self.units), dtype=drive.dtype)
-        states = _each_in_its_order(getattr(self, f"_{self.cell}")(drive, states))
+        drive = ops.transpose(drive, (1, 2, 0, 3))
+        states = (
+            self._gru(drive) if self.cell == "gru" else kernels.lstm(drive, self.recurrent_kernel)
+        )
         outputs = ops.reshape(
             ops.transpose(states, (2, 0, 1, 3)), (batch, steps, self.directions * self.units)
         )
@@ -114,32 +115,23 @@ class RecurrentLayer(keras.layers.Layer):
         closed = [-CLOSED, 0, 0, -CLOSED] if self.cell == "lstm" else [CLOSED, 0, 0]
         return ops.repeat(ops.cast(closed, dtype), self.units)
 
-    def _lstm(self, drive, zeros):
-        recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
-
-        def step(state, drive):
-            h, c = state
-            i, f, g, o = ops.split(drive + ops.matmul(h, recurrent_kernel), 4, axis=-1)
-            c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
-            h = ops.sigmoid(o) * ops.tanh(c)
-            return (h, c), h
-
-        return scan(step, (zeros, zeros), drive)
-
-    def _gru(self, drive, zeros):
+    def _gru(self, drive):
         recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
         recurrent_bias = ops.convert_to_tensor(self.bias)[:, 1:]
 
         def step(h, drive):
             update, reset, candidate = ops.split(drive, 3, axis=-1)
-            recurrent = ops.matmul(h, recurrent_kernel) + recurrent_bias
+            recurrent = kernels.each_direction(h, recurrent_kernel) + recurrent_bias
             h_update, h_reset, h_candidate = ops.split(recurrent, 3, axis=-1)
             update = ops.sigmoid(update + h_update)
             candidate = ops.tanh(candidate + ops.sigmoid(reset + h_reset) * h_candidate)
             h = update * h + (1 - update) * candidate
             return h, h
 
-        return scan(step, zeros, drive)
+        zeros = ops.zeros_like(drive[0, ..., : self.units])
+        return kernels.each_in_its_order(
+            kernels.scan(step, zeros, kernels.each_in_its_order(drive))
+        )
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.directions * self.units)
@@ -152,10 +144,3 @@ class RecurrentLayer(keras.layers.Layer):
             "bidirectional": self.bidirectional,
             "seed": self.seed,
         }
-
-
-def _each_in_its_order(sequences):
-    """`(steps, directions, ...)` with the backward direction's steps reversed."""
-    if sequences.shape[1] == 1:
-        return sequences
-    return ops.stack([sequences[:, 0], ops.flip(sequences[:, 1], axis=0)], axis=1)

@@ -9,6 +9,7 @@ from medseq_tf.experiment import Recurrent as RecurrentSettings
 from medseq_tf.layers import RecurrentLayer
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.pooling import attention, pooling
+from medseq_tf.models.slice_scores import slice_scores
 from medseq_tf.models.transformer import transformer
 
 READOUTS = ("last", "last_backward", "concat")
@@ -168,7 +169,9 @@ AGGREGATORS = {
     "gru": recurrent,
     "mean": pooling,
     "max": pooling,
+    "sum": pooling,
     "log_sum_exp": pooling,
     "attention": attention,
     "transformer": transformer,
+    "slice_scores": slice_scores,
 }

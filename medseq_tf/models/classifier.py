@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 from keras import ops
 
@@ -9,7 +11,8 @@ from medseq_tf.layers import kernels
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 
 PREFIXES = 64
-"""Beginnings of studies that `running` passes at once through an aggregator that is not causal."""
+"""Beginnings of studies that `running` passes at once through an aggregator that is not causal,
+unless the aggregator has its own number, `at_once`."""
 
 PARTS = ("encoder", "aggregator", "head")
 
@@ -19,10 +22,10 @@ class SequenceClassifier(keras.Model):
     """Padding, what it holds and how much of it there is, changes no logit.
 
     encoder: `(slices, lengths)` to features of each slice, its `backbone` first, which knows one
-    slice at a time, then `finish`; aggregator: `(features, lengths)` to one
-    vector of each study; head: vector to logits. It is built by its constructor's caller through
-    `build()` without arguments: the shape of a slice is part of the configuration, batch and steps
-    are free.
+    slice at a time, then `finish`; aggregator: `(features, lengths)` to one vector of each study;
+    head: vector to logits. An aggregator `of_scores` stands after the head, which then scores every
+    slice, and pools the scores. The model is built by its constructor's caller through `build()`
+    without arguments: the shape of a slice is part of the configuration, batch and steps are free.
 
     `variables`, not `weights`, holds the whole state: the weights, the moving statistics and the
     state of every dropout's seed. Restoring it continues a training bit for bit.
@@ -52,10 +55,15 @@ class SequenceClassifier(keras.Model):
 
     def build(self, input_shape=None):
         shape = (None, None, *self.slice_shape)
-        for part in (self.encoder, self.aggregator, self.head):
+        for part in (self.encoder, *self._after_the_encoder):
             if not part.built:
                 part.build(shape)
             shape = part.compute_output_shape(shape)
+
+    @property
+    def _after_the_encoder(self):
+        parts = (self.aggregator, self.head)
+        return parts[::-1] if getattr(self.aggregator, "of_scores", False) else parts
 
     def call(self, inputs, training=False):
         features = self._features(inputs, training)
@@ -77,8 +85,33 @@ class SequenceClassifier(keras.Model):
 
     def classify(self, features, lengths, training=False):
         """Logits `(batch, labels)` of features `(batch, steps, features)`."""
+        if getattr(self.aggregator, "of_scores", False):
+            return self.aggregator(self.head(features, training=training), lengths)
         vectors = self.aggregator(features, lengths, training=training)
         return self.head(vectors, training=training)
+
+    def examples(self, inputs, labels):
+        """What a training step compares, in training mode: logits and their labels.
+
+        Args:
+            inputs: as in the call.
+            labels: `(batch, labels)`, NaN where unknown.
+
+        Returns:
+            Logits and labels, both `(batch, labels)`; where the aggregator `learns_from_slices`,
+            both `(batch, steps, labels)`: each slice's logits, and its study's labels, which are
+            unknown where the study has ended. Of a segmenter, whose `labels` are lesion masks
+            `(batch, steps, height, width)`, these and the logits of the same pixels.
+        """
+        if hasattr(self.encoder.backbone, "lesion"):
+            slices, lengths = inputs["slices"], inputs["lengths"]
+            return self.encoder.backbone.lesion(slices, lengths, training=True), labels
+        if not getattr(self.aggregator, "learns_from_slices", False):
+            return self(inputs, training=True), labels
+        features = self._features(inputs, training=True)
+        mask = sequence_mask(inputs["lengths"], ops.shape(features)[1])
+        labels = ops.where(mask[..., None], ops.expand_dims(labels, 1), math.nan)
+        return self.head(features, training=True), labels
 
     def running(self, inputs):
         """The answer after each slice: P(y | x1..xt) for every t, as logits (paper 2).
@@ -108,7 +141,8 @@ class SequenceClassifier(keras.Model):
             return self.classify(ops.take(features, numbers // steps, axis=0), numbers % steps + 1)
 
         numbers = ops.arange(batch * steps, dtype="int32")
-        found = kernels.in_chunks(logits, numbers, PREFIXES, (self.head.labels,), "float32")
+        at_once = getattr(self.aggregator, "at_once", PREFIXES)
+        found = kernels.in_chunks(logits, numbers, at_once, (self.head.labels,), "float32")
         return ops.reshape(found, (batch, steps, self.head.labels))
 
     def compute_output_shape(self, input_shape):

@@ -6,11 +6,24 @@ import keras
 from keras import ops
 
 from medseq_tf.experiment import ConvFSM as ConvFSMSettings
-from medseq_tf.layers import ConvolutionBlock, FeatureSimilarity, PerPosition, TimeDistributed
+from medseq_tf.experiment import Pixels as PixelsSettings
+from medseq_tf.experiment import Segmenter as SegmenterSettings
+from medseq_tf.layers import (
+    ConvolutionBlock,
+    FeatureSimilarity,
+    Mirrored,
+    PerPosition,
+    TimeDistributed,
+)
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.keras_application import keras_application
+from medseq_tf.models.lesion_area import LesionArea
+from medseq_tf.models.segmenters import Segmenter
 
-POOLINGS = ("flatten", "average", "max")
+POOLINGS = ("flatten", "average", "max", "lesion_map")
+
+LEAST_AREA = 1e-3
+"""Of a lesion map, as a share of it: added before the logarithm."""
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -27,8 +40,12 @@ class ConvFSMStack(keras.layers.Layer):
         strides: of each stage.
         paddings: rows and columns of zeros on each side, of each stage.
         attention: of the feature similarity module, see `FeatureSimilarity`; None: no module.
-        pooling: `flatten`, or `average` or `max` over height and width.
+        pooling: `flatten`, or `average` or `max` over height and width, or `lesion_map`: the maps
+            become one of lesion logits (a 1 x 1 convolution), whose area, the mean probability, on
+            a logarithmic scale, and maximum are the two features.
         positions: number of positions.
+        mirrored: whether slices are turned upright and joined by their mirror images first, see
+            `Mirrored`.
         activation: of every block, by name.
         momentum: of the batch normalisations.
         epsilon: of the batch normalisations.
@@ -53,6 +70,7 @@ class ConvFSMStack(keras.layers.Layer):
         attention="softmax",
         pooling="flatten",
         positions=1,
+        mirrored=False,
         activation="relu",
         momentum=0.9,
         epsilon=1e-5,
@@ -69,11 +87,13 @@ class ConvFSMStack(keras.layers.Layer):
         self.attention = attention
         self.pooling = pooling
         self.positions = positions
+        self.mirrored = mirrored
         self.activation = activation
         self.momentum = momentum
         self.epsilon = epsilon
         self.seed = seed
         *stage_seeds, fsm_seed = child_seeds(seed, len(self.filters) + 1)
+        self.mirror = Mirrored(name="mirrored", dtype=self.dtype_policy) if mirrored else None
         common = {
             "positions": positions,
             "activation": activation,
@@ -89,21 +109,38 @@ class ConvFSMStack(keras.layers.Layer):
             for number, stage in enumerate(stages, start=1)
         ]
         self.fsm = attention and FeatureSimilarity(attention, seed=fsm_seed, name="fsm", **common)
+        self.lesions = None
+        if pooling == "lesion_map":
+            initializer = keras.initializers.GlorotUniform(seed=fsm_seed)
+            self.lesions = keras.layers.Dense(
+                1, kernel_initializer=initializer, name="lesions", dtype=self.dtype_policy
+            )
 
     def build(self, input_shape):
-        shape = input_shape
+        shape = self.mirror.compute_output_shape(input_shape) if self.mirror else input_shape
         for stage in self.stages:
             stage.build(shape)
             shape = stage.compute_output_shape(shape)
         if self.fsm:
             self.fsm.build(shape)
+        if self.lesions:
+            self.lesions.build(shape)
 
-    def call(self, inputs, real=None, training=None):
-        maps = inputs
+    def maps(self, inputs, real=None, training=None):
+        """What is pooled: `(batch, height, width, positions * channels)`; a lesion map: logits."""
+        maps = self.mirror(inputs) if self.mirror else inputs
         for stage in self.stages:
             maps = stage(maps, real=real, training=training)
         if self.fsm:
             maps = self.fsm(maps, real=real, training=training)
+        return self.lesions(maps) if self.lesions else maps
+
+    def call(self, inputs, real=None, training=None):
+        maps = self.maps(inputs, real=real, training=training)
+        if self.lesions:
+            area = ops.mean(ops.sigmoid(maps), axis=(1, 2))
+            highest = ops.max(maps, axis=(1, 2))
+            return ops.concatenate([ops.log(area + LEAST_AREA) / 2 + 2, highest / 4], axis=-1)
         if self.pooling == "average":
             return ops.mean(maps, axis=(1, 2))
         if self.pooling == "max":
@@ -120,13 +157,15 @@ class ConvFSMStack(keras.layers.Layer):
     def maps_shape(self, slice_shape):
         """`(height, width, channels)` of one slice's maps ahead of the pooling."""
         height, width, channels = slice_shape
-        shape = (None, height, width, self.positions * channels)
+        shape = (None, height, width, self.positions * channels * (2 if self.mirrored else 1))
         for stage in self.stages:
             shape = stage.compute_output_shape(shape)
         return (*shape[1:-1], shape[-1] // self.positions)
 
     def compute_output_shape(self, input_shape):
         batch, *slice_shape = input_shape
+        if self.lesions:
+            return (batch, 2)
         slice_shape[-1] //= self.positions
         height, width, channels = self.maps_shape(slice_shape)
         packed = self.positions * channels
@@ -142,6 +181,7 @@ class ConvFSMStack(keras.layers.Layer):
             "attention": self.attention,
             "pooling": self.pooling,
             "positions": self.positions,
+            "mirrored": self.mirrored,
             "activation": self.activation,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
@@ -234,6 +274,7 @@ def conv_fsm(settings: ConvFSMSettings, seed: int | None = None, skip_padding: b
         attention=settings.fsm and settings.fsm.attention,
         pooling=settings.pooling,
         positions=settings.positions if per_position else 1,
+        mirrored=settings.mirrored,
         activation=settings.activation,
         momentum=settings.batch_norm_momentum,
         epsilon=settings.batch_norm_epsilon,
@@ -247,4 +288,32 @@ def conv_fsm(settings: ConvFSMSettings, seed: int | None = None, skip_padding: b
     return Encoder(layer, settings.dropout, dropout_seed, name="encoder")
 
 
-ENCODERS = {"conv_fsm": conv_fsm, "keras_application": keras_application}
+def pixels(settings: PixelsSettings, seed: int | None = None, skip_padding: bool = True) -> Encoder:
+    """Every slice as it is, flattened; there is nothing to draw from `seed` and to be skipped."""
+    flatten = keras.layers.Flatten(name="flatten")
+    return Encoder(TimeDistributed(flatten, skip_padding=False, name="pixels"), name="encoder")
+
+
+def segmenter(settings: SegmenterSettings, seed: int | None = None, skip_padding: bool = True):
+    """The encoder whose one feature of a slice is its predicted lesion's area.
+
+    Args:
+        settings: the recipe's `model.encoder`.
+        seed: seed of the initial weights and of dropout.
+        skip_padding: see `TimeDistributed`.
+
+    Returns:
+        An `Encoder`, not built.
+    """
+    weights_seed, dropout_seed = child_seeds(seed, 2)
+    network = Segmenter(settings.network, settings.width, seed=weights_seed, name=settings.network)
+    area = LesionArea(network, skip_padding, name="lesion_area")
+    return Encoder(area, 0.0, dropout_seed, name="encoder")
+
+
+ENCODERS = {
+    "conv_fsm": conv_fsm,
+    "keras_application": keras_application,
+    "pixels": pixels,
+    "segmenter": segmenter,
+}

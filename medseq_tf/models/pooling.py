@@ -1,5 +1,5 @@
 """Takes a vector of features for each slice and lengths, gives one vector for each study, order
-aside: mean, maximum, log-sum-exp or gated attention."""
+aside: mean, sum, maximum, log-sum-exp or gated attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medseq_tf.experiment import Pooling as PoolingSettings
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 
-MODES = ("mean", "max", "log_sum_exp")
+MODES = ("mean", "max", "sum", "log_sum_exp")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -21,8 +21,8 @@ class Pooling(keras.layers.Layer):
     """Neither the order of the slices nor padding, whatever it holds, changes anything.
 
     Args:
-        mode: `mean`; `max`; or `log_sum_exp`, `log(mean(exp(r x))) / r`, a maximum that lets every
-            slice learn (Pinheiro and Collobert 2015, equation 6).
+        mode: `mean`; `max`; `sum`; or `log_sum_exp`, `log(mean(exp(r x))) / r`, a maximum that lets
+            every slice learn (Pinheiro and Collobert 2015, equation 6).
         sharpness: r of `log_sum_exp`: near 0 it is the mean, large the maximum.
 
     Call arguments:
@@ -46,6 +46,8 @@ class Pooling(keras.layers.Layer):
 
     def call(self, features, lengths, training=None):
         mask = sequence_mask(lengths, ops.shape(features)[1])
+        if self.mode == "sum":
+            return ops.sum(zero_padding(features, mask), axis=1)
         if self.mode == "mean":
             count = ops.cast(ops.expand_dims(lengths, 1), features.dtype)
             return ops.sum(zero_padding(features, mask), axis=1) / count

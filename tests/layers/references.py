@@ -69,3 +69,34 @@ def feature_similarity(maps, layer, position=0):
             weights /= len(places)
         y[here] = sum(w * g[there] for w, there in zip(weights, places, strict=True))
     return block(block(y, layer.restore, position) + x, layer.expand, position) + maps
+
+
+def lstm(drive, recurrent_kernel):
+    """States `(steps, directions, batch, units)` of an LSTM, study by study and step by step."""
+    drive, recurrent_kernel = np.float64(drive), np.float64(recurrent_kernel)
+    steps, directions, batch, width = drive.shape
+    states = np.zeros((steps, directions, batch, width // 4))
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    for direction in range(directions):
+        order = range(steps) if direction == 0 else reversed(range(steps))
+        h = c = np.zeros((batch, width // 4))
+        for step in order:
+            gates = drive[step, direction] + h @ recurrent_kernel[direction]
+            i, f, g, o = np.split(gates, 4, axis=-1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            states[step, direction] = h
+    return states
+
+
+def gradient(function, array, step=1e-6):
+    """Gradient of a number by each element of a float64 array, by central differences."""
+    found = np.zeros_like(array)
+    for place in np.ndindex(*array.shape):
+        around = []
+        for sign in (1, -1):
+            moved = array.copy()
+            moved[place] += sign * step
+            around.append(function(moved))
+        found[place] = (around[0] - around[1]) / (2 * step)
+    return found

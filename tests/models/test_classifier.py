@@ -39,6 +39,9 @@ VARIANTS = {
     "per_position": settings({"weights": "per_position"}),
     "no_fsm_average": settings({"fsm": None, "pooling": "average", "activation": "selu"}),
     "gru_concat_max": settings({"pooling": "max"}, {"name": "gru", "readout": "concat"}),
+    "mirrored_lesion_map": settings(
+        {"mirrored": True, "pooling": "lesion_map", "fsm": None}, None, {"units": []}
+    ),
     "one_way": settings(
         {"fsm": {"attention": "scaled"}, "dropout": 0.2},
         {"bidirectional": False, "readout": "last", "layers": 1},
@@ -68,9 +71,9 @@ def model(request):
 
 
 def test_the_catalogues_hold_what_a_recipe_can_name():
-    assert set(ENCODERS) == {"conv_fsm", "keras_application"}
-    pooled = {"mean", "max", "log_sum_exp", "attention"}
-    assert set(AGGREGATORS) == {"lstm", "gru", "transformer"} | pooled
+    assert set(ENCODERS) == {"conv_fsm", "keras_application", "pixels", "segmenter"}
+    pooled = {"mean", "max", "sum", "log_sum_exp", "attention"}
+    assert set(AGGREGATORS) == {"lstm", "gru", "transformer", "slice_scores"} | pooled
 
 
 def test_logits(model, slices):

@@ -16,6 +16,7 @@ LENGTHS = np.array([5, 1, 3], "int32")
 SETTINGS = {
     "mean": experiment.Pooling(name="mean"),
     "max": experiment.Pooling(name="max"),
+    "sum": experiment.Pooling(name="sum"),
     "log_sum_exp": experiment.Pooling(name="log_sum_exp", sharpness=3.0),
     "attention": experiment.Attention(units=4, dropout=0.5),
     "transformer": experiment.Transformer(units=8, heads=2, feed_forward=6),
@@ -36,6 +37,7 @@ def aggregator(name):
     [
         ("mean", lambda x: x.mean(0)),
         ("max", lambda x: x.max(0)),
+        ("sum", lambda x: x.sum(0)),
         ("log_sum_exp", lambda x: (logsumexp(3 * x, axis=0) - np.log(len(x))) / 3),
     ],
 )
@@ -87,7 +89,7 @@ def test_round_trip(features, name):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode is one of mean, max, log_sum_exp"):
+    with pytest.raises(ValueError, match="mode is one of mean, max, sum, log_sum_exp"):
         Pooling("median")
 
 
