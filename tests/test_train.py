@@ -287,6 +287,9 @@ class MeanModel(keras.Model):
         flat = ops.reshape(slices, (ops.shape(slices)[0], -1, 32 * 32))
         return self.dense(ops.sum(flat, axis=1) / lengths[:, None])
 
+    def examples(self, inputs, labels):
+        return self(inputs, training=True), labels
+
 
 def test_accumulated_gradients_are_exact_for_unequal_batches(demo_data, tmp_path, monkeypatch):
     """One update from portions of 5, 5, ... and a rest equals one from all studies at once."""

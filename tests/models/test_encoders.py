@@ -85,7 +85,7 @@ def test_skip_padding_is_handed_on():
 
 
 def test_a_wrong_pooling_is_refused():
-    with pytest.raises(ValueError, match="flatten, average, max, got 'sum'"):
+    with pytest.raises(ValueError, match="flatten, average, max, lesion_map, got 'sum'"):
         ConvFSMStack(pooling="sum")
 
 
