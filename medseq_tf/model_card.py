@@ -122,6 +122,8 @@ def _model(run: Run) -> list[Item]:
     loss, fit = recipe.loss, recipe.fit
     varied = [name for name, value in recipe.augment if value is not None]
     weights = encoder.weights if encoder.name == "keras_application" else "random"
+    if recipe.pretraining:
+        weights += f"; the encoder taught {recipe.pretraining.steps} steps on painted lesions"
     return [
         Item("22", "12c, 22", "Model",
              f"{encoder.name} encoder for each slice, {aggregator.name} over the slices, "
