@@ -103,7 +103,7 @@ def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
     rows = [json.loads(line) for line in out.splitlines()]
     assert {"metric", "calibration", "confusion", "subgroup"} == {row["table"] for row in rows}
     rows = [row for row in rows if row["table"] == "metric"]
-    stored = json.loads(Path("runs/first/metrics.json").read_text())["table"]
+    stored = json.loads(Path("runs/first/metrics.json").read_text("utf-8"))["table"]
     stored = {row["metric"]: row for row in stored if row["split"] == "test"}
     for row in rows:
         assert row["value"] == pytest.approx(stored[row["metric"]]["value"], abs=1e-5)

@@ -66,7 +66,7 @@ def test_a_checked_version(tmp_path):
     } <= found
     assert not [p for p in done.path.parent.iterdir() if p.name.startswith(".")]
     run = small_run()
-    description = Description.from_json((done.path / "assets/description.json").read_text())
+    description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
     assert description == describe(run)
     assert description.thresholds == run.thresholds
     assert experiment.load(done.path / "assets/experiment.yaml") == run.experiment
@@ -165,7 +165,7 @@ def test_warm_up_requests_are_tensorflow_serving_s():
 
 
 def test_the_batching_configuration_has_tensorflow_serving_s_fields():
-    text = (exported().path.parent / "batching.config").read_text()
+    text = (exported().path.parent / "batching.config").read_text("utf-8")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     fields = dict(re.split(r":\s*|\s*\{\s*value:\s*", line.rstrip(" }")) for line in lines if line)
     assert fields == {
@@ -183,7 +183,7 @@ def test_an_unfinished_run(tmp_path):
     for file in small_run().path.iterdir():
         if file.is_file():
             (run / file.name).write_bytes(file.read_bytes())
-    info = json.loads((run / "run.json").read_text())
+    info = json.loads((run / "run.json").read_text("utf-8"))
     (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
     with pytest.raises(InputError, match="the run is stopped"):
         export(run, tmp_path / "model")
@@ -211,7 +211,7 @@ def test_folds_of_16_bit_intensities(tmp_path, dtype, modality):
     assert len(Run.load(run).folds) == 2
     done = export(run, tmp_path / "model")
     assert done.difference <= 1e-5
-    description = Description.from_json((done.path / "assets/description.json").read_text())
+    description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
     assert (description.members, description.bits) == (2, 16)
     loaded = tf.saved_model.load(str(done.path))
     with pytest.raises(tf.errors.InvalidArgumentError, match="no 16-bit greyscale PNG"):
@@ -223,8 +223,8 @@ def test_folds_of_16_bit_intensities(tmp_path, dtype, modality):
 def test_no_raw_path_of_this_machine_in_what_is_written():
     for path in exported().path.rglob("*"):
         if path.suffix in (".json", ".yaml"):
-            assert str(Path.home()) not in path.read_text()
-            assert str(data()) not in path.read_text()
+            assert str(Path.home()) not in path.read_text("utf-8")
+            assert str(data()) not in path.read_text("utf-8")
 
 
 def test_the_command_has_the_defaults_of_its_function():

@@ -112,7 +112,7 @@ def test_a_search_can_be_read_in_the_browser(server, demo_data, tmp_path, monkey
     }
     wanted = [f"{name}={text}={url}" for name, (text, url) in pages.items()]
     subprocess.run([python, str(LOOK), chromium, str(tmp_path), *wanted], check=True)
-    text = {name: (tmp_path / f"{name}.txt").read_text() for name in pages}
+    text = {name: (tmp_path / f"{name}.txt").read_text("utf-8") for name in pages}
 
     assert "search small" in text["runs"]
     assert all(f"small {name}" in text["runs"] for name in ("base", "0000", "0001"))
@@ -149,5 +149,5 @@ def test_without_a_server_a_search_ends_as_well(demo_data, tmp_path, monkeypatch
     assert search.trials["status"].tolist() == ["finished", "failed", "finished"]
     said = capsys.readouterr().err
     assert said.count("cannot be used") == 1
-    kept = (search.path / tracking.UNSENT).read_text().splitlines()
+    kept = (search.path / tracking.UNSENT).read_text("utf-8").splitlines()
     assert {"start", "params", "tags", "metrics"} <= {json.loads(line)["kind"] for line in kept}

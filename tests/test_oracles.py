@@ -190,7 +190,7 @@ def test_files_are_whole_after_every_step(tmp_path):
         order = books.next("a")
         books.finish(order.trial, 0.5)
         for file in (tmp_path / "oracle").rglob("*.json"):
-            json.loads(file.read_text())
+            json.loads(file.read_text("utf-8"))
     assert not [f for f in (tmp_path / "oracle").rglob(".*") if f.is_file()]
 
 
@@ -199,7 +199,7 @@ def test_a_trial_that_was_half_begun_is_forgotten(tmp_path):
     books.finish(books.next("a").trial, 0.5)
     stale = tmp_path / "oracle" / "trial_0001"
     stale.mkdir()
-    text = (tmp_path / "oracle" / "trial_0000" / "trial.json").read_text()
+    text = (tmp_path / "oracle" / "trial_0000" / "trial.json").read_text("utf-8")
     (stale / "trial.json").write_text(text.replace('"0000"', '"0001"'))
     assert ledger(tmp_path).next("a").trial == "0001"
 

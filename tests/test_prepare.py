@@ -414,7 +414,7 @@ def test_the_audit_counts_and_names(folder, tmp_path):
     }
     assert list(data.studies.source) == ["Normal/1", "Normal/2", "Stroke/3", "Stroke/4"]
     text = data.audit_text()
-    assert text == (data.path / "audit.txt").read_text()
+    assert text == (data.path / "audit.txt").read_text("utf-8")
     assert text.startswith("4 studies of 4 patients, 8 slices; 5 findings\n")
     for name in ("Normal/notes.txt", "Stroke/9 (1).png", "Stroke/3: 2 of 30 x 20, 1 of 7 x 7"):
         assert name in text
@@ -425,7 +425,7 @@ def test_the_printed_audit_is_short(folder, tmp_path):
         (folder / "Normal" / f"{number}.txt").write_text("x")
     data = make("image-folder", folder, out=tmp_path / "out")
     assert "... and 12 more, see audit.txt" in data.audit_text(most=3)
-    assert "Normal/14.txt" in (data.path / "audit.txt").read_text()
+    assert "Normal/14.txt" in (data.path / "audit.txt").read_text("utf-8")
 
 
 def test_strict_refuses_to_leave_a_study_out(folder, tmp_path):
@@ -500,7 +500,7 @@ def test_loading_what_is_not_whole(folder, tmp_path):
     pd.read_parquet(data.path / "studies.parquet")[:2].to_parquet(data.path / "studies.parquet")
     with pytest.raises(InputError, match=r"studies\.parquet is not the one that dataset\.json"):
         Prepared.load(data.path)
-    info = json.loads((data.path / "dataset.json").read_text())
+    info = json.loads((data.path / "dataset.json").read_text("utf-8"))
     (data.path / "dataset.json").write_text(json.dumps({**info, "format_version": 99}))
     with pytest.raises(InputError, match="has format version 99"):
         Prepared.load(data.path)

@@ -28,7 +28,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write()
-    assert path.read_text() == "old"
+    assert path.read_text("utf-8") == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -51,7 +51,7 @@ def test_others_may_read_what_is_written(tmp_path):
 
 def test_json_has_null_where_a_number_is_none(tmp_path):
     write_json(tmp_path / "x.json", {"a": [1.5, float("nan")], "b": {"c": float("-inf")}})
-    found = json.loads((tmp_path / "x.json").read_text())
+    found = json.loads((tmp_path / "x.json").read_text("utf-8"))
     assert found == {"a": [1.5, None], "b": {"c": None}}
 
 

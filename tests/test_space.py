@@ -233,7 +233,7 @@ def test_the_spaces_that_come_with_the_package(path):
     rng = random.Random(0)
     for _ in range(50):
         made.experiment(made.sample(rng))
-    assert Space.load(yaml.safe_load(path.read_text())).key == made.key
+    assert Space.load(yaml.safe_load(path.read_text("utf-8"))).key == made.key
 
 
 def test_every_preset_has_its_space():

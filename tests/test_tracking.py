@@ -73,7 +73,7 @@ def test_without_a_usable_server_the_work_goes_on(tmp_path, monkeypatch, capsys,
     assert said.count("the run goes on") == 1
     assert len(said.splitlines()) == 1
     assert "secret" not in said
-    kept = [json.loads(line) for line in (tmp_path / tracking.UNSENT).read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / tracking.UNSENT).read_text("utf-8").splitlines()]
     assert [record["kind"] for record in kept] == ["start", "params", "metrics", "artifact", "end"]
     assert kept[2] == {"kind": "metrics", "step": 3, "loss": 0.5}
 
@@ -89,7 +89,7 @@ def test_a_server_that_goes_away_costs_only_what_follows(no_server, client, caps
     tracker.metrics({"loss": 0.5}, step=2)
     tracker.end()
     assert "connection reset" in capsys.readouterr().err
-    kept = (no_server / tracking.UNSENT).read_text().splitlines()
+    kept = (no_server / tracking.UNSENT).read_text("utf-8").splitlines()
     assert [json.loads(line)["kind"] for line in kept] == ["metrics", "end"]
 
 

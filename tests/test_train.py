@@ -146,10 +146,10 @@ def test_resuming_keeps_the_split_that_the_run_began_with(demo_data, tmp_path, m
     with pytest.raises(SystemExit):
         run_small(demo_data, tmp_path / "run", "fit.epochs=1")
     monkeypatch.undo()
-    before = (tmp_path / "run" / "splits.json").read_text()
+    before = (tmp_path / "run" / "splits.json").read_text("utf-8")
     monkeypatch.setattr(cohort, "holdout", None)
     resumed = run_small(demo_data, tmp_path / "run", "fit.epochs=1", resume=True)
-    assert (resumed.path / "splits.json").read_text() == before
+    assert (resumed.path / "splits.json").read_text("utf-8") == before
 
 
 def test_resuming_on_data_with_other_ids_is_refused(demo_data, tmp_path, monkeypatch):

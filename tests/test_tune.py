@@ -395,7 +395,7 @@ def test_a_score_is_the_mean_of_what_was_held_out(plan, tmp_path):
     assert found["score"] == pytest.approx(np.mean(scores))
     assert found["sd"] == pytest.approx(np.std(scores, ddof=1))
     assert found["epochs"] == [1, 1]
-    aside = set(json.loads(Path(plan["splits"]).read_text())["set_aside"])
+    aside = set(json.loads(Path(plan["splits"]).read_text("utf-8"))["set_aside"])
     assert not aside & set(run.predictions["study"])
     assert not list(tmp_path.rglob("model.keras")), "30 trials of 5 folds would be 150 models"
 
@@ -557,22 +557,22 @@ def test_killed_it_goes_on_in_the_trial_it_was_in(demo_data, no_server):
     )
     second = out / "trials" / "0001"
     wait_for(lambda: (second / "run" / "checkpoint.npz").exists() or killed.poll() is not None)
-    child = json.loads((second / "job.json").read_text())
+    child = json.loads((second / "job.json").read_text("utf-8"))
     running = [
         p for p in psutil.process_iter(["cmdline"]) if str(second) in (p.info["cmdline"] or [])
     ]
     killed.kill()
     killed.communicate()
     wait_for(lambda: not any(process.is_running() for process in running), 20)
-    first = json.loads((out / "trials" / "0000" / "result.json").read_text())
-    mlflow_run = json.loads((second / "tracking.json").read_text())["run_id"]
+    first = json.loads((out / "trials" / "0000" / "result.json").read_text("utf-8"))
+    mlflow_run = json.loads((second / "tracking.json").read_text("utf-8"))["run_id"]
 
     done = subprocess.run(words, cwd=no_server, capture_output=True, text=True, check=True)
     assert "goes on" in done.stdout
     found = Search.load(out)
     assert found.trials["status"].tolist() == ["finished", "finished"]
-    assert json.loads((out / "trials" / "0000" / "result.json").read_text()) == first
-    again = json.loads((second / "job.json").read_text())
+    assert json.loads((out / "trials" / "0000" / "result.json").read_text("utf-8")) == first
+    again = json.loads((second / "job.json").read_text("utf-8"))
     assert again["recipe"] == child["recipe"]
     assert trial.result(second)["mlflow_run_id"] == mlflow_run
     assert not list(out.rglob("tracking_unsent.jsonl"))
@@ -656,7 +656,7 @@ def test_the_best_is_trained_anew_and_registered_once(demo_data, no_server, monk
     (model,) = client.search_registered_models()
     assert {alias: int(number) for alias, number in model.aliases.items()} == {"champion": 1}
     version = client.get_model_version_by_alias("small", "champion")
-    assert (champion.path / "model_card.md").read_text() == version.description
+    assert (champion.path / "model_card.md").read_text("utf-8") == version.description
     assert (
         client.get_run(version.run_id).data.tags["mlflow.parentRunId"]
         == (search.info["mlflow_run_id"])
