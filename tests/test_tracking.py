@@ -73,7 +73,9 @@ def test_without_a_usable_server_the_work_goes_on(tmp_path, monkeypatch, capsys,
     assert said.count("the run goes on") == 1
     assert len(said.splitlines()) == 1
     assert "secret" not in said
-    kept = [json.loads(line) for line in (tmp_path / tracking.UNSENT).read_text("utf-8").splitlines()]
+    kept = [
+        json.loads(line) for line in (tmp_path / tracking.UNSENT).read_text("utf-8").splitlines()
+    ]
     assert [record["kind"] for record in kept] == ["start", "params", "metrics", "artifact", "end"]
     assert kept[2] == {"kind": "metrics", "step": 3, "loss": 0.5}
 

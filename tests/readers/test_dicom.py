@@ -607,4 +607,6 @@ def test_prepared_hounsfield_units_come_back(tmp_path):
     assert (prepared.info["modality"], prepared.info["unit"]) == ("CT", "HU")
     found = {prepared.slices(row).tobytes() for row in range(3)}
     assert found == {COHORT.render(n).volume.tobytes() for n in range(3)}
-    assert all("patient-0001" not in path.read_text("utf-8") for path in tmp_path.glob("out/*.json"))
+    assert all(
+        "patient-0001" not in path.read_text("utf-8") for path in tmp_path.glob("out/*.json")
+    )
