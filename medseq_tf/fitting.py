@@ -27,6 +27,7 @@ from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import FeatureStore, frozen_network, join, weights_digest
 from medseq_tf.inference import Answers, study_answers
+from medseq_tf.models.applications import dtype_policy
 from medseq_tf.pipeline import (
     SliceStore,
     readable,
@@ -34,7 +35,7 @@ from medseq_tf.pipeline import (
     training_batches,
     training_plan,
 )
-from medseq_tf.pretraining import healthy, pretrain
+from medseq_tf.pretraining import pretrain
 from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
@@ -88,7 +89,7 @@ class Fitter:
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
         labels = store.prepared.labels
         side = recipe.input.size
-        with _dtype_policy(recipe.fit.precision):
+        with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
             self.model = models.build(
                 recipe.model,
                 input_shape=(side, side, recipe.input.channels),
@@ -102,7 +103,6 @@ class Fitter:
         self.network = frozen_network(self.model)
         self.digest = weights_digest(self.network) if self.network is not None else None
         if recipe.pretraining:
-            healthy(store, split["train"])  # said before the run begins
             self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
         fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
         self.variables = [v for v in self.model.variables if id(v) not in fixed]
@@ -502,16 +502,6 @@ def build_optimizer(
 def _interactive() -> bool:
     """Whether a line can be drawn over: a terminal or a notebook, not a log file."""
     return sys.stdout.isatty() or "ipykernel" in sys.modules
-
-
-@contextmanager
-def _dtype_policy(precision: str) -> Iterator[None]:
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @contextmanager

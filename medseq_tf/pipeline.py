@@ -109,9 +109,9 @@ class SliceStore:
     def _decoded_masks(self, row: int, indices: np.ndarray | None) -> np.ndarray:
         masks, size = self.prepared.masks(row, indices), self.input.size
         if masks is None:
-            count = int(self.prepared.studies["slices"].iat[row])
+            every = int(self.prepared.studies["slices"].iat[row])
+            count = every if indices is None else len(indices)
             known = self.prepared.labels[row, 0] == 0
-            count = count if indices is None else len(indices)
             return np.full((count, size, size), 0 if known else np.nan, np.float16)
         nearest = cv2.INTER_NEAREST_EXACT
         return np.stack([cv2.resize(mask, (size, size), interpolation=nearest) for mask in masks])

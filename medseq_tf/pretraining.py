@@ -13,6 +13,7 @@ from medseq_tf.experiment import Experiment, PaintedLesions
 from medseq_tf.models import ConvFSMStack, SequenceClassifier
 from medseq_tf.painted_lesions import paint, vary
 from medseq_tf.pipeline import SliceStore
+from medseq_tf.prepared import Prepared
 
 PAINTED = 0.75
 """Share of the sequences that get a lesion."""
@@ -20,14 +21,14 @@ CELL = 0.3
 """Share of a map's cell that has to be lesion for the cell to be one."""
 
 
-def healthy(store: SliceStore, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+def healthy(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return those of `rows` whose labels are known and all 0.
 
     Raises:
       InputError: there is none.
     """
     rows = np.asarray(rows)
-    found = rows[(store.prepared.labels[rows] == 0).all(axis=1)]
+    found = rows[(prepared.labels[rows] == 0).all(axis=1)]
     if not len(found):
         raise InputError(
             "pretraining paints lesions into training studies without a finding, and there is "
@@ -61,7 +62,7 @@ def pretrain(
       Diverged: the loss became NaN or infinite.
       InputError: no training study is without a finding, or one cannot be read.
     """
-    settings, rows = recipe.pretraining, healthy(store, rows)
+    settings, rows = recipe.pretraining, healthy(store.prepared, rows)
     stack = model.encoder.backbone.layer
     model.encoder.backbone.trainable = True
     step = _step(stack, settings, model.slice_shape)

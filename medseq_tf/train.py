@@ -41,6 +41,7 @@ from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
+from medseq_tf.pretraining import healthy
 from medseq_tf.runs import Run, atomic, locked, write_json
 from medseq_tf.tracking import Section, Tracker
 
@@ -185,6 +186,8 @@ def _check_model(recipe: Experiment, prepared: Prepared, split: Mapping[str, np.
             f"{prepared.path}: has no lesion masks, from which a segmenter learns; the readers "
             "atlas and demo store them"
         )
+    if recipe.pretraining:
+        healthy(prepared, split["train"])
     losses.build(recipe.loss, labels[split["train"]])
     models.build(recipe.model, (size, size, recipe.input.channels), labels.shape[1])
 

@@ -69,10 +69,10 @@ def test_a_lesion_is_darker_or_brighter_than_tissue_by_its_contrast(bright, sign
     for seed in range(8):
         image = head()
         changed, mask = paint(image, wanted, np.random.default_rng(seed))
-        if mask.any():
-            found = (changed - image)[mask > 0]
-            assert np.sign(found.mean()) == sign
-            assert 0.05 < np.abs(found.mean()) < 0.45  # two lesions may overlap
+        assert mask.any()
+        found = (changed - image)[mask > 0]
+        assert np.sign(found.mean()) == sign
+        assert 0.05 < np.abs(found.mean()) < 0.45  # two lesions may overlap
 
 
 def test_without_tissue_nothing_is_painted():
@@ -96,7 +96,7 @@ def test_a_mask_is_varied_as_its_slices_are():
 def test_one_seed_gives_one_batch(demo_data):
     prepared, wanted = Prepared.load(demo_data), recipe()
     store = SliceStore(prepared, wanted)
-    rows = pretraining.healthy(store, np.arange(len(prepared)))
+    rows = pretraining.healthy(prepared, np.arange(len(prepared)))
     draws = [
         pretraining.painted_batch(store, rows, wanted, np.random.default_rng(seed))
         for seed in (3, 3, 4)
@@ -111,13 +111,21 @@ def test_one_seed_gives_one_batch(demo_data):
 
 def test_only_studies_without_a_finding_are_painted_on(demo_data):
     prepared = Prepared.load(demo_data)
-    store = SliceStore(prepared, recipe())
     rows = np.arange(len(prepared))
     np.testing.assert_array_equal(
-        pretraining.healthy(store, rows), np.flatnonzero(prepared.labels[:, 0] == 0)
+        pretraining.healthy(prepared, rows), np.flatnonzero(prepared.labels[:, 0] == 0)
     )
     with pytest.raises(InputError, match=r"without a finding.*set pretraining to null"):
-        pretraining.healthy(store, np.flatnonzero(prepared.labels[:, 0] == 1))
+        pretraining.healthy(prepared, np.flatnonzero(prepared.labels[:, 0] == 1))
+
+
+def test_without_one_no_run_is_begun(demo_data, tmp_path):
+    prepared = Prepared.load(demo_data)
+    ill = np.flatnonzero(prepared.labels[:, 0] == 1)
+    splits = {"train": ill[:-2], "validation": ill[-2:-1], "test": ill[-1:]}
+    with pytest.raises(InputError, match="without a finding"):
+        train(recipe(), prepared, tmp_path / "run", splits=splits, track=False, verbose=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -125,7 +133,7 @@ def test_it_learns_what_is_painted_and_finds_it_elsewhere(demo_data):
     prepared = Prepared.load(demo_data)
     wanted = recipe("pretraining.steps=150", "pretraining.contrast=[0.2, 0.5]")
     store = SliceStore(prepared, wanted)
-    rows = pretraining.healthy(store, np.arange(len(prepared)))
+    rows = pretraining.healthy(prepared, np.arange(len(prepared)))
     seen, unseen = rows[::2], rows[1::2]
     model = models.build(wanted.model, (32, 32, 1), 1, seed=0)
     pretraining.pretrain(model, store, seen, wanted, verbose=False)
