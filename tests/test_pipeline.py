@@ -495,3 +495,15 @@ def test_windows_and_modality_must_go_together(tmp_path, marked):
         SliceStore(ct, recipe())
     with pytest.raises(InputError, match=r"input\.windows is set.*set input\.windows to null"):
         SliceStore(marked, recipe(input={"windows": [(40.0, 80.0)]}))
+
+
+def test_a_grey_window_is_of_8_bit_slices(tmp_path):
+    studies = random_studies([3], np.uint8)
+    wanted = recipe(input={"grey_window": (120.0, 80.0), "mean": 0, "std": 1})
+    ((inputs, _, _),) = collect(evaluation_batches(write(tmp_path, studies), [0], wanted))
+    expected = np.clip((studies[0].astype(float) - 80) / 80, 0, 1)
+    np.testing.assert_allclose(inputs["slices"][0, ..., 0], expected, atol=1e-5)
+    ct = write(tmp_path / "ct", random_studies([2], np.int16))
+    both = {"windows": [(40.0, 80.0)], "grey_window": (120.0, 80.0)}
+    with pytest.raises(InputError, match=r"input\.grey_window is set.*to null"):
+        SliceStore(ct, recipe(input=both))
