@@ -32,7 +32,7 @@ import torch_peers
 from side_by_side import Ratio, Time, alternate, machine, median, ratio, table
 
 from medseq_tf import experiment, losses, models
-from medseq_tf.fitting import build_optimizer
+from medseq_tf.fitting import build_optimizer, learning_rate
 from medseq_tf.models.aggregators import recurrent
 
 BATCH, STEPS, SIDE = 16, 15, 64
@@ -77,7 +77,8 @@ def training_step(model, steps: int | None = None) -> Callable[..., tf.Tensor]:
     """The update of `medseq_tf.fitting`, in one graph for all batches."""
     recipe = experiment.load("fsm_bilstm")
     loss = losses.build(recipe.loss, np.array([[0.0], [1.0]], np.float32))
-    optimizer = build_optimizer(recipe.optimizer, updates=10_000)
+    rate = learning_rate(recipe.optimizer, updates=10_000)
+    optimizer = build_optimizer(recipe.optimizer)
     optimizer.build(model.trainable_variables)
     signature = [
         tf.TensorSpec((None, steps, SIDE, SIDE, 1), tf.float32),
@@ -94,6 +95,7 @@ def training_step(model, steps: int | None = None) -> Callable[..., tf.Tensor]:
             total = tf.reduce_sum(elements)
         gradients = tape.gradient(total, [v.value for v in variables])
         known = tf.maximum(tf.reduce_sum(known), 1.0)
+        optimizer.learning_rate.assign(rate(optimizer.iterations))
         optimizer.apply([g / known for g in gradients], variables)
         return total
 
@@ -277,7 +279,7 @@ def main() -> None:
     print(machine(TensorFlow=tf.__version__, Keras=keras.__version__, PyTorch=torch.__version__))
     print(f"{options.threads} threads each")
     started = time.perf_counter()
-    # S
+    steps_beside_pytorch(options.rounds)
     beside_keras_layer(max(options.rounds // 2, 3), options.first_rounds)
     share_of_the_machine(options.rounds)
     print(f"\n{time.perf_counter() - started:.0f} s in all")

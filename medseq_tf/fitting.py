@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ class Fitter:
         self.loss = losses.build(recipe.loss, labels[shown])  # studies left out have no say
         self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
         updates = math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs
-        self.optimizer = build_optimizer(recipe.optimizer, updates, recipe.fit.precision)
+        self.rate = learning_rate(recipe.optimizer, updates)
+        self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
         self.optimizer.build(self.model.trainable_variables)
         self.accumulated = [
             tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
@@ -169,23 +170,27 @@ class Fitter:
         @tf.function(input_signature=[tf.TensorSpec((), tf.float32)], autograph=False)
         def update(known: tf.Tensor) -> None:
             known = tf.maximum(known, 1.0)
-            gradients = [variable / known for variable in self.accumulated]
-            self.optimizer.apply(gradients, self.model.trainable_variables)
+            self._apply([variable / known for variable in self.accumulated])
             for variable in self.accumulated:
                 variable.assign(tf.zeros_like(variable))
 
         @tf.function(input_signature=any_shape, autograph=False)
         def step(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             gradients, totals = gradients_of(inputs, lengths, labels)
-            variables, known = self.model.trainable_variables, tf.maximum(totals[1], 1.0)
+            known = tf.maximum(totals[1], 1.0)
             gradients = [
                 tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
-                for v, g in zip(variables, gradients, strict=True)
+                for v, g in zip(self.model.trainable_variables, gradients, strict=True)
             ]
-            self.optimizer.apply(gradients, variables)
+            self._apply(gradients)
             return totals
 
         self._kind, self._accumulate, self._update, self._step = kind, accumulate, update, step
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        # Here, once: Keras's optimizer would compute the rate anew for every weight that decays.
+        self.optimizer.learning_rate.assign(self.rate(self.optimizer.iterations))
+        self.optimizer.apply(gradients, self.model.trainable_variables)
 
     @property
     def _judged_shape(self) -> tuple[int | None, ...]:
@@ -308,7 +313,7 @@ class Fitter:
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / max(self.known, 1.0),
             **self._validate(),
-            "learning_rate": float(self.optimizer.learning_rate),
+            "learning_rate": float(self.rate(self.optimizer.iterations)),
             "seconds": round(self.seconds, 3),
         }
         shown = [
@@ -454,27 +459,35 @@ def pixel_means(answers: Answers) -> dict[str, float]:
     return {name: float(values[name]) for name in metrics.PIXEL_METRICS}
 
 
-def build_optimizer(
-    settings: recipes.Optimizer, updates: int, precision: str = "float32"
-) -> keras.optimizers.Optimizer:
-    """Return the recipe's optimizer; `updates` is the length of the schedule."""
-    rate: Any = settings.learning_rate
+def learning_rate(settings: recipes.Optimizer, updates: int) -> Callable[[Any], Any]:
+    """Return the rate by the number of updates so far; `updates` is the length of the schedule."""
     warmup = round(settings.warmup * updates)
     first = settings.learning_rate / max(warmup, 1)
     if settings.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(
+        return keras.optimizers.schedules.CosineDecay(
             initial_learning_rate=first,
             decay_steps=max(updates - warmup, 1),
             warmup_target=settings.learning_rate if warmup else None,
             warmup_steps=warmup,
         )
-    elif warmup:
-        rate = keras.optimizers.schedules.PolynomialDecay(
+    if warmup:
+        return keras.optimizers.schedules.PolynomialDecay(
             initial_learning_rate=first,
             decay_steps=warmup,
             end_learning_rate=settings.learning_rate,
         )
-    common = {"learning_rate": rate, "clipnorm": None, "global_clipnorm": settings.clip_norm}
+    return lambda done: settings.learning_rate
+
+
+def build_optimizer(
+    settings: recipes.Optimizer, precision: str = "float32"
+) -> keras.optimizers.Optimizer:
+    """Return the recipe's optimizer, at the recipe's rate; a schedule is `learning_rate`'s."""
+    common = {
+        "learning_rate": settings.learning_rate,
+        "clipnorm": None,
+        "global_clipnorm": settings.clip_norm,
+    }
     if settings.name == "sgd":
         optimizer = keras.optimizers.SGD(
             momentum=settings.beta_1, weight_decay=settings.weight_decay, **common

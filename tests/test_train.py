@@ -203,7 +203,7 @@ def test_adam_has_no_weight_decay_and_adamw_has():
     def after_a_step(name):
         variable = keras.Variable([1.0])
         settings = recipes.Optimizer(name=name, weight_decay=0.5, learning_rate=0.1)
-        fitting.build_optimizer(settings, 10).apply([np.float32([0.0])], [variable])
+        fitting.build_optimizer(settings).apply([np.float32([0.0])], [variable])
         return float(variable[0])
 
     assert after_a_step("adam") == after_a_step("adamax") == 1
@@ -457,7 +457,7 @@ def test_other_settings_train(demo_data, tmp_path, settings):
 
 def test_cosine_schedule_rises_to_its_full_rate_and_ends_at_zero():
     settings = recipes.Optimizer(schedule="cosine", warmup=0.2, learning_rate=0.1)
-    rate = fitting.build_optimizer(settings, updates=100)._learning_rate
+    rate = fitting.learning_rate(settings, updates=100)
     found = [float(rate(step)) for step in (0, 10, 20, 60, 100)]
     np.testing.assert_allclose(found, [0.005, 0.0525, 0.1, 0.05, 0], atol=1e-6)
 

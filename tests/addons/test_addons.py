@@ -27,7 +27,7 @@ def test_adamw(golden):
     settings = experiment.Optimizer(
         name="adamw", learning_rate=rate, weight_decay=decay / rate, epsilon=1e-8
     )
-    optimizer = build_optimizer(settings, updates=10)
+    optimizer = build_optimizer(settings)
     variable = keras.Variable(golden["adamw.start"])
     for gradient, expected in zip(golden["adamw.gradients"], golden["adamw.steps"], strict=True):
         optimizer.apply([tf.constant(gradient)], [variable])
