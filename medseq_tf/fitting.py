@@ -122,6 +122,7 @@ class Fitter:
             tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
             for v in ([] if self.at_once else self.model.trainable_variables)
         ]
+        self._stream: Iterator | None = None
         self.epoch, self.batch = 0, 0
         self.loss_sum, self.known = 0.0, 0.0
         self.seconds = 0.0
@@ -212,10 +213,13 @@ class Fitter:
         with _interrupts() as interrupted:
             if self.recipe.pretraining and not restored:
                 self._pretrain(interrupted)
-            while not self._over():
-                if self.features is not None:
-                    self._prepare_features(interrupted)
-                self._run_epoch(interrupted)
+            try:
+                while not self._over():
+                    if self.features is not None:
+                        self._prepare_features(interrupted)
+                    self._run_epoch(interrupted)
+            finally:
+                self._stream = None  # and with it the batches that are made ahead
         for variable, value in zip(self.variables, self.best, strict=True):
             variable.assign(value)
         with atomic(self.folder / "model.keras") as temporary:
@@ -242,12 +246,14 @@ class Fitter:
         if self.features is not None:
             yield from self.features.training_batches(rows, self.epoch, self.batch, self.together)
             return
-        batches = readable(
-            training_batches(
-                self.store.prepared, rows, self.recipe, self.epoch, self.batch, self.store
-            ),
-            self.store,
-        )
+        if self._stream is None:  # through all epochs: none waits for its first batches
+            rest = self.recipe.fit.epochs - self.epoch
+            batches = training_batches(
+                *(self.store.prepared, rows, self.recipe, self.epoch, self.batch, self.store),
+                epochs=rest,
+            )
+            self._stream = readable(batches, self.store)
+        batches = itertools.islice(self._stream, self.steps - self.batch)
         if self.network is None:
             yield from batches
             return

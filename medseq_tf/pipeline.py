@@ -293,8 +293,9 @@ def training_batches(
     first_batch: int = 0,
     store: SliceStore | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
+    epochs: int = 1,
 ) -> tf.data.Dataset:
-    """Gives one epoch of training: shuffled, augmented, bucketed by length.
+    """Gives epochs of training: shuffled, augmented, bucketed by length.
 
     Args:
         prepared: The prepared data set.
@@ -304,6 +305,8 @@ def training_batches(
         first_batch: Where to start: the batches from there are the same, bit for bit.
         store: Shares decoded slices with other calls; default: a new one.
         num_parallel_calls: Batches that are made at once; changes no number.
+        epochs: How many, one after the other; the next one's first batches are made while the
+            last of one are used.
 
     Returns:
         A dataset of known length (`len`) of `(inputs, labels)`; for a segmenter masks in place of
@@ -313,16 +316,19 @@ def training_batches(
         InputError: A study has no slices, or the `sequence` settings leave no study.
     """
     store = store or SliceStore(prepared, experiment)
-    batches = training_plan(prepared, rows, experiment, epoch)
-    seeds = [
-        np.random.SeedSequence([experiment.seed, epoch, batch]).generate_state(2).view(np.int32)
-        for batch in range(len(batches))
-    ]
-
-    masks = experiment.segments
-    dataset = _dataset(
-        store, batches, first_batch, experiment.augment, seeds, num_parallel_calls, masks
+    steps = steps_per_epoch(prepared, rows, experiment)
+    plan = functools.lru_cache(maxsize=2)(
+        lambda number: training_plan(prepared, rows, experiment, number)
     )
+
+    def planned(index: int) -> tuple[Batch, np.ndarray]:
+        number, place = divmod(index, steps)
+        seed = np.random.SeedSequence([experiment.seed, epoch + number, place])
+        return plan(epoch + number)[place], seed.generate_state(2).view(np.int32)
+
+    indices = range(first_batch, epochs * steps)
+    masks = experiment.segments
+    dataset = _dataset(store, planned, indices, experiment.augment, num_parallel_calls, masks)
     return dataset.map(lambda inputs, labels, rows: (inputs, labels)).prefetch(PREFETCH)
 
 
@@ -362,8 +368,10 @@ def evaluation_batches(
     """
     store = store or SliceStore(prepared, experiment)
     batches = evaluation_plan(prepared, rows, experiment, batch_size or experiment.fit.batch_size)
-    unused_seeds = np.zeros((len(batches), 2), np.int32)
-    dataset = _dataset(store, batches, 0, Augment(), unused_seeds, num_parallel_calls, masks)
+    unused = np.zeros(2, np.int32)
+    planned = lambda index: (batches[index], unused)  # noqa: E731
+    indices = range(len(batches))
+    dataset = _dataset(store, planned, indices, Augment(), num_parallel_calls, masks)
     return dataset.prefetch(PREFETCH)
 
 
@@ -443,20 +451,19 @@ def study_key(study_id: str) -> int:
 
 def _dataset(
     store: SliceStore,
-    batches: list[Batch],
-    first_batch: int,
+    planned: Callable[[int], tuple[Batch, np.ndarray]],
+    indices: range,
     augmentation: Augment,
-    seeds: Sequence[np.ndarray],
     num_parallel_calls: int,
     masks: bool,
 ) -> tf.data.Dataset:
-    """Gives `(inputs, labels or masks, rows)` of the batches from `first_batch` on, in order."""
+    """Gives `(inputs, labels or masks, rows)` of the batches and seeds planned at `indices`."""
     labels = store.prepared.labels
     make_inputs = _make_inputs(store.input.model_dump_json(), augmentation.model_dump_json())
     make_masks = _make_masks(augmentation.model_dump_json())
 
     def read(index):
-        batch = batches[index]
+        batch, seed = planned(int(index))
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
         try:
@@ -470,7 +477,7 @@ def _dataset(
         except InputError as error:
             store.failure = error
             raise
-        return images, lengths, ranges, seeds[index], judged, rows
+        return images, lengths, ranges, seed, judged, rows
 
     size = store.input.size
     judged_shape = (None, size, size) if masks else (None, labels.shape[1])
@@ -494,7 +501,7 @@ def _dataset(
         return inputs, make_masks(judged, lengths, seed) if masks else judged, rows
 
     return (
-        tf.data.Dataset.range(first_batch, len(batches))
+        tf.data.Dataset.range(indices.start, indices.stop)
         .map(read_in_graph, num_parallel_calls=num_parallel_calls, deterministic=True)
         .map(finish, num_parallel_calls=num_parallel_calls, deterministic=True)
     )

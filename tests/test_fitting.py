@@ -105,6 +105,28 @@ def test_the_whole_model_trained_by_keras_on_slices_gives_the_same_weights(prepa
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+def test_updates_follow_the_schedule_of_the_rate(prepared, tmp_path):
+    settings = ("optimizer.warmup=0.5", "optimizer.schedule=cosine", "fit.epochs=2")
+    made = fitter(prepared, tmp_path / "run", *settings)
+    apply, rates = made.optimizer.apply, []
+
+    def noted(gradients, variables):
+        rates.append(fitting.tf.identity(made.optimizer.learning_rate))
+        apply(gradients, variables)
+
+    made.optimizer.apply = noted
+    fitting.tf.config.run_functions_eagerly(True)
+    try:
+        made.run()
+    finally:
+        fitting.tf.config.run_functions_eagerly(False)
+    updates = int(made.optimizer.iterations)
+    rate = fitting.learning_rate(made.recipe.optimizer, updates)
+    assert updates > 2
+    np.testing.assert_allclose(rates, [rate(done) for done in range(updates)], rtol=1e-6)
+    assert made.history[-1]["learning_rate"] == pytest.approx(float(rate(updates)), abs=1e-9)
+
+
 def test_stored_views_and_views_computed_on_the_fly_give_the_same_bits(prepared, tmp_path):
     settings = (*VARIED, *DROPPING, "features.redraw=1")
     memory = fitted(prepared, tmp_path / "a", *settings)

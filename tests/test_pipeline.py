@@ -229,6 +229,14 @@ def test_an_epoch_resumes_at_any_batch_bit_for_bit(cohort, whole_epoch, first_ba
     assert_same_bits(collect(dataset), whole_epoch[first_batch:])
 
 
+@pytest.mark.parametrize("first_batch", [0, 4])
+def test_several_epochs_are_each_of_them_bit_for_bit(cohort, whole_epoch, first_batch):
+    dataset = training_batches(cohort, ALL, recipe(PAPER), 1, first_batch=first_batch, epochs=3)
+    assert len(dataset) == 18 - first_batch
+    first, last = (collect(training_batches(cohort, ALL, recipe(PAPER), e)) for e in (1, 3))
+    assert_same_bits(collect(dataset), [*first, *whole_epoch, *last][first_batch:])
+
+
 @pytest.mark.parametrize("calls", [1, 2, 7])
 def test_parallel_calls_change_nothing(cohort, whole_epoch, calls):
     dataset = training_batches(cohort, ALL, recipe(PAPER), epoch=2, num_parallel_calls=calls)
