@@ -3,7 +3,8 @@
 Each figure comes from a process of its own, after a first epoch on two studies, which sets aside
 what TensorFlow keeps for good: the peak of an epoch over a cohort and over one ten times as large,
 streamed (`fit.cache: none`), and kept in memory for comparison; over studies of 15 slices and of
-ten times as many, all shown; with batches of 4 and of 16. Then the memory after every 20 of 200
+ten times as many, all shown; with batches of 4 and of 16. Then what three training steps of
+`bench_models.py` add, here and in PyTorch. Then the memory after every 20 of 200
 epochs on a tiny cohort, and after every 10 of 100 fits one after the other in one process, which
 stand for the trials of a search.
 
@@ -110,6 +111,39 @@ def growth(epochs: int, trials: int) -> None:
         print(*found)
 
 
+def steps(name: str) -> None:
+    """Prints the MiB after a step on two studies, and at the peak of three on sixteen."""
+    import bench_models as models
+    import torch
+    import torch_peers
+
+    given = models.batch(models.STEPS, np.full(models.BATCH, models.STEPS))
+    if name.startswith("ours"):
+        settings = ["model.encoder.weights=per_position", "model.encoder.positions=15"]
+        step = models.training_step(models.build(*(settings if "position" in name else [])))
+        step(*(tensor[:2] for tensor in given))
+    else:
+        peers = {
+            "PyTorch, loop": torch_peers.Looped,
+            "PyTorch, folded": torch_peers.Folded,
+            "PyTorch, grouped": lambda: torch_peers.Folded(torch_peers.POSITIONS),
+        }
+        network = peers[name]()
+        if name != "PyTorch, loop":
+            network = network.to(memory_format=torch.channels_last)
+        slices = torch.from_numpy(given[0].numpy().transpose(0, 1, 4, 2, 3).copy())
+        labels = torch.from_numpy(given[2].numpy())
+        torch_peers.training_step(network, slices[:2], labels[:2])()
+        step = torch_peers.training_step(network, slices, labels)
+        given = ()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    for _ in range(3):
+        float(step(*given))
+    print(before, status("VmHWM"))
+
+
 def in_a_process(call: str) -> list[list[float]]:
     """The numbers that a function of this module prints in a process of its own."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -154,6 +188,18 @@ def peaks(patients: int) -> None:
         first = first or top
 
 
+def of_a_step() -> None:
+    """Prints what training steps add, and how many times as much as ours."""
+    print()
+    row = table({"a training step": 40, "adds, MiB": 9, "by ours": 7})
+    ours = None
+    for name in ("ours, shared", "PyTorch, folded", "ours, per position", "PyTorch, grouped",
+                 "PyTorch, loop"):  # fmt: skip
+        before, top = in_a_process(f"steps({name!r})")[-1]
+        ours = top - before if name.startswith("ours") else ours
+        row(name, f"{top - before:.0f}", f"{(top - before) / ours:.2f}")
+
+
 def main() -> None:
     """Prints the tables."""
     import keras
@@ -170,6 +216,7 @@ def main() -> None:
     print(machine(TensorFlow=tf.__version__, Keras=keras.__version__), end="\n\n")
     if Path("/proc/self/clear_refs").exists():
         peaks(options.patients)
+        of_a_step()
     epochs, trials = in_a_process(f"growth({options.epochs}, {options.trials})")[-2:]
     for what, count, found in (
         ("epochs", options.epochs, epochs),
