@@ -6,7 +6,7 @@ float32 matrix product, which is measured again after every few studies; epochs 
 with validation and checkpoints, against that pass; one epoch without stored features; and the peak
 memory of the pass over one long study against one short one, each in a process of its own.
 
-    python benchmarks/bench_features.py [--studies 60] [--epochs 120] [--no-cold]
+    python benchmarks/bench_features.py [--studies 60] [--epochs 120] [--no-cold] [--quick]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from side_by_side import Time, machine, timed
+from side_by_side import Time, aim, machine, timed
 
 if TYPE_CHECKING:
     from medseq_tf.experiment import Experiment
@@ -172,7 +172,10 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=120)
     parser.add_argument("--no-cold", action="store_true", help="no epoch without stored features")
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.studies, options.epochs, options.no_cold = 10, 10, True
     import keras
     import tensorflow as tf
 
@@ -192,6 +195,7 @@ def main() -> None:
             f"{share.clock:.2f} ({share.processor:.2f})",
             f">= {TARGETS['rate']}",
         )
+        aim("VGG19's forward pass / matrix product", share.clock, TARGETS["rate"])
         del first
         settings = (f"fit.epochs={options.epochs}",)
         warm = fitter(prepared, folder / "warm", folder / "features", *settings)
@@ -203,6 +207,12 @@ def main() -> None:
             "the pass and 120 epochs, in passes (by processor)",
             f"{total.clock:.2f} ({total.processor:.2f})",
             f"<= {TARGETS['epochs']}",
+        )
+        aim(
+            "120 epochs of VGG19-LSTM, in passes of VGG19",
+            total.clock,
+            TARGETS["epochs"],
+            most=True,
         )
         del warm
         if not options.no_cold:

@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import psutil
-from side_by_side import machine, status, table
+from side_by_side import aim, machine, status, table
 
 if TYPE_CHECKING:
     from medseq_tf.fitting import Fitter
@@ -178,6 +178,8 @@ def peaks(patients: int) -> None:
             before, top = in_a_process(f"peak{case}")[-1]
             ratio = f"{top / first:.2f}" if first else ""
             row(name.format(*case), f"{before:.0f}", f"{top:.0f}", ratio, target if first else "")
+            if first and target:
+                aim("peak memory, a cohort ten times as large", top / first, target, most=True)
             first = first or top
     first = None
     for size in (4, 16):
@@ -224,6 +226,8 @@ def main() -> None:
     ):
         print(f"\nMiB after each tenth of {count} {what}: {' '.join(f'{x:.0f}' for x in found)}")
         print(f"the last by the third: {found[-1] / found[2]:.3f}, target at most {GROWTH}")
+        aim(f"memory after {count} {what} / after {3 * count // 10}", found[-1] / found[2], GROWTH,
+            most=True)  # fmt: skip
 
 
 if __name__ == "__main__":

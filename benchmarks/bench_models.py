@@ -29,7 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import torch_peers
-from side_by_side import Ratio, Time, alternate, machine, median, ratio, table
+from side_by_side import Ratio, Time, aim, alternate, machine, median, ratio, table
 
 from medseq_tf import experiment, losses, models
 from medseq_tf.fitting import build_optimizer, learning_rate
@@ -166,6 +166,8 @@ def ratio_table() -> Callable[[str, list[Time], list[Time], float | None], None]
     def compared(name: str, peer: list[Time], ours: list[Time], target: float | None) -> None:
         found: Ratio = ratio(peer, ours)
         row(name, found, f"{found.processor:.2f}", target or "")
+        if target:
+            aim(name, found, target)
 
     return compared
 
@@ -195,9 +197,9 @@ def beside_keras_layer(rounds: int, first_rounds: int) -> None:
     row("first step, s", *(f"{median(t).clock:.1f}" for t in first_steps.values()))
     print()
     row = ratio_table()
-    row("step", times["Keras"], times["ours"], TARGETS["keras step"])
-    row("from the model to its first step", first_steps["Keras"], first_steps["ours"],
-        TARGETS["keras first"])  # fmt: skip
+    row("TimeDistributed / Keras's, a step", times["Keras"], times["ours"], TARGETS["keras step"])
+    name = "TimeDistributed / Keras's, model to first step"
+    row(name, first_steps["Keras"], first_steps["ours"], TARGETS["keras first"])
     for steps in (1, 2, 7, 15, 41, 60):
         few = batch(steps, np.full(BATCH, steps))
         step(*(tensor[: 1 + steps % BATCH] for tensor in few))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 import psutil
-from side_by_side import machine
+from side_by_side import aim, machine
 
 if TYPE_CHECKING:
     from medseq_tf.readers.demo import DemoCohort
@@ -217,6 +217,7 @@ def compare(case: Case, folder: Path, workers: int, rounds: int) -> None:
         f"{bare_cost / steady_cost:>7.2f}",
         flush=True,
     )
+    aim(f"prepare / bare loop, {case.name}, steady", 1 / per_slice / bare_rate, TARGET_RATIO)
     shutil.rmtree(folder)
 
 
@@ -295,6 +296,7 @@ def main() -> None:
             print(f"{count:>8} {peaks[-1][0]:>18.0f} {peaks[-1][1]:>20.0f}", flush=True)
         growth = [large / small if small else 1.0 for small, large in zip(*peaks, strict=True)]
         print(f"   ratio {growth[0]:>18.2f} {growth[1]:>20.2f}")
+        aim("prepare, peak memory, ten times the cohort", max(growth), TARGET_MEMORY, most=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 import psutil
 import tensorflow as tf
+from side_by_side import aim
 
 from medseq_tf import experiment, models, sequences, study_record
 from medseq_tf.readers.demo import DemoCohort, photographs
@@ -158,6 +159,8 @@ def _latency(model, recipe, signatures, files: list[bytes], rounds: int) -> None
             median, slow = 1e3 * np.median(times), 1e3 * np.quantile(times, 0.95)
             numbers = f"{median:.1f} | {slow:.1f} | {ratio:.2f} | {by_processor:.2f}"
             print(f"| {count} | {name} | {numbers} |")
+            if name == "probability":
+                aim(f"served study of {count} slices / bare", ratio, TARGET, most=True)
     print(f"\ntarget: probability at most {TARGET} x bare\n")
 
 

@@ -3,7 +3,7 @@
 `medseq-tf --help`, `import medseq_tf`, `import tensorflow` for comparison, and a first prediction:
 `medseq-tf predict` on one study with an exported model, from the command to the last line.
 
-    python benchmarks/bench_startup.py [--rounds 7]
+    python benchmarks/bench_startup.py [--rounds 7] [--quick]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from side_by_side import machine, table, timed
+from side_by_side import aim, machine, table, timed
 
 TARGET = 0.5
 
@@ -43,7 +43,10 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds = 2
     python = [sys.executable]
     print(machine(), end="\n\n")
     with tempfile.TemporaryDirectory() as name:
@@ -69,6 +72,8 @@ def main() -> None:
     for name, took in seconds.items():
         spread = f"{min(took):.2f} to {max(took):.2f}"
         row(name, f"{statistics.median(took):.2f}", spread, commands[name][1])
+        if commands[name][1]:
+            aim(f"{name}, s", statistics.median(took), TARGET, most=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import statistics
@@ -76,6 +77,16 @@ def ratio(of: list[Time], to: list[Time]) -> Ratio:
     quartiles = statistics.quantiles(rounds, n=4) if len(rounds) > 1 else [rounds[0]] * 3
     processor = statistics.median(a.processor / b.processor for a, b in zip(of, to, strict=True))
     return Ratio(quartiles[1], quartiles[0], quartiles[2], processor)
+
+
+def aim(what: str, found: Ratio | float, target: float, most: bool = False) -> None:
+    """Keeps a measured figure and its target, at least or `most`, for the table of `run_all.py`."""
+    if (path := os.environ.get("BENCH_AIMS")) is None:
+        return
+    clock, low, high, processor = found if isinstance(found, Ratio) else (found, None, None, None)
+    kept = {"what": what, "found": clock, "low": low, "high": high, "processor": processor}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(kept | {"target": target, "most": most}) + "\n")
 
 
 def machine(**versions: str) -> str:
