@@ -77,7 +77,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--atlas", type=Path, help="a download of ATLAS R1.2 or R2.0")
     parser.add_argument("--quick", action="store_true", help="a few minutes on two cores")
     parser.add_argument("--folds", type=int, help="cross-validate; default: one split")
-    parser.add_argument("--patients", type=int, default=200, help="of the synthetic cohort")
+    parser.add_argument(
+        "--patients", type=int, help="of the synthetic cohort; default 200, quick 60"
+    )
     parser.add_argument("--difficulty", type=float, default=0.6, help="of the synthetic cohort")
     parser.add_argument("--size", type=int, help="side of a slice; default 64, ATLAS 192")
     parser.add_argument("--epochs", type=int, help="default: the presets'")
@@ -88,9 +90,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on in --out")
     options = parser.parse_args()
     if options.quick:
-        options.patients = min(options.patients, 60)
+        options.patients = options.patients or 60
         options.size, options.epochs = options.size or 32, options.epochs or 12
         options.width, options.slices = options.width or 8, options.slices or 8
+    options.patients = options.patients or 200
     options.size = options.size or (192 if options.atlas else 64)
     return options
 
