@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def main() -> None:
         processor = f"{found['processor']:.2f}" if found["processor"] else ""
         value, target = found["found"], found["target"]
         reached = value <= target if found["most"] else value >= target
+        said = "?" if math.isnan(value) else "" if reached else "missed"
         bound = f"{'<=' if found['most'] else '>='} {target:g}"
-        row(found["what"], f"{value:.2f}{spread}", processor, bound, "" if reached else "missed")
+        row(found["what"], f"{value:.2f}{spread}", processor, bound, said)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
