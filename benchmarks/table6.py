@@ -13,8 +13,8 @@ neighbouring axial slices, with a lesion on each and on none of them (paper 1's 
 neighbours, as D-UNet needs), and the patient owns both.
 
     python benchmarks/table6.py [--atlas FOLDER] [--quick] [--folds K] [--patients N]
-        [--difficulty X] [--size PIXELS] [--epochs N] [--width FILTERS] [--slices N] [--seed N]
-        [--out FOLDER] [--resume]
+        [--difficulty X] [--contrast X] [--size PIXELS] [--epochs N] [--width FILTERS]
+        [--slices N] [--seed N] [--out FOLDER] [--resume]
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def _options() -> argparse.Namespace:
         "--patients", type=int, help="of the synthetic cohort; default 200, quick 60"
     )
     parser.add_argument("--difficulty", type=float, default=0.6, help="of the synthetic cohort")
+    parser.add_argument("--contrast", type=float, default=1.0, help="of its lesions, times theirs")
     parser.add_argument("--size", type=int, help="side of a slice; default 64, ATLAS 192")
     parser.add_argument("--epochs", type=int, help="default: the presets'")
     parser.add_argument("--width", type=int, help="a segmenter's first filters; default: published")
@@ -122,6 +123,7 @@ def _prepared(folder: Path, options: argparse.Namespace) -> Prepared:
             seed=options.seed,
             size=options.size,
             difficulty=options.difficulty,
+            contrast=options.contrast,
         )
         write_atlas(demo, source)
     whole = {"whole": True, "extent": (0.0, 1.0)}
