@@ -4,9 +4,9 @@ Each figure comes from a process of its own, after a first epoch on two studies,
 what TensorFlow keeps for good: the peak of an epoch over a cohort and over one ten times as large,
 streamed (`fit.cache: none`), and kept in memory for comparison; over studies of 15 slices and of
 ten times as many, all shown; with batches of 4 and of 16. Then what three training steps of
-`bench_models.py` add, here and in PyTorch. Then the memory
-after every 20 of 200 epochs on a tiny cohort, and after every 10 of 100 fits one after the other in
-one process, as in a notebook (the trials of a search have a process each).
+`bench_models.py` add, here and in PyTorch. Then the memory after every 20 of 200 epochs on a tiny
+cohort, and after every 10 of 100 fits one after the other in one process, as in a notebook (the
+trials of a search have a process each).
 
     python benchmarks/bench_memory.py [--patients 40] [--epochs 200] [--trials 100] [--quick]
 """
@@ -119,8 +119,8 @@ def steps(name: str) -> None:
 
     given = models.batch(models.STEPS, np.full(models.BATCH, models.STEPS))
     if name.startswith("ours"):
-        settings = ["model.encoder.weights=per_position", "model.encoder.positions=15"]
-        step = models.training_step(models.build(*(settings if "position" in name else [])))
+        settings = models.PER_POSITION if "position" in name else ()
+        step = models.training_step(models.build(*settings))
         step(*(tensor[:2] for tensor in given))
     else:
         peers = {

@@ -37,6 +37,7 @@ from medseq_tf.models.aggregators import recurrent
 
 BATCH, STEPS, SIDE = 16, 15, 64
 LONG = 40
+PER_POSITION = ("model.encoder.weights=per_position", f"model.encoder.positions={STEPS}")
 TARGETS = {
     "loop": 10.0,
     "folded": 1.2,
@@ -129,11 +130,10 @@ def steps_beside_pytorch(rounds: int) -> None:
     def theirs(network) -> Callable[[], float]:
         return torch_peers.training_step(network, torch_slices, torch_labels)
 
-    per_position = ("model.encoder.weights=per_position", "model.encoder.positions=15")
     shared, loop, separate = "ours, shared weights", "PyTorch, loop", "ours, per position"
     works = {
         shared: ours(),
-        separate: ours(*per_position),
+        separate: ours(*PER_POSITION),
         loop: theirs(torch_peers.Looped()),
         "PyTorch, folded": theirs(torch_peers.Folded()),
         "PyTorch, folded, channels last": theirs(

@@ -247,10 +247,14 @@ class Fitter:
             yield from self.features.training_batches(rows, self.epoch, self.batch, self.together)
             return
         if self._stream is None:  # through all epochs: none waits for its first batches
-            rest = self.recipe.fit.epochs - self.epoch
             batches = training_batches(
-                *(self.store.prepared, rows, self.recipe, self.epoch, self.batch, self.store),
-                epochs=rest,
+                self.store.prepared,
+                rows,
+                self.recipe,
+                self.epoch,
+                self.batch,
+                self.store,
+                epochs=self.recipe.fit.epochs - self.epoch,
             )
             self._stream = readable(batches, self.store)
         batches = itertools.islice(self._stream, self.steps - self.batch)

@@ -316,10 +316,10 @@ def training_batches(
         InputError: A study has no slices, or the `sequence` settings leave no study.
     """
     store = store or SliceStore(prepared, experiment)
-    steps = steps_per_epoch(prepared, rows, experiment)
     plan = functools.lru_cache(maxsize=2)(
         lambda number: training_plan(prepared, rows, experiment, number)
     )
+    steps = len(plan(epoch))  # of every epoch
 
     def planned(index: int) -> tuple[Batch, np.ndarray]:
         number, place = divmod(index, steps)
