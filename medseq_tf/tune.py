@@ -427,6 +427,8 @@ class _Desk:
         """Hand a lost worker's trial to another, or give it up if it was lost before."""
         taken = self.ledger.lost(worker)
         if taken is None:
+            if not self.over:
+                self.say(f"{worker} is gone; it had no trial")
             return
         name, given_up = taken
         self.say(f"{worker} is gone with trial {name}" + ("" if given_up else "; another takes it"))
