@@ -46,11 +46,25 @@ def write_volumes(
     return folder
 
 
+T1 = (
+    (-1000, 0.0),  # air
+    (-200, 5.0),
+    (-60, 150.0),  # fat
+    (8, 30.0),  # fluid
+    (26, 105.0),  # white matter
+    (38, 80.0),  # grey matter
+    (62, 45.0),  # venous blood
+    (110, 30.0),  # a bleeding
+    (900, 15.0),  # bone
+)
+"""HU of tissues and what they are in a T1-weighted scan; straight lines between them."""
+
+
 def write_atlas(cohort: DemoCohort, folder: str | Path, release: str = "2.0") -> Path:
     """Writes the cohort in the layout of an ATLAS release, as `atlas` reads it.
 
-    Intensities are HU + 1024 as fractions, as after a bias correction; lesion masks are 0/1 in one
-    file (2.0) or 0/255 in two (1.2).
+    HU become fractions with the contrast of a T1-weighted scan (`T1`), lesions dark as old strokes
+    are; lesion masks are 0/1 in one file (2.0) or 0/255 in two (1.2).
 
     Args:
         cohort: the patients.
@@ -61,7 +75,7 @@ def write_atlas(cohort: DemoCohort, folder: str | Path, release: str = "2.0") ->
         raise InputError(f"release={release!r} is unknown; valid: 1.2, 2.0")
     folder = _made(folder)
     for number, (_, study) in enumerate(_studies(cohort), start=1):
-        image = (study.volume.astype(np.float32) + 1024) / 16
+        image = np.interp(study.volume, *zip(*T1, strict=True)).astype(np.float32)
         if release == "2.0":
             subject = f"sub-r001s{number:03}"
             place = _made(folder / "Training" / "R001" / subject / "ses-1" / "anat")

@@ -12,7 +12,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers import atlas
 from medseq_tf.readers.atlas import Protocol, scan_atlas
 from medseq_tf.readers.demo import DemoCohort
-from medseq_tf.readers.demo_files import write_atlas
+from medseq_tf.readers.demo_files import T1, write_atlas
 
 COHORT = DemoCohort(patients=3, seed=3, size=32)
 STEM = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
@@ -61,8 +61,24 @@ def test_both_releases_give_the_same_slices_and_masks(tmp_path, release):
         slices = study.read()
         np.testing.assert_array_equal(slices.masks, drawn.mask)
         assert study.labels == {"lesion": float(drawn.mask.any())}
-        correlation = np.corrcoef(np.ravel(slices.images), drawn.volume.ravel())[0, 1]
-        assert correlation > 0.999999
+        seen = np.interp(drawn.volume, *np.transpose(T1))
+        assert np.corrcoef(np.ravel(slices.images), seen.ravel())[0, 1] > 0.99999
+
+
+def test_the_synthetic_scans_have_the_contrast_of_t1(tmp_path):
+    """White matter is brighter than grey, fluid, bone and lesions darker than both."""
+    (study,) = scan_atlas(
+        write_atlas(DemoCohort(patients=1, prevalence=1.0), tmp_path), whole=True, extent=(0, 1)
+    ).studies
+    drawn, slices = DemoCohort(patients=1, prevalence=1.0).render(0), study.read()
+    volume, images = drawn.volume, np.asarray(slices.images, float)
+    in_hu = {"bone": (700, 3000), "fluid": (4, 12), "white": (24, 28), "grey": (36, 40)}
+    mean = {
+        name: images[(volume > low) & (volume < high) & (drawn.mask == 0)].mean()
+        for name, (low, high) in in_hu.items()
+    }
+    assert mean["bone"] < mean["fluid"] < mean["grey"] < mean["white"]
+    assert images[drawn.mask == 1].mean() < 0.7 * mean["grey"]
 
 
 def test_sessions_and_timepoints_belong_to_their_subject(tmp_path):
