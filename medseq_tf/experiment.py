@@ -343,14 +343,17 @@ class Recurrent(Settings):
     bidirectional: bool = True
     dropout: Fraction = 0.3
     """Between layers."""
-    readout: Literal["last", "last_backward", "concat"] = "last_backward"
+    readout: Literal["last", "last_backward", "concat", "mean", "max"] = "last_backward"
     """`last`: the forward state after the last slice; `last_backward`: the backward state after
-    the first slice (paper 1); `concat`: both. A one-directional stack has only `last`."""
+    the first slice (paper 1); `concat`: both; `mean`, `max`: of the states over the slices. A
+    one-directional stack has no backward state."""
 
     @model_validator(mode="after")
     def _has_a_backward_state(self):
-        if not self.bidirectional and self.readout != "last":
-            raise ValueError(f"readout={self.readout} needs bidirectional=true; without: last")
+        if not self.bidirectional and self.readout in ("last_backward", "concat"):
+            raise ValueError(
+                f"readout={self.readout} needs bidirectional=true; without: last, mean or max"
+            )
         return self
 
 

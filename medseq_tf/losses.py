@@ -92,7 +92,7 @@ class LabelLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
 class PixelLoss(keras.losses.Loss):
-    """Cross-entropy or focal loss of a slice's pixels, plus one minus the batch's soft Dice.
+    """Cross-entropy or focal loss of a slice's pixels, plus one minus the soft Dice of its batch.
 
     For a mask g in {0, 1} and p = sigmoid(logit), the loss of a slice is
 
@@ -101,9 +101,10 @@ class PixelLoss(keras.losses.Loss):
 
     where the mean is over the pixels of the slice and the sums are over those of all known slices
     of the batch (gamma 0: Qi et al. 2019, X-Net; gamma > 0: after Zhou et al. 2019, D-UNet). So a
-    slice without lesion counts by what is wrongly found in it, and a batch that has no lesion, and
-    where none is found, has a Dice of 1. A slice of which any pixel of the mask is NaN is unknown:
-    it adds nothing to the loss, to its gradient, or to what the loss is divided by.
+    slice without lesion counts by what is wrongly found in it. A batch without any lesion has no
+    Dice, only the first term: a perfect Dice for finding nothing would teach a network to find
+    nothing, where few slices have a lesion. A slice of which any pixel of the mask is NaN is
+    unknown: it adds nothing to the loss, to its gradient, or to what the loss is divided by.
 
     Args:
       gamma: focusing exponent, 0 for cross-entropy.
@@ -131,9 +132,10 @@ class PixelLoss(keras.losses.Loss):
         masks = ops.where(unknown[..., None, None], 0.0, masks)
         by_pixel, _ = self._cross_entropy.elementwise(masks, logits)
         found = ops.sigmoid(logits) * known[..., None, None]
-        shared = ops.sum(found * masks)
-        dice = (2.0 * shared + 1.0) / (ops.sum(found) + ops.sum(masks) + 1.0)
-        return (ops.mean(by_pixel, axis=(-2, -1)) + 1.0 - dice) * known, known
+        shared, lesions = ops.sum(found * masks), ops.sum(masks)
+        dice = (2.0 * shared + 1.0) / (ops.sum(found) + lesions + 1.0)
+        no_dice = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
+        return (ops.mean(by_pixel, axis=(-2, -1)) + no_dice) * known, known
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return each study's mean loss over its known slices, `(batch,)`; 0 if it has none."""

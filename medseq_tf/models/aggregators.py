@@ -8,11 +8,12 @@ from keras import ops
 from medseq_tf.experiment import Recurrent as RecurrentSettings
 from medseq_tf.layers import RecurrentLayer
 from medseq_tf.layers.seeds import child_seeds
-from medseq_tf.models.pooling import attention, pooling
+from medseq_tf.models.pooling import Pooling, attention, pooling
 from medseq_tf.models.slice_scores import slice_scores
 from medseq_tf.models.transformer import transformer
 
-READOUTS = ("last", "last_backward", "concat")
+READOUTS = ("last", "last_backward", "concat", "mean", "max")
+BACKWARD_READOUTS = ("last_backward", "concat")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -29,7 +30,8 @@ class Recurrent(keras.layers.Layer):
         bidirectional: whether each layer also reads the slices backward.
         dropout: share of a layer's outputs that are dropped before the next layer in training.
         readout: `last`: the last layer's forward state after the last real slice;
-            `last_backward`: its backward state after the first slice; `concat`: both.
+            `last_backward`: its backward state after the first slice; `concat`: both; `mean` or
+            `max`: of its states over the real slices, in all directions that it has.
         seed: seed of the initial weights and of dropout.
 
     Call arguments:
@@ -38,7 +40,8 @@ class Recurrent(keras.layers.Layer):
         training: whether to drop.
 
     Returns:
-        `(batch, units)`, or `(batch, 2 * units)` for `concat`.
+        `(batch, units)`, or `(batch, 2 * units)` for `concat` and for a bidirectional `mean` or
+        `max`.
     """
 
     def __init__(
@@ -55,8 +58,10 @@ class Recurrent(keras.layers.Layer):
         super().__init__(**kwargs)
         if readout not in READOUTS:
             raise ValueError(f"readout is one of {', '.join(READOUTS)}, got {readout!r}")
-        if not bidirectional and readout != "last":
-            raise ValueError(f"readout={readout!r} needs bidirectional=True; without: 'last'")
+        if not bidirectional and readout in BACKWARD_READOUTS:
+            raise ValueError(
+                f"readout={readout!r} needs bidirectional=True; without: 'last', 'mean' or 'max'"
+            )
         self.units = units
         self.layers = layers
         self.cell = cell
@@ -76,6 +81,8 @@ class Recurrent(keras.layers.Layer):
             )
             for number in range(layers)
         ]
+        pooled = readout in ("mean", "max")
+        self.pool = Pooling(readout, name="pool", dtype=self.dtype_policy) if pooled else None
         self.drops = [
             keras.layers.Dropout(
                 dropout, seed=dropout_seed, name=f"dropout_{number}", dtype=self.dtype_policy
@@ -90,6 +97,8 @@ class Recurrent(keras.layers.Layer):
 
     def call(self, features, lengths, training=None):
         states = self._states(features, lengths, training)
+        if self.pool is not None:
+            return self.pool(states, lengths)
         last = ops.reshape(ops.cast(lengths, "int32") - 1, (-1, 1, 1))
         forward = ops.take_along_axis(states[..., : self.units], last, axis=1)[:, 0]
         if self.readout == "last":
@@ -101,8 +110,8 @@ class Recurrent(keras.layers.Layer):
 
     @property
     def causal(self) -> bool:
-        """Whether the state after a slice knows that slice and those before it alone."""
-        return not self.bidirectional
+        """Whether `steps` gives the answer after each slice: one direction, read out by `last`."""
+        return not self.bidirectional and self.readout == "last"
 
     def steps(self, features, lengths, training=None):
         """The state after each slice, from that slice and those before it alone.
@@ -111,12 +120,13 @@ class Recurrent(keras.layers.Layer):
             `(batch, steps, units)`, zeros where a study has ended.
 
         Raises:
-            ValueError: for a bidirectional stack, whose states also know the slices to come.
+            ValueError: for a bidirectional stack, whose states also know the slices to come, and
+                for readouts that join the states.
         """
         if not self.causal:
             raise ValueError(
-                "a bidirectional stack has no output a step: its states know the slices to come; "
-                "use bidirectional=False"
+                "an output a step needs bidirectional=False and readout='last': the states of a "
+                "bidirectional stack know the slices to come"
             )
         return self._states(features, lengths, training)
 
@@ -127,7 +137,8 @@ class Recurrent(keras.layers.Layer):
         return states
 
     def compute_output_shape(self, features_shape, lengths_shape=None):
-        return (features_shape[0], self.units * (2 if self.readout == "concat" else 1))
+        both = self.readout == "concat" or (self.pool is not None and self.bidirectional)
+        return (features_shape[0], self.units * (2 if both else 1))
 
     def get_config(self):
         return {

@@ -9,6 +9,7 @@ from model_checks import check_one_trace, check_padding, check_round_trip
 
 from medseq_tf import experiment
 from medseq_tf.models import AGGREGATORS, Recurrent
+from medseq_tf.models.aggregators import READOUTS
 
 LENGTHS = np.array([5, 1, 3], "int32")
 MASK = np.arange(5) < LENGTHS[:, None]
@@ -55,8 +56,22 @@ def test_equals_a_stack_of_keras_layers(features, cell, layers, bidirectional, r
     np.testing.assert_allclose(vectors, states[:, part], atol=1e-6)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("readout", ["mean", "max"])
+def test_states_are_joined_over_the_real_slices(features, bidirectional, readout):
+    aggregator = Recurrent(4, 2, "gru", bidirectional, readout=readout, seed=0)
+    vectors = np.asarray(aggregator(features, LENGTHS))
+    assert vectors.shape == aggregator.compute_output_shape(features.shape)
+    layers, states = aggregator.stack, features
+    for layer in layers:
+        states = np.asarray(layer(states, lengths=LENGTHS))
+    join = getattr(np, readout)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(vectors[row], join(states[row, :length], axis=0), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("readout", ["last", "last_backward", "concat"])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_padding_and_batch_mates_change_nothing(features, name, readout):
     settings = experiment.Recurrent(name=name, units=4, layers=2, readout=readout)
     aggregator = AGGREGATORS[name](settings, seed=0)
@@ -77,8 +92,9 @@ def test_steps_know_only_the_slices_so_far(features):
 
 
 def test_steps_of_both_directions_are_refused(features):
-    with pytest.raises(ValueError, match="bidirectional stack has no output a step"):
-        Recurrent(4).steps(features, LENGTHS)
+    for aggregator in (Recurrent(4), Recurrent(4, bidirectional=False, readout="mean")):
+        with pytest.raises(ValueError, match="an output a step needs bidirectional=False"):
+            aggregator.steps(features, LENGTHS)
 
 
 def test_dropout_stands_between_the_layers_and_is_seeded(features):
@@ -98,7 +114,7 @@ def test_dropout_stands_between_the_layers_and_is_seeded(features):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"readout": "mean"}, "readout is one of last, last_backward, concat, got 'mean'"),
+        ({"readout": "sum"}, "readout is one of last, last_backward, concat, mean, max, got 'sum'"),
         ({"bidirectional": False}, "readout='last_backward' needs bidirectional=True"),
     ],
 )

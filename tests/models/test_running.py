@@ -33,6 +33,8 @@ AGGREGATORS = {
     "bilstm": {"name": "lstm", **BOTH_WAYS},
     "bigru": {"name": "gru", **BOTH_WAYS},
     "last_backward": {"name": "lstm", **BOTH_WAYS, "readout": "last_backward"},
+    "lstm_mean": {"name": "lstm", **ONE_WAY, "readout": "mean"},
+    "bilstm_max": {"name": "lstm", **BOTH_WAYS, "readout": "max"},
     "log_sum_exp": {"name": "log_sum_exp"},
     "attention": {"name": "attention", "units": 4},
     "transformer": {"name": "transformer", "units": 8, "heads": 2, "positions": True},
