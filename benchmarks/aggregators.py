@@ -45,15 +45,19 @@ WHOLE = (
 )
 
 
-def recurrent(cell: str, both_ways: bool) -> tuple[str, ...]:
-    """One layer of 64 units a direction, as paper 2's reader but for its size."""
+def recurrent(cell: str, both_ways: bool, readout: str | None = None) -> tuple[str, ...]:
+    """One layer of 64 units a direction, as paper 2's reader but for its size.
+
+    Without `readout` it is read out by the last state of each direction.
+    """
+    readout = readout or ("concat" if both_ways else "last")
     return (
         f"model.aggregator.name={cell}",
         "model.aggregator.units=64",
         "model.aggregator.layers=1",
         "model.aggregator.dropout=0",
         f"model.aggregator.bidirectional={str(both_ways).lower()}",
-        f"model.aggregator.readout={'concat' if both_ways else 'last'}",
+        f"model.aggregator.readout={readout}",
     )
 
 
@@ -67,6 +71,9 @@ READERS = {
     "bi-lstm": recurrent("lstm", True),
     "gru": recurrent("gru", False),
     "bi-gru": recurrent("gru", True),
+    "lstm, mean of states": recurrent("lstm", False, "mean"),
+    "bi-lstm, mean of states": recurrent("lstm", True, "mean"),
+    "bi-gru, mean of states": recurrent("gru", True, "mean"),
     "attention": named("attention"),
     "transformer": named("transformer"),
     "transformer, positions": named("transformer", "positions=true"),
