@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from small_run import run_small
 
+from medseq_tf import experiment
 from medseq_tf.prepare import prepare
 from medseq_tf.readers import demo_files
 from medseq_tf.readers.demo import DemoCohort
+from medseq_tf.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -49,3 +51,33 @@ def test_hounsfield_units_train_through_three_windows(tmp_path):
     run = run_small(data.path, tmp_path / "run", windows, "fit.epochs=1")
     assert run.model().slice_shape == (32, 32, 3)
     assert np.isfinite(run.history["loss"]).all()
+
+
+@pytest.mark.parametrize("network", ["xnet", "unet", "dunet"])
+def test_segmenters_learn_to_find_lesions_on_few_slices(network, tmp_path):
+    """A slice in four shows a lesion, so that a third of the batches of four show none."""
+    brains = DemoCohort(patients=32, seed=1, size=32)
+    demo_files.write_atlas(brains, tmp_path / "atlas")
+    data = prepare(
+        "atlas",
+        tmp_path / "atlas",
+        out=tmp_path / "data",
+        whole=True,
+        extent=(0.0, 1.0),
+        size=32,
+        workers=1,
+        progress=False,
+    )
+    settings = (
+        "input.size=32",
+        "model.encoder.width=8",
+        "optimizer.learning_rate=3e-3",
+        "fit.batch_size=4",
+        "fit.epochs=8",
+        "fit.patience=null",
+    )
+    recipe = experiment.load(network, settings)
+    run = train(recipe, data, tmp_path / "run", track=False, verbose=False)
+    test = run.metrics[run.metrics["split"] == "test"].set_index("metric")["value"]
+    assert test["dice"] > 0.3
+    assert run.history["val_dice"].iloc[-1] > 0.3
