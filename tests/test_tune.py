@@ -622,8 +622,9 @@ def test_without_any_worker_left_the_chief_ends(demo_data, no_server):
 
     wait_for(workers)
     os.kill(workers()[0].pid, signal.SIGKILL)
-    _, errors = chief.communicate(timeout=120)
+    said, errors = chief.communicate(timeout=120)
     assert chief.returncode == 2
+    assert "worker 1 is gone" in said
     assert errors.strip().splitlines()[-1].endswith("the same command goes on")
 
 
