@@ -134,8 +134,8 @@ class PixelLoss(keras.losses.Loss):
         found = ops.sigmoid(logits) * known[..., None, None]
         shared, lesions = ops.sum(found * masks), ops.sum(masks)
         dice = (2.0 * shared + 1.0) / (ops.sum(found) + lesions + 1.0)
-        no_dice = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
-        return (ops.mean(by_pixel, axis=(-2, -1)) + no_dice) * known, known
+        dice_loss = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
+        return (ops.mean(by_pixel, axis=(-2, -1)) + dice_loss) * known, known
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return each study's mean loss over its known slices, `(batch,)`; 0 if it has none."""
