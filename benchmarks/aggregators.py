@@ -73,6 +73,7 @@ READERS = {
     "bi-gru": recurrent("gru", True),
     "lstm, mean of states": recurrent("lstm", False, "mean"),
     "bi-lstm, mean of states": recurrent("lstm", True, "mean"),
+    "bi-lstm, maximum of states": recurrent("lstm", True, "max"),
     "bi-gru, mean of states": recurrent("gru", True, "mean"),
     "attention": named("attention"),
     "transformer": named("transformer"),

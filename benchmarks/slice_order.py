@@ -220,13 +220,13 @@ def show_shuffling(cohort: Cohort, readers: list[str], seeds: int, out: Path) ->
         spread = by_seed["scan"].std(ddof=0)
         value = by_seed.mean()
         print(
-            f"{cohort.name:<11}{reader:<24}{order:<10}{value['scan']:>8.3f} ±{spread:<6.3f}"
+            f"{cohort.name:<11}{reader:<28}{order:<10}{value['scan']:>8.3f} ±{spread:<6.3f}"
             f"{value['backwards']:>10.3f}{value['random']:>9.3f}{value['moved']:>8.3f}",
             flush=True,
         )
         rows += by_seed.assign(cohort=cohort.name, reader=reader, trained=order).to_dict("records")
         if order == "shuffled":
-            print(f"{'':<11}{reader:<24}shuffled - scan: "
+            print(f"{'':<11}{reader:<28}shuffled - scan: "
                   f"{difference(asked[reader, 'scan'], mean)}", flush=True)  # fmt: skip
     return rows
 
@@ -260,7 +260,7 @@ def main() -> None:
 
     print(f"\nDoes shuffling help? AUROC, mean of {given.seeds} seeds (± their spread), by the "
           "order in which the model is asked")  # fmt: skip
-    print(f"{'cohort':<11}{'reader':<24}{'trained':<10}{'scan':>8}{'':<8}{'backwards':>9}"
+    print(f"{'cohort':<11}{'reader':<28}{'trained':<10}{'scan':>8}{'':<8}{'backwards':>9}"
           f"{'random':>9}{'moved':>8}")  # fmt: skip
     rows = []
     for cohort in present:

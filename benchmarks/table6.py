@@ -209,7 +209,7 @@ def _print_tables(table: pd.DataFrame, runs: list[Any]) -> None:
     found = found[(found["metric"] == "auroc") & (found["model"] == MODELS[0])]
     for row in found.itertuples():
         interval = "" if pd.isna(row.low) else f" ({row.low:+.3f} to {row.high:+.3f})"
-        p = "" if pd.isna(row.p) else f", p = {row.p:.3f}"
+        p = "" if pd.isna(row.p) else f", p = {row.p:.3f}" if row.p >= 0.001 else ", p < 0.001"
         print(f"{row.model} - {row.other:<8}{row.difference:+.3f}{interval}{p} {row.note}")
 
 
