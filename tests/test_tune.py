@@ -468,7 +468,8 @@ def test_a_process_that_dies_is_a_failed_trial(tmp_path, monkeypatch, code, word
 
 def test_ctrl_c_lets_the_trial_save(tmp_path, monkeypatch):
     code = (
-        "import sys, time, pathlib\n"
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         "try:\n    (pathlib.Path(sys.argv[1]) / 'ready').touch(); time.sleep(60)\n"
         "except KeyboardInterrupt:\n    (pathlib.Path(sys.argv[1]) / 'saved').touch()"
     )
