@@ -141,6 +141,10 @@ def _alone(function, item, stand_in, seconds: float, initializer):
 def _pool(workers: int, initializer: Callable[[], None] | None) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context(_START_METHOD)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (initializer,))
+    # All workers start with the first item. Left to itself, the pool starts one whenever an item
+    # finds none idle; one that starts just when another has died is missed by what ends the others
+    # and not by what waits for them, and `shutdown` waits for ever (seen in Python 3.11).
+    pool._safe_to_dynamically_spawn_children = False
     try:
         pool.submit(_do_nothing).result()
     except BrokenProcessPool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
 
+from medseq_tf.readers import processes
 from medseq_tf.readers.processes import isolated_map
 
 
@@ -29,6 +31,13 @@ def test_an_item_that_kills_is_the_only_one_lost_of_those_it_came_with():
     items[4] = -1
     results = list(isolated_map(work, iter(items), lambda item: "lost", workers=2, together=4))
     assert results == ["lost" if item == -1 else 2 * item for item in items]
+
+
+def test_no_worker_starts_later_when_another_may_have_died():
+    """One that starts while the pool breaks is waited for, for ever, and never ended."""
+    before = set(multiprocessing.active_children())
+    with processes._pool(3, None):
+        assert len(set(multiprocessing.active_children()) - before) == 3
 
 
 def environment(item):
