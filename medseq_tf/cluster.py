@@ -26,8 +26,8 @@ from keras_tuner.src import protos
 
 from medseq_tf import trial
 from medseq_tf.errors import InputError
+from medseq_tf.files import write_json
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import write_json
 
 BEAT = 5.0
 """Seconds between two questions of a worker that trains."""

@@ -43,10 +43,11 @@ from matplotlib.figure import Figure
 from medseq_tf import sequences
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Augment, Experiment
+from medseq_tf.files import atomic
 from medseq_tf.layers import PerPosition
 from medseq_tf.pipeline import SliceStore, study_input
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import Run, atomic
+from medseq_tf.runs import Run
 
 PARTS = 256
 """Parts of a study that `importance` shows to the model, where there are more."""

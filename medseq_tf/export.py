@@ -18,6 +18,7 @@ if __name__ == "__main__":  # answer --help before TensorFlow is imported
 
 import base64
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ import medseq_tf
 from medseq_tf import tracking
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Experiment
+from medseq_tf.files import PARTIAL, atomic
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.readers.demo import DemoCohort, photographs
 from medseq_tf.readers.study import Slices, StudySource
-from medseq_tf.runs import Run, atomic
+from medseq_tf.runs import Run
 from medseq_tf.serving_model import ServingModel
 from medseq_tf.serving_wire import (
     Description,
@@ -136,13 +138,13 @@ def export(
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     number = _version(out, version)
-    folder = Path(tempfile.mkdtemp(dir=out, prefix=f".{number}-"))
+    folder = out / f"{PARTIAL}{secrets.token_hex(6)}"
+    folder.mkdir()
     try:
         _save(ServingModel(models, recipe, description), recipe, description, folder)
         if warmup:
             _write_warmup(folder, out.name, studies)
         difference = _check(folder, models, recipe, run, description, studies)
-        folder.chmod(0o777 & ~_umask())
         try:
             folder.rename(out / str(number))
         except OSError:
@@ -204,12 +206,6 @@ def _version(out: Path, wanted: int | None) -> int:
     if wanted in taken:
         raise InputError(f"{out / str(wanted)} exists already; choose another version")
     return wanted
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _save(model: ServingModel, recipe: Experiment, description: Description, folder: Path) -> None:

@@ -43,6 +43,7 @@ import tensorflow as tf
 from medseq_tf import __version__
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.experiment import Augment, Experiment
+from medseq_tf.files import atomic
 from medseq_tf.models import PretrainedEncoder, SequenceClassifier
 from medseq_tf.pipeline import (
     Batch,
@@ -52,7 +53,6 @@ from medseq_tf.pipeline import (
     study_key,
     training_plan,
 )
-from medseq_tf.runs import atomic
 from medseq_tf.sequences import StudySequence
 
 FORMAT_VERSION = 1

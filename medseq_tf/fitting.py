@@ -26,6 +26,7 @@ from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluate import point_metrics
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import FeatureStore, frozen_network, join, weights_digest
+from medseq_tf.files import atomic
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.models.applications import dtype_policy
 from medseq_tf.pipeline import (
@@ -36,7 +37,6 @@ from medseq_tf.pipeline import (
     training_plan,
 )
 from medseq_tf.pretraining import pretrain
-from medseq_tf.runs import atomic
 
 CHECKPOINT = "checkpoint.npz"
 

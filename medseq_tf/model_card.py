@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from medseq_tf import evaluate, leakage
+from medseq_tf.files import atomic
 from medseq_tf.report import NOT_FOR
-from medseq_tf.runs import Run, atomic
+from medseq_tf.runs import Run
 
 ASK = "**For the author:** "
 

@@ -22,7 +22,7 @@ from keras_tuner.src.engine.conditions import Parent
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from medseq_tf.runs import write_json
+from medseq_tf.files import write_json
 from medseq_tf.search import BASE
 from medseq_tf.space import Setting, Space, Values
 

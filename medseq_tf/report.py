@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from medseq_tf import evaluate, explain, figures, leakage, metrics, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.figures import Drawing
+from medseq_tf.files import atomic
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import Run, atomic
+from medseq_tf.runs import Run
 
 STYLE = """
 :root { --ink: #1c2733; --soft: #52606d; --line: #d9e0e6; --accent: #0b6e99; --warn: #8a4b08;

@@ -15,7 +15,6 @@ from __future__ import annotations
 import html
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +24,9 @@ from typing import Any
 import pandas as pd
 
 from medseq_tf import experiment as recipes
+from medseq_tf import files
 from medseq_tf.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from medseq_tf.files import atomic, write_json  # noqa: F401  where they were before
 
 METRICS_COLUMNS = [
     "split",
@@ -177,59 +173,15 @@ class Run:
 
 
 @contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends well."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder; a kill frees the lock.
+
+    What killed processes left half written there is removed.
 
     Raises:
       InputError: another process is at work in the folder.
     """
-    if fcntl is None:
+    with files.locked(folder / ".lock", f"{folder}: another process is training there"):
+        for place, _, _ in os.walk(folder):
+            files.remove_abandoned(place)
         yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another process is training there") from None
-        try:
-            yield
-        finally:
-            (folder / ".lock").unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write JSON atomically; floats that are no number become null."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False), "utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return None
-    return value

@@ -37,12 +37,13 @@ from medseq_tf.evaluate import (
 )
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import feature_folder
+from medseq_tf.files import atomic, write_json
 from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.pretraining import healthy
-from medseq_tf.runs import Run, atomic, locked, write_json
+from medseq_tf.runs import Run, locked
 from medseq_tf.tracking import Section, Tracker
 
 BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")

@@ -28,7 +28,7 @@ from typing import Any
 
 import medseq_tf
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.runs import write_json
+from medseq_tf.files import write_json
 
 JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
 HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")

@@ -30,9 +30,10 @@ from medseq_tf import cohort, trial
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.experiment import Experiment
 from medseq_tf.export import export
+from medseq_tf.files import atomic, write_json
 from medseq_tf.oracles import TUNERS, Ledger, Order
 from medseq_tf.prepared import Prepared
-from medseq_tf.runs import Run, atomic, locked, write_json
+from medseq_tf.runs import Run, locked
 from medseq_tf.search import BASE, Search, header, line
 from medseq_tf.space import Objective, Space
 from medseq_tf.tracking import Tracker, crown, first_line

@@ -15,6 +15,7 @@ PACKAGE = Path(medseq_tf.__file__).parent
 
 ROAD = [
     "errors",
+    "files",
     "experiment",
     "space",
     "cohort",
@@ -62,10 +63,10 @@ ROAD = [
     "cli",
     "__main__",
 ]
-LIGHT = {"errors", "experiment", "space", "cohort", "readers", "tfrecord", "study_record", "audit",
-         "prepared", "prepare", "sequences", "metrics", "runs", "search", "leakage", "subgroups",
-         "tracking", "painted_lesions", "trial", "serving_wire", "serving_client",
-         "cli"}  # fmt: skip
+LIGHT = {"errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
+         "study_record", "audit", "prepared", "prepare", "sequences", "metrics", "runs", "search",
+         "leakage", "subgroups", "tracking", "painted_lesions", "trial", "serving_wire",
+         "serving_client", "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 
 
