@@ -219,7 +219,23 @@ def scan_atlas(
             folder.found("study left out", session.image, profile.reason)
         else:
             studies += _studies(folder, session, profile, protocol, axis, spacing)
-    return Scan(studies, [LABEL], "MR", folder.findings, folder.listing, folder.root, DTYPES["MR"])
+    resolved = {
+        "modality": "MR",
+        "axis": axis,
+        "spacing": spacing and list(spacing),
+        "whole": whole,
+        "extent": list(protocol.extent),
+    }
+    return Scan(
+        studies,
+        [LABEL],
+        "MR",
+        folder.findings,
+        folder.listing,
+        folder.root,
+        DTYPES["MR"],
+        resolved,
+    )
 
 
 def _sessions(folder: Folder) -> list[Session]:

@@ -186,7 +186,12 @@ def scan_demo(
         DemoStudy(name, name, cohort.labels_of(number), None, cohort, number)
         for number, name in enumerate(patient_names(cohort))
     ]
-    return Scan(studies, list(cohort.label_names), listing=[(repr(cohort), 0)])
+    return Scan(
+        studies,
+        list(cohort.label_names),
+        listing=[(repr(cohort), 0)],
+        resolved={"modality": "photograph"},
+    )
 
 
 def patient_names(cohort: DemoCohort) -> list[str]:

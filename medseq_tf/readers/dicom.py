@@ -205,7 +205,14 @@ def scan_dicom(
                 spacing=spacing,
             )
         )
-    return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality])
+    resolved = {
+        "modality": modality,
+        "series": series,
+        "fewest_slices": fewest_slices,
+        "tilt": tilt,
+        "spacing": spacing and list(spacing),
+    }
+    return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality], resolved)
 
 
 def find_dicom_studies(

@@ -163,7 +163,15 @@ def _scan_classes(folder: Folder, positive: str | None) -> Scan:
         for (name, patient), slices in studies.items()
     ]
     _find_patients_in_two_classes(folder, studies)
-    return Scan(sources, label_names, "photograph", folder.findings, folder.listing, folder.root)
+    return Scan(
+        sources,
+        label_names,
+        "photograph",
+        folder.findings,
+        folder.listing,
+        folder.root,
+        resolved={"layout": "class", "modality": "photograph"},
+    )
 
 
 def _positive_classes(root: Path, classes: list[str], positive: str | None) -> list[str]:
@@ -258,4 +266,12 @@ def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
     for line in labels.repeated:
         folder.found("row given twice", f"{path.name} line {line}")
     listing = [*folder.listing, labels.listing]
-    return Scan(studies, labels.names, "photograph", folder.findings, listing, folder.root)
+    return Scan(
+        studies,
+        labels.names,
+        "photograph",
+        folder.findings,
+        listing,
+        folder.root,
+        resolved={"layout": "patient", "modality": "photograph"},
+    )

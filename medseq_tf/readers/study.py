@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,9 @@ class Scan:
         listing: (relative path, size in bytes) of every file that the scan relies on.
         root: the folder that the listing is relative to, or None for studies without files.
         dtype: what `Slices.images` hold: `uint8`, `int16` or `uint16`.
+        resolved: what the scan settled, as JSON holds it: every option that another scan of files
+            of this kind needs to read them alike (`layout`, `modality`, `axis`, ...), and how
+            labels were matched (`match`). No path and nothing of a patient.
     """
 
     studies: list[StudySource]
@@ -105,6 +109,7 @@ class Scan:
     listing: list[tuple[str, int]] = field(default_factory=list)
     root: Path | None = None
     dtype: str = "uint8"
+    resolved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.studies.sort(key=lambda study: natural_key(study.source))

@@ -147,7 +147,17 @@ def scan_volumes(
         for file, (key, row) in rows.items()
     ]
     listing = [*folder.listing, table.listing]
-    return Scan(studies, table.names, modality, folder.findings, listing, root, DTYPES[modality])
+    resolved = {"modality": modality, "axis": axis, "spacing": spacing and list(spacing)}
+    return Scan(
+        studies,
+        table.names,
+        modality,
+        folder.findings,
+        listing,
+        root,
+        DTYPES[modality],
+        resolved,
+    )
 
 
 def checked_axis(axis: Axis) -> Axis:
