@@ -31,6 +31,13 @@ ROAD = [
     "layers",
     "models",
     "losses",
+    "point_metrics",
+    "thresholds",
+    "resampling",
+    "proportions",
+    "calibration",
+    "curves",
+    "auc_intervals",
     "metrics",
     "runs",
     "search",
@@ -64,9 +71,10 @@ ROAD = [
     "__main__",
 ]
 LIGHT = {"errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
-         "study_record", "audit", "prepared", "prepare", "sequences", "metrics", "runs", "search",
-         "leakage", "subgroups", "tracking", "painted_lesions", "trial", "serving_wire",
-         "serving_client", "cli"}  # fmt: skip
+         "study_record", "audit", "prepared", "prepare", "sequences", "point_metrics",
+         "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
+         "metrics", "runs", "search", "leakage", "subgroups", "tracking", "painted_lesions",
+         "trial", "serving_wire", "serving_client", "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 
 

@@ -1,0 +1,344 @@
+"""Metrics of a binary label from probabilities, without intervals, for weighted studies.
+
+Every function takes `labels` (studies,) with 0, 1, or nan for unknown (left out), and
+`probabilities` (studies,) of the positive class. A metric is written once, for weighted studies:
+`weights` (studies,) or (resamples, studies), by default 1 each, count how often each study stands
+in the sample. So a bootstrap is one call with a matrix of counts. What is undefined is nan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseq_tf.errors import InputError
+
+Array = np.ndarray
+
+
+# ------------------------------------------------------------------------------ at a threshold
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of studies, each () or (resamples,), and the rates that follow from them.
+
+    A rate whose denominator is 0 is nan.
+    """
+
+    true_positives: Array
+    false_positives: Array
+    true_negatives: Array
+    false_negatives: Array
+
+    @property
+    def accuracy(self) -> Array:
+        """Share of all studies that are classified rightly."""
+        right = self.true_positives + self.true_negatives
+        return ratio(right, right + self.false_positives + self.false_negatives)
+
+    @property
+    def recall(self) -> Array:
+        """Sensitivity: share of the positive studies that are found."""
+        return ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def specificity(self) -> Array:
+        """Share of the negative studies that are called negative."""
+        return ratio(self.true_negatives, self.true_negatives + self.false_positives)
+
+    @property
+    def precision(self) -> Array:
+        """Positive predictive value: share of the positive calls that are right."""
+        return ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def negative_predictive_value(self) -> Array:
+        """Share of the negative calls that are right."""
+        return ratio(self.true_negatives, self.true_negatives + self.false_negatives)
+
+    @property
+    def f1(self) -> Array:
+        """Harmonic mean of precision and recall; 0 when every positive study is missed."""
+        wrong = self.false_positives + self.false_negatives
+        return ratio(2 * self.true_positives, 2 * self.true_positives + wrong)
+
+    @property
+    def balanced_accuracy(self) -> Array:
+        """Mean of recall and specificity, which is the macro average of recall."""
+        return (self.recall + self.specificity) / 2
+
+    @property
+    def recall_macro(self) -> Array:
+        """Recall, averaged over the two classes (paper 1, tables 4 and 5)."""
+        return self.balanced_accuracy
+
+    @property
+    def precision_macro(self) -> Array:
+        """Precision, averaged over the two classes (paper 1, tables 4 and 5)."""
+        return (self.precision + self.negative_predictive_value) / 2
+
+    @property
+    def f1_macro(self) -> Array:
+        """F1, averaged over the two classes (paper 1, tables 4 and 5)."""
+        wrong = self.false_positives + self.false_negatives
+        negative = ratio(2 * self.true_negatives, 2 * self.true_negatives + wrong)
+        return (self.f1 + negative) / 2
+
+
+def confusion(
+    labels: Array, probabilities: Array, threshold: float | Array, weights: Array | None = None
+) -> Confusion:
+    """Counts of right and wrong calls; a study is called positive at `threshold` or above.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,).
+        threshold: One for all, or (studies,), such as the one of each study's own fold.
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        Counts as floats, () or (resamples,).
+    """
+    labels, probabilities, weights, known = known_studies(labels, probabilities, weights)
+    threshold = np.broadcast_to(np.asarray(threshold, dtype=float), known.shape)[known]
+    called, positive = probabilities >= threshold, labels == 1
+    cells = [called & positive, called & ~positive, ~called & ~positive, ~called & positive]
+    counts = weights @ np.stack(cells, axis=1).astype(float)
+    return Confusion(*np.moveaxis(counts, -1, 0))
+
+
+# -------------------------------------------------------------------------- over all thresholds
+
+
+def auroc(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
+    """Area under the ROC curve: a positive study ranks above a negative one, ties count half.
+
+    The Mann-Whitney statistic on midranks; any increasing score serves in place of probabilities.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,).
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        () or (resamples,); nan without both classes.
+    """
+    positives, negatives, _ = by_score(labels, probabilities, weights)
+    negatives_below = negatives.sum(axis=-1, keepdims=True) - np.cumsum(negatives, axis=-1)
+    concordant = (positives * (negatives_below + negatives / 2)).sum(axis=-1)
+    return ratio(concordant, positives.sum(axis=-1) * negatives.sum(axis=-1))
+
+
+def average_precision(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
+    """Area under the precision-recall curve in steps: sum of precision times the gain in recall.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,).
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        () or (resamples,); nan without both classes.
+    """
+    positives, negatives, _ = by_score(labels, probabilities, weights)
+    found = np.cumsum(positives, axis=-1)
+    called = found + np.cumsum(negatives, axis=-1)
+    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+    area = ratio((positives * precision).sum(axis=-1), found[..., -1])
+    return np.where(called[..., -1] > found[..., -1], area, np.nan)
+
+
+def sensitivity_at_specificity(
+    labels: Array, probabilities: Array, specificity: float = 0.9, weights: Array | None = None
+) -> Array:
+    """The greatest sensitivity of any threshold that keeps at least this specificity.
+
+    Returns:
+        () or (resamples,); nan without both classes.
+    """
+    sensitivities, specificities = operating_points(labels, probabilities, weights)
+    return _best(sensitivities, specificities >= specificity - 1e-12)
+
+
+def specificity_at_sensitivity(
+    labels: Array, probabilities: Array, sensitivity: float = 0.9, weights: Array | None = None
+) -> Array:
+    """The greatest specificity of any threshold that keeps at least this sensitivity.
+
+    Returns:
+        () or (resamples,); nan without both classes.
+    """
+    sensitivities, specificities = operating_points(labels, probabilities, weights)
+    return _best(specificities, sensitivities >= sensitivity - 1e-12)
+
+
+def _best(values: Array, allowed: Array) -> Array:
+    """The greatest allowed value along the last axis, nan where none is allowed."""
+    best = np.where(allowed, values, -np.inf).max(axis=-1)
+    return np.where(allowed.any(axis=-1), best, np.nan)
+
+
+def brier(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
+    """Brier score: mean squared difference of probability and label; () or (resamples,)."""
+    labels, probabilities, weights, _ = known_studies(
+        labels, probabilities, weights, unit_interval=True
+    )
+    return ratio(weights @ (probabilities - labels) ** 2, weights.sum(axis=-1))
+
+
+# ------------------------------------------------------------------------------ all of a label
+
+RANKING = {"auroc": auroc, "average_precision": average_precision}
+
+TRADE_OFFS = {
+    "sensitivity_at_90_specificity": sensitivity_at_specificity,
+    "specificity_at_90_sensitivity": specificity_at_sensitivity,
+}
+
+DECISIONS = (
+    "accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "f1",
+    "balanced_accuracy",
+    "recall_macro",
+    "precision_macro",
+    "f1_macro",
+)
+
+METRICS = (*RANKING, *DECISIONS, "brier")
+"""What `all_metrics` gives, in its order: cheap enough for every epoch."""
+
+
+def all_metrics(
+    labels: Array,
+    probabilities: Array,
+    threshold: float | Array = 0.5,
+    weights: Array | None = None,
+) -> dict[str, Array]:
+    """Every metric of one label, without intervals.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,) in [0, 1].
+        threshold: One for all, or (studies,).
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        By the names of `METRICS`, each () or (resamples,); nan where undefined.
+    """
+    result = {name: metric(labels, probabilities, weights) for name, metric in RANKING.items()}
+    counts = confusion(labels, probabilities, threshold, weights)
+    result |= {name: getattr(counts, name) for name in DECISIONS}
+    return result | {"brier": brier(labels, probabilities, weights)}
+
+
+# ----------------------------------------------------------------------------------- groundwork
+
+
+def known_studies(
+    labels: Array, probabilities: Array, weights: Array | None, unit_interval: bool = False
+) -> tuple[Array, Array, Array, Array]:
+    """Checks the input and leaves out studies of unknown label.
+
+    Returns:
+        Labels, probabilities and weights of the known studies, and which they are (studies,) bool.
+    """
+    labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
+    if labels.ndim != 1 or labels.shape != probabilities.shape:
+        raise InputError(
+            f"labels {labels.shape} and probabilities {probabilities.shape} do not fit: expected "
+            "both (studies,)"
+        )
+    known = ~np.isnan(labels)
+    wrong = known & (labels != 0) & (labels != 1)
+    if wrong.any():
+        raise InputError(f"label {labels[wrong][0]:g} of study {wrong.argmax()}: expected 0 or 1")
+    wrong = known & ~np.isfinite(probabilities)
+    if unit_interval:
+        wrong |= known & ((probabilities < 0) | (probabilities > 1))
+    if wrong.any():
+        expected = "a number in [0, 1]" if unit_interval else "a finite number"
+        raise InputError(
+            f"probability {probabilities[wrong][0]:g} of study {wrong.argmax()}: "
+            f"expected {expected}"
+        )
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
+    return labels[known], probabilities[known], weights[..., known], known
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Their quotient, nan where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(
+        np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    )
+    empty = np.full(numerator.shape, np.nan)
+    return np.divide(numerator, denominator, out=empty, where=denominator != 0)
+
+
+def by_score(
+    labels: Array, probabilities: Array, weights: Array | None
+) -> tuple[Array, Array, Array]:
+    """Weight of positive and of negative studies at each distinct probability, highest first.
+
+    Returns:
+        Positives and negatives (..., distinct), and the probabilities (distinct,).
+    """
+    labels, probabilities, weights, _ = known_studies(labels, probabilities, weights)
+    order = np.argsort(-probabilities, kind="stable")
+    ordered = probabilities[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    if not len(ordered):
+        nothing = np.zeros((*weights.shape[:-1], 1))
+        return nothing, nothing, np.array([np.nan])
+    weights, positive = weights[..., order], labels[order] == 1
+    positives = np.add.reduceat(weights * positive, starts, axis=-1)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=-1)
+    return positives, negatives, ordered[starts]
+
+
+def operating_points(
+    labels: Array, probabilities: Array, weights: Array | None
+) -> tuple[Array, Array]:
+    """Sensitivity and specificity (..., 1 + distinct), from nothing called positive to all."""
+    positives, negatives, _ = by_score(labels, probabilities, weights)
+    found = np.cumsum(positives, axis=-1)
+    false = np.cumsum(negatives, axis=-1)
+    start = np.zeros((*found.shape[:-1], 1))
+    found, false = (np.concatenate([start, part], axis=-1) for part in (found, false))
+    return ratio(found, found[..., -1:]), 1 - ratio(false, false[..., -1:])
+
+
+def owners_of(patients: Array | None, studies: int) -> Array:
+    if patients is None:
+        return np.arange(studies)
+    patients = np.asarray(patients)
+    if patients.shape != (studies,):
+        raise InputError(
+            f"patients {patients.shape} do not fit {studies} studies: expected ({studies},)"
+        )
+    return patients
+
+
+def class_counts(labels: Array) -> str:
+    labels = np.asarray(labels, dtype=float)
+    return f"{(labels == 1).sum()} positive and {(labels == 0).sum()} negative studies"
+
+
+def class_limits(
+    labels: Array,
+    patients: Array | None,
+    needed: tuple[str, ...] = ("positive", "negative"),
+) -> list[str]:
+    """Why the classes that a metric needs do not carry an interval; empty if they do."""
+    labels = np.asarray(labels, dtype=float)
+    owner = owners_of(patients, len(labels))
+    limits = []
+    for kind in needed:
+        count = len(np.unique(owner[labels == (kind == "positive")]))
+        if count < 2:
+            limits.append(f"{'one' if count else 'no'} {kind} patient")
+    return limits
