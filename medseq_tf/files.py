@@ -101,7 +101,8 @@ def locked(file: str | os.PathLike, refusal: str, wait: bool = False) -> Iterato
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+        with naming(file.parent, instead_of=file):
+            handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             if not _lock(handle, wait):
                 raise InputError(refusal)

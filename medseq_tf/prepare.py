@@ -4,6 +4,8 @@ The work is done study by study in worker processes; this process writes the sha
 that the same source and settings give the same bytes whatever the number of workers. Everything is
 written beside the target, in `OUT.partial-<key>`, and renamed at the end. A run that was killed
 leaves its finished shards there; the next run with the same source and settings goes on from them.
+One process at a time prepares for a target, and what is there is replaced only with `overwrite`,
+if it is a prepared data set and nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +40,7 @@ import pyarrow as pa
 
 from medseq_tf.audit import audit_text, build_audit
 from medseq_tf.errors import InputError
+from medseq_tf.files import destination, locked, naming
 from medseq_tf.prepared import FORMAT_VERSION, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
 from medseq_tf.readers.processes import cores, isolated_map, start_server
@@ -52,16 +56,14 @@ from medseq_tf.study_record import (
 )
 from medseq_tf.tfrecord import FOOTER_BYTES, HEADER_BYTES
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
-
 __all__ = ["Prepared", "prepare"]
 
 STUDIES_PER_SHARD = 16
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 UNITS = {"photograph": "grey level", "CT": "HU", "MR": "arbitrary"}
+FILES = ("dataset.json", "studies.parquet", "audit.json", "audit.txt")
+"""What a prepared data set's folder holds beside its shards."""
+REPLACED = ".replaced"
 LEFT_OUT = ("study left out", "patient without label")
 BYTES_TOGETHER = 2 * 2**20
 MOST_TOGETHER = 8
@@ -101,16 +103,17 @@ def prepare(
         workers: processes; default: one a core. 1: this process, which a damaged file that crashes
             its decoder then ends.
         strict: a study that would be left out is an error.
-        overwrite: replace `out` where it is a prepared data set.
+        overwrite: replace `out` where it is a prepared data set, and holds nothing else.
         progress: show a progress bar on standard error.
         **options: for the reader.
 
     Raises:
         InputError: for settings or a source that cannot be used, or when `out` exists.
     """
-    out = Path(out).absolute()
+    is_link, out = Path(out).is_symlink(), destination(out)
     _check_settings(size, aspect, workers)
-    _check_target(out, source, overwrite)
+    _check_place(out, source)
+    _check_target(out, overwrite, is_link)
     if workers != 1:
         start_server(*_IMPORTED_BY_WORKERS, *_IMPORTED_BY_READERS_WORKERS.get(reader, ()))
     scan = _scan(reader, source, labels, size, options)
@@ -121,16 +124,15 @@ def prepare(
             f"{source or reader} holds no study that can be used{_kinds(scan.findings)}"
         )
     job = _Job.of(reader, {"labels": labels, **options}, scan, size, aspect)
-    with _partial_folder(out, job.key()) as folder:
-        with _executor(workers, scan) as executor:
-            shards = list(_shards(folder, job, executor, strict, progress))
-        findings = [*scan.findings, *itertools.chain.from_iterable(s.findings for s in shards)]
-        rows = [row for shard in shards for row in shard.rows]
-        if not rows:
-            raise InputError(
-                f"{source or reader} holds no slice that can be read{_kinds(findings)}"
-            )
-        _write_data_set(folder, job, shards, rows, findings)
+    with _preparing(out):
+        _check_target(out, overwrite, is_link)  # it may have come since
+        folder = _partial_folder(out, job.key())
+        try:
+            _write_all(folder, job, workers, strict, progress, source or reader)
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+        _check_target(out, overwrite, is_link)
         _publish(folder, out)
     return Prepared.load(out)
 
@@ -149,17 +151,39 @@ def _check_settings(size: int, aspect: str, workers: int | None) -> None:
         raise InputError(f"workers={workers!r} is not a number of processes, 1 or more")
 
 
-def _check_target(out: Path, source: str | Path | None, overwrite: bool) -> None:
+def _check_place(out: Path, source: str | Path | None) -> None:
     if source is not None:
         inside, holds = out.resolve(), Path(source).resolve()
         if inside.is_relative_to(holds) or holds.is_relative_to(inside):
             raise InputError(f"out={out} and the source lie in one another; choose a folder apart")
+
+
+def _check_target(out: Path, overwrite: bool, is_link: bool) -> None:
+    """Raises an InputError if `out` exists and is not to be replaced: whatever is not of ours."""
     if not out.exists():
         return
     if not overwrite:
         raise InputError(f"{out} exists; choose another out, or overwrite=True to replace it")
-    if not (out / "dataset.json").is_file():
+    if is_link:
+        raise InputError(f"out is a symbolic link; to replace what it points to, give {out} itself")
+    if (out / "experiment.yaml").exists() or (out / "run.json").exists():
+        raise InputError(f"{out} is the folder of a run, so it is not overwritten")
+    if not (out / "dataset.json").is_file() or not (out / "shards").is_dir():
         raise InputError(f"{out} is not a prepared data set, so it is not overwritten")
+    if foreign := next(iter(_foreign(out)), None):
+        raise InputError(
+            f"{out} holds more than a prepared data set, so it is not overwritten: move "
+            f"{foreign.relative_to(out)} elsewhere first"
+        )
+
+
+def _foreign(data_set: Path) -> Iterator[Path]:
+    """Gives what `prepare` did not write into a data set's folder."""
+    for path in sorted(data_set.iterdir()):
+        if path.name == "shards":
+            yield from (s for s in sorted(path.iterdir()) if s.suffix != ".tfrecord")
+        elif path.name not in FILES or not path.is_file():
+            yield path
 
 
 def _scan(reader: str, source: str | Path | None, labels, size: int, options: dict) -> Scan:
@@ -266,51 +290,58 @@ def _modified(root: Path | None, name: str) -> int:
         return 0
 
 
+def _write_all(
+    folder: Path, job: _Job, workers: int | None, strict: bool, progress: bool, source: str | Path
+) -> None:
+    """Writes the data set into the partial folder."""
+    with _executor(workers, job.scan) as executor:
+        shards = list(_shards(folder, job, executor, strict, progress))
+    findings = [*job.scan.findings, *itertools.chain.from_iterable(s.findings for s in shards)]
+    rows = [row for shard in shards for row in shard.rows]
+    if not rows:
+        raise InputError(f"{source} holds no slice that can be read{_kinds(findings)}")
+    _write_data_set(folder, job, shards, rows, findings)
+
+
 # ------------------------------------------------------------------------------- the partial folder
 
 
 @contextlib.contextmanager
-def _partial_folder(out: Path, key: str) -> Iterator[Path]:
-    """The folder that is written to; kept when the work is interrupted, to go on from it."""
+def _preparing(out: Path) -> Iterator[None]:
+    """Keeps other processes from preparing for the same target; a kill frees it.
+
+    What killed processes left for the target is removed, but for what can be gone on from; a data
+    set that one of them was about to replace stands in its place again.
+    """
+    lock = out.with_name(f".{out.name}.preparing")
+    with locked(lock, f"{out} is being prepared by another process; wait for it to end"):
+        for replaced in _left(out, REPLACED):
+            if out.exists():
+                shutil.rmtree(replaced)
+            else:
+                replaced.rename(out)
+        yield
+
+
+def _left(out: Path, end: str = "") -> list[Path]:
+    """The folders that runs have left beside their target."""
+    name = re.compile(rf"{re.escape(out.name)}\.partial-[0-9a-f]{{12}}{re.escape(end)}")
+    return [path for path in out.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+
+
+def _partial_folder(out: Path, key: str) -> Path:
+    """Makes the folder that is written to; an interrupted run's is gone on from.
+
+    What runs with another source or other settings left for this target is removed.
+    """
     folder = out.with_name(f"{out.name}.partial-{key}")
-    try:
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        (folder / "progress").mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror})") from None
-    with _lock(folder) as locked:
-        if not locked:
-            raise InputError(f"{out} is being prepared by another process; wait for it to end")
-        _remove_abandoned(out, keep=folder)
-        try:
-            yield folder
-        except InputError:
-            shutil.rmtree(folder)
-            raise
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether this process is the only one at work in the folder; a kill frees the lock."""
-    if fcntl is None:
-        yield True
-        return
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-
-
-def _remove_abandoned(out: Path, keep: Path) -> None:
-    """Removes what killed runs with another source or other settings left for this target."""
-    for folder in out.parent.iterdir():
-        if folder.name.startswith(f"{out.name}.partial-") and folder != keep and folder.is_dir():
-            with _lock(folder) as locked:
-                if locked:
-                    shutil.rmtree(folder)
+    for name in ("shards", "progress"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "lock").unlink(missing_ok=True)  # of version 0.1.0
+    for other in _left(out):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
 
 
 def _publish(folder: Path, out: Path) -> None:
@@ -320,11 +351,10 @@ def _publish(folder: Path, out: Path) -> None:
     run finds by its hash. Many files at a time share the disk's waits.
     """
     shutil.rmtree(folder / "progress")
-    (folder / "lock").unlink(missing_ok=True)
     with ThreadPoolExecutor(FILES_SYNCED_TOGETHER) as threads:
         list(threads.map(_sync, [*folder.rglob("*"), folder]))
     if out.exists():
-        replaced = out.with_name(f"{folder.name}.replaced")
+        replaced = out.with_name(f"{folder.name}{REPLACED}")
         out.rename(replaced)
         folder.rename(out)
         shutil.rmtree(replaced)
@@ -336,8 +366,9 @@ def _publish(folder: Path, out: Path) -> None:
 def _write(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.rename(path)
+    with naming(path, instead_of=partial):
+        partial.write_bytes(data)
+        partial.rename(path)
 
 
 def _sync(path: Path) -> None:
@@ -427,7 +458,9 @@ def _write_shard(
                 _refuse_left_out(record.findings)
             if record.framed:
                 rows.append(_row(job, study, record, name, offset))
-                file.write(record.framed)
+                with naming(partial):
+                    file.write(record.framed)
+                    file.flush()
                 digest.update(record.framed)
                 offset += len(record.framed)
             advance(1)
