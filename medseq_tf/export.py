@@ -229,10 +229,13 @@ class _Study:
 
 
 class _InMemory(Prepared):
-    """Studies that were prepared and not written."""
+    """Studies that were prepared and not written; their ids are their own."""
 
     def record(self, row: int) -> bytes:
         return self.studies["record"].iat[row]
+
+    def _example(self, row: int) -> dict:
+        return decode_example(self.record(row))
 
 
 @dataclass(frozen=True)

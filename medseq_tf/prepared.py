@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +39,18 @@ KEYS = (
     "shards",
 )
 
+_whole: dict[tuple[int, ...], str] = {}
+"""The SHA-256 of the shards that this process has read, by what tells a changed file."""
+_hashing = threading.Lock()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A prepared data set, read from its folder; slices are read when they are asked for.
+
+    A shard's SHA-256 is compared with that of `dataset.json` when the process first reads from it,
+    and a study's id with that of its row whenever it is read: a shard of another preparation, or
+    in another's place, gives an error, never other slices.
 
     Attributes:
         path: the folder.
@@ -111,12 +121,43 @@ class Prepared:
         """The audit to be printed, with the first `most` findings of each kind (None: all)."""
         return audit_text(self.audit, most)
 
+    def verify(self) -> None:
+        """Reads all shards and compares them with `dataset.json`; each once in a process.
+
+        Raises:
+            InputError: if a shard is another than the one that `prepare` wrote.
+        """
+        for shard in self.info.get("shards", ()):
+            self._open(shard).close()
+
     def record(self, row: int) -> bytes:
-        """The serialised `tf.train.Example` of the study at `row`; safe from any thread."""
+        """The serialised `tf.train.Example` of the study at `row`; safe from any thread.
+
+        Raises:
+            InputError: if its shard is another than the one that `prepare` wrote.
+        """
         shard, offset, length = (self.studies[c].iat[row] for c in ("shard", "offset", "length"))
-        with open(self.path / "shards" / shard, "rb", buffering=0) as file:
+        with self._open(shard) as file:
             file.seek(offset)
             return file.read(length)
+
+    def _open(self, shard: str) -> io.FileIO:
+        """Opens a shard that is known to be whole."""
+        path = self.path / "shards" / shard
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing; copy the data set again, whole") from None
+        try:
+            if _digest(file) != self.info["shards"][shard]["sha256"]:
+                raise InputError(
+                    f"{path} is not the shard that dataset.json was written with (its SHA-256 "
+                    "differs); copy the data set again, whole, or prepare again"
+                )
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def encoded_slices(self, row: int) -> list[bytes]:
         """The PNG files of the slices of the study at `row`, in scan order.
@@ -124,10 +165,21 @@ class Prepared:
         Raises:
             InputError: if the study cannot be read.
         """
+        return list(self._example(row)["slices"])
+
+    def _example(self, row: int) -> dict:
+        """The features of the study at `row`."""
+        wanted = self.studies["study_id"].iat[row]
         try:
-            return list(decode_example(self.record(row))["slices"])
+            example = decode_example(self.record(row))
+            stored = example["study_id"][0].decode()
+        except InputError:
+            raise
         except (OSError, ValueError, LookupError, TypeError):
             raise self._damaged(row) from None
+        if stored != wanted:
+            raise self._damaged(row)
+        return example
 
     def slices(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray:
         """Decodes slices of the study at `row`.
@@ -145,10 +197,10 @@ class Prepared:
         return None if masks is None else (masks > 0).astype(np.uint8)
 
     def _decoded(self, row: int, name: str, indices: Sequence[int] | None) -> np.ndarray | None:
+        encoded = self._example(row).get(name)
         try:
-            encoded = decode_example(self.record(row)).get(name)
             return None if encoded is None else _decode(encoded, indices)
-        except (OSError, ValueError, LookupError, TypeError, cv2.error):
+        except (ValueError, LookupError, TypeError, cv2.error):
             raise self._damaged(row) from None
 
     def _damaged(self, row: int) -> InputError:
@@ -198,6 +250,17 @@ def _check_shards(path: Path, info: dict) -> None:
                 f"{file} has {file.stat().st_size} bytes where dataset.json says {size}; "
                 f"copy the data set again, whole"
             )
+
+
+def _digest(file: io.FileIO) -> str:
+    """The SHA-256 of an open file, computed once in a process while the file stays as it is."""
+    found = os.fstat(file.fileno())
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _whole:
+        with _hashing:
+            if key not in _whole:
+                _whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _whole[key]
 
 
 def _decode(encoded: list[bytes], indices: Sequence[int] | None) -> np.ndarray:

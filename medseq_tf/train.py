@@ -102,6 +102,7 @@ def train(
     before = _before(folder, recipe, prepared, folds, resume, splits)
     if before.get("status") == "finished":
         return Run.load(folder)
+    prepared.verify()
     store = SliceStore(prepared, recipe)
     splits = _splits(folder, recipe, prepared, folds) if splits is None else splits
     place = feature_folder(features) if recipe.uses_features else None

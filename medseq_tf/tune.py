@@ -110,6 +110,7 @@ def tune(
     _check(space, tuner, trials, minutes)
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
+    prepared.verify()
     plan = set_aside(space, prepared)
     with locked(folder):
         _begin(folder, space, prepared, plan, tuner, seed)

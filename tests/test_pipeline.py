@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -58,7 +59,8 @@ def write(folder: Path, studies: list[np.ndarray], labels: np.ndarray | None = N
         encoded = [cv2.imencode(".png", image)[1].tobytes() for image in stored]
         example = {"study_id": [b"%016x" % i], "slices": encoded, "labels": labels[i]}
         payloads.append(encode_example(example))
-    (folder / "shards" / "only.tfrecord").write_bytes(b"".join(payloads))
+    shard = b"".join(payloads)
+    (folder / "shards" / "only.tfrecord").write_bytes(shard)
     lengths = np.array([len(payload) for payload in payloads])
     table = pd.DataFrame(
         {
@@ -75,6 +77,7 @@ def write(folder: Path, studies: list[np.ndarray], labels: np.ndarray | None = N
         "label_names": [str(k) for k in range(labels.shape[1])],
         "modality": MODALITIES[dtype],
         "storage": {"dtype": "uint8" if dtype == "uint8" else "uint16", "offset": OFFSETS[dtype]},
+        "shards": {"only.tfrecord": {"sha256": hashlib.sha256(shard).hexdigest()}},
     }
     return CountingPrepared(folder, info, table)
 

@@ -593,6 +593,67 @@ def test_loading_what_is_not_whole(folder, tmp_path):
         Prepared.load(data.path)
 
 
+@pytest.fixture
+def two_alike(tmp_path):
+    """Two data sets of the same studies, and of shards of the same sizes: one padded, one not."""
+    for patient in range(20):
+        for number in (1, 2):
+            name = f"{'Normal' if patient < 10 else 'Stroke'}/{patient} ({number}).png"
+            image = np.random.default_rng(patient).integers(0, 256, (20, 30), np.uint8)
+            save(tmp_path / "source" / name, image)
+    pair = [
+        make("image-folder", tmp_path / "source", out=tmp_path / aspect, size=16, aspect=aspect)
+        for aspect in ("pad", "stretch")
+    ]
+    assert list(pair[0].studies.study_id) == list(pair[1].studies.study_id)
+    return pair
+
+
+def test_a_shard_of_another_preparation_is_refused_by_name(two_alike):
+    data, other = two_alike
+    shard = data.path / "shards" / "00001.tfrecord"
+    content = (other.path / "shards" / shard.name).read_bytes()
+    assert shard.stat().st_size == len(content), "nothing but its content gives it away"
+    assert data.slices(19).shape == (2, 16, 16)
+    shard.write_bytes(content)
+    again = Prepared.load(data.path)
+    assert again.slices(0).shape == (2, 16, 16), "the other shard is whole"
+    for read in (
+        lambda: again.slices(19),
+        lambda: again.masks(19),
+        lambda: again.encoded_slices(19),
+        lambda: again.record(19),
+        lambda: again.verify(),
+        lambda: data.slices(19),  # one that was opened, and read, before
+    ):
+        with pytest.raises(InputError, match=r"00001\.tfrecord is not the shard that"):
+            read()
+
+
+def test_a_record_of_another_study_is_refused(two_alike):
+    data, _ = two_alike
+    studies = data.studies.copy()
+    studies.loc[[2, 3], ["offset", "length"]] = studies.loc[[3, 2], ["offset", "length"]].to_numpy()
+    crossed = Prepared(data.path, data.info, studies)
+    assert crossed.slices(1).shape == (2, 16, 16)
+    with pytest.raises(InputError, match=rf"study {studies.study_id[2]} is damaged"):
+        crossed.slices(2)
+
+
+def test_shards_are_hashed_once_in_a_process(two_alike, monkeypatch):
+    import hashlib
+
+    data, hashed = two_alike[0], []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or original(*a))
+    for _ in range(2):
+        again = Prepared.load(data.path)
+        again.verify()
+        for row in range(20):
+            again.slices(row)
+    assert len(hashed) == 2
+
+
 def test_written_folders_and_the_demo_reader_agree(tmp_path):
     cohort = DemoCohort(patients=6, size=24, slices=(3, 5))
     written = write_image_folder(cohort, tmp_path / "cohort", layout="patient")

@@ -105,7 +105,9 @@ def model_of(recipe, seed=0, labels=LABELS):
 def prepared_road(model_list, recipe, dtype, studies):
     """What evaluation says of studies of images, by way of a prepared data set."""
     how = Recipe((), dtype, SIZE, "pad")
-    records = [study_record(Drawn(images), "id", how).framed for images in studies]
+    records = [
+        study_record(Drawn(images), f"study-{i}", how).framed for i, images in enumerate(studies)
+    ]
     table = pd.DataFrame(
         {
             "study_id": [f"study-{i}" for i in range(len(studies))],
