@@ -137,12 +137,12 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def destination(out: str | os.PathLike, option: str = "--out") -> Path:
-    """Return where an output goes, absolute: a symbolic link stands for the place it points to.
+    """Return where an output goes: a symbolic link stands for the place it points to.
 
     Raises:
       InputError: a link that leads in a circle.
     """
-    path = Path(out).absolute()
+    path = Path(out)
     if not path.is_symlink():
         return path
     try:

@@ -110,7 +110,7 @@ def prepare(
     Raises:
         InputError: for settings or a source that cannot be used, or when `out` exists.
     """
-    is_link, out = Path(out).is_symlink(), destination(out)
+    is_link, out = Path(out).is_symlink(), destination(out).absolute()
     _check_settings(size, aspect, workers)
     _check_place(out, source)
     _check_target(out, overwrite, is_link)

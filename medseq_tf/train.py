@@ -37,7 +37,7 @@ from medseq_tf.evaluate import (
 )
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import feature_folder
-from medseq_tf.files import atomic, write_json
+from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
@@ -94,7 +94,7 @@ def train(
     """
     recipe = recipes.load(experiment, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
-    folder = Path(out) if out is not None else Path("runs") / (name or recipe.name)
+    folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
     if splits is not None:
         if folds is not None:
             raise InputError("folds and splits: give one of them")
@@ -111,7 +111,12 @@ def train(
         gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
     with locked(folder):
-        if not before:
+        now = _before(folder, recipe, prepared, folds, resume, splits)
+        if now.get("status") == "finished":
+            return Run.load(folder)
+        if now and not before:
+            raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
+        if not now:
             _begin(folder, recipe, prepared, splits, folds)
         work(recipe, store, splits, folder, name or folder.name, track, verbose, place)
     return Run.load(folder)

@@ -30,7 +30,7 @@ from medseq_tf import cohort, trial
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.experiment import Experiment
 from medseq_tf.export import export
-from medseq_tf.files import atomic, write_json
+from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.oracles import TUNERS, Ledger, Order
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run, locked
@@ -100,7 +100,7 @@ def tune(
     """
     space = Space.load(space, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
-    folder = Path(out) if out is not None else Path("runs") / f"{space.name}-search"
+    folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
     role, place = _cluster(cluster)
     if role == "worker":

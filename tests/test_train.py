@@ -19,6 +19,7 @@ from small_run import SMALL, run_small
 from medseq_tf import cohort, fitting, losses
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.evaluate import evaluate
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run
 
@@ -475,3 +476,38 @@ def test_metrics_json_has_no_nan(finished):
     text = (finished.path / "metrics.json").read_text("utf-8")
     assert "NaN" not in text
     assert json.loads(text)["thresholds"] == finished.thresholds
+
+
+def test_a_run_that_came_meanwhile_is_kept(demo_data, tmp_path, monkeypatch):
+    """As of another process, which ended while this one read its data."""
+    out, module = tmp_path / "run", sys.modules["medseq_tf.train"]
+    begun = []
+    store = module.SliceStore
+
+    def slow(*arguments):
+        monkeypatch.setattr(module, "SliceStore", store)
+        begun.append(run_small(demo_data, out, "fit.epochs=1"))
+        return store(*arguments)
+
+    monkeypatch.setattr(module, "SliceStore", slow)
+    with pytest.raises(InputError, match="a run is there already"):
+        run_small(demo_data, out, "fit.epochs=1", "seed=7")
+    assert begun[0].experiment.seed == 0
+    assert begun[0].info["status"] == "finished"
+
+
+def test_a_shard_of_another_data_set_is_refused_before_a_run_begins(demo_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    run = run_small(data, tmp_path / "run", "fit.epochs=1")
+    studies = Prepared.load(data).studies.set_index("study_id")
+    shard = data / "shards" / studies.loc[run.splits["validation"][0], "shard"]
+    damaged = bytearray(shard.read_bytes())
+    damaged[200] ^= 1
+    shard.write_bytes(damaged)
+    message = rf"{shard.name} is not the shard that"
+    with pytest.raises(InputError, match=message):
+        run_small(data, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match=message):
+        evaluate(run, data, split="validation")
