@@ -42,7 +42,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf import cohort as splitting
-from medseq_tf import experiment, metrics, sequences
+from medseq_tf import cross_validation, experiment, metrics, sequences
 from medseq_tf.pipeline import SliceStore, study_input, study_key
 from medseq_tf.prepared import Prepared
 
@@ -102,8 +102,10 @@ def in_orders(
 
 def auroc(table: pd.DataFrame, column: str) -> metrics.Estimate:
     """AUROC of a column; the mean over the folds where there are several."""
-    folds = table["fold"] if table["fold"].nunique() > 1 else None
-    return metrics.delong_interval(table["label"], table[column], table["patient"], folds=folds)
+    if table["fold"].nunique() == 1:
+        return metrics.delong_interval(table["label"], table[column], table["patient"])
+    rows = (table["label"], table[column], table["fold"], table["patient"])
+    return cross_validation.recipe_auroc(*rows)
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
@@ -136,10 +138,12 @@ def shuffling(
 
 def difference(scan: pd.DataFrame, shuffled: pd.DataFrame) -> str:
     """Shuffled minus scan training, both asked in scan order, in words."""
-    folds = scan["fold"] if scan["fold"].nunique() > 1 else None
-    test = metrics.delong_test(
-        scan["label"], shuffled["scan"], scan["scan"], scan["patient"], folds=folds
-    )
+    both = (shuffled["scan"], scan["scan"])
+    if scan["fold"].nunique() == 1:
+        test = metrics.delong_test(scan["label"], *both, scan["patient"])
+    else:
+        rows = (scan["fold"], scan["patient"])
+        test = cross_validation.compare_recipes(scan["label"], both, *rows)
     return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}), p = {test.p:.2f}"
 
 
@@ -206,7 +210,7 @@ def cross_validated(prepared: Prepared, values: np.ndarray) -> metrics.Estimate:
         scores[rows["test"]] = model.predict_proba(values[rows["test"]])[:, 1]
         fold_of[rows["test"]] = number
     patients = prepared.studies["patient_id"].to_numpy()
-    return metrics.delong_interval(labels, scores, patients, folds=fold_of)
+    return cross_validation.recipe_auroc(labels, scores, fold_of, patients)
 
 
 # ----------------------------------------------------------------------------------- the tables

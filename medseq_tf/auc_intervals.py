@@ -32,25 +32,19 @@ def delong_interval(
     probabilities: Array,
     patients: Array | None = None,
     confidence: float = 0.95,
-    folds: Array | None = None,
 ) -> Estimate:
     """AUROC with DeLong's interval (DeLong et al. 1988), cut off at 0 and 1.
 
     By midranks (Sun and Xu 2014). Where a patient has several studies, the variance is
     Obuchowski's for clustered data (1997), which is DeLong's when each has one.
 
-    With folds, the mean of the folds' AUROCs: each fold has a model of its own, and probabilities
-    of two models do not rank each other's studies. Its variance is the sum of the folds' variances
-    over the squared number of folds, given the models (cf. LeDell et al. 2015).
-
     Args:
         labels: (studies,) 0, 1 or nan.
         probabilities: (studies,) or any increasing score.
         patients: (studies,) owners; None: each study has its own.
         confidence: Of the interval.
-        folds: (studies,) the fold that tests each study.
     """
-    aurocs, covariance, notes = _delong_by_fold(labels, [probabilities], patients, folds)
+    aurocs, covariance, notes = delong(labels, [probabilities], patients)
     value, nan = float(aurocs[0]), float("nan")
     if notes:
         return Estimate(value, nan, nan, "; ".join(notes))
@@ -67,7 +61,6 @@ def delong_test(
     probabilities_b: Array,
     patients: Array | None = None,
     confidence: float = 0.95,
-    folds: Array | None = None,
 ) -> DeLongTest:
     """Tests whether two models rank the same studies equally well (DeLong et al. 1988).
 
@@ -77,14 +70,12 @@ def delong_test(
         probabilities_b: (studies,) of the second model, in the same order.
         patients: (studies,) owners; None: each study has its own.
         confidence: Of the interval of the difference.
-        folds: (studies,) the fold that tests each study, the same for both models: compared are
-            the means of the folds' AUROCs, as in `delong_interval`.
 
     Returns:
         Both AUROCs, their difference with its interval, z, and the two-sided p-value.
     """
     scores = [probabilities_a, probabilities_b]
-    aurocs, covariance, notes = _delong_by_fold(labels, scores, patients, folds)
+    aurocs, covariance, notes = delong(labels, scores, patients)
     difference, nan = float(aurocs[0] - aurocs[1]), float("nan")
     both = (float(aurocs[0]), float(aurocs[1]), difference)
     if notes:
@@ -99,42 +90,6 @@ def delong_test(
     z = difference / spread
     p = float(2 * stats.norm.sf(abs(z)))
     return DeLongTest(*both, difference - half, difference + half, z, p)
-
-
-def _delong_by_fold(
-    labels: Array, scores: list[Array], patients: Array | None, folds: Array | None
-) -> tuple[Array, Array, list[str]]:
-    """`delong`, with folds the mean over those that have both classes."""
-    if folds is None:
-        return delong(labels, scores, patients)
-    labels, scores = np.asarray(labels, dtype=float), [np.asarray(score) for score in scores]
-    owners, parts = owners_of(patients, len(labels)), judged_folds(labels, folds)
-    if not parts:
-        nothing = np.full(len(scores), np.nan)
-        return nothing, np.diag(nothing), ["no fold has both classes"]
-    found = [
-        delong(labels[part], [score[part] for score in scores], owners[part])
-        for part in parts.values()
-    ]
-    aurocs = np.mean([auroc for auroc, _, _ in found], axis=0)
-    covariance = np.sum([covariance for _, covariance, _ in found], axis=0) / len(parts) ** 2
-    notes = [
-        f"fold {fold}: {note}"
-        for fold, (_, _, its_notes) in zip(parts, found, strict=True)
-        for note in its_notes
-    ]
-    return aurocs, covariance, notes
-
-
-def judged_folds(labels: Array, folds: Array) -> dict[object, Array]:
-    """Which studies each fold tests, (studies,) bool, of the folds that have both classes."""
-    folds = np.asarray(folds)
-    parts = {fold: folds == fold for fold in np.unique(folds)}
-    return {
-        fold: part
-        for fold, part in parts.items()
-        if (labels[part] == 0).any() and (labels[part] == 1).any()
-    }
 
 
 def delong(

@@ -22,7 +22,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from medseq_tf import leakage, metrics, subgroups
+from medseq_tf import cross_validation, leakage, metrics, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.pipeline import SliceStore
@@ -433,16 +433,19 @@ def score(
     """Return the metrics of each split in a table of predictions, with intervals over patients."""
     label_names, tables = list(label_names), []
     for split, part in predictions.groupby("split", sort=False):
-        wide = _wide(part)
-        table = metrics.evaluate_predictions(
-            wide["truth"][label_names].to_numpy(float),
-            wide["probability"][label_names].to_numpy(float),
-            label_names,
-            thresholds=wide["threshold"][label_names].to_numpy(float),
-            patients=wide.index.get_level_values("patient").to_numpy(),
-            resamples=resamples,
-            folds=_fold_of(wide),
-        )
+        if "fold" in part:
+            of_folds = cross_validation.held_out(part, label_names)
+            table = cross_validation.evaluate_folds(of_folds, resamples)
+        else:
+            wide = _wide(part)
+            table = metrics.evaluate_predictions(
+                wide["truth"][label_names].to_numpy(float),
+                wide["probability"][label_names].to_numpy(float),
+                label_names,
+                thresholds=wide["threshold"][label_names].to_numpy(float),
+                patients=wide.index.get_level_values("patient").to_numpy(),
+                resamples=resamples,
+            )
         if set(PIXELS) <= set(part):
             counts = (part[name] for name in PIXELS)
             of_pixels = metrics.evaluate_pixels(
@@ -450,19 +453,16 @@ def score(
             )
             table = pd.concat([table, of_pixels], ignore_index=True)
         table.insert(0, "split", split)
+        folds = "fold" in part
+        table["question"] = cross_validation.RECIPE if folds else cross_validation.FITTED
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
 
 
 def _wide(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row a study; columns truth, probability and threshold by label."""
-    keys = ["patient", "study"] + (["fold"] if "fold" in predictions else [])
     values = ["truth", "probability", "threshold"]
-    return predictions.pivot(index=keys, columns="label", values=values)
-
-
-def _fold_of(wide: pd.DataFrame) -> np.ndarray | None:
-    return wide.index.get_level_values("fold").to_numpy() if "fold" in wide.index.names else None
+    return predictions.pivot(index=["patient", "study"], columns="label", values=values)
 
 
 def calibration_table(predictions: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
@@ -631,48 +631,53 @@ def compare_tables(
         for name, table in predictions.items()
         if (left_out := table["study"].nunique() - len(shared))
     ]
-    wide = {
-        name: _wide(table[table["study"].isin(shared)]).sort_index()
-        for name, table in predictions.items()
-    }
-    first = next(iter(wide.values()))
-    truth = first["truth"][label_names].to_numpy(float)
-    patients = first.index.get_level_values("patient").to_numpy()
-    for name, table in wide.items():
-        same = np.array_equal(table["truth"][label_names].to_numpy(float), truth, equal_nan=True)
-        if not same or list(table.index.get_level_values("patient")) != list(patients):
+    parts = {name: table[table["study"].isin(shared)] for name, table in predictions.items()}
+    of_studies = ["study", "label", "patient", "truth"]
+    first = None
+    for name, part in parts.items():
+        facts = part[of_studies].drop_duplicates().sort_values(["study", "label"])
+        first = facts.reset_index(drop=True) if first is None else first
+        if not facts.reset_index(drop=True).equals(first):
             raise InputError(f"{name}: its studies have other labels or patients than the others'")
-    arrays = {
-        name: (
-            table["probability"][label_names].to_numpy(float),
-            table["threshold"][label_names].to_numpy(float),
-            _fold_of(table),
-        )
-        for name, table in wide.items()
-    }
     tables = [
-        metrics.evaluate_predictions(
-            truth, probability, label_names, threshold, patients, resamples, folds=folds
-        ).assign(model=name)
-        for name, (probability, threshold, folds) in arrays.items()
+        score(part.assign(split="shared"), label_names, resamples)
+        .drop(columns="split")
+        .assign(model=name)
+        for name, part in parts.items()
     ]
     differences = [
-        metrics.compare_predictions(
-            truth,
-            (arrays[a][0], arrays[b][0]),
-            label_names,
-            (arrays[a][1], arrays[b][1]),
-            patients,
-            resamples,
-            folds=(arrays[a][2], arrays[b][2]),
-        ).assign(model=a, other=b)
-        for a, b in combinations(arrays, 2)
+        _difference(parts[a], parts[b], label_names, resamples).assign(model=a, other=b)
+        for a, b in combinations(parts, 2)
     ]
     return Comparison(
         _in_front(pd.concat(tables, ignore_index=True), ["model"]),
         _in_front(pd.concat(differences, ignore_index=True), ["label", "metric", "model", "other"]),
         notes,
     )
+
+
+def _difference(
+    a: pd.DataFrame, b: pd.DataFrame, label_names: list[str], resamples: int
+) -> pd.DataFrame:
+    """Return the differences of two models on the same studies."""
+    if "fold" in a or "fold" in b:
+        both = [cross_validation.held_out(part, label_names) for part in (a, b)]
+        table = cross_validation.compare_folds(*both, resamples)
+        return table.assign(question=cross_validation.RECIPE)
+    wide = [_wide(part) for part in (a, b)]
+    arrays = {
+        name: tuple(part[name][label_names].to_numpy(float) for part in wide)
+        for name in ("truth", "probability", "threshold")
+    }
+    table = metrics.compare_predictions(
+        arrays["truth"][0],
+        arrays["probability"],
+        label_names,
+        arrays["threshold"],
+        wide[0].index.get_level_values("patient").to_numpy(),
+        resamples,
+    )
+    return table.assign(question=cross_validation.FITTED)
 
 
 def _in_front(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -10,13 +10,13 @@ here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from medseq_tf.auc_intervals import DeLongTest, delong_interval, delong_test, judged_folds
+from medseq_tf.auc_intervals import DeLongTest, delong_interval, delong_test
 from medseq_tf.calibration import (
     TEMPERATURES,
     apply_temperature,
@@ -68,7 +68,6 @@ __all__ = [
     "DECISIONS",
     "METRICS",
     "PIXEL_METRICS",
-    "POOLED",
     "RANKING",
     "TABLE",
     "TEMPERATURES",
@@ -109,12 +108,9 @@ __all__ = [
 ]
 
 TABLE = (*RANKING, *TRADE_OFFS, *DECISIONS, "brier")
-"""Names in the column `metric` of `evaluate_predictions`, in its order; with folds, each of
-`RANKING` is followed by the same over all folds' probabilities together (`auroc_pooled`)."""
+"""Names in the column `metric` of `evaluate_predictions`, in its order."""
 
-POOLED = tuple(f"{name}_pooled" for name in RANKING)
-
-_CLASSES_NEEDED = dict.fromkeys([*TABLE, *POOLED], ("positive", "negative")) | {
+_CLASSES_NEEDED = dict.fromkeys(TABLE, ("positive", "negative")) | {
     "recall": ("positive",),
     "specificity": ("negative",),
 }
@@ -129,7 +125,6 @@ def evaluate_predictions(
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
-    folds: Array | None = None,
 ) -> pd.DataFrame:
     """Every metric of every label, and their mean over labels, with intervals over patients.
 
@@ -138,21 +133,15 @@ def evaluate_predictions(
     stratified by whether a patient has any finding; a resample in which a label cannot be judged
     is left out. A label without both classes is left out of the macro average.
 
-    With folds, what ranks studies (`RANKING`, `TRADE_OFFS`) is the mean over the folds, because
-    probabilities of two folds' models do not rank each other's studies; the rows of `POOLED` rank
-    them all the same. What judges calls and probabilities one by one is over all studies at once.
-    Resampling draws each fold by itself.
-
     Args:
         labels: (studies, labels) 0, 1 or nan.
         probabilities: (studies, labels) in [0, 1].
         label_names: (labels,).
-        thresholds: One, (labels,), or (studies, labels), such as that of each study's own fold.
+        thresholds: One, (labels,), or (studies, labels).
         patients: (studies,) owners; None: each study has its own.
         resamples: Number of bootstrap samples.
         seed: Of `numpy.random.default_rng`.
         confidence: Of the intervals.
-        folds: (studies,) the fold that tests each study, where each fold has a model of its own.
 
     Returns:
         Tidy, one row a label (then `macro`, if there are several) and metric of `TABLE`, with
@@ -177,16 +166,17 @@ def evaluate_predictions(
     else:
         owners = owners_of(patients, len(labels))
     judged = [
-        _Judged(name, labels[:, i], probabilities[:, i], thresholds[:, i], owners, folds)
+        _Judged(name, labels[:, i], probabilities[:, i], thresholds[:, i], owners)
         for i, name in enumerate(label_names)
     ]
     rows = []
     for label in judged:
-        chunks = weight_chunks(label.labels, owners, resamples, seed, folds)
+        chunks = weight_chunks(label.labels, owners, resamples, seed)
         samples = _joined([label.metrics(weights) for weights in chunks])
         for metric, value in label.metrics().items():
-            if metric.startswith("auroc"):
-                estimate = replace(label.delong(metric, confidence), value=float(value))
+            if metric == "auroc":
+                its = (label.labels, label.probabilities, owners, confidence)
+                estimate = replace(delong_interval(*its), value=float(value))
                 rows.append(_row(label, metric, estimate, "DeLong"))
             else:
                 estimate = estimate_from(value, samples[metric], label.limits(metric), confidence)
@@ -205,12 +195,11 @@ def compare_predictions(
     resamples: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
-    folds: tuple[Array | None, Array | None] = (None, None),
 ) -> pd.DataFrame:
     """Differences of two models on the same studies, with intervals over patients.
 
-    The AUROC of a label is compared by DeLong's paired test, everything else, and the AUROC where
-    the two models have other folds, by a bootstrap that draws the same patients for both.
+    The AUROC of a label is compared by DeLong's paired test, everything else by a bootstrap that
+    draws the same patients for both.
 
     Args:
         labels: (studies, labels) 0, 1 or nan.
@@ -221,7 +210,6 @@ def compare_predictions(
         resamples: Number of bootstrap samples.
         seed: Of `numpy.random.default_rng`.
         confidence: Of the intervals.
-        folds: Of both models, as for `evaluate_predictions`.
 
     Returns:
         One row a label (then `macro`) and metric of `TABLE`: `label`, `metric`, `difference`
@@ -231,25 +219,21 @@ def compare_predictions(
     labels = np.asarray(labels, dtype=float)
     owners = np.arange(len(labels)) if patients is None else owners_of(patients, len(labels))
     models = []
-    for its, cut, its_folds in zip(probabilities, thresholds, folds, strict=True):
+    for its, cut in zip(probabilities, thresholds, strict=True):
         its, cut = np.asarray(its, dtype=float), np.broadcast_to(cut, labels.shape)
         models.append(
             [
-                _Judged(name, labels[:, i], its[:, i], cut[:, i], owners, its_folds)
+                _Judged(name, labels[:, i], its[:, i], cut[:, i], owners)
                 for i, name in enumerate(label_names)
             ]
         )
-    same_folds = all(part is None for part in folds) or all(part is not None for part in folds)
-    same_folds = same_folds and (folds[0] is None or np.array_equal(*folds))
     rows = []
     for a, b in zip(*models, strict=True):
-        chunks = weight_chunks(a.labels, owners, resamples, seed, folds[0] if same_folds else None)
+        chunks = weight_chunks(a.labels, owners, resamples, seed)
         samples = _joined([_differences([a], [b], weights) for weights in chunks])
         for metric, value in _differences([a], [b]).items():
-            if metric == "auroc" and same_folds:
-                test = delong_test(
-                    a.labels, a.probabilities, b.probabilities, owners, confidence, folds[0]
-                )
+            if metric == "auroc":
+                test = delong_test(a.labels, a.probabilities, b.probabilities, owners, confidence)
                 estimate = Estimate(float(value), test.low, test.high, test.note)
                 rows.append(_difference_row(a.name, metric, estimate, test.p, "DeLong"))
             else:
@@ -260,7 +244,7 @@ def compare_predictions(
     if len(label_names) > 1 and used:
         pair = tuple(zip(*used, strict=True))
         findings = np.where(np.isnan(labels).all(axis=1), np.nan, (labels == 1).any(axis=1))
-        chunks = weight_chunks(findings, owners, resamples, seed, folds[0] if same_folds else None)
+        chunks = weight_chunks(findings, owners, resamples, seed)
         samples = _joined([_differences(*pair, weights) for weights in chunks])
         for metric, value in _differences(*pair).items():
             estimate = estimate_from(value, samples[metric], [], confidence)
@@ -300,61 +284,19 @@ class _Judged:
     probabilities: Array
     thresholds: Array
     patients: Array
-    folds: Array | None
 
     def metrics(self, weights: Array | None = None) -> dict[str, Array]:
         whole = all_metrics(self.labels, self.probabilities, self.thresholds, weights)
-        ranking = {**RANKING, **TRADE_OFFS}
-        values = {}
-        for name in TABLE:
-            values[name] = self._ranked(ranking[name], weights) if name in ranking else whole[name]
-            if self.folds is not None and name in RANKING:
-                values[f"{name}_pooled"] = whole[name]
-        return values
-
-    def _ranked(self, metric: Callable[..., Array], weights: Array | None) -> Array:
-        """A metric that ranks studies; with folds, its mean over those that have both classes."""
-        if self.folds is None:
-            return metric(self.labels, self.probabilities, weights=weights)
-        by_fold = [
-            metric(
-                self.labels[part],
-                self.probabilities[part],
-                weights=None if weights is None else weights[..., part],
-            )
-            for part in judged_folds(self.labels, self.folds).values()
-        ]
-        shape = () if weights is None else weights.shape[:-1]
-        return np.mean(by_fold, axis=0) if by_fold else np.full(shape, np.nan)
-
-    def delong(self, metric: str, confidence: float) -> Estimate:
-        """The AUROC, `auroc` or `auroc_pooled`, with DeLong's interval."""
-        folds = None if metric in POOLED else self.folds
-        arguments = (self.labels, self.probabilities, self.patients, confidence)
-        estimate = delong_interval(*arguments, folds)
-        left_out = self._folds_left_out if folds is not None else []
-        notes = [estimate.note] * bool(estimate.note) + left_out
-        return replace(estimate, note="; ".join(notes))
-
-    @property
-    def _folds_left_out(self) -> list[str]:
-        judged = judged_folds(self.labels, self.folds)
-        names = [str(fold) for fold in np.unique(self.folds) if fold not in judged]
-        return [f"without fold {', '.join(names)}: not both classes"] if names else []
+        for name, metric in TRADE_OFFS.items():
+            whole[name] = metric(self.labels, self.probabilities, weights=weights)
+        return {name: whole[name] for name in TABLE}
 
     @property
     def has_both_classes(self) -> bool:
         return bool((self.labels == 0).any() and (self.labels == 1).any())
 
     def limits(self, metric: str) -> list[str]:
-        needed = _CLASSES_NEEDED[metric]
-        if self.folds is None or metric not in {**RANKING, **TRADE_OFFS}:
-            return class_limits(self.labels, self.patients, needed)
-        return [
-            f"fold {fold}: {limit}"
-            for fold, part in judged_folds(self.labels, self.folds).items()
-            for limit in class_limits(self.labels[part], self.patients[part], needed)
-        ] or ([] if self.has_both_classes else class_limits(self.labels, self.patients, needed))
+        return class_limits(self.labels, self.patients, _CLASSES_NEEDED[metric])
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
@@ -371,15 +313,14 @@ def _macro_rows(
     """The rows of `evaluate_predictions` for the mean over the labels that can be judged."""
     findings = np.where(np.isnan(labels).all(axis=1), np.nan, (labels == 1).any(axis=1))
     nowhere, owners = np.full(len(labels), np.nan), judged[0].patients
-    folds = judged[0].folds
-    macro = _Judged("macro", findings, nowhere, nowhere, owners, folds)
+    macro = _Judged("macro", findings, nowhere, nowhere, owners)
     used = [label for label in judged if label.has_both_classes]
     if not used:
         nothing = Estimate(*[float("nan")] * 3, "no label has both classes")
         return [_row(macro, metric, nothing, "bootstrap") for metric in judged[0].metrics()]
     left_out = [label.name for label in judged if not label.has_both_classes]
     remark = [f"without {', '.join(left_out)}: not both classes"] if left_out else []
-    chunks = weight_chunks(findings, owners, resamples, seed, folds)
+    chunks = weight_chunks(findings, owners, resamples, seed)
     samples = _joined([_mean([label.metrics(weights) for label in used]) for weights in chunks])
     rows = []
     for metric, value in _mean([label.metrics() for label in used]).items():
@@ -487,7 +428,7 @@ def evaluate_pixels(
     has_lesion = np.where(unknown, np.nan, counts[0] + counts[2] > 0)
     owners = owners_of(patients, len(has_lesion))
     nowhere = np.full(len(has_lesion), np.nan)
-    judged = _Judged(label, has_lesion, nowhere, nowhere, owners, None)
+    judged = _Judged(label, has_lesion, nowhere, nowhere, owners)
     limits = class_limits(has_lesion, owners, ("positive",))
     chunks = weight_chunks(has_lesion, owners, resamples, seed)
     samples = _joined([pixel_metrics(*counts, weights) for weights in chunks])

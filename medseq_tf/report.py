@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medseq_tf import evaluate, explain, figures, leakage, metrics, subgroups
+from medseq_tf import cross_validation, evaluate, explain, figures, leakage, metrics, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.figures import Drawing
 from medseq_tf.files import atomic
@@ -308,14 +308,18 @@ def _counts(run: Run) -> pd.DataFrame:
 def _merit(run: Run, table: pd.DataFrame, split: str) -> str:
     words = (
         f"{split.capitalize()} studies. The operating point was chosen on validation. 95% intervals"
-        " over patients: DeLong's for the AUROC, else by 2,000 stratified bootstrap samples."
+        " over patients: DeLong's for the AUROC, else by 2,000 stratified bootstrap samples. They "
+        f"say what to expect of {cross_validation.FITTED}."
     )
     if run.folds:
-        words += (
+        words = (
+            f"{split.capitalize()} studies, each called at its own fold's threshold. The 95% "
+            f"intervals say what to expect of {cross_validation.RECIPE}: they count the spread of "
+            "training beside that of the patients."
             " AUROC, average precision and the trade-offs are means over the folds, which is the "
             "figure to quote: each fold has a model of its own, and probabilities of two models do "
-            "not rank each other's patients. The AUROC of all folds ranked together is given "
-            "beside it."
+            "not rank each other's patients; all folds are ranked together only where their "
+            "probabilities are alike."
         )
     parts = [f"<p class='sub'>{words}</p>"]
     parts += [f"<p class='notice'>{html.escape(note)}</p>" for note in run.notes]

@@ -29,7 +29,6 @@ def resample_weights(
     patients: Array | None = None,
     resamples: int = 2000,
     seed: int = 0,
-    folds: Array | None = None,
 ) -> Array:
     """How often each study stands in each bootstrap sample of patients, stratified by class.
 
@@ -41,26 +40,21 @@ def resample_weights(
         patients: (studies,) owners; None: each study has its own.
         resamples: Number of samples.
         seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
-        folds: (studies,) the fold that tests each study; each fold is drawn by itself then.
 
     Returns:
         (resamples, studies) float64.
     """
-    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed, folds)))
+    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed)))
 
 
 def weight_chunks(
-    labels: Array, patients: Array | None, resamples: int, seed: int, folds: Array | None = None
+    labels: Array, patients: Array | None, resamples: int, seed: int
 ) -> Iterator[Array]:
     """`resample_weights` in pieces of about 16 MiB."""
     labels = np.asarray(labels, dtype=float)
     known = ~np.isnan(labels)
-    _, first, owner = np.unique(
-        owners_of(patients, len(labels))[known], return_index=True, return_inverse=True
-    )
+    owner = np.unique(owners_of(patients, len(labels))[known], return_inverse=True)[1]
     strata = (np.bincount(owner, labels[known]) > 0).astype(np.int64)
-    if folds is not None:
-        strata += 2 * np.unique(np.asarray(folds)[known][first], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
     rows = max(1, 2_000_000 // max(len(labels), 1))
     for start in range(0, resamples, rows):

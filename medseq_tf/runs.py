@@ -41,6 +41,7 @@ METRICS_COLUMNS = [
     "patients",
     "threshold",
     "note",
+    "question",
 ]
 """Of a table of metrics, one row a split, label and metric."""
 
@@ -105,7 +106,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Metrics by split and label with their bootstrap intervals over patients."""
+        """Metrics by split and label with their intervals over patients."""
         return pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
 
     @property

@@ -39,6 +39,7 @@ ROAD = [
     "curves",
     "auc_intervals",
     "metrics",
+    "cross_validation",
     "runs",
     "search",
     "leakage",
