@@ -15,7 +15,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-COMMANDS = ("prepare", "train", "tune", "evaluate", "explain", "report", "export", "predict")
+COMMANDS = (
+    "prepare",
+    "train",
+    "tune",
+    "evaluate",
+    "explain",
+    "report",
+    "export",
+    "predict",
+    "track",
+)
 
 __all__ = ["COMMANDS", "__version__", *COMMANDS]
 

@@ -397,6 +397,19 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
         sys.exit(1)
 
 
+@cli.command()
+@click.argument("run", type=FOLDER)
+def track(run: Path) -> None:
+    """Send to MLflow what could not be sent while RUN, or a search, was at work."""
+    from medseq_tf.track import track as send
+    from medseq_tf.tracking import public_uri
+
+    done = send(run)
+    click.echo(f"sent:   {done.records} records to {public_uri()}")
+    if done.ended:
+        click.echo(f"ended:  {done.ended} MLflow runs that were left running")
+
+
 # ---------------------------------------------------------------------------------------- main
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ except ImportError:  # not on Windows
 PARTIAL = ".partial-"
 """How the names of files and folders begin that are being written."""
 
+_IS_PARTIAL = re.compile(re.escape(PARTIAL) + "[0-9a-f]{12}")
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -58,7 +60,7 @@ def _new_file(path: Path) -> tuple[Path, int]:
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Remove the temporary files of `atomic` in a folder that killed processes left there."""
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(PARTIAL)]
+        names = [name for name in os.listdir(folder) if _IS_PARTIAL.match(name)]
     except OSError:
         return
     for name in names if fcntl is not None else ():

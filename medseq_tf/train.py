@@ -296,18 +296,21 @@ def _tracked(
         tracker = Tracker(
             folder, name, parent=parent, run_id=before, enabled=track, system_metrics=parent is None
         )
-    _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
     status, tracked = "failed", "FAILED"
     try:
+        _set_info(folder, status="running", mlflow_run_id=tracker.run_id)
         yield tracker
         status, tracked = "finished", "FINISHED"
     except (Stopped, KeyboardInterrupt):
         status, tracked = "stopped", "KILLED"
         raise
     finally:
-        _set_info(folder, status=status)
-        if tracker is not track:
-            tracker.end(tracked)
+        try:
+            _set_info(folder, status=status)
+        finally:
+            if tracker is not track:
+                tracker.end(tracked)
+        _set_info(folder, mlflow_run_id=tracker.run_id)
 
 
 # ------------------------------------------------------------------------- after the last epoch
@@ -407,7 +410,7 @@ def _cross_validate(
             if not before:
                 _begin(fold, recipe, prepared, split, None)
             if before.get("status") != "finished":
-                title, parent = f"{name} fold {number}", tracker.run_id
+                title, parent = f"{name} fold {number}", tracker.reference
                 part = isinstance(track, Section)
                 where = track.within(f"fold_{number}/") if part else bool(track)
                 _train_one(recipe, store, split, fold, title, where, verbose, features, parent)

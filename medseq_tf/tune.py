@@ -115,16 +115,16 @@ def tune(
     with locked(folder):
         _begin(folder, space, prepared, plan, tuner, seed)
         search, tracker = Search(folder), _tracker(folder, space, tuner, seed, prepared, track)
-        done = trial.result(folder / "trials" / BASE) is not None
-        ledger = Ledger(space, folder, tuner, seed, trials, minutes, base, done)
-        desk = _Desk(search, prepared, ledger, tracker, track, verbose)
-        desk.say(_greeting(search, plan, trials, minutes))
-        here = {
-            "data": str(prepared.path.resolve()),
-            "splits": str((folder / "splits.json").resolve()),
-            "features": features,
-        }
         with _ending(tracker, folder):
+            done = trial.result(folder / "trials" / BASE) is not None
+            ledger = Ledger(space, folder, tuner, seed, trials, minutes, base, done)
+            desk = _Desk(search, prepared, ledger, tracker, track, verbose)
+            desk.say(_greeting(search, plan, trials, minutes))
+            here = {
+                "data": str(prepared.path.resolve()),
+                "splits": str((folder / "splits.json").resolve()),
+                "features": features,
+            }
             if role == "alone":
                 clusters.work(desk, "local", folder, here)
             else:
@@ -295,8 +295,11 @@ def _ending(tracker: Tracker, folder: Path) -> Iterator[None]:
             f"{folder}: stopped, {done} trials are done; the same command goes on"
         ) from None
     finally:
-        _note(folder, status=status)
-        tracker.end(tracked)
+        try:
+            _note(folder, status=status)
+        finally:
+            tracker.end(tracked)
+        _note(folder, mlflow_run_id=tracker.run_id)
 
 
 # ------------------------------------------------------------------------------------- tracking
@@ -407,7 +410,7 @@ class _Desk:
             "metric": self.space.objective.metric,
             "params": params,
             "track": self._track,
-            "mlflow_parent": self.tracker.run_id,
+            "mlflow_parent": self.tracker.reference,
         }
 
     def report(self, name: str, found: dict[str, Any]) -> None:
@@ -442,9 +445,9 @@ class _Desk:
         run = Tracker(
             self.search.path,
             f"{self.space.name} {name}",
-            parent=self.tracker.run_id,
+            parent=self.tracker.reference,
             run_id=found.get("mlflow_run_id"),
-            enabled=self.tracker.connected,
+            enabled=self.tracker.enabled,
         )
         run.params(params)
         run.tags({"medseq_tf.reason": found["reason"]})
@@ -604,9 +607,9 @@ def _retrain(
     champion = Tracker(
         search.path,
         f"{search.space.name} champion ({name})",
-        parent=tracker.run_id,
+        parent=tracker.reference,
         run_id=known.get("run_id"),
-        enabled=tracker.connected,
+        enabled=tracker.enabled,
         system_metrics=True,
     )
     _note_champion(search, name, run_id=champion.run_id)
