@@ -33,6 +33,8 @@ BEAT = 5.0
 """Seconds between two questions of a worker that trains."""
 PATIENCE = 60.0
 """Seconds of silence after which a worker, or the chief, is taken for gone."""
+LARGEST_REQUEST = 2**24
+"""Bytes that a chief takes at once; a result has some hundreds."""
 
 _CONTENT = "medseq_tf"
 _OPTIONS = [
@@ -43,8 +45,15 @@ _OPTIONS = [
 ]
 
 
+class Refused(ValueError):
+    """A question that makes no sense: an answer to who asked it, and no end of the search."""
+
+
 class Source(Protocol):
-    """Where trials come from: a search in this process, or a chief elsewhere."""
+    """Where trials come from: a search in this process, or a chief elsewhere.
+
+    It raises `Refused` for what makes no sense.
+    """
 
     def next(self, worker: str) -> dict[str, Any]:
         """Return `{"kind": "run", "trial": name, "job": ...}`, or of kind `wait` or `stop`."""
@@ -79,6 +88,8 @@ def work(
             time.sleep(1.0)
             continue
         name = order["trial"]
+        if not trial.is_name(name):
+            raise InputError("the chief names a trial as none is named; is it another program?")
         found = trial.run(
             folder / "trials" / name,
             {**order["job"], **here},
@@ -154,17 +165,33 @@ class Chief:
     def greet(self) -> dict[str, Any]:
         """Return what the search is: its key, the data's fingerprint, the splits."""
         request = protos.get_service().GetSpaceRequest()
-        return _unpack(self._ask(self._stub.GetSpace, request).hyperparameters)
+        return self._read(self._ask(self._stub.GetSpace, request), "key", "fingerprint", "splits")
 
     def next(self, worker: str) -> dict[str, Any]:
         """Return what to do next; see `Source`."""
         request = protos.get_service().CreateTrialRequest(tuner_id=worker)
-        return _unpack(self._ask(self._stub.CreateTrial, request).trial.hyperparameters)
+        order = self._read(self._ask(self._stub.CreateTrial, request).trial, "kind")
+        if order["kind"] == "run" and not {"trial", "job"} <= order.keys():
+            raise self._misunderstood()
+        return order
 
     def report(self, name: str, found: dict[str, Any]) -> None:
         """Hand in the result of a trial."""
         done = protos.get_proto().Trial(trial_id=name, hyperparameters=_pack(found))
         self._ask(self._stub.EndTrial, protos.get_service().EndTrialRequest(trial=done))
+
+    def _read(self, message: Any, *names: str) -> dict[str, Any]:
+        """Return what a message says, which is to hold these names."""
+        try:
+            content = _unpack(message.hyperparameters)
+        except Refused:
+            raise self._misunderstood() from None
+        if not isinstance(content, dict) or not set(names) <= content.keys():
+            raise self._misunderstood()
+        return content
+
+    def _misunderstood(self) -> InputError:
+        return InputError(f"{self.address}: answers, but not as a chief of this version does")
 
     def _ask(self, method: Any, request: Any) -> Any:
         try:
@@ -188,8 +215,11 @@ def _pack(content: dict[str, Any]) -> Any:
     return proto.HyperParameters(values=proto.HyperParameters.Values(values=values))
 
 
-def _unpack(hyperparameters: Any) -> dict[str, Any]:
-    return json.loads(hyperparameters.values.values[_CONTENT].string_value)
+def _unpack(hyperparameters: Any) -> Any:
+    try:
+        return json.loads(hyperparameters.values.values[_CONTENT].string_value)
+    except (ValueError, RecursionError):
+        raise Refused("the message is not in JSON") from None
 
 
 # ---------------------------------------------------------------------------------- the chief
@@ -218,7 +248,10 @@ class Server:
         self._begun = time.monotonic()
         self.failure: Exception | None = None
         logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # the chief says it itself
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=4), options=_OPTIONS)
+        limited = dict(_OPTIONS) | {"grpc.max_receive_message_length": LARGEST_REQUEST}
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=4), options=[*limited.items()]
+        )
         service = protos.get_service_grpc()
         service.add_OracleServicer_to_server(_servicer(self), self._server)
         try:
@@ -235,6 +268,8 @@ class Server:
             self._heard[worker] = time.monotonic()
         try:
             return question()
+        except Refused:
+            raise
         except Exception as error:
             self.failure = error
             raise
@@ -275,6 +310,8 @@ def _servicer(server: Server) -> Any:
 
         def CreateTrial(self, request: Any, context: Any) -> Any:  # noqa: N802
             worker = request.tuner_id
+            if not 0 < len(worker) <= 200 or not worker.isprintable():
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a worker has a name")
             order = server.answer(worker, lambda: server._source.next(worker))
             if order["kind"] == "stop":
                 server.forget(worker)
@@ -286,8 +323,14 @@ def _servicer(server: Server) -> Any:
             return service.CreateTrialResponse(trial=trial)
 
         def EndTrial(self, request: Any, context: Any) -> Any:  # noqa: N802
-            name, found = request.trial.trial_id, _unpack(request.trial.hyperparameters)
-            server.answer(None, lambda: server._source.report(name, found))
+            name = request.trial.trial_id
+            try:
+                found = trial.checked(_unpack(request.trial.hyperparameters))
+                server.answer(None, lambda: server._source.report(name, found))
+            except ValueError as error:
+                if error is server.failure:
+                    raise
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"refused: {error}")
             return service.EndTrialResponse()
 
     return Servicer()

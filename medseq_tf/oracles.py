@@ -292,6 +292,7 @@ class Ledger:
         self._limit = trials
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._lock = threading.RLock()
+        self._has_base = base
         self._base = "waiting" if base and not base_done else "done"
         self._losses: dict[str, int] = {}
         self._exhausted = False
@@ -332,6 +333,17 @@ class Ledger:
     def _spent(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return late or (self._limit is not None and len(self._oracle.trials) >= self._limit)
+
+    @_locked
+    def status(self, name: str) -> Literal["unknown", "open", "done"]:
+        """Return whether a trial was handed out, and whether its result is still to come."""
+        if name == BASE:
+            if not self._has_base or self._base == "waiting":
+                return "unknown"
+            return "done" if self._base == "done" else "open"
+        if name not in self._oracle.trials:
+            return "unknown"
+        return "open" if self._oracle.trials[name].status == "RUNNING" else "done"
 
     @_locked
     def finish(self, name: str, score: float | None, reason: str = "") -> bool:

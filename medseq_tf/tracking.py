@@ -515,7 +515,6 @@ def register_saved_model(
     path: Path,
     name: str,
     run_id: str | None,
-    version: str,
     example: Mapping[str, Any] | None = None,
 ) -> str:
     """Log an exported SavedModel to MLflow and register it, for `mlflow models serve`.
@@ -524,7 +523,6 @@ def register_saved_model(
       path: the SavedModel's folder.
       name: of the registered model.
       run_id: the MLflow run that it belongs to; None, or one that is not there: a new one.
-      version: of this package.
       example: a study to show how to ask; never a patient's, for it is kept with the model.
 
     Returns:
@@ -559,7 +557,8 @@ def register_saved_model(
                 data_path=str(path),
                 signature=ModelSignature(Schema(list(texts)), outputs),
                 input_example=None if example is None else pandas.DataFrame([example]),
-                pip_requirements=[f"medseq_tf=={version}"],
+                pip_requirements=requirements(),
+                code_paths=[str(Path(__file__).parent)],
                 registered_model_name=name,
             )
     except MlflowException as error:
@@ -571,6 +570,31 @@ def register_saved_model(
             with contextlib.suppress(MlflowException):
                 client.set_terminated(run_id, before.status, before.end_time)
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+def requirements() -> list[str]:
+    """Return the libraries that this package needs, each in the version that is here.
+
+    This package itself is none of them: it goes with the model, and PyPI's name is not ours.
+    """
+    import importlib.metadata
+
+    from packaging.requirements import Requirement
+
+    try:
+        needed = importlib.metadata.requires("medseq_tf") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        lines = (Path(__file__).parents[1] / "requirements.txt").read_text("utf-8").splitlines()
+        needed = [line for line in lines if line.strip() and not line.startswith("#")]
+    pinned = []
+    for requirement in map(Requirement, needed):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            pinned.append(f"{requirement.name}=={importlib.metadata.version(requirement.name)}")
+        except importlib.metadata.PackageNotFoundError:
+            pinned.append(str(requirement))
+    return pinned
 
 
 def crown(uri: str, alias: str, description: str) -> None:

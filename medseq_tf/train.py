@@ -229,18 +229,28 @@ def _begin(
 
 
 def environment() -> dict[str, Any]:
-    """Return what a run was made with: git commit and versions."""
+    """Return what a run was made with: versions, and the git commit of this package's own checkout.
+
+    The commit is null where the package is installed and not run from a checkout, whatever
+    repository the working directory, or the environment, lies in.
+    """
+    package = Path(medseq_tf.__file__).parent
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    variables = {name: value for name, value in os.environ.items() if name not in elsewhere}
 
     def git(*command: str) -> str | None:
+        words = ["git", "-C", str(package), *command]
         try:
-            done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(words, capture_output=True, text=True, timeout=10, env=variables)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    is_checkout = git("ls-files", "--error-unmatch", "__init__.py") is not None
+    changes = git("status", "--porcelain", "--untracked-files=no", ".") if is_checkout else None
     return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "medseq_tf_git_commit": git("rev-parse", "HEAD") if is_checkout else None,
+        "medseq_tf_git_changed": None if changes is None else bool(changes),
         "versions": {
             "medseq_tf": medseq_tf.__version__,
             "python": platform.python_version(),

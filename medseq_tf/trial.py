@@ -102,6 +102,64 @@ def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> di
     }
 
 
+def checked(found: Any) -> dict[str, Any]:
+    """Return the result of a trial that came from elsewhere, its known fields alone.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not isinstance(found, dict):
+        raise ValueError("the result of a trial is a mapping")
+    known = {}
+    for name, holds in _FIELDS.items():
+        if name in found and not holds(found[name]):
+            raise ValueError(f"{name} cannot be {str(found[name])[:40]!r}")
+        if name in found:
+            known[name] = found[name]
+    status, score = known.get("status"), known.get("score")
+    if status is None or (status == "finished") != (score is not None):
+        raise ValueError("a trial has finished with a score, or failed without one")
+    return {"reason": "", "seconds": 0.0, "score": None, **known}
+
+
+def is_name(name: Any) -> bool:
+    """Whether a trial can be called so; its folder is."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e300  # which no NaN is
+
+
+def _is_or_is_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 1000 and all(map(_is_number, value))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a mapping of names to numbers, some of them unknown."""
+    is_table = isinstance(value, dict) and len(value) <= 1000
+    return is_table and all(v is None or _is_number(v) for v in value.values())
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "status": lambda value: value in ("finished", "failed"),
+    "reason": lambda value: isinstance(value, str) and len(value) <= 1000,
+    "score": _is_or_is_none(_is_number),
+    "sd": _is_or_is_none(_is_number),
+    "folds": _is_list,
+    "metrics": _is_table,
+    "epochs": _is_list,
+    "seconds": _is_number,
+    "peak_mib": _is_number,
+    "mlflow_run_id": _is_or_is_none(lambda value: re.fullmatch("[0-9a-f]{1,64}", str(value))),
+}
+
+
 def _tracked(folder: Path) -> str | None:
     """Return the MLflow run that a trial began, if it did."""
     kept = folder / TRACKING

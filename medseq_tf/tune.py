@@ -415,6 +415,11 @@ class _Desk:
 
     def report(self, name: str, found: dict[str, Any]) -> None:
         """Book a result: in the folder, with the tuner, in MLflow and on the screen."""
+        status = self.ledger.status(name)
+        if status == "unknown":
+            raise clusters.Refused(f"trial {name[:40]!r} was never handed out")
+        if status == "done":
+            return
         folder = self.search.path / "trials" / name
         if trial.result(folder) is None:
             write_json(folder / trial.RESULT, found)
@@ -564,6 +569,7 @@ def best_yaml(search: Search) -> str:
     sd = "" if np.isnan(best["sd"]) else f" ± {best['sd']:.3f}"
     folds = ", ".join(f"{score:.3f}" for score in best["folds"])
     changed = space.overrides(_values(search, best["trial"]))
+    commit = info.get("medseq_tf_git_commit")
     base = trials[(trials["trial"] == BASE) & (trials["status"] == "finished")]
     lines = [
         f"Found by a search: space {space.name}, trial {best['trial']}, the best of "
@@ -577,7 +583,7 @@ def best_yaml(search: Search) -> str:
         "The best of many is optimistic; the test patients, whom no trial saw, say how much.",
         f"Data set fingerprint {info['data'][:16]}.",
         ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
-        f"git commit {info['git_commit']}" if info["git_commit"] else "",
+        f"git commit of medseq_tf {commit}" if commit else "",
         "What differs from the recipe that it began with:",
         *(f"  {text}" for text in changed or ["nothing"]),
     ]

@@ -9,10 +9,14 @@ import sys
 import threading
 import time
 
+import grpc
 import pytest
+from keras_tuner.src import protos
 
 from medseq_tf import cluster, trial
 from medseq_tf.errors import InputError
+
+FINISHED = {"status": "finished", "score": 1.0, "reason": ""}
 
 
 class Source:
@@ -52,7 +56,7 @@ def test_a_worker_trains_what_the_chief_hands_out(serve, tmp_path, monkeypatch):
 
     def train(folder, job, variables, abandoned):
         jobs[folder.name] = job
-        return {"score": 0.1234567890123456, "reason": "", "folds": [0.1, 0.2]}
+        return {**FINISHED, "score": 0.1234567890123456, "folds": [0.1, 0.2]}
 
     monkeypatch.setattr(trial, "run", train)
     source = Source(3)
@@ -131,6 +135,72 @@ def test_an_error_of_the_chief_s_own_is_kept_and_told(serve):
     assert "no space left" in str(server.failure)
 
 
+NONSENSE = [
+    "no JSON",
+    "[" * 100_000,
+    "[]",
+    "{}",
+    '{"status": "finished", "score": NaN}',
+    '{"status": "finished", "score": true}',
+    '{"status": "finished", "score": 1e999}',
+    '{"status": "finished", "score": "best of all"}',
+    '{"status": "finished"}',
+    '{"status": "failed", "score": 1}',
+    '{"status": ["finished"], "score": 1}',
+    json.dumps({**FINISHED, "score": 10**400}),
+    json.dumps({**FINISHED, "reason": ["none"]}),
+    json.dumps({**FINISHED, "metrics": {"auroc": "high"}}),
+    json.dumps({**FINISHED, "mlflow_run_id": "../../x"}),
+]
+
+
+@pytest.mark.parametrize("text", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_refused_and_ends_no_search(serve, text):
+    source = Source(1)
+    server, address = serve(source)
+    chief = cluster.Chief(address)
+    order = chief.next("a")
+    message = cluster._pack({})
+    message.values.values["medseq_tf"].string_value = text
+    done = protos.get_proto().Trial(trial_id=order["trial"], hyperparameters=message)
+    with pytest.raises(grpc.RpcError) as caught:
+        chief._stub.EndTrial(protos.get_service().EndTrialRequest(trial=done), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert server.failure is None
+    chief.report(order["trial"], FINISHED)
+    assert source.found == {order["trial"]: {**FINISHED, "seconds": 0.0}}
+
+
+def test_other_nonsense_ends_no_search_either(serve):
+    server, address = serve(Source(1))
+    chief = cluster.Chief(address)
+    for name in ("", "x" * 999, "\x1b[2J"):
+        with pytest.raises(InputError, match="a worker has a name"):
+            chief.next(name)
+    chief._ask(chief._stub.CreateTrial, protos.get_service().CreateTrialRequest(tuner_id="a"))
+    with pytest.raises(InputError, match="failed"):
+        chief._ask(chief._stub.EndTrial, protos.get_service().EndTrialRequest())
+    with pytest.raises(InputError, match="failed"):
+        chief.report("x" * (cluster.LARGEST_REQUEST + 1), FINISHED)
+    assert server.failure is None
+    assert chief.next("a")["trial"] == "0000"
+
+
+def test_a_chief_s_trial_stays_within_the_worker_s_folder(serve, tmp_path):
+    source = Source(0)
+    source.waiting = ["../../elsewhere"]
+    _, address = serve(source)
+    with pytest.raises(InputError, match="names a trial as none is named"):
+        cluster.work(cluster.Chief(address), "a", tmp_path / "search", {})
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_what_is_no_chief_is_one_line(serve):
+    _, address = serve(Source(0), {"another": "program"})
+    with pytest.raises(InputError, match="not as a chief of this version does"):
+        cluster.Chief(address).greet()
+
+
 def test_a_port_that_is_taken_is_one_line(serve):
     server, _ = serve(Source(1))
     with pytest.raises(InputError, match="is it taken"):
@@ -146,7 +216,7 @@ def test_a_worker_of_another_search_or_other_data_is_refused(serve, tmp_path, de
 
 
 def test_questions_of_many_workers_at_once(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial, "run", lambda folder, *_, **__: {"score": 1.0, "reason": ""})
+    monkeypatch.setattr(trial, "run", lambda folder, *_, **__: FINISHED)
     source, lock = Source(40), threading.Lock()
     asked, reported = source.next, source.report
     source.next = lambda worker: _with(lock, asked, worker)

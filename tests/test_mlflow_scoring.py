@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from served import exported, pictures
 
 from medseq_tf import tracking
@@ -69,12 +70,17 @@ def test_a_row_without_a_name_or_slices_stops_no_other(missing):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_registered_it_holds_no_pickle_and_is_found_again(no_server):
-    uri = tracking.register_saved_model(exported().path, "lesion", "0" * 32, "0.1.0")
+    uri = tracking.register_saved_model(exported().path, "lesion", "0" * 32)
     assert uri == "models:/lesion/1"
     path = tracking.download_saved_model(uri)
     assert not [p for p in path.parents[2].rglob("*") if p.suffix in (".pkl", ".pickle")]
     assert open_model(uri).describe() == open_model(exported().path).describe()
-    assert tracking.register_saved_model(exported().path, "lesion", None, "0.1.0").endswith("/2")
+    needed = (path.parents[1] / "requirements.txt").read_text("utf-8").splitlines()
+    assert f"tensorflow=={tf.__version__}" in needed
+    assert not [line for line in needed if "medseq" in line], "PyPI's name is not ours"
+    assert (path.parents[1] / "code" / "medseq_tf" / "mlflow_scoring.py").is_file()
+    assert not list((path.parents[1] / "code").rglob("__pycache__"))
+    assert tracking.register_saved_model(exported().path, "lesion", None).endswith("/2")
     with pytest.raises(InputError, match="MLflow at sqlite"):
         tracking.download_saved_model("models:/lesion/9")
 
@@ -115,7 +121,7 @@ def wait_until_ready(port, server, seconds=240):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_served_by_mlflow(no_server):
-    uri = tracking.register_saved_model(exported().path, "lesion", None, "0.1.0")
+    uri = tracking.register_saved_model(exported().path, "lesion", None)
     port = free_port()
     words = ["-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
     with open(no_server / "server.log", "wb") as log:

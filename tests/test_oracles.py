@@ -151,6 +151,21 @@ def test_a_result_is_booked_once(tmp_path):
     assert not books.finish("9999", 0.9)
 
 
+def test_a_trial_is_known_once_it_was_handed_out(tmp_path):
+    books = ledger(tmp_path, base=True)
+    assert books.status(BASE) == books.status("0000") == "unknown"
+    books.next("a")
+    assert books.status(BASE) == "open"
+    order = books.next("b")
+    assert books.status(order.trial) == "open"
+    for name in (BASE, order.trial):
+        books.finish(name, 0.5)
+        assert books.status(name) == "done"
+    for name in ("9999", "", "../0000", "/etc/passwd"):
+        assert books.status(name) == "unknown"
+    assert ledger(tmp_path / "other").status(BASE) == "unknown", "it has none"
+
+
 def test_a_lost_worker_s_trial_goes_to_another_once(tmp_path):
     books = ledger(tmp_path, trials=1)
     order = books.next("a")

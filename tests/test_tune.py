@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,8 @@ import pytest
 import yaml
 from small_run import SMALL
 
+from medseq_tf import cluster, oracles, trial, tune
 from medseq_tf import experiment as recipes
-from medseq_tf import trial, tune
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.prepared import Prepared
 from medseq_tf.search import BASE, Search
@@ -706,3 +707,19 @@ def test_wrong_words_are_one_line(demo_data, tmp_path, monkeypatch, capsys, word
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_result_of_a_trial_that_nobody_was_given_is_refused(tmp_path):
+    """Its name would be a path: a peer of the service chooses it."""
+    space = Space.load(
+        {"name": "s", "recipe": "fsm_bilstm", "space": {"fit.batch_size": {"choice": [4, 8]}}}
+    )
+    desk = object.__new__(sys.modules["medseq_tf.tune"]._Desk)
+    desk.search = SimpleNamespace(path=tmp_path / "search")
+    desk.ledger = oracles.Ledger(space, tmp_path / "search", "random", 0, 2, None, False, False)
+    before = sorted(tmp_path.rglob("*"))
+    found = {"status": "finished", "score": 1.0, "reason": ""}
+    for name in ("../../outside", str(tmp_path / "outside"), "0000", BASE, ""):
+        with pytest.raises(cluster.Refused, match="was never handed out"):
+            desk.report(name, found)
+    assert sorted(tmp_path.rglob("*")) == before
