@@ -1,14 +1,32 @@
-"""Calibration of probabilities: its measures, and temperature scaling."""
+"""Calibration of probabilities: what they say against what is so, and temperature scaling.
+
+The first things to look at are three (Van Calster et al. 2016, 2019): O/E, whether as many studies
+are positive as the probabilities say; the intercept, by how much their logits are too low in all;
+and the slope, whether they are too extreme (below 1) or too timid (above). The expected calibration
+error is above 0 for perfect probabilities too, the more the fewer the studies, so it means nothing
+without what perfect ones would have: `null_calibration_error`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 from medseq_tf.errors import InputError
-from medseq_tf.point_metrics import Array, class_counts, known_studies, ratio
-from medseq_tf.proportions import wilson_interval
+from medseq_tf.point_metrics import (
+    Array,
+    class_counts,
+    class_limits,
+    known_studies,
+    owners_of,
+    ratio,
+)
+from medseq_tf.proportions import effective_interval, wilson_interval
+from medseq_tf.resampling import Estimate
 
 
 def expected_calibration_error(
@@ -115,3 +133,242 @@ def scale(probabilities: Array, temperature: float) -> Array:
     It is increasing, so a threshold that is scaled too gives the same calls.
     """
     return apply_temperature(logits(probabilities), temperature)
+
+
+# ------------------------------------------------------------------- recalibration, with intervals
+
+
+def observed_expected(
+    labels: Array,
+    probabilities: Array,
+    patients: Array | None = None,
+    confidence: float = 0.95,
+) -> Estimate:
+    """O/E: the share of positive studies over the mean probability; 1 is right.
+
+    Its interval is that of the share of as many patients as give the variance of the ratio.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,) in [0, 1].
+        patients: (studies,) owners; None: each study has its own.
+        confidence: Of the interval.
+    """
+    known = _Known.of(labels, probabilities, patients)
+    expected = known.probabilities.mean() if len(known.labels) else 0.0
+    if expected == 0:
+        return Estimate(*[float("nan")] * 3, "no study, or no probability above 0")
+    observed = float(known.labels.mean())
+    count = known.owners.max() + 1
+    rest = known.labels - observed / expected * known.probabilities
+    sums = np.bincount(known.owners, rest, count) / len(rest)
+    variance = float((sums**2).sum()) * count / max(count - 1, 1)
+    low, high = effective_interval(observed, variance, count, confidence)
+    return Estimate(observed / expected, low / expected, high / expected)
+
+
+def calibration_intercept(
+    labels: Array,
+    probabilities: Array,
+    patients: Array | None = None,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Calibration in the large: what is to be added to all logits; 0 is right.
+
+    The maximum likelihood of sigmoid(logit + a), with the interval of the score test. Where
+    patients have several studies, its variance is that over patients.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,) in [0, 1].
+        patients: (studies,) owners; None: each study has its own.
+        confidence: Of the interval.
+    """
+    known = _Known.of(labels, probabilities, patients)
+    if known.limits:
+        return Estimate(*[float("nan")] * 3, "; ".join(known.limits))
+
+    def excess(added: float, z: float) -> float:
+        """How far the observed count lies above the expected one, less z standard errors."""
+        expected = special.expit(known.logits + added)
+        spread = np.sqrt(ratio_over_patients * (expected * (1 - expected)).sum())
+        return float((known.labels - expected).sum() - z * spread)
+
+    ratio_over_patients = 1.0
+    value = optimize.brentq(excess, -60.0, 60.0, args=(0.0,))
+    expected = special.expit(known.logits + value)
+    model = float((expected * (1 - expected)).sum())
+    ratio_over_patients = known.design_effect(known.labels - expected, expected, model)
+    count = known.owners.max() + 1
+    t = float(stats.t.ppf((1 + confidence) / 2, count - 1))
+    low, high = (_root(lambda a, s=s: excess(a, s * t), value) for s in (1, -1))
+    return Estimate(value, low, high)
+
+
+def calibration_slope(
+    labels: Array,
+    probabilities: Array,
+    patients: Array | None = None,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Calibration slope: what the logits are to be multiplied by; 1 is right (Cox 1958).
+
+    The maximum likelihood of sigmoid(a + b logit), with the interval of the likelihood ratio over
+    all a. Where patients have several studies, the ratio is divided by the design effect. Studies
+    that are told apart without error give a lower bound alone.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,) in [0, 1].
+        patients: (studies,) owners; None: each study has its own.
+        confidence: Of the interval.
+    """
+    known = _Known.of(labels, probabilities, patients)
+    if known.limits:
+        return Estimate(*[float("nan")] * 3, "; ".join(known.limits))
+    x = known.logits - known.logits.mean()
+    if np.ptp(x) < 1e-9:
+        return Estimate(*[float("nan")] * 3, "all probabilities are the same")
+    unit = np.abs(x).max()
+    x, signs = x / unit, 2 * known.labels - 1
+
+    def loss(slope: float) -> float:
+        """The least negative log likelihood of a slope, over all intercepts."""
+
+        def gradient(intercept: float) -> float:
+            return float((special.expit(intercept + slope * x) - known.labels).sum())
+
+        reach = abs(slope) + 40.0
+        intercept = optimize.brentq(gradient, -reach, reach, xtol=1e-9)
+        return float(np.logaddexp(0, -signs * (intercept + slope * x)).sum())
+
+    positive, negative = x[known.labels == 1], x[known.labels == 0]
+    apart = int(positive.min() >= negative.max()) - int(negative.min() >= positive.max())
+    farthest = 1e3
+    if apart:
+        best, effect = apart * np.inf, known.copies_effect
+        # Told apart but for a tie at the border, the least loss is above 0.
+        least = min(loss(apart * farthest), loss(0.0))
+    else:
+        found = optimize.minimize_scalar(loss, bracket=(0.0, 1.0), tol=1e-8)
+        best, least = float(found.x), float(found.fun)
+        effect = known.slope_effect(x, best)
+    freedom = max(known.owners.max() - 1, 1)  # patients less the two that are fitted
+    allowed = effect * float(stats.f.ppf(confidence, 1, freedom)) / 2
+
+    def excess(slope: float) -> float:
+        return loss(slope) - least - allowed
+
+    start = best if np.isfinite(best) else apart * farthest
+    low = -np.inf if apart < 0 else _crossing(excess, start, -1.0)
+    high = np.inf if apart > 0 else _crossing(excess, start, 1.0)
+    note = "told apart without error: the slope has one bound only" if apart else ""
+    return Estimate(best / unit, low / unit, high / unit, note)
+
+
+def _crossing(excess: Callable[[float], float], start: float, direction: float) -> float:
+    """Where a function that is below 0 at `start` crosses 0 on one side of it."""
+    step = 0.5
+    while excess(start + direction * step) < 0:
+        step *= 2
+        if step > 1e4:
+            return direction * np.inf
+    return float(optimize.brentq(excess, *sorted([start, start + direction * step])))
+
+
+def _root(function: Callable[[float], float], near: float) -> float:
+    """The root of a falling function near a point, infinite where there is none."""
+    step = 1.0
+    while function(near - step) < 0 or function(near + step) > 0:
+        step *= 2
+        if step > 64:
+            return np.inf if function(near + step) > 0 else -np.inf
+    return float(optimize.brentq(function, near - step, near + step))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The studies whose label is known, (studies,) each, owners numbered from 0."""
+
+    labels: Array
+    probabilities: Array
+    owners: Array
+    limits: list[str]
+
+    @classmethod
+    def of(cls, labels: Array, probabilities: Array, patients: Array | None) -> _Known:
+        kept_labels, kept, _, known = known_studies(labels, probabilities, None, unit_interval=True)
+        owners = owners_of(patients, len(known))[known]
+        limits = class_limits(labels, patients)
+        return cls(kept_labels, kept, np.unique(owners, return_inverse=True)[1], limits)
+
+    @property
+    def logits(self) -> Array:
+        """Of the probabilities."""
+        return logits(self.probabilities)
+
+    @property
+    def copies_effect(self) -> float:
+        """The design effect of patients whose studies are copies of each other (Kish 1965)."""
+        sizes = np.bincount(self.owners)
+        return float((sizes**2).sum() / sizes.sum())
+
+    def design_effect(self, scores: Array, expected: Array, model: float) -> float:
+        """The variance of a sum over patients, by what a model gives it.
+
+        It is drawn towards that of copies where little is known: the weight of the estimate is the
+        number of patients, each as far as its label is uncertain.
+
+        Args:
+            scores: (studies,) that are summed.
+            expected: (studies,) probability that the label is 1.
+            model: The variance of the sum if all studies were independent.
+        """
+        count = self.owners.max() + 1
+        sums = np.bincount(self.owners, scores, count)
+        variance = float((sums**2).sum()) * count / (count - 1)
+        weight = 4 * float((expected * (1 - expected)).sum()) / self.copies_effect
+        return (weight * variance / model + self.copies_effect) / (weight + 1)
+
+    def slope_effect(self, x: Array, slope: float) -> float:
+        """The design effect of a slope on x (studies,); 1 where each patient has one study."""
+        count = self.owners.max() + 1
+        if count == len(self.owners):
+            return 1.0
+
+        def gradient(intercept: float) -> float:
+            return float((special.expit(intercept + slope * x) - self.labels).sum())
+
+        reach = abs(slope) + 40.0
+        expected = special.expit(optimize.brentq(gradient, -reach, reach) + slope * x)
+        weights = expected * (1 - expected)
+        scores = (x - (weights @ x) / weights.sum()) * (self.labels - expected)
+        # Against the scores themselves, not their model: fitted, they are too small alike.
+        return self.design_effect(scores, expected, float((scores**2).sum()))
+
+
+def null_calibration_error(
+    probabilities: Array, bins: int = 10, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The calibration error that right probabilities would have, by chance alone.
+
+    Labels are drawn from the probabilities themselves, each study by itself.
+
+    Args:
+        probabilities: (studies,) in [0, 1].
+        bins: As of `expected_calibration_error`.
+        draws: Number of draws.
+        seed: Of `numpy.random.default_rng`.
+
+    Returns:
+        The median and the 95th percentile.
+    """
+    probabilities = np.sort(np.asarray(probabilities, dtype=float))
+    if not len(probabilities):
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = rng.random((draws, len(probabilities))) < probabilities
+    inside = _bin(probabilities, bins)[:, None] == np.arange(bins)
+    gaps = np.abs((drawn - probabilities) @ inside.astype(float)).sum(axis=1) / len(probabilities)
+    median, high = np.quantile(gaps, [0.5, 0.95])
+    return float(median), float(high)

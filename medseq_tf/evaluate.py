@@ -449,7 +449,7 @@ def score(
         if set(PIXELS) <= set(part):
             counts = (part[name] for name in PIXELS)
             of_pixels = metrics.evaluate_pixels(
-                *counts, part["label"].iloc[0], part["patient"].to_numpy(), resamples
+                *counts, part["label"].iloc[0], part["patient"].to_numpy()
             )
             table = pd.concat([table, of_pixels], ignore_index=True)
         table.insert(0, "split", split)

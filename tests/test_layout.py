@@ -33,11 +33,13 @@ ROAD = [
     "losses",
     "point_metrics",
     "thresholds",
-    "resampling",
     "proportions",
+    "resampling",
     "calibration",
     "curves",
     "auc_intervals",
+    "metric_intervals",
+    "pixel_metrics",
     "metrics",
     "cross_validation",
     "runs",
@@ -76,8 +78,9 @@ ROAD = [
 LIGHT = {"errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
          "study_record", "audit", "prepared", "prepare", "sequences", "point_metrics",
          "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
-         "metrics", "runs", "search", "leakage", "subgroups", "tracking", "painted_lesions",
-         "trial", "serving_wire", "serving_client", "cli"}  # fmt: skip
+         "metric_intervals", "pixel_metrics", "metrics", "runs", "search", "leakage", "subgroups",
+         "tracking", "painted_lesions", "trial", "serving_wire", "serving_client",
+         "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 
 

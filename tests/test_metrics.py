@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from medseq_tf import metrics
+from medseq_tf import auc_intervals, metrics, proportions
 from medseq_tf.errors import InputError
 
 examples = settings(max_examples=60, deadline=None)
@@ -375,26 +375,75 @@ def test_net_benefit_is_its_definition_and_meets_the_extremes():
 # -------------------------------------------------------------------------------------- DeLong
 
 
-def test_delong_intervals_equal_proc(haemorrhage):
+def test_delongs_variance_equals_proc(haemorrhage):
     outcome, grade, s100b = haemorrhage
     assert len(outcome) == 113
     for score, expected in [
         (s100b, (0.6301182, 0.7313686, 0.8326189)),
         (grade, (0.7485, 0.8236789, 0.8988)),
     ]:
-        interval = metrics.delong_interval(outcome, score)
-        found = interval.low, interval.value, interval.high
-        assert found == pytest.approx(expected, abs=5e-5)
+        placed = auc_intervals.Placements.of(outcome, [score], None)
+        half = stats.norm.ppf(0.975) * np.sqrt(placed.covariance[0, 0])
+        value = placed.aurocs[0]
+        assert (value - half, value, value + half) == pytest.approx(expected, abs=5e-5)
+        interval = metrics.delong_interval(outcome, score)  # farther down, less far up
+        assert interval.value == pytest.approx(expected[1], abs=5e-5)
+        assert expected[0] - 0.03 < interval.low < expected[0]
+        assert expected[1] < interval.high < expected[2]
 
 
-def test_the_paired_delong_test_equals_proc(haemorrhage):
+def test_the_interval_of_the_auroc_is_newcombes_where_the_variance_is_his():
+    """Bounds by Newcombe (2006, method 5), whose equation is written out and solved on a grid."""
+    auroc, m, n, z = 0.8, 20, 30, 1.959964
+    true = np.linspace(1e-6, 1 - 1e-6, 1_000_001)
+    others = (m + n) / 2 - 1
+    variance = true * (1 - true) / (m * n)
+    variance *= 1 + others * (1 - true) / (2 - true) + others * true / (1 + true)
+    held = true[np.abs(auroc - true) <= z * np.sqrt(variance)]
+    at = np.argmin(np.abs(true - auroc))
+    bounds = auc_intervals.auroc_bounds(auroc, variance[at], m, n, z)
+    assert bounds == pytest.approx((held[0], held[-1]), abs=1e-5)
+
+
+def test_complete_separation_has_a_bound_on_one_side():
+    for m, n in [(9, 9), (24, 24), (3, 40)]:
+        labels = np.repeat([1, 0], [m, n])
+        up = metrics.delong_interval(labels, labels + np.linspace(0, 0.1, m + n))
+        down = metrics.delong_interval(labels, -labels + np.linspace(0, 0.1, m + n))
+        assert (up.value, up.high, down.value, down.low) == (1, 1, 0, 0)
+        assert 0.4 < up.low < 0.95
+        assert (up.low, down.high) == pytest.approx((1 - down.high, 1 - up.low))
+        # The more patients, the nearer: three of a class bound it no better than three can.
+    wide, narrow = (metrics.delong_interval(np.repeat([1, 0], n), np.arange(2 * n)[::-1]).low
+                    for n in (10, 100))  # fmt: skip
+    assert wide < 0.9 < narrow < 1
+
+
+def test_the_paired_delong_test_equals_proc_but_for_the_degrees_of_freedom(haemorrhage):
     outcome, grade, s100b = haemorrhage
     test = metrics.delong_test(outcome, grade, s100b)
     assert test.z == pytest.approx(2.20898359144091)
-    assert test.p == pytest.approx(0.0271757822291882)
-    assert (test.low, test.high) == pytest.approx((0.0104061769564846, 0.174214419249478))
+    assert 0.0271757822291882 < test.p < 0.0310  # by the normal distribution, by t with some 60
+    assert 0 < test.low < 0.0104061769564846
+    assert 0.174214419249478 < test.high < 0.180
     back = metrics.delong_test(outcome, s100b, grade)
     assert (back.z, back.p) == pytest.approx((-test.z, test.p))
+
+
+def test_the_degrees_of_freedom_are_those_of_welchs_test():
+    """With placements as the observations, DeLong's test is Welch's of two samples."""
+    labels, first = sample(n=30, decimals=1)
+    _, second = sample(n=30, seed=1, decimals=1)
+    kernel = [
+        (np.sign(score[labels == 1][:, None] - score[labels == 0]) + 1) / 2
+        for score in (first, second)
+    ]
+    of_positive, of_negative = (kernel[0].mean(axis) - kernel[1].mean(axis) for axis in (1, 0))
+    # Welch's test subtracts: the mean of `of_positive` is that of both, so one is turned about.
+    expected = stats.ttest_ind(of_positive, -of_negative, equal_var=False)
+    test = metrics.delong_test(labels, first, second)
+    p = 2 * stats.t.sf(abs(test.z), expected.df)
+    assert test.p == pytest.approx(p)
 
 
 def test_delong_variance_is_that_of_the_placements_written_out():
@@ -435,8 +484,8 @@ def test_delong_says_what_it_cannot_tell():
     one = metrics.delong_interval([0, 0, 1], [0.1, 0.3, 0.2])
     assert (one.value, one.note) == (0.5, "no interval: one positive patient")
     perfect = metrics.delong_interval([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4])
-    assert perfect.value == 1
-    assert "complete separation" in perfect.note
+    assert (perfect.value, perfect.high, perfect.note) == (1, 1, "")
+    assert 0 < perfect.low < 0.6
     alike = metrics.delong_test([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.6], [0.1, 0.4, 0.3, 0.6])
     assert (alike.p, alike.note) == (1.0, "the two rank alike")
     assert "one positive patient" in metrics.delong_test([0, 0, 1], [1, 2, 3], [3, 2, 1]).note
@@ -548,9 +597,10 @@ def test_the_table_holds_each_label_and_their_mean():
     pd.testing.assert_series_equal(
         result.loc["macro", "value"], means, check_like=True, check_names=False
     )
-    assert (result["low"] <= result["value"]).all()
-    assert (result["value"] <= result["high"]).all()
-    assert (result["note"] == "").all()
+    said = result[~result.index.isin(metrics.TRADE_OFFS, level="metric")]
+    assert (said["low"] <= said["value"]).all()
+    assert (said["value"] <= said["high"]).all()
+    assert (said["note"] == "").all()
     assert result.loc[("label 0", "recall"), ["n", "patients"]].tolist() == [55, 55]
     assert result.loc[("label 1", "recall"), "threshold"] == 0.6
     assert np.isnan(result.loc[("label 1", "auroc"), "threshold"])
@@ -558,20 +608,133 @@ def test_the_table_holds_each_label_and_their_mean():
 
 def test_the_interval_of_the_mean_keeps_the_labels_together():
     labels, probabilities = two_labels()
-    twice = table(labels[:, [0, 0]], probabilities[:, [0, 0]], resamples=400)
+    cuts = dict.fromkeys(metrics.TRADE_OFFS, 0.6)
+    twice = table(labels[:, [0, 0]], probabilities[:, [0, 0]], cuts=cuts)
     # The mean of a label with itself is as unsure as the label; drawn apart, it would be surer.
     width = twice["high"] - twice["low"]
     ratio = width["macro"] / width["label 0"]
-    assert ratio.between(0.9, 1.1).all()
+    assert ratio.to_numpy() == pytest.approx(1)
+    apart = table(labels, probabilities, cuts=cuts)
+    width = apart["high"] - apart["low"]
+    assert (width["macro"] < 0.9 * (width["label 0"] + width["label 1"]) / 2).all()
 
 
-def test_the_interval_of_the_auroc_is_delongs_and_the_others_are_bootstrapped():
+def test_every_interval_names_its_method():
     labels, probabilities = sample()
-    result = table(labels[:, None], probabilities[:, None], resamples=100).loc["label 0"]
+    cuts = {"sensitivity_at_90_specificity": 0.7, "specificity_at_90_sensitivity": 0.3}
+    result = table(labels[:, None], probabilities[:, None], cuts=cuts).loc["label 0"]
     expected = metrics.delong_interval(labels, probabilities)
     assert result.loc["auroc", ["low", "high"]].tolist() == [expected.low, expected.high]
-    assert result.loc["auroc", "interval"] == "DeLong"
-    assert (result["interval"].drop("auroc") == "bootstrap").all()
+    methods = {
+        "DeLong": ["auroc"],
+        "score, jackknife": ["average_precision", "brier"],
+        "Wilson": [*cuts, "accuracy", "recall", "specificity", "precision", "f1"],
+        "combined": ["balanced_accuracy", "recall_macro", "precision_macro", "f1_macro"],
+    }
+    for method, names in methods.items():
+        assert (result.loc[names, "interval"] == method).all(), method
+    assert sum(map(len, methods.values())) == len(result)
+    copies = [np.repeat(part, 2, axis=0) for part in (labels[:, None], probabilities[:, None])]
+    several = table(*copies, patients=np.repeat(np.arange(60), 2)).loc["label 0"]
+    assert several.loc["recall", "interval"] == "Wilson, effective n"
+
+
+def test_shares_have_wilsons_interval_of_their_denominator():
+    """By SciPy: nine of nine found is not 1 to 1."""
+    labels = np.repeat([1.0, 0.0], [9, 30])
+    probabilities = np.repeat([0.9, 0.9, 0.1], [9, 6, 24])
+    result = table(labels[:, None], probabilities[:, None]).loc["label 0"]
+    shares = {
+        "recall": (9, 9), "specificity": (24, 30), "accuracy": (33, 39), "precision": (9, 15)
+    }  # fmt: skip
+    for name, (count, n) in shares.items():
+        expected = stats.binomtest(count, n).proportion_ci(method="wilson")
+        assert result.loc[name, ["low", "high"]].tolist() == pytest.approx(list(expected)), name
+    assert result.loc["recall", "low"] == pytest.approx(0.7008, abs=1e-4)
+    hits = stats.binomtest(9, 15).proportion_ci(method="wilson")  # of all called or positive
+    expected = [2 * s / (1 + s) for s in hits]
+    assert result.loc["f1", ["low", "high"]].tolist() == pytest.approx(expected)
+
+
+def test_a_difference_of_shares_has_newcombes_interval():
+    """Table II of Newcombe 1998 (Statist. Med. 17:873), example 56/70 and 48/80: method 10."""
+    value, low, high = proportions.combine(
+        [1, -1],
+        [56 / 70, 48 / 80],
+        *np.transpose([metrics.wilson_interval(56, 70), metrics.wilson_interval(48, 80)]),
+        np.eye(2),
+    )
+    assert (value, low, high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_copies_of_a_study_narrow_no_interval():
+    labels, probabilities = two_labels()
+    cuts = dict.fromkeys(metrics.TRADE_OFFS, 0.6)
+    single = table(labels, probabilities, cuts=cuts)
+    copies = [np.repeat(part, 3, axis=0) for part in (labels, probabilities)]
+    patients = np.repeat(np.arange(len(labels)), 3)
+    clustered = table(*copies, patients=patients, cuts=cuts)
+    narrower = (clustered["high"] - clustered["low"]) / (single["high"] - single["low"])
+    assert narrower.between(0.97, 1.10).all(), narrower
+    naive = table(*copies, cuts=cuts)
+    assert ((naive["high"] - naive["low"]) / (single["high"] - single["low"]) < 0.7).all()
+
+
+def test_a_cut_chosen_elsewhere_is_a_plain_share_and_one_chosen_here_says_so():
+    labels, probabilities = sample(n=80)
+    cuts = {"sensitivity_at_90_specificity": 0.62, "specificity_at_90_sensitivity": np.nan}
+    result = table(labels[:, None], probabilities[:, None], cuts=cuts).loc["label 0"]
+    row = result.loc["sensitivity_at_90_specificity"]
+    counts = metrics.confusion(labels, probabilities, 0.62)
+    assert row["value"] == pytest.approx(counts.recall)
+    assert row["threshold"] == 0.62
+    assert row["note"] == (
+        f"cut 0.620, chosen on validation; specificity here {counts.specificity:.3f}"
+    )
+    expected = metrics.wilson_interval(counts.true_positives, (labels == 1).sum())
+    assert (row["low"], row["high"]) == pytest.approx(expected)
+    row = result.loc["specificity_at_90_sensitivity"]
+    assert row["value"] == metrics.specificity_at_sensitivity(labels, probabilities)
+    assert np.isnan(row["low"])
+    assert "chosen on these studies: too good" in row["note"]
+
+
+def test_few_patients_are_described_and_nothing_is_concluded():
+    labels, probabilities = sample(n=40, effect=4.0)
+    labels[np.flatnonzero(labels == 1)[7:]] = np.nan
+    result = table(labels[:, None], probabilities[:, None]).loc["label 0"]
+    with_interval = result[result["low"].notna()]
+    assert len(with_interval) > 10
+    expected = "7 positive patients: these figures describe them, nothing is concluded"
+    assert (with_interval["note"] == expected).all()
+    other = np.random.default_rng(0).random(40)
+    arguments = labels[:, None], (probabilities[:, None], other[:, None]), ["a"]
+    compared = metrics.compare_predictions(*arguments)
+    assert compared["p"].isna().all()
+    assert expected in compared.set_index("metric").loc["auroc", "note"]
+    labels, probabilities = sample(n=60, effect=4.0)
+    other = np.random.default_rng(0).random(60)
+    arguments = labels[:, None], (probabilities[:, None], other[:, None]), ["a"]
+    assert metrics.compare_predictions(*arguments).set_index("metric").loc["auroc", "p"] < 0.05
+
+
+def test_a_label_of_one_positive_patient_says_the_same_alone_and_in_a_comparison():
+    labels, probabilities = two_labels()
+    labels[np.flatnonzero(labels[:, 1] == 1)[1:], 1] = 0
+    alone = table(labels, probabilities).loc["macro"]
+    other = np.clip(probabilities + 0.1, 0, 1)
+    compared = metrics.compare_predictions(labels, (probabilities, other), ["a", "b"])
+    compared = compared[compared["label"] == "macro"].set_index("metric")
+    for metric in ("auroc", "average_precision", "recall"):
+        assert np.isnan(alone.loc[metric, "low"])
+        assert np.isnan(compared.loc[metric, "low"])
+        assert "one positive patient" in alone.loc[metric, "note"]
+        assert "no interval: b has none" in compared.loc[metric, "note"]
+        one, two = (table(labels, p).loc[("macro", metric), "value"]
+                    for p in (probabilities, other))  # fmt: skip
+        assert compared.loc[metric, "difference"] == pytest.approx(one - two)
+    assert alone.loc["specificity", "low"] < alone.loc["specificity", "value"]
+    assert np.isfinite(compared.loc["specificity", "low"])
 
 
 def test_scaling_by_temperature_keeps_every_call():
@@ -637,9 +800,7 @@ def test_what_is_undefined_says_why():
     assert np.isnan(result.loc["precision", "value"])
     assert result.loc["precision", "note"] == "undefined: a class is never called"
     assert result.loc["recall", "value"] == 0
-    assert "the same in every resample" in result.loc["recall", "note"]
-    separated = table(labels, np.array([[0.2], [0.3], [0.4], [0.9]]), resamples=200)
-    assert "undefined in" in separated.loc[("label 0", "precision"), "note"]
+    assert result.loc["recall", "low"] == 0 < 0.5 < result.loc["recall", "high"]
 
 
 def test_a_label_without_both_classes_is_left_out_of_the_mean_and_named():
@@ -723,7 +884,7 @@ def test_intervals_of_pixel_metrics_are_over_patients(rng):
     counts = rng.integers(0, 20, (3, 30)).astype(float)
     counts[0, :10] = counts[2, :10] = 0
     patients = np.repeat(np.arange(15), 2)
-    table = metrics.evaluate_pixels(*counts, "lesion", patients, resamples=200)
+    table = metrics.evaluate_pixels(*counts, "lesion", patients)
     rows = table.set_index("metric")
     assert list(rows.index) == [
         *metrics.PIXEL_METRICS,
@@ -734,6 +895,6 @@ def test_intervals_of_pixel_metrics_are_over_patients(rng):
     assert (rows["n"] == 30).all()
     assert (rows["positives"] == 20).all()
     assert (rows["patients"] == 15).all()
-    none = metrics.evaluate_pixels(*np.zeros((3, 4)), "lesion", resamples=10)
+    none = metrics.evaluate_pixels(*np.zeros((3, 4)), "lesion")
     assert none["value"].isna().all()
     assert (none["note"] == "no positive patient").all()
