@@ -232,7 +232,7 @@ def test_two_models_are_compared_on_the_same_patients(rng):
     assert found.notes == ["a: 10 of its studies were not tested by all models and are left out"]
     precision = found.differences.set_index("metric").loc["average_precision"]
     assert precision["low"] < precision["difference"] < precision["high"]
-    assert precision["method"] == "bootstrap"
+    assert precision["method"] == "combined"
     assert "p = " in found.text()
     again = evaluation.compare_tables({"a": a, "b": shuffled.iloc[:70]}, ["lesion"], resamples=200)
     pd.testing.assert_frame_equal(found.differences, again.differences)
