@@ -83,6 +83,11 @@ PREPARED = _options(
     "--layout", type=click.Choice(["class", "patient"]), help="Default: patient with labels."
 )
 @click.option("--positive", metavar="CLASS", help="The folder of the positive class.")
+@click.option(
+    "--same-numbers",
+    type=click.Choice(["same", "different"]),
+    help="Whether a number in two class folders is one patient or two.",
+)
 @PREPARED
 def _image_folder(**arguments: Any) -> None:
     """Bare images: CLASS/58 (10).jpg, or a folder a patient and --labels."""
@@ -95,6 +100,11 @@ def _image_folder(**arguments: Any) -> None:
 @COLUMNS
 @AXIS
 @click.option("--modality", type=click.Choice(["photograph", "CT", "MR"]), help="Of all files.")
+@click.option(
+    "--match",
+    type=click.Choice(["path", "stem", "folder"]),
+    help="What a row's id is of a file; default: the one that fits.",
+)
 @SPACING
 @PREPARED
 def _volumes(**arguments: Any) -> None:
@@ -131,6 +141,11 @@ def _atlas(**arguments: Any) -> None:
     "--series", default="best", show_default=True, help="best, all, or a description like '*HEAD*'."
 )
 @click.option("--modality", type=click.Choice(["CT", "MR"]), help="Default: the more frequent.")
+@click.option(
+    "--match",
+    type=click.Choice(["study_instance_uid", "accession_number", "patient_id", "folder"]),
+    help="What a row's id is of a study; default: what its column is called.",
+)
 @click.option("--fewest-slices", default=3, show_default=True, help="Of a series that is used.")
 @click.option(
     "--tilt",

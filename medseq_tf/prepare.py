@@ -41,7 +41,7 @@ import pyarrow as pa
 from medseq_tf.audit import audit_text, build_audit
 from medseq_tf.errors import InputError
 from medseq_tf.files import destination, locked, naming
-from medseq_tf.prepared import FORMAT_VERSION, Prepared
+from medseq_tf.prepared import FORMAT_VERSION, LABELS_FILE, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
 from medseq_tf.readers.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import source_salt
@@ -233,6 +233,8 @@ class _Job:
     @classmethod
     def of(cls, reader: str, options: dict, scan: Scan, size: int, aspect: Aspect) -> _Job:
         recipe = Recipe(tuple(scan.label_names), scan.dtype, size, aspect)
+        if options.get("labels") is not None and scan.root:
+            options = options | {"labels": LABELS_FILE}  # its name may say whose it is
         preparation = {
             "reader": reader,
             "options": {k: _plain(v) for k, v in sorted(options.items()) if v is not None},
@@ -269,9 +271,7 @@ class _Job:
 
 
 def _plain(value):
-    """An option as JSON; of a path only the name, as it says where the user keeps his files."""
-    if isinstance(value, Path) or (isinstance(value, str) and os.sep in value):
-        return Path(value).name
+    """An option as JSON."""
     return list(value) if isinstance(value, (tuple, set)) else value
 
 

@@ -26,6 +26,8 @@ from medseq_tf.errors import InputError
 from medseq_tf.tfrecord import decode_example
 
 FORMAT_VERSION = 2
+LABELS_FILE = "CSV"
+"""What `dataset.json` calls a file of labels; its name may say whose it is."""
 KEYS = (
     "label_names",
     "modality",
@@ -216,12 +218,13 @@ def _read_info(path: Path) -> dict:
         version = info["format_version"]
         if version == FORMAT_VERSION:
             _check_keys(info)
+            _forget_labels_file(info["preparation"])
     except FileNotFoundError:
         raise InputError(
             f"{path} is not a prepared data set (no dataset.json in it); make one with "
             f"`medseq-tf prepare`"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}/dataset.json cannot be read; prepare again") from error
     if version != FORMAT_VERSION:
         raise InputError(
@@ -229,6 +232,13 @@ def _read_info(path: Path) -> dict:
             f"prepare again"
         )
     return info
+
+
+def _forget_labels_file(preparation: dict) -> None:
+    """Drops the name of the labels' file, which data sets of version 0.1.0 hold."""
+    labels = preparation.get("options", {}).get("labels")
+    if isinstance(labels, str) and not labels.isdecimal():
+        preparation["options"]["labels"] = LABELS_FILE
 
 
 def _check_keys(info: dict) -> None:

@@ -13,9 +13,12 @@ import pandas as pd
 
 from medseq_tf.errors import InputError
 from medseq_tf.prepared import Prepared
+from medseq_tf.readers.matching import match_rows, normal_id
+from medseq_tf.readers.volume_header import without_extension
 
 MOST_GROUPS = 6
 """Distinct numbers of a column that are groups of their own; more become thirds."""
+_UNKNOWN = ("", "na", "n/a", "#n/a", "nan", "<na>", "null", "none")
 KEYS = ("study_id", "patient_id", "source", "patient", "study", "id")
 
 
@@ -62,8 +65,10 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
     """Read groups from a CSV file.
 
     The key is the first of the columns `study_id`, `patient_id`, `source`, `patient`, `study` and
-    `id` that is there: ids as in `studies.parquet`, or what `source` names there, whole or its last
-    part. Every other column is a subgroup; numbers of more than six values become thirds.
+    `id` that is there. It holds, in all rows alike (`matching`), study ids or patient ids as in
+    `studies.parquet`, what `source` names there, or the last part of that, a volume's with or
+    without its extension. Every other column is a subgroup; numbers of more than six values become
+    thirds.
 
     Args:
         path: the file, UTF-8.
@@ -73,10 +78,11 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
         One column a subgroup, by study id; a study that the file does not name is in no group.
 
     Raises:
-        InputError: the file cannot be read, has no key or no other column, or names no study.
+        InputError: the file cannot be read, has no key or no other column, or names no study, or
+            what its keys are is in doubt.
     """
     try:
-        table = pd.read_csv(path, dtype=str, sep=None, engine="python")
+        table = pd.read_csv(path, dtype=str, sep=None, engine="python", keep_default_na=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
@@ -85,39 +91,66 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
     columns = [name for name in table.columns if name != key]
     if key is None or not columns:
         raise InputError(
-            f"{path}: has the columns {', '.join(map(str, table.columns))}; a key "
-            f"({', '.join(KEYS)}) and at least one other column are needed"
+            f"{path}: has {len(table.columns)} columns; a key ({', '.join(KEYS)}) and at least one "
+            "other column are needed"
         )
-    table = table[table[key].notna()].assign(**{key: table[key].str.strip()})
+    table = table.fillna("").assign(**{key: table[key].fillna("").map(normal_id)})
+    table = table[table[key] != ""]
     if table[key].duplicated().any():
         raise InputError(f"{path}: {table[key].duplicated().sum()} rows repeat a {key}; keep one")
     rows = table.set_index(key)
-    studies = prepared.studies
-    matched = {
-        study: next((name for name in names if name in rows.index), None)
-        for study, *names in zip(
-            studies["study_id"],
-            studies["study_id"],
-            studies["patient_id"],
-            studies["source"].astype(str),
-            [PurePosixPath(source).name for source in studies["source"].astype(str)],
-            strict=True,
-        )
-    }
-    named = {study: name for study, name in matched.items() if name is not None}
+    lines = dict(zip(rows.index, table.index + 2, strict=True))
+    taken, named = match_rows(
+        _readings(prepared),
+        lines,
+        "groups",
+        lambda rules: "write study ids into the column study_id",
+    )
     if not named:
         raise InputError(
-            f"{path}: column {key} names none of the {len(studies)} studies of {prepared.path}; "
-            "give ids as in its studies.parquet, or the source's names"
+            f"{path}: column {key} names none of the {len(prepared.studies)} studies of "
+            f"{prepared.path}; give ids as in its studies.parquet, or the source's names"
         )
+    if taken == "name":
+        _refuse_one_name_for_two_patients(path, prepared, named, lines)
     found = rows.loc[list(named.values())].set_axis(list(named), axis=0)
     return pd.DataFrame({str(name): _grouped(found[name]) for name in columns}).reindex(
-        studies["study_id"]
+        prepared.studies["study_id"]
     )
 
 
+def _readings(prepared: Prepared) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The identifiers of each study, by what a table's key may be."""
+    studies = prepared.studies
+    names = [PurePosixPath(source).name for source in studies["source"].astype(str)]
+    columns = {
+        "study_id": studies["study_id"].map(lambda name: (name,)),
+        "patient_id": studies["patient_id"].map(lambda name: (name,)),
+        "source": studies["source"].astype(str).map(lambda name: (name,)),
+        "name": [(name, without_extension(name)) for name in names],
+    }
+    return {
+        rule: dict(zip(studies["study_id"], identifiers, strict=True))
+        for rule, identifiers in columns.items()
+    }
+
+
+def _refuse_one_name_for_two_patients(path, prepared: Prepared, named: dict, lines: dict) -> None:
+    patients = prepared.studies.set_index("study_id")["patient_id"]
+    first: dict[str, str] = {}
+    for study, key in named.items():
+        other = first.setdefault(key, study)
+        if patients[other] != patients[study]:
+            raise InputError(
+                f"{path}: line {lines[key]} names studies of two patients, {other} and {study}, "
+                "which lie in two folders; write the whole source"
+            )
+
+
 def _grouped(column: pd.Series) -> pd.Series:
+    column = column.str.strip()
+    column = column.mask(column.str.lower().isin(_UNKNOWN))
     numbers = pd.to_numeric(column, errors="coerce")
     if (numbers.isna() == column.isna()).all() and numbers.nunique() > MOST_GROUPS:
         return thirds(numbers).astype(object)
-    return column.str.strip().replace("", None)
+    return column.astype(object).where(column.notna(), None)

@@ -297,6 +297,26 @@ def test_other_settings_or_a_changed_file_start_again(folder, tmp_path, monkeypa
 # --------------------------------------------------------------------------------------- the audit
 
 
+def everything_written(folder):
+    """Return all that a data set's files hold but its slices, as text."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tfrecord"]
+    return "".join(path.read_bytes().decode("latin-1") for path in files)
+
+
+def test_the_name_of_the_labels_goes_nowhere(tmp_path):
+    for patient in ("7", "8"):
+        save(tmp_path / "s" / patient / "1.png", np.full((9, 9), int(patient), np.uint8))
+    table = tmp_path / "PLANTNAME_labels.csv"
+    table.write_text("id,x\n7,1\n8,0\n9,1\n7,1\n")
+    data = make("image-folder", tmp_path / "s", out=tmp_path / "o", labels=table)
+    assert "PLANTNAME" not in everything_written(tmp_path / "o")
+    assert {f["where"] for f in data.audit["findings"]} == {"labels line 4", "labels line 5"}
+    assert data.info["preparation"]["options"] == {"labels": "CSV"}
+    file = tmp_path / "o" / "dataset.json"  # as version 0.1.0 wrote it
+    file.write_text(file.read_text().replace('"CSV"', '"PLANTNAME_labels.csv"'))
+    assert "PLANTNAME" not in str(Prepared.load(tmp_path / "o").info)
+
+
 def test_copies_of_slices_are_told_apart(folder, tmp_path):
     def copy(source, target):
         (folder / target).write_bytes((folder / source).read_bytes())
@@ -306,7 +326,7 @@ def test_copies_of_slices_are_told_apart(folder, tmp_path):
     copy("Normal/2 (1).png", "Stroke/4 (3).png")
     for patient in (2, 3):
         save(next(folder.glob(f"*/{patient} (1).png")).with_stem(f"{patient} (9)"), BLACK)
-    data = make("image-folder", folder, out=tmp_path / "out")
+    data = make("image-folder", folder, out=tmp_path / "out", same_numbers="same")
     found = {(f["kind"], f["where"]) for f in data.audit["findings"] if "copy" in f["kind"]}
     assert found == {
         ("copy of a slice in its study", "Normal/1 (3).png"),

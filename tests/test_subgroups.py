@@ -72,6 +72,28 @@ def test_rows_are_matched_by_whatever_names_the_study(tmp_path, rows):
     assert found.index.tolist() == ["s0", "s1", "s2"]
 
 
+def test_one_rule_matches_all_rows(tmp_path):
+    """Source 2/1 is not the study called 1 where 1/1 may be, nor is the folder 2 the source 1/2."""
+    cohort = Cohort(["1/1", "1/2", "2/1", "2/2"])
+    with pytest.raises(InputError, match="line 2 names studies of two patients, s0 and s2"):
+        subgroups.read(write(tmp_path / "g.csv", "id,sex\n1,f\n2,m\n"), cohort)
+    mixed = write(tmp_path / "m.csv", "id,sex\ns0,f\n1/2,m\n")
+    with pytest.raises(InputError, match="one rule holds for all"):
+        subgroups.read(mixed, cohort)
+
+
+def test_keys_are_compared_as_text_whatever_their_spelling(tmp_path):
+    cohort = Cohort(["e\u0301", "NA", "007", "7"])
+    rows = "id,sex\n\u00e9 ,f\nNA,m\n7,f\n"
+    found = subgroups.read(write(tmp_path / "g.csv", rows), cohort)
+    assert found["sex"].fillna("").tolist() == ["f", "m", "", "f"]
+
+
+def test_a_volume_is_named_with_or_without_its_extension(tmp_path):
+    found = subgroups.read(write(tmp_path / "g.csv", "id,sex\na,f\n"), Cohort(["d/a.nii.gz"]))
+    assert found["sex"].tolist() == ["f"]
+
+
 def test_many_numbers_become_thirds_and_few_stay(tmp_path):
     cohort = Cohort([str(i) for i in range(12)])
     lines = "\n".join(f"s{i},{40 + i},{i % 2}" for i in range(12))

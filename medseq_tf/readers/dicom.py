@@ -32,11 +32,16 @@ SimpleITK does. Where CT and MR stand side by side, the one with more studies is
 Privacy. Text of the header, and file names, which may hold a name, go into no finding or error.
 Files are called by number: `python -m medseq_tf.readers.dicom SOURCE` lists number and path. A
 study is called by a hash of its StudyInstanceUID and PatientID. Its patient is PatientID or, where
-that is empty, the study itself; `prepare` hashes it.
+that is empty, the study itself (a finding), unless the labels say whose it is; `prepare` hashes
+it.
 
-Labels. The key of a row (`labels`) is a StudyInstanceUID, else an AccessionNumber, else a
-PatientID, else the name of the folder directly under the source that holds the study. A key column
-called `study_instance_uid`, `accession_number` or `study` comes before a patient column.
+Labels. One rule for the whole table says what the key of a row is (`labels`, `matching`): the
+StudyInstanceUID, the AccessionNumber, the PatientID, or the name of the folder directly under the
+source that holds the study. `match` names it, or the key column does: `study_instance_uid`,
+`accession_number` or `folder` (which come before a patient column) or `patient_id`. For a column
+of another name (`study`, `patient`, `id`, the first) the identifier that fits is taken and said in
+the audit; where two fit and disagree, which one is asked for. A row is of one patient: his studies
+are those of a PatientID, and those that the table's patient column says are his.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -70,7 +75,8 @@ from medseq_tf.readers.dicom_header import (
 )
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
-from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
+from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelRow, LabelTable, read_labels
+from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
 from medseq_tf.readers.study import (
     Finding,
@@ -82,7 +88,7 @@ from medseq_tf.readers.study import (
 )
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
-STUDY_COLUMNS = ("study_instance_uid", "accession_number", "study")
+STUDY_COLUMNS = ("study_instance_uid", "accession_number", "folder", "study")
 SMALLEST_TILT_DEGREES = 0.5
 SAME_POSITION_MM = 0.01
 VARIES_BY = 0.05
@@ -93,6 +99,7 @@ _LOCALISER = re.compile(
 _SCREEN = {"SCREEN SAVE", "SCREEN_CAPTURE", "SCREENSHOT"}
 
 Tilt = Literal["keep", "correct"]
+Match = Literal["study_instance_uid", "accession_number", "patient_id", "folder"]
 
 
 class Picture(NamedTuple):
@@ -154,6 +161,7 @@ def scan_dicom(
     fewest_slices: int = 3,
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
+    match: Match | None = None,
 ) -> Scan:
     """Finds the studies under a folder that have labels.
 
@@ -167,18 +175,24 @@ def scan_dicom(
         tilt: `keep` or `correct`.
         spacing: mm to resample to, one number or x, y, z (left, back, head; 0 keeps one). Default:
             nothing is resampled.
+        match: what a row's key is of a study: `study_instance_uid`, `accession_number`,
+            `patient_id` or `folder`. Default: what the key column is called, or else the one that
+            fits.
 
     Raises:
-        InputError: if the source, the labels or a setting cannot be used.
+        InputError: if the source, the labels or a setting cannot be used, or if what belongs to
+            what is in doubt.
     """
     root, spacing = Path(source), checked_spacing(spacing)
     _check_settings(modality, fewest_slices, tilt)
+    if match not in (None, *get_args(Match)):
+        raise InputError(f"match={match!r} is unknown; valid: {', '.join(get_args(Match))}")
     if labels is None and (root / "labels.csv").is_file():
         labels = root / "labels.csv"
     folder = Folder(root)
     if labels is None:
         raise InputError("dicom needs labels, a CSV with one row a patient or study")
-    table = read_labels(labels, columns, STUDY_COLUMNS)
+    table = read_labels(labels, columns, STUDY_COLUMNS, match and (match, "study"))
     findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
     by_study = _grouped(folder, table.path.resolve(), findings)
     listing = [*folder.listing, table.listing]
@@ -188,14 +202,15 @@ def scan_dicom(
         counts = Counter(finding.kind for finding in findings)
         found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {found}")
-    modality = modality or Counter(s.modality for s in chosen).most_common(1)[0][0]
+    modality = modality or _most_frequent_modality(chosen, findings)
     studies = []
-    for found, row in _matched(chosen, modality, table, folder, findings):
+    match, matched = _matched(chosen, modality, table, folder, match, findings)
+    for found, row, patient in matched:
         findings += found.findings
         studies.append(
             DicomStudy(
                 source=found.name,
-                patient=found.patient,
+                patient=patient,
                 labels=row.labels,
                 split=row.split,
                 root=str(root),
@@ -211,8 +226,26 @@ def scan_dicom(
         "fewest_slices": fewest_slices,
         "tilt": tilt,
         "spacing": spacing and list(spacing),
+        "match": match,
     }
     return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality], resolved)
+
+
+def _most_frequent_modality(chosen: Sequence[_Found], findings: list[Finding]) -> str:
+    (modality, most), *others = Counter(found.modality for found in chosen).most_common()
+    for other, count in others:
+        if count == most:
+            raise InputError(
+                f"{most} studies are {modality} and {count} are {other}; give --modality"
+            )
+        findings.append(
+            Finding(
+                "modality taken",
+                modality,
+                f"{most} studies are, {count} are {other}; give --modality {other} for those",
+            )
+        )
+    return modality
 
 
 def find_dicom_studies(
@@ -320,8 +353,7 @@ class _Found(NamedTuple):
 
     name: str
     patient: str
-    keys: tuple[str, ...]
-    folders: frozenset[str]
+    identifiers: dict[Match, tuple[str, ...]]
     modality: str
     rank: tuple
     description: str
@@ -437,9 +469,15 @@ def _stack(files: _Series, name: str) -> _Found:
     is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")
     return _Found(
         name=name,
-        patient=header.patient_id or header.study_uid,
-        keys=(header.study_uid, header.accession_number, header.patient_id),
-        folders=frozenset(parts[0] for f in files if len(parts := Path(f.path).parts) > 1),
+        patient=normal_id(header.patient_id) or header.study_uid,
+        identifiers={
+            "study_instance_uid": (header.study_uid,),
+            "accession_number": (header.accession_number,),
+            "patient_id": (header.patient_id,),
+            "folder": tuple(
+                sorted({parts[0] for f in files if len(parts := Path(f.path).parts) > 1})
+            ),
+        },
         modality=header.modality,
         rank=(is_axial, is_original, len(pictures), -header.series_number, header.series_uid),
         description=header.series_description,
@@ -547,45 +585,103 @@ def _findings_on_spacing(pictures: list[Picture], name: str) -> list[Finding]:
 # --------------------------------------------------------------------------------- labels to series
 
 
+_COLUMNS_MEAN: dict[str, tuple[Match, ...]] = {
+    "study": ("study_instance_uid", "accession_number", "folder"),
+    "patient": ("patient_id", "folder"),
+}
+"""What the key may be where its column is called otherwise than the identifiers; else: any."""
+
+
+def _rules(table: LabelTable, match: Match | None) -> tuple[Match, ...]:
+    if match or table.key in get_args(Match):
+        return (match or table.key,)
+    return _COLUMNS_MEAN.get(table.key, get_args(Match))
+
+
 def _matched(
     chosen: Iterable[_Found],
     modality: str,
     table: LabelTable,
     folder: Folder,
+    match: Match | None,
     findings: list[Finding],
-) -> Iterator[tuple[_Found, LabelRow]]:
-    used = set()
-    patients: dict[str, tuple[str, str | None]] = {}
+) -> tuple[Match, list[tuple[_Found, LabelRow, str]]]:
+    """The identifier that keys are; the studies that have a row, with it and their patient."""
+    rules = _rules(table, match)
+    readings = {rule: {s.name: s.identifiers[rule] for s in chosen} for rule in rules}
+    taken, keys = match_rows(readings, table.lines)
+    if taken is None:
+        raise InputError(
+            f"no study of {folder.root} is in the labels; a row's key is the studies' "
+            f"{' or '.join(rules)} (--match says which)"
+        )
+    if len(rules) > 1:
+        findings.append(Finding("labels matched", "labels", f"by {taken}"))
+    is_of_a_study = table.key in PATIENT_COLUMNS and taken.startswith(("study", "accession"))
+    near, matched = lines_alike(table.lines), []
     for found in chosen:
-        keys = [*found.keys, *sorted(found.folders)]
-        key = next((key for key in keys if key in table.rows), None)
-        used.add(key)
+        key = keys.get(found.name)
         if found.modality != modality:
             detail = f"{found.modality} in a data set of {modality}"
             findings.append(Finding("study left out", found.name, detail))
         elif key is None or table.rows[key].is_unknown:
-            detail = "no row in the labels" if key is None else "every label is empty"
+            detail = "every label is empty"
+            if key is None:
+                detail = why_unmatched(found.identifiers[taken], near, "labels")
             findings.append(Finding("patient without label", found.name, f"{detail}; left out"))
         else:
             row = table.rows[key]
-            other, split = patients.setdefault(found.patient, (found.name, row.split))
-            if split != row.split:
-                raise InputError(
-                    f"{table.path.name} puts one patient in two splits: {other} and {found.name}"
-                )
-            yield found, row
-    if used <= {None}:
-        raise InputError(
-            f"no study of {folder.root} is in {table.path.name}; a row's key is a "
-            f"StudyInstanceUID, an AccessionNumber, a PatientID or a folder's name"
-        )
-    lines = [row.line for key, row in table.rows.items() if key not in used]
-    findings += [
-        Finding("label for an unknown patient", f"{table.path.name} line {line}") for line in lines
-    ]
-    findings += [
-        Finding("row given twice", f"{table.path.name} line {line}") for line in table.repeated
-    ]
+            matched.append((found, row._replace(patient=None) if is_of_a_study else row))
+    findings += table.findings(set(keys.values()))
+    return taken, _with_patients(matched, findings)
+
+
+def _with_patients(
+    matched: list[tuple[_Found, LabelRow]], findings: list[Finding]
+) -> list[tuple[_Found, LabelRow, str]]:
+    """Adds to each study whose it is: as the labels say, or else by its PatientID.
+
+    Raises:
+        InputError: if the labels part the studies of a PatientID, if studies of two patients share
+            a row, or if one patient is in two splits.
+    """
+    by_id: dict[str, tuple[_Found, LabelRow]] = {}
+    by_row: dict[int, tuple[_Found, str]] = {}
+    splits: dict[str, tuple[_Found, LabelRow]] = {}
+    ids: dict[str, set[str]] = defaultdict(set)
+    known = []
+    for found, row in matched:
+        has_id = normal_id(*found.identifiers["patient_id"]) != ""
+        other, other_row = by_id.setdefault(found.patient, (found, row))
+        if has_id and other_row.patient != row.patient:
+            raise InputError(
+                f"{other.name} and {found.name} have one PatientID, and labels lines "
+                f"{other_row.line} and {row.line} give them two patients; correct the labels' "
+                "patient column, or leave it out"
+            )
+        patient = row.patient or found.patient
+        ids[patient] |= {found.patient} if has_id else set()
+        other, owner = by_row.setdefault(row.line, (found, patient))
+        if owner != patient:
+            raise InputError(
+                f"{other.name} and {found.name} are of two patients and both labels line "
+                f"{row.line}; one row a patient or study"
+            )
+        other, other_row = splits.setdefault(patient, (found, row))
+        if other_row.split != row.split:
+            raise InputError(
+                f"labels lines {other_row.line} and {row.line} put one patient in two splits: "
+                f"{other.name} and {found.name}"
+            )
+        if not has_id and row.patient is None:
+            detail = "taken for the only study of its patient"
+            findings.append(Finding("study without PatientID", found.name, detail))
+        known.append((found, row, patient))
+    joined = sum(len(own) > 1 for own in ids.values())
+    if joined:
+        detail = f"{joined} patients have several PatientIDs; the labels' patient column holds"
+        findings.append(Finding("patients joined by the labels", "labels", detail))
+    return known
 
 
 # ---------------------------------------------------------------------------------- decoding slices

@@ -390,7 +390,7 @@ def _plain_pixels(elements: dict[str, Any]) -> PlainPixels | None:
 
 def _text(value: bytes, charset: str) -> str:
     is_utf_8 = "192" in charset
-    return value.decode("utf-8" if is_utf_8 else "latin-1", "replace").strip(" \0")
+    return value.decode("utf-8" if is_utf_8 else "latin-1", "backslashreplace").strip(" \0")
 
 
 def _integer(text: str) -> int:

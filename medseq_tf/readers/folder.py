@@ -60,7 +60,7 @@ class Folder:
         self._extensions = extensions
         self._resolved = root.resolve()
         self._ignored = Path(ignored).resolve() if ignored else None
-        self.files = list(self._visit(""))
+        self.files = list(self._walk())
 
     @property
     def listing(self) -> list[tuple[str, int]]:
@@ -78,7 +78,26 @@ class Folder:
         except (OSError, RuntimeError):
             return False
 
-    def _visit(self, folder: str) -> Iterator[File]:
+    def _walk(self) -> Iterator[File]:
+        """Every wanted file; the folders on the way wait on a stack, however deep they lie."""
+        waiting = [self._entries("")]
+        while waiting:
+            name, entry = next(waiting[-1], ("", None))
+            if entry is None:
+                waiting.pop()
+            elif not _is_unicode(entry.name):
+                self.found("odd file", _escaped(name), "name is not UTF-8")
+            elif entry.is_symlink() and not self.holds(name):
+                self.found("symbolic link out of the source", name)
+            elif entry.is_dir(follow_symlinks=False):
+                if len(waiting) == 1:
+                    self.folders.append(entry.name)
+                waiting.append(self._entries(name))
+            elif self._is_wanted(entry, name):
+                yield File(name, entry.stat().st_size)
+
+    def _entries(self, folder: str) -> Iterator[tuple[str, os.DirEntry]]:
+        """Name and entry of what lies in a folder, in natural order."""
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda e: natural_key(e.name))
         except OSError as error:
@@ -87,17 +106,7 @@ class Folder:
         if not entries and folder:
             self.found("empty folder", folder)
         for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if not _is_unicode(entry.name):
-                self.found("odd file", _escaped(name), "name is not UTF-8")
-            elif entry.is_symlink() and not self.holds(name):
-                self.found("symbolic link out of the source", name)
-            elif entry.is_dir(follow_symlinks=False):
-                if not folder:
-                    self.folders.append(entry.name)
-                yield from self._visit(name)
-            elif self._is_wanted(entry, name):
-                yield File(name, entry.stat().st_size)
+            yield f"{folder}/{entry.name}" if folder else entry.name, entry
 
     def _is_wanted(self, entry: os.DirEntry, name: str) -> bool:
         may_be_ignored = entry.is_symlink() or entry.name == getattr(self._ignored, "name", None)

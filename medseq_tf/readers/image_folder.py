@@ -3,6 +3,9 @@
     class    CLASS/58 (10).jpg            patient 58, slice 10; a study a class and patient
     patient  PATIENT/any/where/10.jpg     with a CSV of labels, one row a patient
 
+Where a number stands in two class folders, `same_numbers` says whether it is the `same` patient,
+with a study a class, or two `different` ones; nothing else can tell.
+
 A slice is one file: .jpg .jpeg .png .bmp .tif .tiff in any case, 8 bits a sample, one picture a
 file. Colour is read as luma. What does not fit is left out and named in the findings.
 """
@@ -13,14 +16,15 @@ import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.folder import File, Folder
 from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelTable, read_labels
+from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import (
@@ -34,11 +38,15 @@ from medseq_tf.readers.study import (
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 LARGEST_FILE_BYTES = 256 * 2**20
+MOST_IMAGES = 10_000
+"""Of a study; more are no examination, and are not opened."""
 
 _SLICE_NAME = re.compile(r"(?P<patient>.*[^\s_-])\s*(?:\((?P<bracketed>\d+)\)|[_-](?P<plain>\d+))")
+_ALL_EMPTY = "every label is empty"
 _NORMAL = {"normal", "normals", "negative", "control", "controls", "healthy", "no", "non", "none"}
 
 Layout = Literal["class", "patient"]
+SameNumbers = Literal["same", "different"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class PictureStudy(StudySource):
 
     def read(self) -> Slices:
         """Decodes every file that can be decoded; the others become findings."""
+        if len(self.files) > MOST_IMAGES:
+            raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_IMAGES}")
         images, names, findings = [], [], []
         with silenced():
             for name in self.files:
@@ -79,6 +89,7 @@ def scan_image_folder(
     layout: Layout | None = None,
     positive: str | None = None,
     columns: Sequence[str] | None = None,
+    same_numbers: SameNumbers | None = None,
 ) -> Scan:
     """Lists the studies of a folder of photographs.
 
@@ -92,9 +103,12 @@ def scan_image_folder(
             one that is not called normal, negative, control, healthy, no...; of more than two, each
             such folder is a label of its own.
         columns: patient layout: the label columns. Default: all but patient and split.
+        same_numbers: class layout: whether a number in two class folders is the `same` patient or
+            two `different` ones. Default: that is an error.
 
     Raises:
-        InputError: if the source, the layout or the labels cannot be used.
+        InputError: if the source, the layout or the labels cannot be used, or who is who is in
+            doubt.
     """
     root = Path(source)
     if layout not in (None, "class", "patient"):
@@ -102,11 +116,15 @@ def scan_image_folder(
     if labels is None and layout != "class" and (root / "labels.csv").is_file():
         labels = root / "labels.csv"
     layout = layout or ("class" if labels is None else "patient")
+    if same_numbers not in (None, *get_args(SameNumbers)):
+        raise InputError(f"same_numbers={same_numbers!r} is unknown; valid: same, different")
+    if layout == "patient" and same_numbers is not None:
+        raise InputError("same_numbers is for layout=class; with labels, a folder is a patient")
     _refuse_settings_of_the_other_layout(layout, labels, positive, columns)
 
     folder = Folder(root, EXTENSIONS, ignored=labels)
     if layout == "class":
-        return _scan_classes(folder, positive)
+        return _scan_classes(folder, positive, same_numbers)
     return _scan_patients(folder, read_labels(labels, columns))
 
 
@@ -133,11 +151,12 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
     match = _SLICE_NAME.fullmatch(stem.strip())
     if not match:
         return None
-    return match["patient"].strip(), int(match["bracketed"] or match["plain"])
+    return normal_id(match["patient"]), int(match["bracketed"] or match["plain"])
 
 
-def _scan_classes(folder: Folder, positive: str | None) -> Scan:
+def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumbers | None) -> Scan:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
+    spelt: dict[tuple[str, str], tuple[str, str]] = {}
     for picture in folder.files:
         parts = picture.name.split("/")
         parsed = parse_slice_name(parts[-1].rpartition(".")[0])
@@ -147,6 +166,7 @@ def _scan_classes(folder: Folder, positive: str | None) -> Scan:
             folder.found("odd file", picture.name, "name is not like `58 (10).jpg`")
         else:
             studies[parts[0], parsed[0]].append((parsed[1], picture))
+            _refuse_two_spellings(spelt, (parts[0], parsed[0]), picture.name)
 
     classes = sorted({name for name, _ in studies}, key=natural_key)
     positives = _positive_classes(folder.root, classes, positive)
@@ -154,15 +174,19 @@ def _scan_classes(folder: Folder, positive: str | None) -> Scan:
     sources = [
         PictureStudy(
             source=f"{name}/{patient}",
-            patient=patient,
-            labels={label: float(label == name.lower()) for label in label_names},
+            patient=f"{name}/{patient}" if same_numbers == "different" else patient,
+            labels={
+                label: float(name == positive)
+                for label, positive in zip(label_names, positives, strict=True)
+            },
             split=None,
             root=str(folder.root),
             files=_in_slice_order(folder, name, patient, slices),
         )
         for (name, patient), slices in studies.items()
     ]
-    _find_patients_in_two_classes(folder, studies)
+    if same_numbers != "different":
+        _find_patients_in_two_classes(folder, studies, same_numbers)
     return Scan(
         sources,
         label_names,
@@ -170,8 +194,20 @@ def _scan_classes(folder: Folder, positive: str | None) -> Scan:
         folder.findings,
         folder.listing,
         folder.root,
-        resolved={"layout": "class", "modality": "photograph"},
+        resolved={"layout": "class", "modality": "photograph", "same_numbers": same_numbers},
     )
+
+
+def _refuse_two_spellings(spelt: dict, study: tuple[str, str], name: str) -> None:
+    """Refuses two patients of a class whose names are one but for spaces and Unicode forms."""
+    stem = name.rpartition("/")[2].rpartition(".")[0].rstrip()
+    patient = _SLICE_NAME.fullmatch(stem)["patient"]
+    first, other = spelt.setdefault(study, (patient, name))
+    if first != patient:
+        raise InputError(
+            f"{other} and {name} name one patient in two spellings, which differ in spaces or in "
+            "the Unicode form of letters; rename one"
+        )
 
 
 def _positive_classes(root: Path, classes: list[str], positive: str | None) -> list[str]:
@@ -181,6 +217,10 @@ def _positive_classes(root: Path, classes: list[str], positive: str | None) -> l
             f"{root} needs two or more class folders with images named like `58 (10).jpg`, found "
             f"{shown or 'none'}; for one folder a patient give labels"
         )
+    if len({normal_id(name).lower() for name in classes}) < len(classes):
+        raise InputError(
+            f"class folders of {root} differ only in capitals, spaces or Unicode forms: {shown}"
+        )
     if positive is not None:
         if positive not in classes:
             raise InputError(f"positive={positive!r} is not a class folder; valid: {shown}")
@@ -188,8 +228,6 @@ def _positive_classes(root: Path, classes: list[str], positive: str | None) -> l
     positives = [name for name in classes if not _is_normal(name, classes)]
     if not positives or (len(classes) == 2 and len(positives) == 2):
         raise InputError(f"which class folder is the positive one? give positive=, one of {shown}")
-    if len({name.lower() for name in positives}) < len(positives):
-        raise InputError(f"class folders of {root} differ only in capitals: {shown}")
     return positives
 
 
@@ -210,68 +248,80 @@ def _in_slice_order(
     for (number, first), (following, second) in itertools.pairwise(slices):
         if number == following:
             folder.found("slice number given twice", second.name, f"also {first.path.name}")
-    gaps = [range(before + 1, after) for before, after in itertools.pairwise(numbers)]
-    count = sum(map(len, gaps))
+    gaps = [(before + 1, after) for before, after in itertools.pairwise(numbers)]
+    count = sum(max(after - first, 0) for first, after in gaps)
     if count:
-        first = itertools.islice(itertools.chain.from_iterable(gaps), 10)
-        some = ", ".join(map(str, first)) + (", ..." if count > 10 else "")
+        missing = itertools.chain.from_iterable(itertools.starmap(range, gaps))
+        some = ", ".join(map(str, itertools.islice(missing, 10))) + (", ..." if count > 10 else "")
         folder.found("gap in slice numbers", study, f"{count} missing: {some}")
     return tuple(picture.name for _, picture in slices)
 
 
-def _find_patients_in_two_classes(folder: Folder, studies) -> None:
+def _find_patients_in_two_classes(
+    folder: Folder, studies: Iterable[tuple[str, str]], same_numbers: SameNumbers | None
+) -> None:
     classes = defaultdict(list)
     for name, patient in studies:
         classes[patient].append(name)
-    for patient, names in sorted(classes.items(), key=lambda item: natural_key(item[0])):
-        if len(names) > 1:
-            first, *others = sorted(names, key=natural_key)
-            detail = f"also in {', '.join(others)}; kept as one patient with {len(names)} studies"
-            folder.found("patient in several classes", f"{first}/{patient}", detail)
+    shared = sorted((p for p, names in classes.items() if len(names) > 1), key=natural_key)
+    if shared and same_numbers is None:
+        first, second, *_ = sorted(classes[shared[0]], key=natural_key)
+        more = f", and {len(shared) - 1} more like them" if len(shared) > 1 else ""
+        raise InputError(
+            f"{folder.root}: {first}/{shared[0]} and {second}/{shared[0]}{more} may be one patient "
+            "or two; give --same-numbers same or --same-numbers different"
+        )
+    for patient in shared:
+        first, *others = sorted(classes[patient], key=natural_key)
+        detail = f"also in {', '.join(others)}; kept as one patient with {len(others) + 1} studies"
+        folder.found("patient in several classes", f"{first}/{patient}", detail)
 
 
 # ---------------------------------------------------------------------------------- patient layout
 
 
 def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
-    path, files = labels.path, defaultdict(list)
+    files = defaultdict(list)
     for picture in folder.files:
         patient, is_inside, _ = picture.name.partition("/")
         if is_inside:
             files[patient].append(picture.name)
         else:
             folder.found("odd file", picture.name, "not in a patient's folder")
-    if files and not files.keys() & labels.rows.keys():
+    readings = {"folder": {name: (name,) for name in folder.folders}}
+    keys = match_rows(readings, labels.lines).keys
+    if files and not keys:
         raise InputError(
-            f"no folder of {folder.root} has the name of a patient in {path.name}: its first "
+            f"no folder of {folder.root} has the name of a patient in the labels: their first "
             f"column, or one of {', '.join(PATIENT_COLUMNS)}, must hold the folders' names"
         )
-    studies = []
+    studies, near = [], lines_alike(labels.lines)
     for patient, names in files.items():
-        row = labels.rows.get(patient)
+        row = labels.rows[keys[patient]] if patient in keys else None
         if row is None or row.is_unknown:
-            detail = "no row in the labels" if row is None else "every label is empty"
+            detail = why_unmatched((patient,), near, "labels") if row is None else _ALL_EMPTY
             folder.found("patient without label", patient, f"{detail}; left out")
         else:
-            names = tuple(sorted(names, key=natural_key))
             studies.append(
-                PictureStudy(patient, patient, row.labels, row.split, str(folder.root), names)
+                PictureStudy(
+                    source=patient,
+                    patient=keys[patient],
+                    labels=row.labels,
+                    split=row.split,
+                    root=str(folder.root),
+                    files=tuple(sorted(names, key=natural_key)),
+                )
             )
     for patient in folder.folders:
         if patient not in files:
             folder.found("patient without images", patient)
-    for patient, row in labels.rows.items():
-        if patient not in folder.folders:
-            folder.found("label for an unknown patient", f"{path.name} line {row.line}")
-    for line in labels.repeated:
-        folder.found("row given twice", f"{path.name} line {line}")
-    listing = [*folder.listing, labels.listing]
+    folder.findings += labels.findings(set(keys.values()))
     return Scan(
         studies,
         labels.names,
         "photograph",
         folder.findings,
-        listing,
+        [*folder.listing, labels.listing],
         folder.root,
-        resolved={"layout": "patient", "modality": "photograph"},
+        resolved={"layout": "patient", "modality": "photograph", "match": "folder"},
     )

@@ -3,7 +3,10 @@
 One row a patient: a patient column (`patient_id`, `patient`, `id`, or else the first), one or more
 columns of 0, 1 or empty (unknown), and perhaps `split` (train, validation or test). A reader whose
 patients may have several studies also takes one row a study. Errors name lines and columns, never
-what stands in them: it may identify someone.
+what stands in them: it may identify someone. Where no column has one of those names, the first
+line may be a patient's, and columns are named by number; nor does the file's name go into audits.
+
+Keys are compared as `matching.normal_id` writes them. Two that only then become equal are an error.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers.matching import normal_id
+from medseq_tf.readers.study import Finding
 
 PATIENT_COLUMNS = ("patient_id", "patient", "id")
 SPLITS = {
@@ -50,25 +56,41 @@ class LabelTable(NamedTuple):
     Attributes:
         path: the file.
         names: the label columns.
-        rows: by the value of the key column.
+        rows: by the value of the key column, as `normal_id` writes it.
         repeated: lines that say again what an earlier one says.
+        key: the name of the key column; "" where the first is taken, whatever its name.
     """
 
     path: Path
     names: list[str]
     rows: dict[str, LabelRow]
     repeated: list[int]
+    key: str = ""
 
     @property
     def listing(self) -> tuple[str, int]:
         """(name, size in bytes) of the file."""
         return self.path.name, self.path.stat().st_size
 
+    @property
+    def lines(self) -> dict[str, int]:
+        """The line of each key's row."""
+        return {key: row.line for key, row in self.rows.items()}
+
+    def findings(self, used: Collection[str]) -> list[Finding]:
+        """What is odd about the rows, given the keys of those that belong to a study."""
+        unused = [row.line for key, row in self.rows.items() if key not in used]
+        return [
+            *(Finding("label for an unknown patient", f"labels line {line}") for line in unused),
+            *(Finding("row given twice", f"labels line {line}") for line in self.repeated),
+        ]
+
 
 def read_labels(
     path: str | Path,
     columns: Sequence[str] | None = None,
     study_columns: Sequence[str] = (),
+    keys: Sequence[str] | None = None,
 ) -> LabelTable:
     """Reads a CSV file of labels.
 
@@ -77,46 +99,79 @@ def read_labels(
         columns: the label columns. Default: all but patient, study and split.
         study_columns: names, in lower case, of a column that says which study a row is of; where
             one is there it is the key, and the patient column only says whose study it is.
+        keys: those of them that may be the key; default: all.
 
     Raises:
-        InputError: if the file cannot be used, or puts a patient in two splits.
+        InputError: if the file cannot be used, has no header, or puts a patient in two splits.
     """
     path = Path(path)
-    special = (*study_columns, *PATIENT_COLUMNS, "split")
+    special = dict.fromkeys((*study_columns, *PATIENT_COLUMNS, "split"))
     header, lines = _read_csv(path, special)
     patient_column = next((name for name in PATIENT_COLUMNS if name in header), None)
-    key_column = next((name for name in study_columns if name in header), None)
-    key_column = key_column or patient_column or header[0]
-    not_labels = {patient_column, key_column, "split"} | set(study_columns)
-    names = list(columns or [column for column in header if column not in not_labels])
-    absent = [name for name in names if name not in header or name in not_labels]
+    keys = study_columns if keys is None else keys
+    key = next((name for name in keys if name in header), None) or patient_column
+    key_column = key or header[0]
+    shown = _shown(header, has_key=key is not None)
+    reserved = {key_column, patient_column, "split"}
+    if columns:
+        names = [_column(name, ()) for name in columns]
+    else:
+        names = [name for name in header if name not in reserved and name not in special]
+    absent = [name for name in names if name not in header or name in reserved]
     if absent or not names:
         raise InputError(
-            f"{path} has no label column {', '.join(absent)}".rstrip()
-            + f"; its columns: {', '.join(header)}"
+            f"{path} has no label column {', '.join(absent)}".rstrip() + f"; its columns: {shown}"
         )
+    if len(set(names)) < len(names):
+        raise InputError(f"columns names a label column twice: {', '.join(names)}")
     rows, repeated = {}, []
+    spelt: dict[tuple[str, str], tuple[str, int]] = {}
     for line, values in lines:
-        key = values[key_column].strip()
-        if not key:
-            raise InputError(f"{path} line {line} has no value in column {key_column!r}")
-        row = LabelRow(
-            line,
-            {name: _label(values[name], path, line, name) for name in names},
-            _split(values.get("split", ""), path, line),
-            (values.get(patient_column) or "").strip() or None,
-        )
-        if key in rows:
-            _refuse_contradiction(path, rows[key], row)
+        identifier = _identifier(path, spelt, line, "key", values[key_column])
+        patient = _identifier(path, spelt, line, "patient", values.get(patient_column, ""))
+        if not identifier:
+            raise InputError(
+                f"{path} line {line} has no value in "
+                + (f"column {key!r}" if key else "its first column")
+            )
+        labels = {
+            name: _label(values[name], path, line, repr(name) if key else header.index(name) + 1)
+            for name in names
+        }
+        if patient_column and not patient:
+            raise InputError(f"{path} line {line} has no value in column {patient_column!r}")
+        split = _split(values.get("split", ""), path, line)
+        row = LabelRow(line, labels, split, patient or None)
+        if identifier in rows:
+            _refuse_contradiction(path, rows[identifier], row)
             repeated.append(line)
         else:
-            rows[key] = row
+            rows[identifier] = row
     _refuse_patients_in_two_splits(path, rows)
-    return LabelTable(path, names, rows, repeated)
+    return LabelTable(path, names, rows, repeated, key or "")
+
+
+def _shown(header: Sequence[str], has_key: bool) -> str:
+    """The columns as errors name them: by number where the first line may be a patient's."""
+    if has_key:
+        return ", ".join(header)
+    return f"{len(header)}, none of them called {' or '.join(PATIENT_COLUMNS)}"
+
+
+def _identifier(path: Path, spelt: dict, line: int, kind: str, text: str) -> str:
+    """An id as it is compared; one that is written in two ways in one column is refused."""
+    identifier = normal_id(text)
+    first, first_line = spelt.setdefault((kind, identifier), (text, line))
+    if identifier and first != text:
+        raise InputError(
+            f"{path} lines {first_line} and {line} have one {kind} in two spellings, which differ "
+            "in spaces or in the Unicode form of letters; write both alike, or two ids"
+        )
+    return identifier
 
 
 def _read_csv(
-    path: Path, special: Sequence[str]
+    path: Path, special: Collection[str]
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names in lower case but for labels' own spelling, and the rows with their lines."""
     try:
@@ -137,9 +192,16 @@ def _read_csv(
         raise InputError(f"{path} line {reader.line_num} cannot be read as CSV") from None
 
 
-def _header_and_rows(path: Path, reader, special: Sequence[str]):
-    header = [_column(name, special) for name in next(reader, [])]
-    if len(header) < 2 or len(set(header)) < len(header) or "" in header:
+def _header_and_rows(path: Path, reader, special: Collection[str]):
+    first = next(reader, [])
+    header = [_column(name, special) for name in first]
+    if _is_data(header, special):
+        raise InputError(
+            f"{path} has no header line: its first line looks like a patient's; put column names "
+            "above it, such as patient_id and the label's name"
+        )
+    is_no_key = header[:1] == ["split"] or "".join(header[:1]).startswith("Unnamed:")
+    if len(header) < 2 or len(set(header)) < len(header) or "" in header or is_no_key:
         raise InputError(
             f"{path} needs a header of distinct column names: a patient column and 0/1 columns"
         )
@@ -155,12 +217,31 @@ def _header_and_rows(path: Path, reader, special: Sequence[str]):
     return header, rows
 
 
-def _column(name: str, special: Sequence[str]) -> str:
-    name = name.strip()
+def _is_data(header: Sequence[str], special: Collection[str]) -> bool:
+    """Whether a first line is a row: no column has a name that is known, and one is a number.
+
+    A line of nothing but splits and missing values beside its first is one, too.
+    """
+    if set(header) & set(special):
+        return False
+    rest = [name.strip().lower() for name in header[1:]]
+    empty = all(name in _UNKNOWN or name in SPLITS for name in rest)
+    return bool(rest) and (empty or any(map(_is_number, rest)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _column(name: str, special: Collection[str]) -> str:
+    name = unicodedata.normalize("NFC", name).strip()
     return name.lower() if name.lower() in special else name
 
 
-def _label(value: str, path: Path, line: int, column: str) -> float:
+def _label(value: str, path: Path, line: int, column: str | int) -> float:
     if value.strip().lower() in _UNKNOWN:
         return math.nan
     try:
@@ -169,7 +250,7 @@ def _label(value: str, path: Path, line: int, column: str) -> float:
         number = math.inf
     if number not in (0.0, 1.0):
         raise InputError(
-            f"{path} line {line}, column {column!r} is not 0, 1 or empty; "
+            f"{path} line {line}, column {column} is not 0, 1 or empty; "
             f"if it is not a label, name the label columns with columns="
         )
     return number
@@ -188,6 +269,8 @@ def _refuse_contradiction(path: Path, first: LabelRow, second: LabelRow) -> None
     both = f"{path} lines {first.line} and {second.line}"
     if first.split != second.split:
         raise InputError(f"{both} put one patient in two splits; one split a patient")
+    if first.patient != second.patient:
+        raise InputError(f"{both} give one study two patients; one row a study")
     if repr(first.labels) != repr(second.labels):
         raise InputError(f"{both} give one patient two labels; one row a patient")
 

@@ -97,16 +97,15 @@ def read_header(path: Path) -> VolumeHeader:
     return header
 
 
-def smallest_value(path: Path, header: VolumeHeader) -> float:
-    """The smallest intensity of the first voxels of a file, up to 4 MiB; nan where none is read."""
+def first_intensities(path: Path, header: VolumeHeader) -> np.ndarray:
+    """The finite intensities of the first voxels of a file, up to 4 MiB; none if none is read."""
     try:
         data = _first_voxels(header)
     except (OSError, EOFError, zlib.error):
-        return math.nan
+        return np.empty(0)
     size = header.dtype.itemsize
     values = np.frombuffer(data[: len(data) // size * size], header.dtype).astype(np.float64)
-    values = values[np.isfinite(values)] * header.slope + header.intercept
-    return float(values.min()) if values.size else math.nan
+    return values[np.isfinite(values)] * header.slope + header.intercept
 
 
 def _first_voxels(header: VolumeHeader) -> bytes:

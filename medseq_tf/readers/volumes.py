@@ -5,22 +5,33 @@ a flipped or permuted file gives the same slices, and is cut along `axis`. An ob
 in its own planes, each the nearest to the named one. `axis` 0, 1 or 2 cuts along the file's own
 first, second or third axis and turns nothing.
 
-Intensities. `modality` says what they are (`intensities`); by default 8-bit files are photographs,
-and others are CT if a value of -500 or less stands in the first 4 MiB of one of up to ten of them,
-MR otherwise.
+Intensities. `modality` says what they are (`intensities`). Where it is not given, up to ten of the
+files that have a label are looked at, the first 4 MiB of each, and the audit says what was taken:
 
-Labels. A row belongs to a file if its key is the file's path without extension, relative to the
-source, or else the file's name without extension, or else the folder directly under the source.
-The key is the column `file` or `volume`, where there is one (`patient_id` then says whose it is),
-or the patient column. A file of 4-D gives its first volume, one of 2-D a study of one slice.
+    photograph   all files are of 8 bits
+    CT           one holds a value of -500 or less, as air has
+    MR           one holds a value above 4095, or all hold fractions in a range of less than 10:
+                 no Hounsfield units
+    otherwise    nothing tells CT (without the air, or with a lost intercept) from MR: asked for
+
+Labels. One rule for the whole table says which row a file belongs to (`matching`); its key is
+
+    path     the file's path relative to the source, with or without its extension
+    stem     the file's name, with or without its extension
+    folder   the folder directly under the source, which holds all volumes of a patient
+
+`match` names the rule; a key column called `file` or `volume` means `path` (`patient_id` then says
+whose it is). Otherwise the one that fits is taken and said in the audit. By `stem` two files of the
+same name in two folders may be one patient's or two patients': that is asked for, too. A file of
+4-D gives its first volume, one of 2-D a study of one slice.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -28,21 +39,26 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
+from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
 from medseq_tf.readers.study import MODALITIES, Scan, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_header import (
     EXTENSIONS,
     UnreadableVolume,
     VolumeHeader,
+    first_intensities,
     read_header,
-    smallest_value,
     without_extension,
 )
 
 STUDY_COLUMNS = ("file", "volume")
 CT_HAS_AIR_BELOW_HU = -500
+LARGEST_HU = 4095
+"""Of 12 bits, the intercept forgotten."""
+SMALLEST_HU_RANGE = 10
 _SAMPLED = 10
 
+Match = Literal["path", "stem", "folder"]
 Axis = str | int
 Spacing = tuple[float, float, float] | None
 
@@ -102,6 +118,7 @@ def scan_volumes(
     axis: Axis = "axial",
     modality: str | None = None,
     spacing: float | tuple[float, float, float] | None = None,
+    match: Match | None = None,
 ) -> Scan:
     """Lists the volumes under a folder that have labels.
 
@@ -113,14 +130,19 @@ def scan_volumes(
         modality: `photograph`, `CT` or `MR`. Default: from the files.
         spacing: mm to resample to, one number or x, y, z (left, back, head; 0 keeps one). Default:
             nothing is resampled.
+        match: what a row's key is of a file: `path`, `stem` or `folder`. Default: the one that
+            fits.
 
     Raises:
-        InputError: if the source, the labels or a setting cannot be used.
+        InputError: if the source, the labels or a setting cannot be used, or if what belongs to
+            what is in doubt.
     """
     root = Path(source)
     axis, spacing = checked_axis(axis), checked_spacing(spacing)
     if modality not in (None, *MODALITIES):
         raise InputError(f"modality={modality!r} is unknown; valid: {', '.join(MODALITIES)}")
+    if match not in (None, *get_args(Match)):
+        raise InputError(f"match={match!r} is unknown; valid: {', '.join(get_args(Match))}")
     if labels is None and (root / "labels.csv").is_file():
         labels = root / "labels.csv"
     folder = Folder(root, EXTENSIONS, ignored=labels)
@@ -128,10 +150,13 @@ def scan_volumes(
         raise InputError("volumes need labels, a CSV with one row a patient and 0/1 columns")
     if not folder.files:
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
-    table = read_labels(labels, columns, STUDY_COLUMNS)
+    table = read_labels(labels, columns, STUDY_COLUMNS, () if match == "folder" else None)
     headers = _headers(folder)
-    modality = modality or guess_modality(root, headers)
-    rows = _matched(folder, headers, table)
+    match, rows = _matched(folder, headers, table, match)
+    if modality is None and rows:
+        modality, why = guess_modality(root, {file: headers[file] for file in rows})
+        folder.found("modality taken", modality, why)
+    modality = modality or MODALITIES[0]
     studies = [
         VolumeStudy(
             source=file,
@@ -147,7 +172,12 @@ def scan_volumes(
         for file, (key, row) in rows.items()
     ]
     listing = [*folder.listing, table.listing]
-    resolved = {"modality": modality, "axis": axis, "spacing": spacing and list(spacing)}
+    resolved = {
+        "modality": modality,
+        "axis": axis,
+        "spacing": spacing and list(spacing),
+        "match": match,
+    }
     return Scan(
         studies,
         table.names,
@@ -204,46 +234,100 @@ def _headers(folder: Folder) -> dict[str, VolumeHeader]:
     return headers
 
 
-def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> str:
-    """What the intensities of a folder of volumes are, see the module's words."""
-    if all(header.is_8_bit for header in headers.values()):
-        return "photograph"
+def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, str]:
+    """What the intensities of some volumes are, and why; see the module's words.
+
+    Raises:
+        InputError: if they may be of CT or of MR.
+    """
     wide = [name for name, header in headers.items() if not header.is_8_bit]
+    if not wide:
+        return "photograph", "every file is of 8 bits; give --modality if they are CT or MR"
     sampled = wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]
-    lowest = (smallest_value(root / name, headers[name]) for name in sampled)
-    return "CT" if any(value <= CT_HAS_AIR_BELOW_HU for value in lowest) else "MR"
+    values = [first_intensities(root / name, headers[name]) for name in sampled]
+    values = [each for each in values if each.size]
+    with_air = sum(each.min() <= CT_HAS_AIR_BELOW_HU for each in values)
+    looked_at = f"of {len(values)} files looked at"
+    if with_air:
+        detail = f"{with_air} {looked_at} hold values of {CT_HAS_AIR_BELOW_HU} or less, as air has"
+        return "CT", f"{detail}; give --modality MR if they are not CT"
+    none_below = f"none {looked_at} holds a value of {CT_HAS_AIR_BELOW_HU} or less, which air has,"
+    if any(each.max() > LARGEST_HU for each in values):
+        detail = f"and one holds a value above {LARGEST_HU}"
+        return "MR", f"{none_below} {detail}; give --modality CT if they are"
+    if values and all(map(_are_fractions, values)):
+        detail = f"and all hold fractions in a range of less than {SMALLEST_HU_RANGE}"
+        return "MR", f"{none_below} {detail}; give --modality CT if they are"
+    low = min((each.min() for each in values), default=0)
+    high = max((each.max() for each in values), default=0)
+    raise InputError(
+        f"{root}: give --modality CT or --modality MR; the files do not tell: values from {low:g} "
+        f"to {high:g} may be CT without the air around the body, or MR"
+    )
+
+
+def _are_fractions(values: np.ndarray) -> bool:
+    return np.ptp(values) < SMALLEST_HU_RANGE and not np.all(values == np.rint(values))
 
 
 def _matched(
-    folder: Folder, headers: dict[str, VolumeHeader], table: LabelTable
-) -> dict[str, tuple[str, LabelRow]]:
-    """The key and the row of every readable file that has one; the rest become findings."""
-    matched, used = {}, defaultdict(list)
+    folder: Folder, headers: dict[str, VolumeHeader], table: LabelTable, match: Match | None
+) -> tuple[Match, dict[str, tuple[str, LabelRow]]]:
+    """The rule, and the key and row of every readable file that has one; the rest: findings."""
+    stated = match or ("path" if table.key in STUDY_COLUMNS else None)
+    rules = [stated] if stated else get_args(Match)
+    readings = {
+        rule: {file.name: _identifiers(file.path, rule) for file in folder.files} for rule in rules
+    }
+    taken, keys = match_rows(readings, table.lines)
+    if taken is None:
+        by = f"column {table.key} means --match path" if stated and not match else "--match says"
+        raise InputError(
+            f"no file of {folder.root} has the name of a patient or file in the labels; a row's "
+            f"key is {' or '.join(_MEANS[rule] for rule in rules)} ({by} which)"
+        )
+    if stated is None:
+        _refuse_one_stem_in_several_folders(taken, keys, table)
+        folder.found("labels matched", "labels", f"by {taken}: a row's key is {_MEANS[taken]}")
+    matched, near = {}, lines_alike(table.lines)
     for file in folder.files:
-        key = next((key for key in _keys(file.path) if key in table.rows), None)
-        if key is not None:
-            used[key].append(file.name)
+        key = keys.get(file.name)
         if file.name not in headers:
             continue
         if key is None or table.rows[key].is_unknown:
-            detail = "no row in the labels" if key is None else "every label is empty"
+            detail = "every label is empty"
+            if key is None:
+                detail = why_unmatched(readings[taken][file.name], near, "labels")
             folder.found("patient without label", file.name, f"{detail}; left out")
         else:
             matched[file.name] = key, table.rows[key]
-    if not used:
-        raise InputError(
-            f"no file of {folder.root} has the name of a patient or file in {table.path.name}; "
-            f"a row's key is a file's name without its extension, or its folder's"
-        )
-    for key, row in table.rows.items():
-        if key not in used:
-            folder.found("label for an unknown patient", f"{table.path.name} line {row.line}")
-    for line in table.repeated:
-        folder.found("row given twice", f"{table.path.name} line {line}")
-    return matched
+    folder.findings += table.findings(set(keys.values()))
+    return taken, matched
 
 
-def _keys(path: PurePosixPath) -> list[str]:
-    whole = without_extension(str(path))
-    keys = [str(path), whole, path.name, PurePosixPath(whole).name]
-    return keys + [path.parts[0]] * (len(path.parts) > 1)
+_MEANS = {
+    "path": "a file's path in the source",
+    "stem": "a file's name without its extension",
+    "folder": "the folder in the source that holds it",
+}
+
+
+def _identifiers(path: PurePosixPath, rule: Match) -> Iterable[str]:
+    if rule == "folder":
+        return path.parts[:1] if len(path.parts) > 1 else ()
+    name = str(path) if rule == "path" else path.name
+    return name, without_extension(name)
+
+
+def _refuse_one_stem_in_several_folders(rule: Match, keys: dict[str, str], table: LabelTable):
+    if rule != "stem":
+        return
+    first: dict[str, str] = {}
+    for file, key in keys.items():
+        other = first.setdefault(key, file)
+        if PurePosixPath(other).parent != PurePosixPath(file).parent:
+            raise InputError(
+                f"{other} and {file} are both labels line {table.rows[key].line} by stem; give "
+                "--match stem if they are one patient's, or else write their paths into the "
+                "labels and give --match path"
+            )

@@ -281,7 +281,15 @@ def test_ct_and_mr_side_by_side(tmp_path, rng):
     folder = write(tmp_path, *files, labels=labels)
     scan = scan_dicom(folder)
     assert (scan.modality, scan.dtype, len(scan.studies)) == ("CT", "int16", 2)
-    assert [f.detail for f in scan.findings] == ["MR in a data set of CT"]
+    assert [f.detail for f in scan.findings] == [
+        "2 studies are, 1 are MR; give --modality MR for those",
+        "MR in a data set of CT",
+    ]
+    for path in folder.iterdir():
+        if path.suffix != ".csv" and b"patient-3" in path.read_bytes():
+            path.unlink()
+    with pytest.raises(InputError, match="1 studies are CT and 1 are MR; give --modality"):
+        scan_dicom(folder)
     scan = scan_dicom(folder, modality="MR")
     assert (scan.modality, scan.dtype) == ("MR", "uint16")
     np.testing.assert_array_equal(scan.studies[0].read().images, values)
@@ -427,7 +435,12 @@ def test_frames_of_a_multi_frame_file_are_slices(tmp_path):
         ("study_instance_uid", "1.2.3"),
         ("accession_number", "A1"),
         ("patient_id", "patient-1"),
+        ("folder", "folder7"),
         ("patient", "folder7"),
+        ("study", "folder7"),
+        ("study", "A1"),
+        ("id", "1.2.3"),
+        ("who", "patient-1"),
     ],
 )
 def test_keys_of_the_labels(tmp_path, column, key):
@@ -438,11 +451,80 @@ def test_keys_of_the_labels(tmp_path, column, key):
     path.write_text(f"{column},x,split\n{key},1,val\nnobody,0,train\n")
     scan = scan_dicom(tmp_path)
     assert [(s.patient, s.labels, s.split) for s in scan.studies] == [
-        ("patient-1", {"x": 1.0}, "validation")
+        ("folder7" if column == "patient" else "patient-1", {"x": 1.0}, "validation")
     ]
-    assert [(f.kind, f.where) for f in scan.findings] == [
-        ("label for an unknown patient", "labels.csv line 3")
+    rule = scan.resolved["match"]
+    taken = [] if rule == column else [("labels matched", f"by {rule}")]
+    assert [(f.kind, f.detail) for f in scan.findings] == [
+        *taken,
+        ("label for an unknown patient", ""),
     ]
+    assert scan.findings[-1].where == "labels line 3"
+
+
+def two_patients(folder, header, *rows):
+    """Patient 17, whose accession number is 23, and patient 23, whose is 40."""
+    values, positions = stack()
+    files = series_of(values, positions, 1, t00100020="17", t00080050=("SH", "23"))
+    files += series_of(
+        values, positions, 2, t00100020="23", t00080050=("SH", "40"), t0020000D="1.2.4"
+    )
+    write(folder, *files)
+    (folder / "labels.csv").write_text("\n".join([f"{header},x", *rows]))
+    return folder
+
+
+def test_an_accession_number_is_no_patient_id(tmp_path):
+    scan = scan_dicom(two_patients(tmp_path, "patient_id", "17,0", "23,1"))
+    assert {s.patient: s.labels["x"] for s in scan.studies} == {"17": 0, "23": 1}
+    scan = scan_dicom(two_patients(tmp_path, "accession_number", "23,0", "40,1"))
+    assert {s.patient: s.labels["x"] for s in scan.studies} == {"17": 0, "23": 1}
+
+
+@pytest.mark.parametrize("header", ["id", "who"])
+def test_an_id_that_may_be_two_things_is_asked_for(tmp_path, header):
+    folder = two_patients(tmp_path, header, "17,0", "23,1")
+    with pytest.raises(
+        InputError, match=r"--match accession_number or --match patient_id"
+    ) as error:
+        scan_dicom(folder)
+    assert "labels line 3 by accession_number and line 2 by patient_id" in str(error.value)
+    for match, labels in (("patient_id", {"17": 0, "23": 1}), ("accession_number", {"17": 1})):
+        scan = scan_dicom(folder, match=match)
+        assert {s.patient: s.labels["x"] for s in scan.studies} == labels
+    with pytest.raises(InputError, match="match='name' is unknown; valid: study_instance_uid"):
+        scan_dicom(folder, match="name")
+
+
+def test_the_labels_may_join_a_patient_s_studies_but_not_part_them(tmp_path):
+    folder = two_patients(tmp_path, "accession_number,patient_id", "23,p,0", "40,p,1")
+    scan = scan_dicom(folder)
+    assert [s.patient for s in scan.studies] == ["p", "p"]
+    assert "patients joined by the labels" in [f.kind for f in scan.findings]
+    values, positions = stack()
+    third = series_of(
+        values, positions, 3, t00100020="17", t0020000D="1.2.5", t00080050=("SH", "41")
+    )
+    write(folder / "more", *third)
+    (folder / "labels.csv").write_text("accession_number,patient_id,x\n23,p,0\n41,q,1\n")
+    with pytest.raises(InputError, match="one PatientID, and labels lines 2 and 3 give them two"):
+        scan_dicom(folder)
+
+
+def test_two_patients_do_not_share_a_row(tmp_path):
+    folder = two_patients(tmp_path / "ward", "folder", "ward,1")
+    (folder / "labels.csv").rename(tmp_path / "labels.csv")
+    with pytest.raises(InputError, match="of two patients and both labels line 2"):
+        scan_dicom(tmp_path)
+
+
+def test_a_study_without_patient_id_is_said(tmp_path):
+    values, positions = stack()
+    write(tmp_path, *series_of(values, positions, 1, t00100020=""))
+    (tmp_path / "labels.csv").write_text("study_instance_uid,x\n1.2.3,1\n")
+    scan = scan_dicom(tmp_path)
+    assert [study.patient for study in scan.studies] == ["1.2.3"]
+    assert [f.kind for f in scan.findings] == ["study without PatientID"]
 
 
 def test_one_patient_in_two_splits_is_refused(tmp_path, rng):
@@ -450,7 +532,7 @@ def test_one_patient_in_two_splits_is_refused(tmp_path, rng):
     files = series_of(values, positions, 1) + series_of(values, positions, 2, t0020000D="1.2.4")
     write(tmp_path, *files)
     (tmp_path / "labels.csv").write_text("study,x,split\n1.2.3,1,train\n1.2.4,1,test\n")
-    with pytest.raises(InputError, match="puts one patient in two splits"):
+    with pytest.raises(InputError, match="lines 2 and 3 put one patient in two splits"):
         scan_dicom(tmp_path)
 
 
@@ -595,7 +677,9 @@ def test_no_name_date_or_id_leaves_the_files(tmp_path, caplog, capfd):
 def test_errors_name_nobody(tmp_path):
     values, positions = stack()
     folder = write_stack(tmp_path, values, positions, t00100020=f"{SECRET}")
-    with pytest.raises(InputError, match=r"no study of .* is in labels.csv") as caught:
+    with pytest.raises(
+        InputError, match=r"no study of .* is in the labels; .* studies' patient_id "
+    ) as caught:
         scan_dicom(folder)
     assert SECRET not in str(caught.value)
 

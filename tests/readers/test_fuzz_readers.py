@@ -18,7 +18,7 @@ from medseq_tf.readers.demo_files import write_atlas, write_dicom, write_volumes
 from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
 from medseq_tf.readers.labels import read_labels
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
-from medseq_tf.readers.volume_header import UnreadableVolume, read_header, smallest_value
+from medseq_tf.readers.volume_header import UnreadableVolume, first_intensities, read_header
 
 COHORT = DemoCohort(patients=6, seed=1, size=16, slices=(4, 5))
 
@@ -88,7 +88,7 @@ def test_a_damaged_header_is_read_or_refused(samples, tmp_path_factory, kind, se
         else:
             header = read_header(path)
             assert np.prod(header.size, dtype=float) <= 2**29
-            smallest_value(path, header)
+            first_intensities(path, header)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".tif"])
@@ -136,7 +136,10 @@ def test_a_damaged_source_is_prepared_or_refused(tmp_path, reader, seed, capfd):
     rng = np.random.default_rng(seed)
     source = write_source(reader, tmp_path / "source")
     damage_most(source, rng)
-    options = {"whole": True, "extent": (0, 1)} if reader == "atlas" else {}
+    options = {
+        "atlas": {"whole": True, "extent": (0, 1)},
+        "volumes": {"modality": "CT", "match": "stem"},
+    }.get(reader, {})
     with one_line(InputError):
         prepared = prepare(
             reader, source, out=tmp_path / "out", size=16, workers=2, progress=False, **options

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers import UnreadableStudy, natural_key
+from medseq_tf.readers import UnreadableStudy, image_folder, natural_key
 from medseq_tf.readers.image_folder import parse_slice_name, scan_image_folder
 
 
@@ -119,8 +119,8 @@ def test_every_extension_in_any_case(tmp_path):
     ],
 )
 def test_the_positive_class_is_the_other_one(tmp_path, names, label):
-    for name in names:
-        picture(tmp_path / name / "1 (1).png")
+    for number, name in enumerate(names):
+        picture(tmp_path / name / f"{number} (1).png")
     assert scan_image_folder(tmp_path).label_names == [label]
 
 
@@ -134,8 +134,8 @@ def test_more_classes_are_a_label_each(tmp_path):
 
 
 def test_positive_must_be_told_where_no_name_says_it(tmp_path):
-    for name in ("left", "right"):
-        picture(tmp_path / name / "1 (1).png")
+    for number, name in enumerate(("left", "right")):
+        picture(tmp_path / name / f"{number} (1).png")
     with pytest.raises(InputError, match=r"positive=.*left, right"):
         scan_image_folder(tmp_path)
     with pytest.raises(InputError, match="'up' is not a class folder; valid: left, right"):
@@ -143,11 +143,32 @@ def test_positive_must_be_told_where_no_name_says_it(tmp_path):
     assert scan_image_folder(tmp_path, positive="left").label_names == ["left"]
 
 
-def test_a_patient_in_two_classes_stays_one_patient(classes):
+def test_a_number_in_two_classes_is_asked_for(classes):
     picture(classes / "Normal" / "58 (1).png")
-    scan = scan_image_folder(classes)
-    assert [s.patient for s in scan.studies if s.source.endswith("/58")] == ["58", "58"]
-    assert where(scan, "patient in several classes") == ["Normal/58"]
+    with pytest.raises(InputError, match="Normal/58 and Stroke/58 may be one patient or two; give"):
+        scan_image_folder(classes)
+    same = scan_image_folder(classes, same_numbers="same")
+    assert [s.patient for s in same.studies if s.source.endswith("/58")] == ["58", "58"]
+    assert where(same, "patient in several classes") == ["Normal/58"]
+    different = scan_image_folder(classes, same_numbers="different")
+    assert [s.patient for s in different.studies] == ["Normal/7", "Normal/58", "Stroke/58"]
+    assert not where(different, "patient in several classes")
+    with pytest.raises(InputError, match="same_numbers='both' is unknown; valid: same, different"):
+        scan_image_folder(classes, same_numbers="both")
+
+
+def test_another_class_in_capitals_does_not_get_the_positive_label(classes):
+    picture(classes / "stroke" / "9 (1).png")
+    with pytest.raises(InputError, match="differ only in capitals"):
+        scan_image_folder(classes, positive="Stroke")
+
+
+@pytest.mark.parametrize("other", ["\u00e9 (2)", " e\u0301 (2)"])
+def test_two_spellings_of_a_patient_s_name_are_refused(classes, other):
+    picture(classes / "Stroke" / "e\u0301 (1).png")
+    picture(classes / "Stroke" / f"{other}.png")
+    with pytest.raises(InputError, match="name one patient in two spellings"):
+        scan_image_folder(classes)
 
 
 def test_what_does_not_fit_is_named(classes):
@@ -245,8 +266,8 @@ def test_patients_and_labels_that_do_not_meet(patients):
     assert [s.source for s in scan.studies] == ["a1", "a10"]
     assert where(scan, "patient without label") == ["a2", "a3"]
     assert where(scan, "patient without images") == ["a4"]
-    assert where(scan, "label for an unknown patient") == ["labels.csv line 6"]
-    assert where(scan, "row given twice") == ["labels.csv line 7"]
+    assert where(scan, "label for an unknown patient") == ["labels line 6"]
+    assert where(scan, "row given twice") == ["labels line 7"]
 
 
 def test_splits_and_column_names(patients):
@@ -316,3 +337,35 @@ def test_a_slice_number_of_ten_digits_costs_no_memory(tmp_path):
     assert [f.detail for f in findings if f.kind == "gap in slice numbers"] == [
         "3999999998 missing: 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..."
     ]
+
+
+def test_a_slice_number_of_twenty_digits_is_one_entry(tmp_path):
+    for name in ("S0 (1).png", f"S0 ({10**20}).png"):
+        picture(tmp_path / "Stroke" / name)
+    picture(tmp_path / "Normal" / "N0 (1).png")
+    (finding,) = scan_image_folder(tmp_path).findings
+    assert finding.detail.startswith(f"{10**20 - 2} missing: 2, 3, 4")
+
+
+def test_images_are_counted_before_they_are_read(classes, monkeypatch):
+    monkeypatch.setattr(image_folder, "MOST_IMAGES", 2)
+    monkeypatch.setattr(image_folder, "_read_bytes", lambda path: pytest.fail("was read"))
+    with pytest.raises(UnreadableStudy, match="3 images; a study has at most 2"):
+        scan_image_folder(classes).studies[0].read()
+
+
+def test_folders_may_lie_deep(patients):
+    deep = patients / "a1"
+    for _ in range(1200):
+        deep = deep / "d"
+        deep.mkdir()
+    picture(deep / "11.png")
+    try:
+        study = scan_image_folder(patients).studies[0]
+        assert len(study.files) == 4
+        assert len(study.read().images) == 4
+    finally:  # what clears pytest's folders goes down one call a folder
+        (deep / "11.png").unlink()
+        for _ in range(1200):
+            deep.rmdir()
+            deep = deep.parent
