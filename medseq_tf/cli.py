@@ -1,26 +1,83 @@
 """Takes the words of a command line; calls the function of the same name and prints its result.
 
-Bad input is one line on standard error and exit status 2; an interrupted run exits with 130.
-TensorFlow is imported when work starts, so `--help` answers at once.
+Bad input is one line on standard error and exit status 2, with `--debug` after its traceback. What
+Ctrl-C interrupts exits with 130; what a SIGTERM ends, in the same way, with 143. TensorFlow is
+imported when work starts, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import tempfile
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, is_out_of_memory
 
 FOLDER = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_GOES_ON = {
+    "prepare": "the same command goes on",
+    "train": "--resume goes on",
+    "tune": "the same command goes on",
+    "track": "the same command goes on",
+    "export": "nothing was written",
+}
+"""What is to be said of a command that was interrupted."""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, as click would not catch it: it prints an empty line."""
+
+
+class _Debugged:
+    """A command, or a group of commands, that takes `--debug`."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+class _Command(_Debugged, click.Command):
+    """A command that takes `--debug`."""
+
+
+class _Group(_Debugged, click.Group):
+    """A group of commands that take `--debug`, as it does itself."""
+
+    command_class = _Command
+    group_class = type
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, option, value: _asked.update(debug=True) if value else None,
+        help="Show where an error comes from.",
+    )
+
+
+_asked = {"debug": False}
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="medseq-tf")
 def cli() -> None:
     """One diagnosis from the slices of one study."""
@@ -433,24 +490,58 @@ def main(command: str | None = None) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
     entry = cli.commands[command] if command else cli
     program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
-    try:
-        entry.main(sys.argv[1:], program, standalone_mode=False)
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except InputError as error:
-        _fail(str(error))
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
+    _asked["debug"] = False
+    with _as_interrupts(signal.SIGTERM) as ended:
+        try:
+            entry.main(sys.argv[1:], program, standalone_mode=False)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except InputError as error:
+            _fail(str(error))
+        except (_Interrupted, KeyboardInterrupt, click.Abort, Stopped) as stop:
+            words = [command, *sys.argv[1:]]
+            hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
+            text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
+            print(f"medseq-tf: {text}", file=sys.stderr)
+            sys.exit(143 if ended else 130)
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
-    except Stopped as stop:
-        print(f"medseq-tf: {stop}", file=sys.stderr)
-        sys.exit(130)
-    except (KeyboardInterrupt, click.Abort):
-        print("medseq-tf: interrupted; prepare again, or train --resume, goes on", file=sys.stderr)
-        sys.exit(130)
+        except OSError as error:
+            where = (error.filename, error.strerror or error)
+            hint = "" if _asked["debug"] else " (--debug shows where this comes from)"
+            _fail(": ".join(str(part) for part in where if part) + hint)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _fail("out of memory; a smaller fit.batch_size or sequence.length may help")
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _as_interrupts(number: int) -> Iterator[list[int]]:
+    """Let a signal do what Ctrl-C does, so that work is saved; yield what notes that it came.
+
+    Where Ctrl-C is ignored, as in what a shell runs in the background, the signal still interrupts.
+    """
+    came: list[int] = []
+
+    def end(signum: int, frame: Any) -> None:
+        came.append(signum)
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    try:
+        before = signal.signal(number, end)
+    except ValueError:  # not the main thread
+        yield came
+        return
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)
 
 
 def import_tensorflow_quietly() -> None:
@@ -474,5 +565,7 @@ def import_tensorflow_quietly() -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    if _asked["debug"]:
+        traceback.print_exc()
     print(f"medseq-tf: error: {message}", file=sys.stderr)
     sys.exit(2)

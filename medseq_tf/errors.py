@@ -13,5 +13,10 @@ class Diverged(InputError):
     """Training reached a loss that is no number; the message names the epoch and the batch."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, Python's own or TensorFlow's."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
 class Stopped(Exception):
     """The user interrupted a run (Ctrl-C); its state is saved and `--resume` continues it."""

@@ -43,7 +43,7 @@ from matplotlib.figure import Figure
 from medseq_tf import sequences
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Augment, Experiment
-from medseq_tf.files import atomic
+from medseq_tf.files import atomic, destination
 from medseq_tf.layers import PerPosition
 from medseq_tf.pipeline import SliceStore, study_input
 from medseq_tf.prepared import Prepared
@@ -984,6 +984,7 @@ def choose(predictions: pd.DataFrame, label: str | None = None, wrong: int = 3) 
 
 
 def _write(found: Explanation, out: Path) -> Iterator[Path]:
+    out = destination(out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{found.study}.csv"
     with atomic(path) as temporary:

@@ -17,11 +17,12 @@ if __name__ == "__main__":  # answer --help before TensorFlow is imported
     main("export")
 
 import base64
+import contextlib
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import tensorflow as tf
 from medseq_tf import tracking
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Experiment
-from medseq_tf.files import PARTIAL, atomic
+from medseq_tf.files import PARTIAL, atomic, destination, locked, naming, remove_abandoned
 from medseq_tf.inference import study_probabilities
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
@@ -134,28 +135,49 @@ def export(
     description = describe(run, most_slices)
     studies = _studies_of(data, description) if data is not None else _demo_studies(recipe, run)
     studies = [study for study in studies if len(study.files) <= most_slices]
-    out = Path(out).absolute()
+    out = destination(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    number = _version(out, version)
-    folder = out / f"{PARTIAL}{secrets.token_hex(6)}"
-    folder.mkdir()
-    try:
-        _save(ServingModel(models, recipe, description), recipe, description, folder)
-        if warmup:
-            _write_warmup(folder, out.name, studies)
-        difference = _check(folder, models, recipe, run, description, studies)
+    with locked(out / ".exporting", "", wait=True):
+        _remove_abandoned(out)
+        number = _version(out, version)
+        folder = out / f"{PARTIAL}{secrets.token_hex(6)}"
+        folder.mkdir()
         try:
-            folder.rename(out / str(number))
-        except OSError:
-            raise InputError(f"{out / str(number)} exists already; export again") from None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if batching:
-        with atomic(out / BATCHING) as temporary:
-            temporary.write_text(BATCHING_CONFIG, "utf-8")
+            with _writing(out / str(number)):
+                _save(ServingModel(models, recipe, description), recipe, description, folder)
+                if warmup:
+                    _write_warmup(folder, out.name, studies)
+            difference = _check(folder, models, recipe, run, description, studies)
+            try:
+                folder.rename(out / str(number))
+            except OSError:
+                raise InputError(f"{out / str(number)} exists already; export again") from None
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if batching:
+            with atomic(out / BATCHING) as temporary:
+                temporary.write_text(BATCHING_CONFIG, "utf-8")
     uri = _registered(out / str(number), register, run) if register is not None else None
     return Exported(out / str(number), number, len(studies), difference, uri)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove what killed exports left half written; to be called under the folder's lock."""
+    remove_abandoned(out)
+    for folder in out.glob(f"{PARTIAL}????????????"):
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line why a model cannot be written, such as to a full disk."""
+    try:
+        with naming(path):
+            yield
+    except tf.errors.OpError as error:
+        raise InputError(f"{path}: cannot be written ({tracking.first_line(error)})") from error
 
 
 def _registered(path: Path, name: str, run: Run) -> str:

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from medseq_tf import cross_validation, evaluate, explain, figures, leakage, metrics, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.figures import Drawing
-from medseq_tf.files import atomic
+from medseq_tf.files import atomic, destination
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run
 
@@ -113,6 +113,9 @@ NAMES = {
     "expected_calibration_error": "expected calibration error",
 }
 
+_OF_REPORTS = " · medseq_tf</title>"
+"""What a report is known by, which a new one may replace."""
+
 
 def report(
     run: str | os.PathLike | Run,
@@ -142,13 +145,22 @@ def report(
         raise InputError("images need the prepared data set: give --data too")
     prepared = Prepared.load(data) if isinstance(data, str | os.PathLike) else data
     name = "report_with_images.html" if images else "report.html"
-    path = run.path / name if out is None else Path(out)
+    path = run.path / name if out is None else destination(out)
+    if path.exists() and not _is_report(path):
+        raise InputError(f"{path}: is there already and is no report; choose another --out")
     audit = evaluate.audit_splits(run, prepared) if prepared is not None else None
     shown = _chosen(run, prepared) if prepared is not None else []
     groups = subgroups.sources(prepared) if prepared is not None else None
     with atomic(path) as temporary:
         temporary.write_text(page(run, audit, shown, images, groups), "utf-8")
     return path
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return _OF_REPORTS.encode() in file.read(4096)
 
 
 def _chosen(run: Run, prepared: Prepared) -> list[explain.Explanation]:
@@ -225,7 +237,7 @@ def page(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta name='robots' content='noindex'>"
-        f"<title>{html.escape(run.name)} · medseq_tf</title><style>{STYLE}</style></head><body>"
+        f"<title>{html.escape(run.name)}{_OF_REPORTS}<style>{STYLE}</style></head><body>"
         + "\n".join(sections)
         + f"<script>{SORT}</script></body></html>"
     )

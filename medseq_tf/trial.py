@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import medseq_tf
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, is_out_of_memory
 from medseq_tf.files import write_json
 
 JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
@@ -221,8 +221,8 @@ def main(folder: Path) -> int:
         traceback.print_exc()
         first = str(error).strip().splitlines() or [""]
         kind = type(error).__name__
-        out_of_memory = isinstance(error, MemoryError) or kind == "ResourceExhaustedError"
-        found = failure(f"{'out of memory' if out_of_memory else kind}: {first[0]}", folder)
+        what = "out of memory" if is_out_of_memory(error) else kind
+        found = failure(f"{what}: {first[0]}", folder)
     found["seconds"] = round(time.monotonic() - started, 1)
     found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     write_json(folder / RESULT, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_run import run_small
+from small_run import SMALL, run_small
 
 import medseq_tf
 from medseq_tf import cli
 from medseq_tf.evaluate import evaluate
+from medseq_tf.fitting import Fitter
 from medseq_tf.prepare import prepare
 from medseq_tf.prepared import Prepared
 from medseq_tf.readers import READERS
+from medseq_tf.runs import Run
 from medseq_tf.train import train
 
 SIZES = ["--size", "16", "--workers", "1"]
@@ -188,6 +191,90 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     assert named in err
     assert "Traceback" not in err
     assert sorted(str(p) for p in Path().rglob("*")) == before
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch, capsys, tmp_path):
+    for words in (
+        ["train", "fsm_bilstm", "--data", "nowhere"],
+        ["prepare", "image-folder", "nowhere", "--out", tmp_path / "o"],
+        ["track", "nowhere"],
+        ["report", "nowhere"],
+    ):
+        status, _, plain = run(monkeypatch, capsys, *words)
+        assert status == 2
+        assert len(plain.splitlines()) == 1
+        for given in ([*words, "--debug"], ["--debug", *words]):
+            status, _, err = run(monkeypatch, capsys, *given)
+            assert status == 2
+            assert err.startswith("Traceback")
+            assert err.endswith(plain)
+
+
+def test_every_command_takes_debug():
+    def every(group):
+        for command in group.commands.values():
+            yield command
+            yield from every(command) if hasattr(command, "commands") else ()
+
+    commands = [cli.cli, *every(cli.cli)]
+    assert len(commands) > 10
+    for command in commands:
+        assert [p.name for p in command.params].count("debug") == 1, command.name
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "medseq-tf: interrupted"),
+        (OSError(28, "No space left on device", "x.csv"), 2, "x.csv: No space left on device (--d"),
+        (MemoryError(), 2, "medseq-tf: error: out of memory; a smaller"),
+        (np._core._exceptions._ArrayMemoryError((9,), np.dtype(int)), 2, "out of memory"),
+    ],
+    ids=["interrupted", "full disk", "memory", "array"],
+)
+def test_what_ends_a_command_is_one_line(monkeypatch, capsys, error, status, line):
+    def fails(**arguments):
+        raise error
+
+    monkeypatch.setattr(sys.modules["medseq_tf.evaluate"], "evaluate", fails)
+    code, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+    assert code == status
+    assert line in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_sigterm_is_as_a_ctrl_c(monkeypatch, capsys, demo_data, tmp_path):
+    """Also where a shell ignores Ctrl-C: training saves its state, and --resume goes on."""
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    original = Fitter._end_epoch
+
+    def ended(self, bar):
+        original(self, bar)
+        signal.raise_signal(signal.SIGTERM)
+
+    words = ["train", "fsm_bilstm", "--data", demo_data, "--out", tmp_path / "run", "--no-track"]
+    words += [word for setting in SMALL for word in ("--set", setting)]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Fitter, "_end_epoch", ended)
+            status, _, err = run(monkeypatch, capsys, *words)
+        assert status == 143
+        assert "--resume goes on" in err
+        assert len(err.splitlines()) == 1
+        assert Run(tmp_path / "run").info["status"] == "stopped"
+        assert run(monkeypatch, capsys, *words, "--resume")[0] == 0
+        assert len(Run(tmp_path / "run").history) == 2
+
+        def evaluates(**arguments):
+            signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(sys.modules["medseq_tf.evaluate"], "evaluate", evaluates)
+        status, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+        assert (status, err) == (143, "medseq-tf: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, capsys):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import re
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +135,75 @@ def test_a_model_that_fails_the_check_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_check", fails)
     with pytest.raises(InputError, match="another number"):
         export(small_run(), tmp_path / "model", batching=True)
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_what_a_killed_export_left_is_removed_and_another_s_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    out = tmp_path / "model"
+    for name in (".partial-0123456789ab", "1", "my notes"):
+        (out / name).mkdir(parents=True)
+        (out / name / "saved_model.pb").write_text("x")
+    assert export(small_run(), out).version == 2
+    assert sorted(p.name for p in out.iterdir()) == ["1", "2", "my notes"]
+
+
+def test_two_exports_at_once_are_two_versions(tmp_path, monkeypatch):
+    out, inside = tmp_path / "model", []
+
+    def one_at_a_time(model, recipe, description, folder):
+        inside.append(folder)
+        assert len([p for p in out.iterdir() if p.is_dir() and not p.name.isdecimal()]) == 1
+        (folder / "saved_model.pb").write_bytes(b"a model")
+
+    monkeypatch.setattr(export_module, "_save", one_at_a_time)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda _: export(small_run(), out), range(2)))
+    assert sorted(exported.version for exported in done) == [1, 2]
+    assert sorted(p.name for p in out.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "variables.data; No space left on device"),
+        tf.errors.UnknownError(None, None, "variables.index; No space left on device"),
+    ],
+    ids=["Python", "exhausted", "unknown"],
+)
+def test_a_full_disk_is_one_line_with_the_model_s_name(tmp_path, monkeypatch, capsys, full):
+    def fails(*arguments):
+        raise full
+
+    monkeypatch.setattr(export_module, "_save", fails)
+    words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert "No space left on device" in line
+    assert str(tmp_path / "model" / "1") in line
+    assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, number, status):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == "medseq-tf: interrupted; nothing was written\n"
     assert not list((tmp_path / "model").iterdir())
 
 

@@ -224,3 +224,13 @@ def test_a_browser_shows_it_without_complaint_and_sorts(browser, run, with_image
     assert heading.get_attribute("aria-sort") == "ascending"
     assert not complaints
     page.close()
+
+
+def test_only_a_report_is_replaced(run, tmp_path):
+    mine = tmp_path / "labels.csv"
+    mine.write_text("patient,stroke")
+    with pytest.raises(InputError, match="is there already and is no report"):
+        report.report(run, out=mine)
+    assert mine.read_text("utf-8") == "patient,stroke"
+    path = report.report(run, out=tmp_path / "report.html")
+    assert report.report(run, out=path) == path
