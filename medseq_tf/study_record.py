@@ -100,6 +100,9 @@ def study_record(study: StudySource, study_id: str, recipe: Recipe) -> StudyReco
     except UnreadableStudy as error:
         left_out = Finding("study left out", study.source, error.reason)
         return StudyRecord(findings=[*error.findings, left_out])
+    except MemoryError:
+        reason = "takes more memory than a process may have"
+        return StudyRecord(findings=[Finding("study left out", study.source, reason)])
     _check(slices, recipe)
     hashes = [slice_hash(image) for image in slices.images]
     mask_hashes = [slice_hash(mask) for mask in slices.masks or []]

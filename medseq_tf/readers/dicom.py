@@ -74,7 +74,13 @@ from medseq_tf.readers.dicom_header import (
     read_dicom_header,
 )
 from medseq_tf.readers.folder import Folder
-from medseq_tf.readers.intensities import DTYPES, stored_intensities
+from medseq_tf.readers.intensities import (
+    DTYPES,
+    beyond_range,
+    count_beyond_range,
+    hounsfield_units,
+    stored_intensities,
+)
 from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelRow, LabelTable, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
@@ -127,7 +133,7 @@ class DicomStudy(StudySource):
 
     def read(self) -> Slices:
         """Decodes every picture that can be decoded; the others become findings."""
-        images, pictures, findings = [], [], []
+        images, pictures, findings, beyond = [], [], [], 0
         for picture, image in _decoded(self.root, self.pictures):
             if image is None:
                 where = f"{self.source} file {picture.number}"
@@ -136,11 +142,13 @@ class DicomStudy(StudySource):
                 if self.modality == CT and image.dtype.kind == "i":
                     # Slice by slice it stays in the processor's cache; only fractions and MR need
                     # to see the whole study.
-                    (image,), _ = stored_intensities(image[None], CT, self.source)
+                    beyond += count_beyond_range(image)
+                    image = hounsfield_units(image)
                 images.append(image)
                 pictures.append(picture)
         if not images:
             raise UnreadableStudy("no slice can be read", findings)
+        findings += beyond_range(beyond, sum(image.size for image in images), self.source)
         images, odd = stored_intensities(np.stack(images), self.modality, self.source)
         if self.tilt == "correct":
             images = upright(images, [picture.frame for picture in pictures])
@@ -432,6 +440,8 @@ def _why_no_slice(header: DicomHeader) -> str:
         return "image without orientation"
     if header.frames[0].position is None:
         return "image without position"
+    if not all(frame.is_rescalable for frame in header.frames):
+        return "image with an impossible rescale slope or intercept"
     return ""
 
 
@@ -464,6 +474,10 @@ def _stack(files: _Series, name: str) -> _Found:
     inverted = sum(file.header.is_inverted for file in files)
     if inverted:
         findings.append(Finding("MONOCHROME1", name, f"{inverted} images inverted"))
+    rescalings = {(p.frame.slope, p.frame.intercept) for p in pictures}
+    if len(rescalings) > 1:
+        detail = f"{len(rescalings)} pairs of slope and intercept; each image is given its own"
+        findings.append(Finding("several rescalings in a series", name, detail))
     header = files[0].header
     is_axial = plane_of(_cosines(pictures[0].frame)) == "axial"
     is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")

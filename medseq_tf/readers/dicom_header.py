@@ -35,11 +35,18 @@ _LONG_LENGTH = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b
     b"UV",
 }
 _READ_FIRST = (64 * 1024, 2 * 2**20, 128 * 2**20)
+_MOST_UNPACKED = 32 * 2**20
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_GROUP = 0x7FE0
 _PIXEL_DATA = 0x7FE00010
 _DEEPEST = 16
+_MOST_FRAMES = 2**16
+"""Of one file; the longest series of enhanced MR have some ten thousand."""
+_LARGEST_PER_BYTE = 1032
+"""Deflate makes a file at most this many times smaller."""
+_FRAGMENT_BYTES = 8
+"""Of each fragment of packed pixels, before its data; a frame has one at least."""
 
 _SEQUENCES = {
     0x00209111: "frame_content",
@@ -118,6 +125,8 @@ class Frame(NamedTuple):
         slope: intensity = stored * slope + intercept.
         intercept: see `slope`.
         order: what tells pictures of one position apart: temporal position, echo time.
+        is_rescalable: whether slope and intercept, where they are given, are numbers, and the
+            slope is not 0.
     """
 
     position: tuple[float, float, float] | None
@@ -126,6 +135,7 @@ class Frame(NamedTuple):
     slope: float
     intercept: float
     order: tuple[float, ...]
+    is_rescalable: bool = True
 
 
 class PlainPixels(NamedTuple):
@@ -206,21 +216,23 @@ def _read_elements(file, held: int) -> dict[str, Any]:
         file.seek(0)
         data = file.read(most)
         try:
-            return _parse(data, is_whole=len(data) >= held)
+            return _parse(data, most, is_whole=len(data) >= held)
         except (_CutShort, struct.error):
-            if len(data) >= held:
-                break
+            continue
     raise UnreadableDicom("damaged or cut short")
 
 
-def _parse(data: bytes, is_whole: bool) -> dict[str, Any]:
+def _parse(data: bytes, most: int, is_whole: bool) -> dict[str, Any]:
+    """The elements in a file's first bytes, of which deflated ones are unpacked up to `most`."""
     start = 132 if data[128:132] == b"DICM" else 0
     if not start and not _looks_bare(data):
         raise NotDicom("not a DICOM file")
     meta, start = _meta(data, start)
     syntax = meta.get("transfer_syntax", "")
     if syntax == _DEFLATED:
-        data, start = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], 2**28), 0
+        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+        data, start = unpack.decompress(data[start:], min(most, _MOST_UNPACKED)), 0
+        is_whole = is_whole and unpack.eof
     walk = _Walk(data, ">" if syntax == _BIG_ENDIAN else "<")
     is_explicit = data[start + 4 : start + 6].isalpha() and data[start + 4 : start + 6].isupper()
     elements, _ = walk.dataset(start, len(data), is_explicit)
@@ -447,6 +459,8 @@ def _frame(elements: dict[str, Any]) -> Frame:
             float(elements.get("temporal_index", temporal[0] if temporal else 0)),
             float(elements.get("effective_echo_time", echo[0] if echo else 0)),
         ),
+        is_rescalable=(not elements.get("slope") or bool(slope and slope[0]))
+        and (not elements.get("intercept") or intercept is not None),
     )
 
 
@@ -460,8 +474,11 @@ def _floats(text: str, count: int) -> tuple[float, ...] | None:
 
 
 def _check_size(elements: dict[str, Any], held: int) -> None:
+    """Hold what a header declares against the bytes of its file, before any of it is believed."""
     rows, columns = elements.get("rows", 0), elements.get("columns", 0)
     frames = max(_integer(elements.get("frames", "1")), 1)
+    if frames > _MOST_FRAMES:
+        raise UnreadableDicom(f"declares {frames} frames; at most {_MOST_FRAMES} a file")
     if min(rows, columns) < 1 or max(rows, columns) > LARGEST_SIDE:
         raise UnreadableDicom(
             f"declares {columns} x {rows} pixels; 1 to {LARGEST_SIDE} a side can be used"
@@ -473,5 +490,12 @@ def _check_size(elements: dict[str, Any], held: int) -> None:
     start, length = elements["pixel_data"]
     bits = elements.get("samples", 1) * elements.get("bits_allocated", 16)
     wanted = rows * columns * frames * bits // 8
-    if elements["transfer_syntax"] in _UNPACKED and (length < wanted or start + length > held):
+    syntax = elements["transfer_syntax"]
+    if syntax == _DEFLATED:
+        is_short = length < wanted or length > held * _LARGEST_PER_BYTE
+    elif syntax in _UNPACKED:
+        is_short = length < wanted or start + length > held
+    else:
+        is_short = start + frames * _FRAGMENT_BYTES > held
+    if is_short:
         raise UnreadableDicom("cut short: declares more pixels than it holds")

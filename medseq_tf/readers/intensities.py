@@ -1,13 +1,15 @@
 """Takes a study's intensities as a file gives them; gives them as they are stored, 8 or 16 bits.
 
     photograph   whole numbers from 0 to 255; uint8, as they are
-    CT           Hounsfield units, rounded; int16, values beyond its range become its ends
+    CT           Hounsfield units, rounded; int16, values beyond its range become its ends, and a
+                 finding counts them
     MR           whole numbers from 0 to 65535: uint16, as they are. Otherwise (fractions, negative
                  or larger values): one linear map for the whole study, its smallest value to 0
                  and its largest to 65535, and a finding that says so
 
 A voxel that is not a finite number (nan, inf) takes the study's smallest finite value, and a
-finding counts them; a study without any finite voxel is left out.
+finding counts them; a study without any finite voxel is left out. So is a CT without any voxel in
+range. A study of one value throughout is a finding.
 """
 
 from __future__ import annotations
@@ -33,13 +35,19 @@ def stored_intensities(
         T contiguous arrays (H, W) of `DTYPES[modality]`, and findings.
 
     Raises:
-        UnreadableStudy: if no voxel is finite, or a photograph has other values than 0 to 255.
+        UnreadableStudy: if no voxel is finite, a photograph has other values than 0 to 255, or a CT
+            none in range.
     """
     dtype = np.dtype(DTYPES[modality])
-    if volume.dtype == dtype:
-        return list(np.ascontiguousarray(volume)), []
     volume, findings = _finite(volume, where)
-    if modality != "CT":
+    if volume.size and volume.min() == volume.max():
+        detail = f"every voxel has the value {volume.flat[0]:g}"
+        findings.append(Finding("study of one value", where, detail))
+    if volume.dtype == dtype:
+        return list(np.ascontiguousarray(volume)), findings
+    if modality == "CT":
+        findings += beyond_range(count_beyond_range(volume), volume.size, where)
+    else:
         low, high = volume.min(), volume.max()
         fits = low >= 0 and high <= np.iinfo(dtype).max and _is_whole(volume)
         if modality == "photograph" and not fits:
@@ -52,6 +60,43 @@ def stored_intensities(
             scale = 65535 / (high - low) if high > low else 0.0
             volume = (volume.astype(np.float64) - low) * scale
     return list(_rounded(volume, dtype)), findings
+
+
+def hounsfield_units(values: np.ndarray) -> np.ndarray:
+    """Values of a CT as they are stored: rounded, int16."""
+    return _rounded(values, np.dtype(np.int16))
+
+
+def count_beyond_range(volume: np.ndarray) -> int:
+    """How many values of a CT are none that int16 holds."""
+    if np.can_cast(volume.dtype, np.int16):
+        return 0
+    limits = np.iinfo(np.int16)
+    low, high = limits.min - 0.5, limits.max + 0.5  # as they are rounded
+    if low < volume.min() and volume.max() < high:
+        return 0
+    return volume.size - int(np.count_nonzero((volume > low) & (volume < high)))
+
+
+def beyond_range(count: int, voxels: int, where: str) -> list[Finding]:
+    """What is to be said of the values of a CT that became an end of int16's range.
+
+    Args:
+        count: of them.
+        voxels: of the study.
+        where: what findings call the study.
+
+    Raises:
+        UnreadableStudy: if these are all there are.
+    """
+    limits = np.iinfo(np.int16)
+    if count == voxels:
+        raise UnreadableStudy(
+            f"not one voxel lies between {limits.min} and {limits.max}, so these are no "
+            "Hounsfield units"
+        )
+    detail = f"{count} of {voxels} became {limits.min} or {limits.max}"
+    return [Finding("voxels beyond the range of Hounsfield units", where, detail)] if count else []
 
 
 def _finite(volume: np.ndarray, where: str) -> tuple[np.ndarray, list[Finding]]:

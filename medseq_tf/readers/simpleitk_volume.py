@@ -2,12 +2,17 @@
 
 Messages of the C++ libraries, which quote files and tags, are kept off standard error, and no
 exception's text of theirs is passed on.
+
+Voxels of NIfTI files are read here: SimpleITK's reader turns those that are not a number into 0,
+and adds the intercept where a slope of 0 says that nothing is scaled.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,13 @@ import SimpleITK as sitk  # noqa: N813
 
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import Finding
-from medseq_tf.readers.volume_header import LARGEST_VOXELS, UnreadableVolume, read_header
+from medseq_tf.readers.volume_header import (
+    LARGEST_VOXELS,
+    SAMPLE_BYTES,
+    UnreadableVolume,
+    VolumeHeader,
+    read_header,
+)
 
 _IMAGE_IO = {
     ".nii": "NiftiImageIO",
@@ -47,14 +58,9 @@ def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[Finding]]:
     findings = []
     if volumes > 1:
         findings.append(Finding("4-D volume", where, f"the first of its {volumes} volumes is used"))
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_IMAGE_IO[path.suffix.lower()])
-    reader.SetFileName(os.fspath(path))
     try:
         with silenced():
-            if len(header.size) > 3:
-                reader.SetExtractSize([*header.size[:3], *[0] * (len(header.size) - 3)])
-            image = reader.Execute()
+            image = _image(path, header)
     except (RuntimeError, MemoryError):
         raise UnreadableVolume(_UNREADABLE) from None
     if image.GetDimension() == 2:
@@ -71,21 +77,89 @@ def read_geometry(path: Path) -> sitk.Image:
         UnreadableVolume: if the header is of no use.
     """
     header = read_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_IMAGE_IO[path.suffix.lower()])
-    reader.SetFileName(os.fspath(path))
-    try:
-        with silenced():
-            reader.ReadImageInformation()
-    except RuntimeError:
-        raise UnreadableVolume(_UNREADABLE) from None
     if len(header.size) != 3:
         raise UnreadableVolume(f"has {len(header.size)} axes, not 3")
+    try:
+        with silenced():
+            reader = _reader(path, header)
+    except RuntimeError:
+        raise UnreadableVolume(_UNREADABLE) from None
     image = sitk.Image(reader.GetSize(), sitk.sitkUInt8)
     image.SetSpacing(reader.GetSpacing())
     image.SetOrigin(reader.GetOrigin())
     image.SetDirection(reader.GetDirection())
     return image
+
+
+def _reader(path: Path, header: VolumeHeader) -> sitk.ImageFileReader:
+    """SimpleITK's reader of a file, which finds the same size in it as was checked."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_IMAGE_IO[path.suffix.lower()])
+    reader.SetFileName(os.fspath(path))
+    reader.ReadImageInformation()
+    size = [*header.size, *[1] * 7]
+    if [*reader.GetSize(), *[1] * 7][:7] != size[:7] or reader.GetNumberOfComponents() != 1:
+        raise UnreadableVolume("its header is damaged")
+    return reader
+
+
+def _image(path: Path, header: VolumeHeader) -> sitk.Image:
+    reader = _reader(path, header)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return _nifti_image(reader, header)
+    if len(header.size) > 3:
+        reader.SetExtractSize([*header.size[:3], *[0] * (len(header.size) - 3)])
+    return reader.Execute()
+
+
+def _nifti_image(reader: sitk.ImageFileReader, header: VolumeHeader) -> sitk.Image:
+    values = _stored_values(header)
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        wide = np.float64 if header.dtype.itemsize == 8 else np.float32
+        values = (values * header.slope + header.intercept).astype(wide)
+    size = [*header.size, 1][:3]
+    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(size[::-1])
+    image = sitk.GetImageFromArray(values)
+    axes = min(reader.GetDimension(), 3)
+    spacing, origin, cosines = np.ones(3), np.zeros(3), np.eye(3)
+    spacing[:axes], origin[:axes] = reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
+    square = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))
+    cosines[:axes, :axes] = square[:axes, :axes]
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(origin.tolist())
+    image.SetDirection(cosines.ravel().tolist())
+    return image
+
+
+def _stored_values(header: VolumeHeader) -> np.ndarray:
+    """The stored values of the first volume of a NIfTI file, as they lie in it.
+
+    Raises:
+        UnreadableVolume: if the file is damaged or ends before them.
+    """
+    data = np.empty(math.prod(header.size[:3]) * header.dtype.itemsize, np.uint8)
+    held = 0
+    try:
+        with (gzip.open if header.packing == "gzip" else open)(header.data, "rb") as file:
+            file.seek(header.offset)
+            while held < data.size and (part := file.read(min(SAMPLE_BYTES, data.size - held))):
+                data[held : held + len(part)] = np.frombuffer(part, np.uint8)
+                held += len(part)
+            _check_end(file)
+    except (OSError, EOFError, zlib.error):
+        raise UnreadableVolume("damaged or cut short") from None
+    if held < data.size:
+        raise UnreadableVolume("damaged or cut short")
+    return data.view(header.dtype)
+
+
+def _check_end(file) -> None:
+    """Read on by one byte, which compares a packed file's checksum where its end is reached."""
+    try:
+        file.read(1)
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):  # what stands behind it is no matter
+            raise
 
 
 def same_grid(first: sitk.Image, second: sitk.Image) -> bool:
@@ -174,7 +248,10 @@ def resampled(
     resample.SetOutputDirection(image.GetDirection())
     resample.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
     resample.SetUseNearestNeighborExtrapolator(True)
-    return resample.Execute(image)
+    try:
+        return resample.Execute(image)
+    except RuntimeError:
+        raise UnreadableVolume("cannot be resampled to that spacing") from None
 
 
 def read_dicom_frames(path: Path) -> np.ndarray | None:

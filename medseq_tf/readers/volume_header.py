@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,12 @@ LARGEST_SIDE = 8192
 SMALLEST_FILE_PER_BYTE = 1032
 """Deflate makes a file at most this many times smaller."""
 
-_HEADER_BYTES = 64 * 1024
+SAMPLE_BYTES = 4 * 2**20
+
+_TEXT_BYTES = 2**20
 _NIFTI_BYTES = 544
-_SAMPLE_BYTES = 4 * 2**20
+_PACKED_NIFTI_BYTES = 64 * 1024
+_LARGEST_OFFSET = 64 * 2**20
 
 
 class UnreadableVolume(ValueError):
@@ -115,18 +119,19 @@ def _first_voxels(header: VolumeHeader) -> bytes:
         if header.packing == "gzip":
             with gzip.open(file) as unpacked:
                 unpacked.seek(header.offset)
-                return unpacked.read(_SAMPLE_BYTES)
+                return unpacked.read(SAMPLE_BYTES)
         file.seek(header.offset)
-        data = file.read(_SAMPLE_BYTES)
+        data = file.read(SAMPLE_BYTES)
     if header.packing == "deflate":
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, _SAMPLE_BYTES)
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, SAMPLE_BYTES)
     return data
 
 
 def _start_of(path: Path) -> tuple[bytes, bool]:
     """The first bytes of a file, unpacked; and whether it is packed as a whole."""
     with open(path, "rb", buffering=0) as file:
-        data = file.read(_HEADER_BYTES)
+        is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+        data = file.read(_PACKED_NIFTI_BYTES if is_nifti else _TEXT_BYTES)
     is_gzip = data.startswith(b"\x1f\x8b")
     if is_gzip:
         data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, _NIFTI_BYTES)
@@ -169,7 +174,7 @@ def _unpacked_bytes(path: Path, needed: int) -> int:
         file.seek(0)
         held = 0
         with contextlib.suppress(EOFError, zlib.error, gzip.BadGzipFile), gzip.open(file) as whole:
-            while held < needed and (part := whole.read(_SAMPLE_BYTES)):
+            while held < needed and (part := whole.read(SAMPLE_BYTES)):
                 held += len(part)
     return held
 
@@ -212,7 +217,11 @@ def _nifti(start: bytes, path: Path, is_gzip: bool) -> VolumeHeader:
     size = dims[1 : dims[0] + 1]
     while len(size) > 3 and size[-1] == 1:
         size = size[:-1]
-    is_scaled = math.isfinite(slope) and math.isfinite(intercept) and slope != 0
+    is_scaled = slope != 0 and not math.isnan(slope)
+    if is_scaled and not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise UnreadableVolume(f"its scaling is no number: scl_slope {slope}, inter {intercept}")
+    if not 0 <= offset <= _LARGEST_OFFSET:
+        raise UnreadableVolume("its header is damaged")
     return VolumeHeader(
         size=size,
         dtype=np.dtype(order + _NIFTI_DTYPES.get(kind, "V1")),
@@ -259,16 +268,18 @@ _META_DTYPES = {
 def _nrrd(start: bytes, path: Path) -> VolumeHeader:
     if not start.startswith(b"NRRD000"):
         raise UnreadableVolume("not an NRRD file")
-    text, length = _text_until(start, (b"\n\n", b"\r\n\r\n"))
-    lines = [line for line in text.splitlines()[1:] if ":" in line and not line.startswith("#")]
-    fields = {
-        key.strip().lower(): value.strip()
-        for key, value in (line.split(":", 1) for line in lines if ":=" not in line)
-    }
+    lines, length = _lines(start)
+    if lines[-1] and len(start) == _TEXT_BYTES:
+        raise UnreadableVolume(f"its header has more than {_TEXT_BYTES} bytes")
+    if any("\r" in line for line in lines):  # which ends a line, for some
+        raise UnreadableVolume("its header is damaged")
+    fields = _fields((line for line in lines[1:] if not _is_comment(line)), ":")
     size = tuple(map(int, fields["sizes"].split()))
     kinds = fields.get("kinds", "").lower().split()
     if any(kind not in ("domain", "space", "time", "???", "none", "scalar") for kind in kinds):
         raise UnreadableVolume("holds colour, vectors or complex numbers, not intensities")
+    if "data file" in fields and "datafile" in fields:
+        raise UnreadableVolume("its header is damaged")
     name = fields.get("data file", fields.get("datafile"))
     skipped = any(int(fields.get(k, 0)) for k in ("byte skip", "byteskip", "line skip", "lineskip"))
     packing = _NRRD_PACKINGS.get(fields["encoding"].lower(), "other")
@@ -285,37 +296,68 @@ def _nrrd(start: bytes, path: Path) -> VolumeHeader:
 
 
 def _meta(start: bytes, path: Path) -> VolumeHeader:
-    at = start.find(b"ElementDataFile")
-    if at < 0 or b"DimSize" not in start[:at]:
+    lines, end = _lines(start, last="ElementDataFile")
+    fields = _fields((line for line in lines if line), "=")
+    if not {"elementdatafile", "dimsize"} <= set(fields):
         raise UnreadableVolume("not a MetaImage file")
-    end = start.find(b"\n", at)
-    end = len(start) if end < 0 else end + 1
-    lines = start[:end].decode("latin-1").splitlines()
-    fields = {
-        k.strip(): v.strip() for k, v in (line.split("=", 1) for line in lines if "=" in line)
-    }
-    name = fields["ElementDataFile"]
+    name = fields["elementdatafile"]
     is_local = name.upper() == "LOCAL"
-    big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "")).lower()
-    packing = "deflate" if fields.get("CompressedData", "").lower() == "true" else "none"
-    plain = fields.get("BinaryData", "True").lower() == "true"
-    skipped = int(fields.get("HeaderSize", 0)) != 0
+    big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "")).lower()
+    packing = "deflate" if fields.get("compresseddata", "").lower() == "true" else "none"
+    plain = fields.get("binarydata", "True").lower() == "true"
+    skipped = int(fields.get("headersize", 0)) != 0
+    data = path if is_local else _beside(path, name)
+    if int(fields.get("compresseddatasize", 0)) > data.stat().st_size:
+        raise UnreadableVolume("cut short: declares more packed bytes than it holds")
     return VolumeHeader(
-        size=tuple(map(int, fields["DimSize"].split())),
-        dtype=_ordered(_META_DTYPES[fields["ElementType"]], big == "true"),
+        size=tuple(map(int, fields["dimsize"].split())),
+        dtype=_ordered(_META_DTYPES[fields["elementtype"]], big == "true"),
         slope=1.0,
         intercept=0.0,
-        channels=int(fields.get("ElementNumberOfChannels", 1)),
-        data=path if is_local else _beside(path, name),
+        channels=int(fields.get("elementnumberofchannels", 1)),
+        data=data,
         offset=end if is_local else 0,
         packing=packing if plain and not skipped else "other",
     )
 
 
-def _text_until(start: bytes, ends: tuple[bytes, ...]) -> tuple[str, int]:
-    found = [(at, len(end)) for end in ends if (at := start.find(end)) >= 0]
-    at, length = min(found, default=(len(start), 0))
-    return start[:at].decode("latin-1"), at + length
+def _lines(start: bytes, last: str = "") -> tuple[list[str], int]:
+    """The lines of a text header, as the C++ libraries divide it, and where its voxels start.
+
+    Args:
+        start: of the file.
+        last: what the last line of a header starts with; default: an empty line ends it.
+    """
+    lines, at = [], 0
+    while at < len(start):
+        end = start.find(b"\n", at)
+        end = len(start) if end < 0 else end
+        line = start[at:end].removesuffix(b"\r").decode("latin-1")
+        lines.append(line)
+        at = end + 1
+        if line.startswith(last) if last else not line:
+            break
+    return lines, min(at, len(start))
+
+
+def _is_comment(line: str) -> bool:
+    """Whether an NRRD line is a comment or a `key:=value` of the writer's own, not a field."""
+    name, _, value = line.partition(":")
+    own = value.startswith("=") and name.strip().lower() not in ("data file", "datafile")
+    return line.startswith("#") or own
+
+
+def _fields(lines: Iterable[str], separator: str) -> dict[str, str]:
+    """The fields of a text header by their names in lower case; none may stand there twice."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, found, value = line.partition(separator)
+        name = name.strip().lower()
+        if found and name in fields:
+            raise UnreadableVolume("its header is damaged: a field stands there twice")
+        if found:
+            fields[name] = value.strip()
+    return fields
 
 
 def _ordered(kind: str, is_big: bool) -> np.dtype:
@@ -325,6 +367,7 @@ def _ordered(kind: str, is_big: bool) -> np.dtype:
 def _beside(path: Path, name: str) -> Path:
     """The data file that a header names; only a plain file in the header's own folder is taken."""
     data = path.parent / name
-    if Path(name).name != name or not data.is_file() or data.is_symlink():
+    means_several = name.upper().startswith("LIST") or "%" in name
+    if means_several or Path(name).name != name or not data.is_file() or data.is_symlink():
         raise UnreadableVolume("its voxels are not in one file beside it")
     return data
