@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import keras
 import numpy as np
 import pandas as pd
@@ -13,8 +11,9 @@ from small_run import SMALL, run_small
 
 import medseq_tf
 from medseq_tf import experiment as recipes
-from medseq_tf import explain, models
+from medseq_tf import explain, explainer, explanation_quality, models
 from medseq_tf.errors import InputError
+from medseq_tf.explainer import Explainer, Graphs, ShownStudy
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 
@@ -55,8 +54,8 @@ def readers(prepared):
         if kind not in made:
             recipe = recipes.load(recipes.Experiment(), WEIGHTS[kind])
             model = models.build(recipe.model, (32, 32, 1), labels=1, seed=1)
-            network = explain._Network(model, recipe)
-            made[kind] = explain._Reader(network, SliceStore(prepared, recipe), 3)
+            network = Graphs(model, recipe)
+            made[kind] = ShownStudy(network, SliceStore(prepared, recipe), 3)
         return made[kind]
 
     return reader
@@ -80,49 +79,45 @@ def logits(reader, slices):
 # ---------------------------------------------------------------------------------- slices
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_up_to_eight_slices_every_part_is_shown_once(count):
-    parts = explain.parts_of(count)
-    expected = set(itertools.product([False, True], repeat=count)) - {(False,) * count}
-    assert {tuple(part) for part in parts.tolist()} == expected
-    assert len(parts) == len(expected)
-
-
-@pytest.mark.parametrize("count", [9, 40, 200])
-def test_above_that_parts_are_drawn_with_their_complements(count):
-    parts = explain.parts_of(count)
-    assert len(parts) >= max(250, 4 * count - 4)
-    assert parts.any(axis=1).all()
-    complements = {tuple(~part) for part in parts if not part.all()}
-    assert complements <= {tuple(part) for part in parts}
-    np.testing.assert_array_equal(parts, explain.parts_of(count))
-
-
-def game(reader, monkeypatch, worth):
-    """Let the model's answer be `worth(positions)`."""
+def game(reader, monkeypatch, worth, *sequences):
+    """Let the model's answer be `worth(positions)` of the study shown as these sequences."""
     answers = lambda parts: np.array([[worth(list(part))] for part in parts])  # noqa: E731
     monkeypatch.setattr(reader, "answers", answers)
+    monkeypatch.setattr(reader, "sequences", list(sequences))
     return reader
 
 
-@pytest.mark.parametrize("count", [5, 12])
+@pytest.mark.parametrize("count", [5, 14])
 def test_what_slices_add_up_to_is_found_exactly(readers, monkeypatch, count):
     values = np.random.default_rng(0).normal(size=count)
-    reader = game(readers("shared"), monkeypatch, lambda part: values[part].sum() + 0.3)
-    found = reader._banzhaf(np.arange(count))
-    np.testing.assert_allclose(found[:, 0], values, atol=1e-9)
+    one = game(
+        readers("shared"), monkeypatch, lambda part: values[part].sum() + 0.3, np.arange(count)
+    )
+    found = one.importance(np.array([0.3]), [0])
+    np.testing.assert_allclose(found.values[:count, 0], values, atol=1e-9)
 
 
 def test_two_slices_of_one_lesion_share_its_importance_and_occlusion_sees_neither(
     readers, monkeypatch
 ):
-    reader = game(readers("shared"), monkeypatch, lambda part: float(0 in part or 3 in part))
-    importance = reader._banzhaf(np.arange(6))[:, 0]
-    # Banzhaf: a lesion slice decides when the other is absent, in half of the parts (up to the
-    # empty part, which no model can be shown).
-    np.testing.assert_allclose(importance[[0, 3]], 0.5, atol=0.03)
-    np.testing.assert_allclose(importance[[1, 2, 4, 5]], 0, atol=0.03)
-    np.testing.assert_array_equal(reader._occlusion(np.arange(6)), 0)
+    one = game(
+        readers("shared"), monkeypatch, lambda part: float(0 in part or 3 in part), np.arange(6)
+    )
+    importance = one.importance(np.array([0.0]), [0]).values[:6, 0]
+    # A lesion slice decides when the other is absent, in half of the parts.
+    np.testing.assert_allclose(importance, [0.5, 0, 0, 0.5, 0, 0], atol=1e-12)
+    np.testing.assert_array_equal(one._occlusion(np.arange(6)), 0)
+
+
+def test_a_study_of_several_sequences_gets_the_mean_over_those_that_show_a_slice(
+    readers, monkeypatch
+):
+    shown = np.array([0, 1, 2]), np.array([2, 3])
+    one = game(readers("shared"), monkeypatch, lambda part: 0.1 * sum(part) + 0.2, *shown)
+    found = one.importance(np.array([0.2]), [0])
+    np.testing.assert_allclose(found.values[:4, 0], [0, 0.1, 0.2, 0.3], atol=1e-9)
+    assert np.isnan(found.values[4:]).all()
+    assert found.parts == 7 + 3
 
 
 @pytest.mark.parametrize("kind", ["shared", "per position", "frozen", "attention"])
@@ -196,7 +191,7 @@ def test_grad_cam_of_a_linear_model_is_its_weighted_maps(readers):
     recipe = recipes.load(recipes.Experiment(), (*base, *overrides))
     model = models.build(recipe.model, (32, 32, 1), labels=1, seed=2)
     images = np.random.default_rng(0).random((4, 32, 32, 1)).astype(np.float32)
-    network = explain._Network(model, recipe)
+    network = Graphs(model, recipe)
     maps, gradient = network.maps_and_gradient(images, 0)
     kernel = model.head.logits.kernel.numpy()[:, 0]
     places = maps.shape[1] * maps.shape[2]
@@ -211,7 +206,7 @@ def test_the_maps_of_a_keras_network_are_those_of_its_last_convolution(readers):
     network = reader.model.encoder.network
     images = tf.gather(reader.inputs, reader.sequences[0])
     maps, _ = reader.network.maps_and_gradient(images, 0)
-    layer = explain._last_maps(reader.model.encoder)
+    layer = explainer._last_maps(reader.model.encoder)
     inside = keras.Model(network.model.inputs, [layer.output, network.model.output])
     expected, _ = inside(network.preprocess(255.0 * tf.repeat(images, 3, axis=-1)), training=False)
     np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-4)
@@ -221,7 +216,7 @@ def test_the_maps_of_a_keras_network_are_those_of_its_last_convolution(readers):
 def test_the_model_is_as_before(readers):
     """What records the maps leaves no trace in the layers."""
     reader = readers("shared")
-    layer = explain._last_maps(reader.model.encoder)
+    layer = explainer._last_maps(reader.model.encoder)
     before = probability(reader, reader.sequences[0])
     reader.grad_cam(0)
     assert "call" not in vars(layer)
@@ -284,6 +279,77 @@ def test_the_surest_wrong_ones_are_chosen_then_a_right_one_of_each_class():
     assert explain.choose(table, wrong=1) == ["a", "e", "d"]
 
 
+def test_the_base_is_the_mean_answer_to_the_validation_studies(run, demo_data):
+    name = run.splits["test"][0]
+    found = explain.study(run, demo_data, name)
+    table = run.predictions
+    base = table[table["split"] == "validation"]["probability"].mean()
+    assert found.base == {"lesion": pytest.approx(base)}
+    shown = found.of()
+    assert found.parts == 2**6 - 1
+    np.testing.assert_array_equal(shown["importance_low"], shown["importance"])
+    assert f"no slice: {base:.3f}" in explain.Explained([found], []).text()
+
+
+def test_the_importance_of_an_only_slice_is_the_answer_less_the_base(run, demo_data, monkeypatch):
+    monkeypatch.setattr(
+        explainer.sequences, "evaluation_sequences", lambda length, settings: [np.array([4])]
+    )
+    found = explain.study(run, demo_data, run.splits["test"][0])
+    (row,) = found.of().to_dict(orient="records")
+    expected = found.probabilities["lesion"] - found.base["lesion"]
+    assert row["importance"] == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(row["occlusion"])
+
+
+def test_a_long_study_has_intervals_and_says_which_slices_are_not_told_apart(
+    run, demo_data, monkeypatch
+):
+    """Twelve slices, of which three of equal weight are ahead of the others."""
+    monkeypatch.setattr(
+        explainer.sequences, "evaluation_sequences", lambda length, settings: [np.arange(12)]
+    )
+
+    def answers(self, parts):
+        rng = np.random.default_rng([len(parts), len(parts[0])])
+        lesion = np.array([[float(np.isin([2, 5, 9], part).sum())] for part in parts])
+        return 0.2 * lesion + rng.normal(0, 0.1, (len(parts), 1))
+
+    monkeypatch.setattr(ShownStudy, "answers", answers)
+    found = explain.study(run, demo_data, run.splits["test"][0], pixels=[])
+    assert sorted([*found.top(1)["slice"], *found.ties["lesion"]]) == [2, 5, 9]
+    shown = found.of().set_index("slice")
+    assert (shown["importance_low"] < shown["importance"]).all()
+    assert (shown["importance_high"] > shown["importance"]).all()
+    assert any("cannot be told apart from" in note for note in found.notes)
+    assert " to +0.2" in explain.Explained([found], []).text()
+    assert "not told apart" in found.alternative()
+    assert found.curves().axes
+
+
+def test_a_wrong_method_is_said_for_several_studies_too(run, demo_data):
+    pairs = [(name, "lesion") for name in run.splits["test"][:2]]
+    with pytest.raises(InputError, match="pixels = 'magic': expected grad_cam or integrated"):
+        explain.studies(run, demo_data, pairs, pixels=["magic"])
+    with pytest.raises(InputError, match="label = 'tumour'"):
+        explain.studies(run, demo_data, [(run.splits["test"][0], "tumour")])
+    assert len(explain.studies(run, demo_data, pairs)) == 2
+
+
+def test_a_study_that_cannot_be_read_is_left_out_of_several(run, demo_data, monkeypatch):
+    first, second = run.splits["test"][:2]
+    read = Prepared.slices
+
+    def damaged(self, row, indices=None):
+        if self.studies["study_id"].iat[row] == first:
+            raise InputError(f"study {first} is damaged")
+        return read(self, row, indices)
+
+    monkeypatch.setattr(Prepared, "slices", damaged)
+    found = explain.studies(run, demo_data, [(first, "lesion"), (second, "lesion")])
+    assert [one.study for one in found] == [second]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -316,21 +382,30 @@ def test_quality_is_measured_against_masks_and_chance(run, demo_data, prepared):
     assert starts.nunique() == 1
     assert found.figure().axes
     assert "studies with a lesion" in found.text()
+    middles = []
+    every = Explainer(run, prepared, run.splits["test"])
+    for name in run.splits["test"]:
+        shown, masks = every.shown(name).distinct, prepared.masks(every.row_of[name])
+        lesion = None if masks is None else masks[shown].any(axis=(1, 2))
+        if lesion is not None and lesion.any() and not lesion.all():
+            middles.append(lesion[len(lesion) // 2])
+    assert table.loc["middle", "slice_hit"] == pytest.approx(np.mean(middles))
+    assert f"the middle slice shows a lesion in {np.mean(middles):.0%}" in found.text()
 
 
 def test_a_perfect_explanation_scores_one_and_its_reverse_nothing(run, demo_data, prepared):
-    explainer = explain._Explainer(run, prepared, prepared.studies["study_id"].tolist())
+    every = Explainer(run, prepared, prepared.studies["study_id"].tolist())
     for name in prepared.studies["study_id"]:
-        masks = prepared.masks(explainer.row_of[name])
-        shown = explainer.reader(name).distinct
+        masks = prepared.masks(every.row_of[name])
+        shown = every.shown(name).distinct
         lesion = masks[shown].any(axis=(1, 2))
         if lesion.any() and lesion.sum() * 2 < len(lesion):
             break
-    found = explainer.explain(name)
+    found = every.explain(name)
     mine = found.slices["shown"] > 0
     found.slices.loc[mine, "importance"] = lesion.astype(float)
     found.slices.loc[mine, "alone"] = -lesion.astype(float)
-    judged = explain._judged(found, explainer.reader(name), masks, lesion, 0)
+    judged = explanation_quality._judged(found, every.shown(name), masks, lesion, 0)
     figures = {method: values for method, values, _ in judged}
     assert (figures["importance"]["slice_hit"], figures["importance"]["top_k"]) == (1, 1)
     assert (figures["alone"]["slice_hit"], figures["alone"]["top_k"]) == (0, 0)

@@ -1,0 +1,163 @@
+"""Takes what a model answers to a study and its slices; gives `Explanation`: tables and figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+PIXEL_METHODS = ("grad_cam", "integrated_gradients")
+LESION_MAP = "lesion_map"
+"""The method of segmenters: the probability that a pixel is lesion."""
+
+HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.85, 0.2, 0), (1, 0.75, 0.1, 0.55),
+                                                  (0.9, 0.1, 0.1, 0.85)])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model's answer to a study rests on.
+
+    Attributes:
+        study: the study's id.
+        labels: the labels explained.
+        probabilities: the model's answer by label, for the slices that it was shown.
+        thresholds: by label.
+        truth: by label; nan where unknown.
+        slices: one row a label and slice of the study: `slice` (from 0), `shown` (in how many of
+            the sequences that answer for the study it stands), `importance` with its 95% interval
+            `importance_low` to `importance_high` (the sampling's: none where every part of the
+            study was shown to the model), `occlusion`, `alone`,
+            `attention` (where the aggregator has weights), `running` (the answer to the slices up
+            to this one) and, if asked for, `gradients` (integrated gradients, summed over the
+            slice; a share of the logit). nan where a slice is not shown, or cannot be left out
+            because it is the only one.
+        images: the slices as the model sees them, (slices, height, width) in [0, 1].
+        heat: by (method, label), (slices, height, width); nan where a slice is not shown.
+        completeness: by label, by how much integrated gradients miss the difference of the logits
+            that they are to add up to, as a share of it.
+        notes: what is to be said of them.
+        base: by label, what the part of no slice is worth: the model's mean probability over the
+            run's validation studies.
+        ties: by label, the slices that cannot be told apart from the most important one.
+        parts: to how many parts of the study the model answered.
+    """
+
+    study: str
+    labels: list[str]
+    probabilities: dict[str, float]
+    thresholds: dict[str, float]
+    truth: dict[str, float]
+    slices: pd.DataFrame
+    images: np.ndarray = field(repr=False)
+    heat: dict[tuple[str, str], np.ndarray] = field(repr=False)
+    completeness: dict[str, float]
+    notes: list[str]
+    base: dict[str, float] = field(default_factory=dict)
+    ties: dict[str, list[int]] = field(default_factory=dict)
+    parts: int = 0
+
+    def of(self, label: str | None = None) -> pd.DataFrame:
+        """The rows of one label (default: the first) for slices that the model was shown."""
+        rows = self.slices[self.slices["label"] == (label or self.labels[0])]
+        return rows[rows["shown"] > 0].reset_index(drop=True)
+
+    def top(self, count: int = 3, label: str | None = None) -> pd.DataFrame:
+        """The slices that spoke most for the label."""
+        rows = self.of(label).sort_values("importance", ascending=False, kind="stable")
+        return rows.head(count).reset_index(drop=True)
+
+    def curves(self, label: str | None = None) -> Figure:
+        """Importance of each slice as bars, and the running probability."""
+        label = label or self.labels[0]
+        rows = self.of(label)
+        figure = Figure(figsize=(8, 2.6), layout="constrained")
+        axis = figure.subplots()
+        place = np.arange(len(rows))
+        colors = np.where(rows["importance"] >= 0, "#c4622d", "#5c8aa8")
+        axis.bar(place, rows["importance"].fillna(0), color=colors, width=0.8)
+        if (rows["importance_high"] > rows["importance_low"]).any():
+            axis.vlines(place, rows["importance_low"], rows["importance_high"], "#3c4650", lw=0.8)
+        axis.axhline(0, color="#8a97a3", linewidth=0.6)
+        axis.set(xlabel="slice", ylabel="importance")
+        every = max(1, -(-len(rows) // 20))
+        axis.set_xticks(place[::every], rows["slice"][::every])
+        if rows["running"].notna().any():
+            other = axis.twinx()
+            other.plot(place, rows["running"], color="#0b6e99", marker=".", markersize=4)
+            other.axhline(self.thresholds[label], color="#0b6e99", linestyle=":", linewidth=0.8)
+            other.set(ylim=(0, 1), ylabel="probability so far")
+            other.yaxis.label.set_color("#0b6e99")
+        return figure
+
+    def sheet(
+        self, label: str | None = None, method: str | None = None, columns: int = 8
+    ) -> Figure:
+        """Contact sheet: each slice shown, its heat, and a bar for its importance.
+
+        Args:
+            label: default: the first.
+            method: of `PIXEL_METHODS`, default: the first there is; what speaks for the label,
+                smoothed over 2% of the side.
+            columns: slices in a line.
+        """
+        label = label or self.labels[0]
+        rows = self.of(label)
+        heat = self._smooth_heat(label, method)
+        columns = min(columns, len(rows))
+        lines = -(-len(rows) // columns)
+        figure = Figure(figsize=(1.25 * columns, 1.5 * lines), layout="constrained")
+        figure.patch.set_facecolor("white")
+        axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
+        most = max(float(np.nanmax(np.abs(rows["importance"].to_numpy(float)), initial=0)), 1e-6)
+        brightest = heat.max() if heat is not None else 0
+        for axis in axes:
+            axis.axis("off")
+        for axis, row in zip(axes, rows.itertuples(), strict=False):
+            height, width = self.images.shape[1:]
+            axis.imshow(self.images[row.slice], cmap="gray", vmin=0, vmax=1)
+            if brightest > 0:
+                axis.imshow(
+                    heat[row.slice] / brightest, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear"
+                )
+            share = 0.0 if np.isnan(row.importance) else row.importance / most
+            color = "#c4622d" if share >= 0 else "#5c8aa8"
+            band = height * 0.08
+            axis.set(xlim=(-0.5, width - 0.5), ylim=(height + 1.6 * band, -0.5))
+            axis.barh(height + band * 0.8, width, band, left=-0.5, color="#e6ebef")
+            axis.barh(height + band * 0.8, abs(share) * width, band, left=-0.5, color=color)
+            axis.set_title(str(row.slice), fontsize=7, pad=2)
+        return figure
+
+    def _smooth_heat(self, label: str, method: str | None) -> np.ndarray | None:
+        """Heat that speaks for the label, (slices, height, width), or None."""
+        found = [of for of in self.heat if of[1] == label and method in (None, of[0])]
+        if not found:
+            return None
+        blur = max(0.5, 0.02 * self.images.shape[1])
+        heat = np.maximum(np.nan_to_num(self.heat[found[0]]), 0)
+        return np.stack([cv2.GaussianBlur(part, (0, 0), blur) for part in heat])
+
+    def alternative(self, label: str | None = None) -> str:
+        """What the contact sheet shows, in words."""
+        label = label or self.labels[0]
+        best = ", ".join(map(str, self.top(3, label)["slice"]))
+        ties = self.ties.get(label)
+        tied = f" (the first not told apart from {listed(ties)})" if ties else ""
+        return (
+            f"{len(self.of(label))} slices of study {self.study} with heat overlays; those that "
+            f"spoke most for {label}: {best}{tied}; probability {self.probabilities[label]:.2f}"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.slices[self.slices["shown"] > 0].to_html(index=False)
+
+
+def listed(slices: list[int], most: int = 5) -> str:
+    """Slices as words: the first of them, and how many more there are."""
+    more = f" and {len(slices) - most} more" if len(slices) > most else ""
+    return ", ".join(map(str, slices[:most])) + more
