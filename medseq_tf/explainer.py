@@ -27,6 +27,8 @@ from medseq_tf.runs import Run
 
 AT_ONCE = 64
 """Sequences that pass through the model at once, unless its aggregator has its own number."""
+HEAVY_PARTS = 2048
+"""Parts that are shown at most where each is as much work as a study."""
 STEPS = 32
 """Points on the path of integrated gradients."""
 
@@ -345,14 +347,18 @@ class ShownStudy:
 
     # ------------------------------------------------------------------------ whole answers
 
+    @property
+    def _at_once(self) -> int:
+        """How many sequences pass through the model at once."""
+        return getattr(self.model.aggregator, "at_once", AT_ONCE)
+
     def answers(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The probabilities (parts, labels) of sequences of slices, each given by positions."""
         lengths = np.array([len(part) for part in parts], np.int32)
         order = np.argsort(lengths, kind="stable")
         found = np.empty((len(parts), self.model.head.labels), np.float32)
-        at_once = getattr(self.model.aggregator, "at_once", AT_ONCE)
-        for start in range(0, len(parts), at_once):
-            chunk = order[start : start + at_once]
+        for start in range(0, len(parts), self._at_once):
+            chunk = order[start : start + self._at_once]
             padded = np.zeros((len(chunk), lengths[chunk].max()), np.int32)
             for i, part in enumerate(chunk):
                 padded[i, : lengths[part]] = parts[part]
@@ -400,14 +406,11 @@ class ShownStudy:
         shown = np.bincount(np.concatenate(self.sequences), minlength=self.length)
         with np.errstate(invalid="ignore"):
             means = {name: sums[name] / counts[name] for name in columns}
+        kept = {"occlusion", *(name for name in columns if counts[name].any())}
         tables = [
             pd.DataFrame(
                 {"label": label, "slice": np.arange(self.length), "shown": shown}
-                | {
-                    name: means[name][:, label]
-                    for name in columns
-                    if counts[name].any() or name == "occlusion"
-                }
+                | {name: means[name][:, label] for name in columns if name in kept}
             )
             for label in range(labels)
         ]
@@ -427,7 +430,8 @@ class ShownStudy:
         total = np.zeros((self.length, len(labels)))
         covariance = np.zeros((len(labels), self.length, self.length))
         count, parts = np.zeros(self.length), 0
-        most = slice_values.MOST_PARTS // len(self.sequences)
+        light = self._at_once == AT_ONCE and not self.network.by_position
+        most = (slice_values.MOST_PARTS if light else HEAVY_PARTS) // len(self.sequences)
         for number, sequence in enumerate(self.sequences):
             slices = np.unique(sequence)
 

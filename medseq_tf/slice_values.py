@@ -6,7 +6,8 @@ no slice is one of them. No model answers it: its worth is the base, the mean an
 the same kind (the convention of SHAP; Lundberg and Lee 2017, section 4).
 
 Up to `EXACT_UP_TO` slices every part is shown. Above that random parts are shown, each with its
-complement, and the values are the best linear fit of the answer on which slices are shown (Hammer
+complement, until the first slice is told apart from the others (or every part, where that is no
+more), and the values are the best linear fit of the answer on which slices are shown (Hammer
 and Holzman 1992, theorem 4.2: over all parts it is the Banzhaf value exactly). A part and its
 complement are one observation: with the difference of their answers, d, and z = 1 for a slice in
 the part and -1 for one outside, d = z @ values + error. The errors are of unequal size, so the
@@ -75,10 +76,13 @@ def banzhaf(
         answers[~empty] = game(both[~empty])
         return answers[: len(shown)] - answers[len(shown) :]
 
-    if slices <= EXACT_UP_TO:
+    def exactly() -> SliceValues:
         shown = every_part(slices)
         values = _signs(shown).T @ difference(shown) / len(shown)
         return SliceValues(values, np.zeros((len(base), slices, slices)), 2 * len(shown) - 1)
+
+    if slices <= EXACT_UP_TO:
+        return exactly()
     count = max(FIRST_PARTS, 8 * slices) // 2
     shown, found = np.zeros((0, slices), bool), np.zeros((0, len(base)))
     while True:
@@ -86,8 +90,10 @@ def banzhaf(
         shown = np.concatenate([shown, drawn])
         found = np.concatenate([found, difference(drawn)])
         values, covariance = _fit(_signs(shown), found)
-        if 4 * count > most_parts or settled(values, covariance):
+        if settled(values, covariance) or 4 * count > most_parts:
             return SliceValues(values, covariance, 2 * count)
+        if 4 * count >= 2**slices:
+            return exactly()
         count *= 2
 
 

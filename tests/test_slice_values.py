@@ -94,13 +94,13 @@ def exactly(answer, slices, base):
 
 
 def test_the_intervals_of_sampled_values_cover_them():
-    """95% intervals, after as many looks as it took, over 12 games of 12 slices and 30 draws."""
+    """95% intervals, after as many looks as it took, over 12 games of 14 slices and 30 draws."""
     covered, wrong, unsure = [], [], 0
     for seed in range(12):
-        answer, base = voters(seed, 12), np.array([0.4])
-        truth = exactly(answer, 12, base)[:, 0]
+        answer, base = voters(seed, 14), np.array([0.4])
+        truth = exactly(answer, 14, base)[:, 0]
         for draw in range(30):
-            found = banzhaf(answer, 12, base, np.random.default_rng([draw, seed]))
+            found = banzhaf(answer, 14, base, np.random.default_rng([draw, seed]))
             column, matrix = found.values[:, 0], found.covariance[0]
             covered.append(np.abs(column - truth) <= 1.96 * np.sqrt(np.diag(matrix)))
             rivals = not_told_apart(column, matrix)
@@ -142,3 +142,10 @@ def test_slices_of_equal_value_are_not_told_apart():
     equal = np.array([0.2, 0.5, 0.5, 0.1])
     assert not_told_apart(equal, np.zeros((4, 4))).tolist() == [2]
     assert not_told_apart(equal[[0, 1, 3]], np.zeros((3, 3))).tolist() == []
+
+
+def test_every_part_is_shown_where_that_is_no_more_than_drawing_on():
+    narrow = lambda parts: 0.5 * (parts[:, :3].all(1) | parts[:, 3:6].all(1))[:, None]  # noqa: E731
+    found = banzhaf(narrow, 11, np.zeros(1), np.random.default_rng(0))
+    assert found.parts == 2**11 - 1
+    np.testing.assert_allclose(found.values, exactly(narrow, 11, np.zeros(1)), atol=1e-12)
