@@ -25,6 +25,7 @@ COMMANDS = (
     "export",
     "predict",
     "track",
+    "cache",
 )
 
 __all__ = ["COMMANDS", "__version__", *COMMANDS]

@@ -485,6 +485,19 @@ def track(run: Path) -> None:
         click.echo(f"ended:  {done.ended} MLflow runs that were left running")
 
 
+@cli.command()
+@click.option("--features", type=FOLDER, metavar="DIR", help="The folder; default: as of train.")
+@click.option(
+    "--limit", type=float, metavar="GIB", help="Keep at most this much from now on; at first 20."
+)
+@click.option("--clear", is_flag=True, help="Remove all that no process at work uses.")
+def cache(**arguments: Any) -> None:
+    """Show, limit or empty the folder where features of frozen networks are kept."""
+    from medseq_tf.cache import cache as run
+
+    click.echo(run(**arguments).text())
+
+
 # ---------------------------------------------------------------------------------------- main
 
 

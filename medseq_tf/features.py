@@ -9,7 +9,7 @@ The name is the SHA-256 of everything that the numbers depend on: the encoded sl
 settings, the augmentation and the seed of its draw, the network and its weights, the dtype and the
 versions of what computes it. So an entry can be shared by all and never be stale, and neither names
 nor content tell a study or patient. Files are written whole or not at all, and what does not match
-its checksum is computed again.
+its checksum is computed again. How much is kept is bounded: see `cache`.
 
 Training on an augmented study draws on `features.views` variants of it, the plain slices answer for
 it in evaluation. A view is augmented as one sequence; what is drawn for it depends on the recipe's
@@ -18,6 +18,7 @@ seed, the study's slices, the view's number and the generation (`features.redraw
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -28,8 +29,8 @@ import platform
 import shutil
 import stat
 import sys
-import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from medseq_tf import __version__
+from medseq_tf import __version__, cache
+from medseq_tf.cache import cannot_keep, feature_folder
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.experiment import Augment, Experiment
 from medseq_tf.files import atomic
@@ -55,11 +57,16 @@ from medseq_tf.pipeline import (
 )
 from medseq_tf.sequences import StudySequence
 
+__all__ = ["FeatureStore", "feature_folder", "frozen_network", "join", "weights_digest"]
+
 FORMAT_VERSION = 1
 """To be raised with every change to this package's own code that changes features."""
 
 EVALUATION_BATCH = 64
 """Sequences of features that are evaluated at once."""
+
+OVERHEAD = 160
+"""Bytes of an entry beside its features."""
 
 LINE_SECONDS = 30.0
 """Between two lines of progress in a log; on a terminal one line is drawn over."""
@@ -71,37 +78,6 @@ Draw = tuple[int, int] | None
 """(generation, view) of an augmented study; None: its plain slices."""
 
 Inputs = dict[str, np.ndarray]
-
-
-def feature_folder(place: str | os.PathLike | None = None) -> Path:
-    """Return the folder for features, made if need be.
-
-    Args:
-      place: the folder; default: `MEDSEQ_TF_FEATURES`, or else `medseq_tf/features` in the user's
-        cache (`XDG_CACHE_HOME` or `~/.cache`).
-
-    Raises:
-      InputError: if it cannot be written to.
-    """
-    folder = Path(place or os.environ.get("MEDSEQ_TF_FEATURES") or _cache() / "features")
-    try:
-        # Features tell of patients: others on the machine have no business with them.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise _cannot_keep(folder, error) from None
-    return folder
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medseq_tf"
-
-
-def _cannot_keep(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{folder}: features cannot be kept there ({error.strerror or error}); name another folder "
-        "with --features or MEDSEQ_TF_FEATURES"
-    )
 
 
 def frozen_network(model: Any) -> Any:
@@ -160,8 +136,10 @@ class _Files:
             array = np.load(io.BytesIO(body), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        fits = array.shape == (length, self.width) and array.dtype == self.dtype
-        return array if fits else None
+        if array.shape != (length, self.width) or array.dtype != self.dtype:
+            return None
+        cache.touch(self.path(key))
+        return array
 
     def mapped(self, key: str) -> np.ndarray | None:
         """Return an entry as memory of the file, read when it is used; None if it is gone."""
@@ -175,19 +153,26 @@ class _Files:
         body = io.BytesIO()
         np.save(body, array, allow_pickle=False)
         try:
-            # Who may read and write the folder may do so with all in it, and nobody else.
-            mode = stat.S_IMODE(self.folder.stat().st_mode)
-            if not self.path(key).parent.is_dir():
-                self.path(key).parent.mkdir(exist_ok=True)
-                self.path(key).parent.chmod(mode)
-            with atomic(self.path(key)) as temporary, open(temporary, "wb") as file:
-                file.write(body.getbuffer())
-                file.write(_checksum(key, body.getbuffer()))
-                file.flush()
-                os.fsync(file.fileno())
-            self.path(key).chmod(mode & 0o666)
+            try:
+                self._write(key, body.getbuffer())
+            except FileNotFoundError:  # the folder was taken away meanwhile
+                cache.make_folder(self.folder)
+                self._write(key, body.getbuffer())
         except OSError as error:
-            raise _cannot_keep(self.folder, error) from None
+            raise cannot_keep(self.folder, error) from None
+
+    def _write(self, key: str, body: memoryview) -> None:
+        # Who may read and write the folder may do so with all in it, and nobody else.
+        mode = stat.S_IMODE(self.folder.stat().st_mode)
+        if not self.path(key).parent.is_dir():
+            self.path(key).parent.mkdir(exist_ok=True)
+            self.path(key).parent.chmod(mode)
+        with atomic(self.path(key)) as temporary, open(temporary, "wb") as file:
+            os.chmod(temporary, mode & 0o666)
+            file.write(body)
+            file.write(_checksum(key, body))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _checksum(key: str, body: bytes | memoryview) -> bytes:
@@ -237,6 +222,7 @@ class FeatureStore:
         self._checked: set[tuple[int, Draw]] = set()
         self._room = self._memory()
         self._generation: int | None = None
+        self._in_use = None if folder is None else self._use(folder)
 
         @tf.function(
             input_signature=[tf.TensorSpec((None, *model.slice_shape), tf.float32)], autograph=False
@@ -245,6 +231,16 @@ class FeatureStore:
             return tf.cast(network(images, training=False), tf.float32)
 
         self._compute = compute
+
+    def _use(self, folder: Path) -> Path:
+        """Keep the folder's entries that this store uses until it ends; return the file for it."""
+        held = contextlib.ExitStack()
+        try:
+            file = held.enter_context(cache.in_use(folder))
+        except OSError as error:
+            raise cannot_keep(folder, error) from None
+        weakref.finalize(self, _leave, held, folder)
+        return file
 
     def _memory(self) -> float:
         """Return how many bytes of features may be held in memory."""
@@ -351,6 +347,10 @@ class FeatureStore:
         if generation == self._generation:
             return
         self._forget(lambda draw: draw is not None and draw[0] != generation)
+        if self._files is not None:
+            cache.touch(self._in_use)
+            for pair in self._checked:
+                cache.touch(self._files.path(self.key(*pair)))
         self.prepare(self._wanted(rows, epoch), stopped)
         self._generation = generation
 
@@ -388,7 +388,7 @@ class FeatureStore:
             if stopped():
                 raise Stopped(f"stopped at {progress}")
         progress.show(len(wanted) - len(missing))
-        self._check_room_on_disk(missing)
+        self._make_room_on_disk(missing)
         # The next study is decoded and augmented while the network is at work on this one.
         with ThreadPoolExecutor(max_workers=1) as thread:
             studies = self._inputs(missing)
@@ -402,17 +402,38 @@ class FeatureStore:
                 if stopped():
                     raise Stopped(f"stopped at {progress}")
 
-    def _check_room_on_disk(self, missing: list[tuple[int, Draw]]) -> None:
-        if self._files is None:
+    def _make_room_on_disk(self, missing: list[tuple[int, Draw]]) -> None:
+        """Remove what is neither in use nor fits beside what is missing.
+
+        Raises:
+          InputError: the disk has no room for what is missing.
+        """
+        if self._files is None or not missing:
             return
+        folder, limit = self._files.folder, cache.limit_of(self._files.folder)
         lengths = self.slices.prepared.studies["slices"].to_numpy()
-        needed = sum(int(lengths[row]) for row, _ in missing) * self.width * self.dtype.itemsize
-        free = shutil.disk_usage(self._files.folder).free
+        size = self.width * self.dtype.itemsize
+        needed = sum(int(lengths[row]) * size + OVERHEAD for row, _ in missing)
+        try:
+            cache.make_folder(folder)  # which may have been taken away
+            left, _ = cache.make_room(folder, limit.bytes - needed)
+            free = shutil.disk_usage(folder).free
+            if needed > free:
+                cache.make_room(folder, left - (needed - free))
+                free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise cannot_keep(folder, error) from None
         if needed > free:
             raise InputError(
-                f"{self._files.folder}: {needed / 2**30:.1f} GiB of features are to be kept there, "
+                f"{folder}: {needed / 2**30:.1f} GiB of features are to be kept there, "
                 f"{free / 2**30:.1f} GiB are free; name another folder with --features, or set "
                 "fewer features.views or features.dtype=float16"
+            )
+        if left + needed > limit.bytes and self.verbose:
+            print(
+                f"features: {(left + needed) / 2**30:.2f} GiB are in use, above the limit of "
+                f"{limit.bytes / 2**30:g} GiB ({limit.source}); it is kept to when the run is over",
+                flush=True,
             )
 
     def _inputs(
@@ -468,9 +489,10 @@ class FeatureStore:
             self._room -= features.nbytes
 
     def _forget(self, unwanted: Callable[[Draw], bool]) -> None:
-        for pair in [pair for pair in self._held if unwanted(pair[1])]:
-            self._room += self._held.pop(pair).nbytes
+        for pair in [pair for pair in self._checked if unwanted(pair[1])]:
             self._checked.discard(pair)
+            if pair in self._held:
+                self._room += self._held.pop(pair).nbytes
 
     # ----------------------------------------------------------------------------------- reading
 
@@ -535,6 +557,13 @@ class FeatureStore:
         for place, (sequence, draw) in enumerate(zip(batch, draws, strict=True)):
             features[place, : lengths[place]] = self.of(sequence.study, draw)[sequence.slices]
         return {"features": features, "lengths": lengths}, self._labels[rows], rows
+
+
+def _leave(held: contextlib.ExitStack, folder: Path) -> None:
+    """Let the folder's entries go, and bring it back to its limit."""
+    with contextlib.suppress(OSError, InputError):
+        held.close()
+        cache.make_room(folder, cache.limit_of(folder).bytes)
 
 
 class _Progress:

@@ -52,7 +52,8 @@ class SliceStore:
     Attributes:
         dtype: NumPy type of the intensities.
         in_memory: Whether decoded slices are kept.
-        failure: Why a study could not be read, for those who see only that a batch failed.
+        failures: Why studies could not be read, for those who see only that a batch failed; to be
+            taken by `take_failure`.
     """
 
     def __init__(self, prepared: Prepared, experiment: Experiment):
@@ -60,15 +61,16 @@ class SliceStore:
         self.input = experiment.input
         self.dtype = _intensity_dtype(prepared)
         _check_windows(self.input, prepared)
-        size_mib = (
-            int(prepared.studies["slices"].sum()) * self.input.size**2 * self.dtype.itemsize / 2**20
-        )
-        fits = size_mib <= experiment.fit.cache_limit_mib
+        pixel_bytes = self.dtype.itemsize
+        if experiment.segments:
+            pixel_bytes += 1  # of its mask
+        pixels = int(prepared.studies["slices"].sum()) * self.input.size**2
+        fits = pixels * pixel_bytes <= experiment.fit.cache_limit_mib * 2**20
         self.in_memory = {"memory": True, "none": False, "auto": fits}[experiment.fit.cache]
         self._studies: dict[int, np.ndarray] = {}
         self._masks: dict[int, np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
-        self.failure: InputError | None = None
+        self.failures: list[InputError] = []
 
     def slices(self, row: int, indices: np.ndarray) -> np.ndarray:
         """Gives (T, size, size) intensities of the slices at `indices` of the study at `row`."""
@@ -112,9 +114,17 @@ class SliceStore:
             every = int(self.prepared.studies["slices"].iat[row])
             count = every if indices is None else len(indices)
             known = self.prepared.labels[row, 0] == 0
-            return np.full((count, size, size), 0 if known else np.nan, np.float16)
+            return np.broadcast_to(np.float16(0 if known else np.nan), (count, size, size))
         nearest = cv2.INTER_NEAREST_EXACT
         return np.stack([cv2.resize(mask, (size, size), interpolation=nearest) for mask in masks])
+
+    def take_failure(self, error: Exception) -> InputError | None:
+        """Gives, once, why a study could not be read, if it is that which an error tells of."""
+        for failure in self.failures:
+            if str(failure) in str(error):
+                self.failures = []
+                return failure
+        return None
 
     def forget(self, row: int) -> None:
         """Frees a study's decoded slices; they are decoded again when they are asked for."""
@@ -383,10 +393,11 @@ def readable(batches: tf.data.Dataset, store: SliceStore) -> Iterator:
     """
     try:
         yield from batches
-    except tf.errors.OpError:
-        if store.failure is None:
+    except tf.errors.OpError as error:
+        failure = store.take_failure(error)
+        if failure is None:
             raise
-        raise store.failure from None
+        raise failure from None
 
 
 def training_plan(
@@ -475,7 +486,7 @@ def _dataset(
             if masks:
                 judged = np.concatenate([store.masks(row, slices) for row, slices, _ in batch])
         except InputError as error:
-            store.failure = error
+            store.failures.append(error)
             raise
         return images, lengths, ranges, seed, judged, rows
 

@@ -305,9 +305,9 @@ def test_the_importance_of_an_only_slice_is_the_answer_less_the_base(run, demo_d
 def test_a_long_study_has_intervals_and_says_which_slices_are_not_told_apart(
     run, demo_data, monkeypatch
 ):
-    """Twelve slices, of which three of equal weight are ahead of the others."""
+    """Three slices of equal weight are ahead of the others."""
     monkeypatch.setattr(
-        explainer.sequences, "evaluation_sequences", lambda length, settings: [np.arange(12)]
+        explainer.sequences, "evaluation_sequences", lambda length, settings: [np.arange(length)]
     )
 
     def answers(self, parts):

@@ -46,6 +46,7 @@ ROAD = [
     "search",
     "leakage",
     "subgroups",
+    "cache",
     "features",
     "inference",
     "evaluate",
@@ -79,7 +80,8 @@ ROAD = [
     "cli",
     "__main__",
 ]
-LIGHT = {"errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
+LIGHT = {"cache", "slice_values",
+         "errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
          "study_record", "audit", "prepared", "prepare", "sequences", "point_metrics",
          "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
          "metric_intervals", "pixel_metrics", "metrics", "runs", "search", "leakage", "subgroups",

@@ -17,6 +17,7 @@ from medseq_tf.experiment import Augment, Experiment
 from medseq_tf.pipeline import (
     SliceStore,
     evaluation_batches,
+    readable,
     resize,
     steps_per_epoch,
     training_batches,
@@ -379,6 +380,40 @@ def test_auto_keeps_what_fits(marked, cache, size, kept):
     # 189 slices of 512 x 512 bytes are 47 MiB.
     experiment = recipe(fit={"cache": cache, "cache_limit_mib": 40}, input={"size": size})
     assert SliceStore(marked, experiment).in_memory == kept
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(46, False), (92, False), (93, True)])
+def test_a_segmenters_masks_count_too(marked, limit, kept):
+    """186 slices of 512 x 512 pixels: 46.5 MiB, and as much again for the masks."""
+    fit = {"cache": "auto", "cache_limit_mib": limit}
+    settings = {"fit": fit, "input": {"size": 512}}
+    segmenter = {"encoder": {"name": "segmenter"}, "aggregator": {"name": "sum"}}
+    assert SliceStore(marked, recipe(**settings)).in_memory == (limit > 46)
+    assert SliceStore(marked, recipe(**settings, model=segmenter)).in_memory == kept
+
+
+def test_why_a_study_could_not_be_read_is_said_once_and_of_no_other_failure(cohort, monkeypatch):
+    experiment = recipe()
+    store = SliceStore(cohort, experiment)
+
+    def damaged(self, row, indices=None):
+        raise InputError(f"study {row:04} is damaged")
+
+    def failing():
+        yield 1
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Prepared, "slices", damaged)
+        batches = evaluation_batches(cohort, ALL, experiment, store=store)
+        with pytest.raises(InputError, match=r"^study \d{4} is damaged$"):
+            list(readable(batches, store))
+    with pytest.raises(tf.errors.ResourceExhaustedError, match="out of memory"):
+        list(readable(failing(), store))
+    store.failures.append(InputError("study 0012 is damaged"))
+    with pytest.raises(tf.errors.ResourceExhaustedError, match="out of memory"):
+        list(readable(failing(), store))
+    assert len(list(readable(evaluation_batches(cohort, ALL, experiment), store)))
 
 
 def test_resizing_shrinks_by_area_and_grows_bilinearly():
