@@ -251,6 +251,13 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--name", help="The run's name; default: the recipe's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--folds", type=click.IntRange(2), help="Cross-validate over this many folds.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of the folds, each time divided anew and from other weights.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
     "--features",

@@ -58,17 +58,20 @@ def holdout(studies: pd.DataFrame, split: experiment.Split) -> Rows:
     return rows
 
 
-def folds(studies: pd.DataFrame, k: int, split: experiment.Split) -> list[Rows]:
-    """Divides the patients into k folds, each the test of one split; each patient is tested once.
+def folds(studies: pd.DataFrame, k: int, split: experiment.Split, repeats: int = 1) -> list[Rows]:
+    """Divides the patients into k folds, each the test of one split.
+
+    Each patient is tested once a repeat.
 
     Args:
         studies: One row a study.
         k: Number of folds, at least 2.
         split: Seed, and the share `validation` of the patients outside the test fold. Folds are
             over all patients, so a table with a split of its own needs `given=False`.
+        repeats: How often the patients are divided, each time anew.
 
     Returns:
-        k splits as from `holdout`.
+        k splits a repeat as from `holdout`, one repeat after the other.
 
     Raises:
         InputError: k below 2, too few patients for it, or a given split that would be ignored.
@@ -81,17 +84,21 @@ def folds(studies: pd.DataFrame, k: int, split: experiment.Split) -> list[Rows]:
         )
     if k < 2:
         raise InputError(f"folds = {k}: cross-validation needs at least 2")
-    fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
-    everyone = np.arange(len(studies))
-    tests = _divide(studies, everyone, fold_shares, (split.seed, k), f"{k} folds")
-    result = []
-    for i, test in enumerate(tests.values()):
-        shares = _shares(1 - split.validation, split.validation, 0.0)
-        rest = np.setdiff1d(everyone, test)
-        what = f"{_listed(shares)} outside the test fold {i + 1} of {k}"
-        rows = _divide(studies, rest, shares, (split.seed, k, i), what) | {"test": test}
-        check_leakage(studies, rows)
-        result.append(rows)
+    if repeats < 1:
+        raise InputError(f"repeats = {repeats}: expected at least 1")
+    everyone, result = np.arange(len(studies)), []
+    for repeat in range(repeats):
+        seed = (split.seed, k) if not repeat else (split.seed, k, k + repeat)
+        fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
+        tests = _divide(studies, everyone, fold_shares, seed, f"{k} folds")
+        for i, test in enumerate(tests.values()):
+            shares = _shares(1 - split.validation, split.validation, 0.0)
+            rest = np.setdiff1d(everyone, test)
+            what = f"{_listed(shares)} outside the test fold {i + 1} of {k}"
+            own = (*seed, i) if not repeat else (*seed, i + 1)
+            rows = _divide(studies, rest, shares, own, what) | {"test": test}
+            check_leakage(studies, rows)
+            result.append(rows)
     return result
 
 

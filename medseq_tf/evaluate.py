@@ -22,9 +22,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from medseq_tf import cross_validation, leakage, metrics, subgroups
+from medseq_tf import cross_validation, leakage, metrics, operating_points, subgroups
 from medseq_tf.errors import InputError
 from medseq_tf.inference import Answers, study_answers
+from medseq_tf.operating_points import OperatingPoint
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import METRICS_COLUMNS, Run
@@ -230,14 +231,19 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
         )
     _check_data(run, prepared, split)
     parts = run.folds or [run]
+    per_repeat = len(parts) // run.repeats
     store = SliceStore(prepared, parts[0].experiment)
     if split == "all":
-        predictions = _ensemble(parts, store)
+        predictions = _ensemble(run, store)
     else:
         predictions = pd.concat(
             [
                 predict_rows(part, store, _rows(part, prepared, split), split).assign(
-                    **({"fold": number} if run.folds else {})
+                    **(
+                        {"fold": number, "repeat": (number - 1) // per_repeat + 1}
+                        if run.folds
+                        else {}
+                    )
                 )
                 for number, part in enumerate(parts, start=1)
             ],
@@ -275,7 +281,23 @@ def judge(
 def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
     """Return what the splits, or the folds, of a run share."""
     _check_data(run, prepared, "test")
-    return leakage.audit(prepared, [fold.splits for fold in run.folds] or run.splits)
+    if not run.folds:
+        return leakage.audit(prepared, run.splits)
+    repeats = [
+        leakage.audit(prepared, [fold.splits for fold in run.of_repeat(repeat)])
+        for repeat in range(1, run.repeats + 1)
+    ]
+    first, rest = repeats[0], repeats[1:]
+    if not rest:
+        return first
+    parts = [audit.parts.assign(repeat=i) for i, audit in enumerate(repeats, start=1)]
+    of_any = [audit.pairs for audit in repeats if len(audit.pairs)] or [first.pairs]
+    return replace(
+        first,
+        parts=pd.concat(parts, ignore_index=True),
+        shared_patients=sorted({name for audit in repeats for name in audit.shared_patients}),
+        pairs=pd.concat(of_any, ignore_index=True),
+    )
 
 
 def _check_data(run: Run, prepared: Prepared, split: str) -> None:
@@ -315,21 +337,14 @@ def predict_rows(run: Run, store: SliceStore, rows: np.ndarray, split: str) -> p
     return calibrated(table, run.temperatures)
 
 
-def _ensemble(parts: list[Run], store: SliceStore) -> pd.DataFrame:
-    rows = np.arange(len(store.prepared))
+def _ensemble(run: Run, store: SliceStore) -> pd.DataFrame:
+    """Return the mean of a run's models, at the run's own thresholds, as `export` writes it."""
+    rows, parts = np.arange(len(store.prepared)), run.folds or [run]
     answers = [study_answers(part.model(), store, rows, part.experiment) for part in parts]
     if len(answers) > 1:  # there is no mask that the folds have in common
         answers = [Answers(np.mean([part.probabilities for part in answers], axis=0))]
-    thresholds = {
-        label: float(np.mean([part.thresholds[label] for part in parts]))
-        for label in store.prepared.label_names
-    }
-    temperatures = {
-        label: float(np.mean([part.temperatures.get(label, 1.0) for part in parts]))
-        for label in store.prepared.label_names
-    }
-    table = predictions_table(store.prepared, rows, answers[0], "all", thresholds)
-    return calibrated(table, temperatures)
+    table = predictions_table(store.prepared, rows, answers[0], "all", run.thresholds)
+    return calibrated(table, run.temperatures)
 
 
 def predictions_table(
@@ -373,18 +388,17 @@ def predictions_table(
     return table[table["probability"].notna()].reset_index(drop=True)
 
 
-def choose_thresholds(
+def choose_operating_points(
     prepared: Prepared, rows: np.ndarray, probabilities: np.ndarray
-) -> tuple[dict[str, float], list[str]]:
-    """Return each label's threshold by Youden's index on validation studies, and notes.
+) -> dict[str, OperatingPoint]:
+    """Return each label's threshold by Youden's index on validation studies.
 
     A label that validation cannot judge, having one class only, gets 0.5 and a note.
     """
     scored = ~np.isnan(probabilities).any(1)
-    thresholds, notes = metrics.choose_thresholds(
-        prepared.labels[rows][scored], probabilities[scored], prepared.label_names
-    )
-    return dict(zip(prepared.label_names, map(float, thresholds), strict=True)), notes
+    patients = prepared.studies["patient_id"].to_numpy()[rows][scored]
+    values = (prepared.labels[rows][scored], probabilities[scored])
+    return operating_points.of_validation(*values, patients, prepared.label_names)
 
 
 def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
@@ -495,10 +509,17 @@ def calibration_table(predictions: pd.DataFrame, resamples: int = 2000) -> pd.Da
 def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return patients by truth and call, one row a split and label.
 
-    A patient is positive, or called positive, if one of the studies is.
+    A patient is positive, or called positive, if one of the studies is. Over repeats of folds the
+    counts are means.
     """
     rows = []
     known = predictions[predictions["truth"].notna()]
+    if "repeat" in known and known["repeat"].nunique() > 1:
+        keys = ["split", "label"]
+        of_repeats = [confusion_table(part) for _, part in known.groupby("repeat")]
+        mean = pd.concat([part.drop(columns="repeat", errors="ignore") for part in of_repeats])
+        means = mean.groupby(keys, sort=False).mean().round(1).reset_index()
+        return means.astype({"patients": int})
     for (split, label), part in known.groupby(["split", "label"], sort=False):
         patients = part.groupby("patient").agg(truth=("truth", "max"), called=("positive", "any"))
         positive, called = patients["truth"] == 1, patients["called"]
@@ -773,8 +794,8 @@ def _confusion_text(confusion: pd.DataFrame) -> str:
     for row in confusion.itertuples():
         lines += [
             f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative",
-            f"    {'positive':<30}{row.true_positives:>15}{row.false_negatives:>11}",
-            f"    {'negative':<30}{row.false_positives:>15}{row.true_negatives:>11}",
+            f"    {'positive':<30}{row.true_positives:>15g}{row.false_negatives:>11g}",
+            f"    {'negative':<30}{row.false_positives:>15g}{row.true_negatives:>11g}",
         ]
     return "\n".join(lines)
 

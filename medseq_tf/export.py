@@ -195,15 +195,12 @@ def describe(run: Run, most_slices: int = MOST_SLICES) -> Description:
     data = run.dataset
     labels, preparation = data["label_names"], data["preparation"]
     parts = run.folds or [run]
-    temperatures = {
-        label: float(np.mean([part.temperatures.get(label, 1.0) for part in parts]))
-        for label in labels
-    }
     return Description(
         name=run.name,
         labels=list(labels),
         thresholds={label: float(run.thresholds[label]) for label in labels},
-        temperatures=temperatures,
+        temperatures={label: run.temperatures.get(label, 1.0) for label in labels},
+        operating_points=run.operating_points,
         modality=data["modality"],
         unit=data["unit"],
         bits=8 * np.dtype(data["storage"]["dtype"]).itemsize,

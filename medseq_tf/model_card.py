@@ -86,7 +86,10 @@ def _data(run: Run, audit: leakage.Audit | None) -> list[Item]:
         for name, of in counts["labels"].items()
     )
     if run.folds:
-        parts = f"{len(run.folds)} folds over all patients, each tested once"
+        count = len(run.folds) // run.repeats
+        parts = f"{count} folds over all patients, each tested once"
+        if run.repeats > 1:
+            parts += f" in each of {run.repeats} repeats"
     else:
         parts = ", ".join(f"{split} {len(ids)}" for split, ids in run.splits.items()) + " studies"
     if audit is None:
@@ -149,7 +152,7 @@ def _output(run: Run) -> str:
         f"{label}: positive from {threshold:.3f}, temperature {run.temperatures.get(label, 1):.2f}"
         for label, threshold in run.thresholds.items()
     ]
-    how = "means over the folds" if run.folds else "chosen on validation"
+    how = "chosen on held-out predictions" if run.folds else "chosen on validation"
     return f"A probability for each label, before scaling; {'; '.join(said)} ({how})"
 
 

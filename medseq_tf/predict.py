@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from medseq_tf import metrics
+from medseq_tf import metrics, operating_points
 from medseq_tf.answering import Model, open_model
 from medseq_tf.errors import InputError
 from medseq_tf.readers.processes import cores, isolated_map, start_server
@@ -48,7 +48,8 @@ class Prediction:
         label: name of the label.
         probability: of the label.
         calibrated: the probability after temperature scaling.
-        threshold: of the probability, chosen on the run's validation studies.
+        threshold: of the probability.
+        operating_point: how the threshold was chosen, on how many patients, and what it does.
         positive: the call at the threshold.
         slices: number of slices that could be read.
         warnings: what was odd about the study.
@@ -68,6 +69,7 @@ class Prediction:
     running: tuple[float, ...] | None = None
     error: str | None = None
     path: str | None = None
+    operating_point: str | None = None
 
     def to_json(self) -> str:
         """One line; what is not there is left out."""
@@ -263,6 +265,8 @@ def _of_study(
             positive=probability >= threshold,
             slices=len(files),
             running=None if steps is None else tuple(map(float, steps)),
+            operating_point=operating_points.measured(description.operating_points.get(label, {}))
+            or None,
         )
 
 
@@ -281,7 +285,10 @@ def table(predictions: Iterable[Prediction]) -> Iterator[str]:
         return
     width = max(24, len(first.study)) + 2
     yield f"{'study':<{width}}{'label':<14}{'probability':>11}  {'call':<10}{'slices':>6}"
+    points = {}
     for row in itertools.chain([first], predictions):
+        if row.operating_point:
+            points[row.label] = row.operating_point
         if row.error:
             yield f"{row.study:<{width}}left out: {row.error}"
         else:
@@ -291,3 +298,4 @@ def table(predictions: Iterable[Prediction]) -> Iterator[str]:
         if row.running:
             yield "  after each slice: " + " ".join(f"{value:.3f}" for value in row.running)
         yield from (f"  warning: {warning}" for warning in row.warnings)
+    yield from (f"{label}: {words}" for label, words in points.items())

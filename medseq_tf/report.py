@@ -356,13 +356,21 @@ def _metric_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fold_rows(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a label and metric, one column a fold, then mean and standard deviation."""
+    """Return one row a label and metric, one column a fold, then mean and standard deviation.
+
+    Of repeated folds there is one column a repeat, the mean of its folds.
+    """
     tested = predictions[predictions["split"] == "test"]
     shown = [name for name in evaluate.SHOWN if name in metrics.METRICS]
     folds = evaluate.fold_table(tested).melt(["fold", "label"], shown, var_name="metric")
     wide = folds.pivot_table("value", ["label", "metric"], "fold", sort=False, dropna=False)
     summary = evaluate.fold_summary(tested).set_index(["label", "metric"])
-    wide.columns = [f"fold {fold}" for fold in wide.columns]
+    repeat_of = tested.groupby("fold")["repeat"].first() if "repeat" in tested else None
+    if repeat_of is not None and repeat_of.nunique() > 1:
+        wide = wide.T.groupby(repeat_of).mean().T
+        wide.columns = [f"repeat {repeat}" for repeat in wide.columns]
+    else:
+        wide.columns = [f"fold {fold}" for fold in wide.columns]
     wide = wide.assign(mean=summary["mean"], sd=summary["sd"]).map(_number).reset_index()
     return wide.assign(metric=wide["metric"].map(_name))
 

@@ -4,10 +4,10 @@ experiment.yaml      every value, as used          dataset.json   the data set i
 model.keras          the best epoch                history.csv    one row an epoch
 splits.json          study ids by split            metrics.json   thresholds, temperatures, metrics
 studies.json         content hash by study id, to know them again elsewhere
-predictions.parquet  study, patient, split, label, truth, probability, calibrated
+predictions.parquet  study, patient, split, label, truth, probability, calibrated, fold, repeat
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
-fold_1/ ...          with --folds: one such run a fold, the pooled figures above them
+fold_1/ ...          with --folds: one such run a fold, of all repeats, the pooled figures above
 """
 
 from __future__ import annotations
@@ -90,9 +90,19 @@ class Run:
 
     @property
     def folds(self) -> list[Run]:
-        """The runs of a cross-validation, in order; empty for a single run."""
+        """The runs of a cross-validation, in order, repeat by repeat; empty for a single run."""
         found = self.path.glob("fold_*/experiment.yaml")
         return [Run(p.parent) for p in sorted(found, key=lambda p: int(p.parent.name[5:]))]
+
+    @property
+    def repeats(self) -> int:
+        """How often the patients were divided into folds."""
+        return int(self.info.get("repeats") or 1)
+
+    def of_repeat(self, repeat: int) -> list[Run]:
+        """The folds of a repeat, from 1."""
+        count = len(self.folds) // self.repeats
+        return self.folds[(repeat - 1) * count : repeat * count]
 
     @property
     def splits(self) -> dict[str, list[str]]:
@@ -111,8 +121,18 @@ class Run:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The threshold of each label, chosen on validation."""
+        """The threshold of each label: on validation, of folds on their held-out patients."""
         return self._json("metrics.json")["thresholds"]
+
+    @property
+    def operating_points(self) -> dict[str, dict[str, Any]]:
+        """How each label's threshold was chosen and measured; empty of runs that did not say."""
+        return self._json("metrics.json").get("operating_points", {})
+
+    @property
+    def question(self) -> str:
+        """What the intervals of the run's metrics are about; empty of runs that did not say."""
+        return self._json("metrics.json").get("question", "")
 
     @property
     def temperatures(self) -> dict[str, float]:
@@ -145,7 +165,7 @@ class Run:
     def require_finished(self) -> None:
         """Raise an InputError unless the run, and each of its folds, was trained to its end."""
         missing = [run for run in (self, *self.folds) if run.info["status"] != "finished"]
-        if missing or len(self.folds) != (self.info.get("folds") or 0):
+        if missing or len(self.folds) != (self.info.get("folds") or 0) * self.repeats:
             status = missing[0].info["status"] if missing else "without some of its folds"
             raise InputError(
                 f"{self.path}: the run is {status}; train --resume with the same recipe, data and "

@@ -48,6 +48,8 @@ class Description:
         members: models whose probabilities are averaged, the folds of a cross-validated run.
         fingerprint: of the data set that the run was trained on.
         versions: of what wrote it.
+        operating_points: of each label, on how many patients the threshold was chosen and what it
+            was measured to do; see `operating_points.OperatingPoint`. Empty of older exports.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Description:
     members: int = 1
     fingerprint: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    operating_points: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """One JSON object."""

@@ -23,13 +23,13 @@ import pandas as pd
 import tensorflow as tf
 
 import medseq_tf
-from medseq_tf import cohort, losses, model_card, models, report
+from medseq_tf import cohort, cross_validation, losses, model_card, models, operating_points, report
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluate import (
     audit_splits,
     calibrated,
-    choose_thresholds,
+    choose_operating_points,
     fit_temperatures,
     fold_summary,
     predictions_table,
@@ -40,6 +40,7 @@ from medseq_tf.features import feature_folder
 from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.fitting import CHECKPOINT, Fitter
 from medseq_tf.inference import Answers, study_answers
+from medseq_tf.operating_points import OperatingPoint
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.pretraining import healthy
@@ -56,6 +57,7 @@ def train(
     name: str | None = None,
     overrides: Iterable[str] = (),
     folds: int | None = None,
+    repeats: int = 1,
     splits: cohort.Rows | list[cohort.Rows] | None = None,
     resume: bool = False,
     features: str | os.PathLike | None = None,
@@ -75,9 +77,12 @@ def train(
       name: the run's name; default the recipe's.
       overrides: `dotted.key=value`, as with `--set`.
       folds: cross-validate over this many patient-level folds: one run a fold, pooled at the end.
-        All folds start from the same weights, so their spread is that of the patients alone.
+        All folds of a repeat start from the same weights.
+      repeats: divide the patients into folds anew this many times, each time from other weights,
+        so that the figures are means over the luck of the folds and of the start.
       splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
-        cross-validated. Studies that are in none are left alone.
+        cross-validated, with `repeats` those of one repeat after the other. Studies that are in
+        none are left alone.
       resume: go on with an interrupted run in `out`, to bitwise the same weights.
       features: the folder where features of a network that is frozen whole are kept, for this run
         and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
@@ -98,26 +103,31 @@ def train(
     if splits is not None:
         if folds is not None:
             raise InputError("folds and splits: give one of them")
-        folds = _check_splits(prepared, splits)
-    before = _before(folder, recipe, prepared, folds, resume, splits)
+        folds = _check_splits(prepared, splits, repeats)
+    if repeats < 1 or (repeats > 1 and folds is None):
+        raise InputError(
+            f"repeats = {repeats}: "
+            + ("expected at least 1" if repeats < 1 else "goes with folds, which it repeats")
+        )
+    before = _before(folder, recipe, prepared, folds, resume, splits, repeats)
     if before.get("status") == "finished":
         return Run.load(folder)
     prepared.verify()
     store = SliceStore(prepared, recipe)
-    splits = _splits(folder, recipe, prepared, folds) if splits is None else splits
+    splits = _splits(folder, recipe, prepared, folds, repeats) if splits is None else splits
     place = feature_folder(features) if recipe.uses_features else None
     if not before:
         _check_model(recipe, prepared, splits if folds is None else splits[0])
         gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
     with locked(folder):
-        now = _before(folder, recipe, prepared, folds, resume, splits)
+        now = _before(folder, recipe, prepared, folds, resume, splits, repeats)
         if now.get("status") == "finished":
             return Run.load(folder)
         if now and not before:
             raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
         if not now:
-            _begin(folder, recipe, prepared, splits, folds)
+            _begin(folder, recipe, prepared, splits, folds, repeats)
         work(recipe, store, splits, folder, name or folder.name, track, verbose, place)
     return Run.load(folder)
 
@@ -129,6 +139,7 @@ def _before(
     folds: int | None,
     resume: bool,
     splits: cohort.Rows | list[cohort.Rows] | None = None,
+    repeats: int = 1,
 ) -> dict[str, Any]:
     """Return what is known of the run to resume, nothing for a new one; refuse any other folder."""
     if not (folder / "run.json").is_file():
@@ -145,6 +156,7 @@ def _before(
     stored, asked = run.experiment.flat(), recipe.flat()
     stored |= {"data": run.info["fingerprint"], "folds": run.info["folds"]}
     asked |= {"data": prepared.fingerprint, "folds": folds}
+    stored["repeats"], asked["repeats"] = run.repeats, repeats
     for key, value in asked.items():
         if stored.get(key) != value:
             raise InputError(
@@ -156,7 +168,9 @@ def _before(
     return run.info
 
 
-def _check_splits(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> int | None:
+def _check_splits(
+    prepared: Prepared, splits: cohort.Rows | list[cohort.Rows], repeats: int = 1
+) -> int | None:
     """Raise an InputError for leakage in given splits; return how many folds they are, if any."""
     parts = splits if isinstance(splits, list) else [splits]
     for split in parts:
@@ -167,7 +181,16 @@ def _check_splits(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -
         cohort.check_leakage(prepared.studies, split)
     if isinstance(splits, list) and len(splits) < 2:
         raise InputError(f"splits: a list of {len(splits)}; cross-validation needs at least 2")
-    return len(splits) if isinstance(splits, list) else None
+    if not isinstance(splits, list):
+        return None
+    if repeats < 1 or len(splits) % repeats:
+        raise InputError(f"splits: a list of {len(splits)} is not {repeats} repeats of equal folds")
+    folds = len(splits) // repeats
+    for start in range(0, len(splits), folds):
+        tested = np.concatenate([split["test"] for split in splits[start : start + folds]])
+        if len(np.unique(tested)) < len(tested):
+            raise InputError("splits: two folds of a repeat test the same study")
+    return folds
 
 
 def _named(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> Any:
@@ -175,14 +198,16 @@ def _named(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> Any:
     return json.loads(cohort.splits_to_json(prepared.studies, splits))
 
 
-def _splits(folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None) -> Any:
+def _splits(
+    folder: Path, recipe: Experiment, prepared: Prepared, folds: int | None, repeats: int
+) -> Any:
     """Return the split, or one a fold; those of a run to resume are the ones that it began with."""
     stored = folder / "splits.json"
     if (folder / "run.json").is_file():
         return cohort.splits_from_json(prepared.studies, stored.read_text("utf-8"))
     if folds is None:
         return cohort.holdout(prepared.studies, recipe.split)
-    return cohort.folds(prepared.studies, folds, recipe.split)
+    return cohort.folds(prepared.studies, folds, recipe.split, repeats)
 
 
 def _check_model(recipe: Experiment, prepared: Prepared, split: Mapping[str, np.ndarray]) -> None:
@@ -205,6 +230,7 @@ def _begin(
     prepared: Prepared,
     splits: Any,
     folds: int | None,
+    repeats: int = 1,
 ) -> None:
     """Write what a run begins with, `run.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +249,7 @@ def _begin(
             "status": "started",
             "fingerprint": prepared.fingerprint,
             "folds": folds,
+            "repeats": repeats,
             **environment(),
         },
     )
@@ -335,12 +362,13 @@ def _finish(fitter: Fitter) -> None:
         for part in ("validation", "test")
         if len(split[part])
     }
-    thresholds = dict.fromkeys(prepared.label_names, 0.5)
-    notes = ["no validation studies: the thresholds are 0.5"]
+    points = operating_points.of_nothing(prepared.label_names)
     if "validation" in answers:
-        thresholds, notes = choose_thresholds(
+        points = choose_operating_points(
             prepared, split["validation"], answers["validation"].probabilities
         )
+    notes = operating_points.notes(points)
+    thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, answers.get(part, nothing), part, thresholds)
         for part, rows in split.items()
@@ -350,7 +378,7 @@ def _finish(fitter: Fitter) -> None:
     temperatures, unscaled = fit_temperatures(predictions)
     predictions, notes = calibrated(predictions, temperatures), notes + unscaled
     _write_results(
-        fitter.folder, predictions, prepared, thresholds, temperatures, notes, fitter.tracker
+        fitter.folder, predictions, prepared, points, temperatures, notes, fitter.tracker
     )
 
 
@@ -358,7 +386,7 @@ def _write_results(
     folder: Path,
     predictions: pd.DataFrame,
     prepared: Prepared,
-    thresholds: Mapping[str, float],
+    points: Mapping[str, OperatingPoint],
     temperatures: Mapping[str, float],
     notes: list[str],
     tracker: Tracker,
@@ -370,7 +398,13 @@ def _write_results(
     scored = predictions[predictions["split"] == "test"] if "fold" in predictions else predictions
     table = score(scored, prepared.label_names)
     rows = table.to_dict(orient="records")
-    results = {"thresholds": dict(thresholds), "temperatures": dict(temperatures)}
+    folds = "fold" in predictions
+    results = {
+        "question": cross_validation.RECIPE if folds else cross_validation.FITTED,
+        "thresholds": {label: point.threshold for label, point in points.items()},
+        "operating_points": {label: point.to_dict() for label, point in points.items()},
+        "temperatures": dict(temperatures),
+    }
     write_json(folder / "metrics.json", {**results, "notes": notes, "table": rows})
     if not isinstance(tracker, Section):
         run = Run(folder)
@@ -408,38 +442,61 @@ def _cross_validate(
     features: Path | None,
 ) -> None:
     """Train one run a fold and pool their test predictions, each called by its fold's threshold."""
-    prepared = store.prepared
+    prepared, repeats = store.prepared, Run(folder).repeats
+    folds = len(splits) // repeats
     with _tracked(folder, name, track) as tracker:
-        tracker.params({**recipe.flat(), "folds": len(splits)})
+        tracker.params({**recipe.flat(), "folds": folds, "repeats": repeats})
         tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
         for number, split in enumerate(splits, start=1):
+            repeat = (number - 1) // folds + 1
             if verbose:
-                print(f"Fold {number}/{len(splits)}")
+                words = f"Fold {number - (repeat - 1) * folds}/{folds}"
+                print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
+            own = of_repeat(recipe, repeat)
             fold = folder / f"fold_{number}"
-            before = _before(fold, recipe, prepared, None, resume=True)
+            before = _before(fold, own, prepared, None, resume=True)
             if not before:
-                _begin(fold, recipe, prepared, split, None)
+                _begin(fold, own, prepared, split, None)
             if before.get("status") != "finished":
                 title, parent = f"{name} fold {number}", tracker.reference
                 part = isinstance(track, Section)
                 where = track.within(f"fold_{number}/") if part else bool(track)
-                _train_one(recipe, store, split, fold, title, where, verbose, features, parent)
+                _train_one(own, store, split, fold, title, where, verbose, features, parent)
                 gc.collect()
         _pool(folder, prepared, tracker)
 
 
+def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
+    """Return a recipe with the seed of a repeat, so that each starts from weights of its own.
+
+    The first has the recipe's own seed.
+    """
+    if repeat == 1:
+        return recipe
+    seed = int(np.random.SeedSequence([recipe.seed, repeat]).generate_state(1)[0]) % 2**31
+    return recipe.model_copy(update={"seed": seed})
+
+
 def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
-    runs = Run(folder).folds
+    whole = Run(folder)
+    runs, folds = whole.folds, whole.info["folds"]
     pooled = pd.concat(
-        [run.predictions.assign(fold=number) for number, run in enumerate(runs, start=1)],
+        [
+            run.predictions.assign(fold=number, repeat=(number - 1) // folds + 1)
+            for number, run in enumerate(runs, start=1)
+        ],
         ignore_index=True,
     )
-    thresholds, temperatures = (
-        {label: float(np.mean([values[label] for values in of_folds])) for label in of_folds[0]}
-        for of_folds in ([run.thresholds for run in runs], [run.temperatures for run in runs])
-    )
-    notes = [f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes]
-    _write_results(folder, pooled, prepared, thresholds, temperatures, notes, tracker)
+    tested = pooled[pooled["split"] == "test"]
+    points = operating_points.of_folds(tested, prepared.label_names)
+    unseen = operating_points.unseen(tested).assign(split="validation")
+    temperatures, unscaled = fit_temperatures(unseen)
+    notes = [
+        *operating_points.notes(points),
+        *(note.replace("validation", "the held-out patients") for note in unscaled),
+        *(f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes),
+    ]
+    _write_results(folder, pooled, prepared, points, temperatures, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])
     several = len(prepared.label_names) > 1
     for row in summary.itertuples():

@@ -42,6 +42,7 @@ ROAD = [
     "pixel_metrics",
     "metrics",
     "cross_validation",
+    "operating_points",
     "runs",
     "search",
     "leakage",
