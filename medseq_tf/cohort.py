@@ -143,6 +143,45 @@ def check_leakage(studies: pd.DataFrame, split: Rows) -> None:
                 )
 
 
+def check_training(studies: pd.DataFrame, split: Rows) -> None:
+    """Raises if the training studies hold one class of a label only, of which nothing is learned.
+
+    Args:
+        studies: One row a study.
+        split: Row numbers by split.
+
+    Raises:
+        InputError: Names the label and the class.
+    """
+    for label, kind in _missing(studies, split["train"]):
+        raise InputError(
+            f"the training split has no {kind} patient of label {label!r}, of which nothing could "
+            "be learned: give it other patients, set split.given=false, or leave the label out"
+        )
+
+
+def unjudged(studies: pd.DataFrame, split: Rows) -> list[str]:
+    """What a split's test studies cannot say for want of a class, label by label, in words."""
+    if not len(split["test"]):
+        return []
+    return [
+        f"{label}: the test split has no {kind} patient, so its ranking cannot be judged"
+        for label, kind in _missing(studies, split["test"])
+    ]
+
+
+def _missing(studies: pd.DataFrame, rows: np.ndarray) -> list[tuple[str, str]]:
+    """(label, kind) of the classes without a study among some rows."""
+    part = studies.iloc[rows]
+    return [
+        (column.removeprefix("label."), kind)
+        for column in part.columns
+        if column.startswith("label.")
+        for kind, value in (("positive", 1), ("negative", 0))
+        if not (part[column] == value).any()
+    ]
+
+
 def splits_to_json(studies: pd.DataFrame, splits: Rows | list[Rows]) -> str:
     """Writes one split, or a list of folds, as JSON text: study ids by split."""
     study_ids = studies["study_id"].to_numpy()
@@ -311,6 +350,8 @@ def _divide(
     _check_enough(columns, classes.sum(axis=0), sizes.sum(), positive_shares, what)
     entropy = [number % 2**32 for number in seed]
     places = _stratify(classes, sizes, wanted, np.random.default_rng(entropy))
+    if len(columns) > 1:
+        places = _exchange(classes, sizes, places, wanted)
     _check_classes(columns, classes, places, names)
     result = {name: np.empty(0, dtype=np.int64) for name in shares}
     for index, name in enumerate(names):
@@ -377,6 +418,64 @@ def _stratify(
     for group in order[places[order] < 0]:
         place(group, room)
     return places
+
+
+CANDIDATES = 100
+"""Groups of a split that are looked at for an exchange: the first of them."""
+
+
+def _exchange(
+    classes: np.ndarray, sizes: np.ndarray, places: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
+    """Exchange groups of equal size between splits until each has what it should of every class.
+
+    With several labels a patient who is dealt out for the one takes the place of another, and a
+    small split can be full before a rare label's turn comes. Of a class with two patients for each
+    split, and two more where training is one of them, every split should have two; of one with a
+    patient for each split, one. An exchange is made if it lessens what is missing; of several, the
+    one that keeps the splits nearest to their shares.
+
+    Args:
+        classes: (groups, classes) number of patients of each class in each group.
+        sizes: (groups,) number of patients.
+        places: (groups,) the number of the split.
+        shares: (splits,) share of the patients.
+
+    Returns:
+        (groups,) the number of the split; unchanged where nothing is missing.
+    """
+    places, count = places.copy(), len(shares)
+    totals = classes.sum(axis=0)
+    spare = 0 if np.allclose(shares, shares[0]) else 2
+    least = np.where(totals >= 2 * count + spare, 2, np.where(totals >= count, 1, 0))
+    fair = shares[:, None] * totals
+    held = np.stack([classes[places == split].sum(axis=0) for split in range(count)])
+
+    def missing(amounts: np.ndarray) -> np.ndarray:
+        return np.clip(least - amounts, 0, None).sum(axis=-1)
+
+    while True:
+        best = None
+        for split, kind in np.argwhere(held < least):
+            givers = np.flatnonzero((places != split) & (classes[:, kind] > 0))[:CANDIDATES]
+            takers = np.flatnonzero((places == split) & (classes[:, kind] == 0))[:CANDIDATES]
+            for giver in givers:
+                others = takers[sizes[takers] == sizes[giver]]
+                other = places[giver]
+                change = classes[giver] - classes[others]
+                after, rest = held[split] + change, held[other] - change
+                gain = missing(held[split]) + missing(held[other]) - missing(after) - missing(rest)
+                far = ((after - fair[split]) ** 2 + (rest - fair[other]) ** 2).sum(axis=-1)
+                for number in np.flatnonzero(gain > 0):
+                    key = (-gain[number], far[number], giver, others[number])
+                    best = key if best is None or key < best else best
+        if best is None:
+            return places
+        giver, taker = best[2:]
+        split, other = places[taker], places[giver]
+        change = classes[giver] - classes[taker]
+        held[split], held[other] = held[split] + change, held[other] - change
+        places[giver], places[taker] = split, other
 
 
 def _ask(total: int, shares: np.ndarray) -> np.ndarray:

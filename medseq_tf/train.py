@@ -117,6 +117,8 @@ def train(
     splits = _splits(folder, recipe, prepared, folds, repeats) if splits is None else splits
     place = feature_folder(features) if recipe.uses_features else None
     if not before:
+        for split in [splits] if folds is None else splits:
+            cohort.check_training(prepared.studies, split)
         _check_model(recipe, prepared, splits if folds is None else splits[0])
         gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
@@ -367,7 +369,7 @@ def _finish(fitter: Fitter) -> None:
         points = choose_operating_points(
             prepared, split["validation"], answers["validation"].probabilities
         )
-    notes = operating_points.notes(points)
+    notes = operating_points.notes(points) + cohort.unjudged(prepared.studies, split)
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, answers.get(part, nothing), part, thresholds)

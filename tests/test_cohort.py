@@ -281,6 +281,76 @@ def test_a_rare_label_among_several_does_not_stop_the_split():
         cohort.folds(make_studies(labels), 5, Split())
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("n", [40, 100])
+def test_every_split_has_both_classes_of_every_label_where_possible(n, seed):
+    """Five labels, of which some are rare: none is without a patient in a small validation."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((n, 5))
+    for number, positives in enumerate([3, 4, 8, n // 4, n - 8]):
+        labels[rng.choice(n, positives, replace=False), number] = 1
+    studies = make_studies(labels)
+    rows = cohort.holdout(studies, Split(seed=seed))
+    for part in rows.values():
+        counts = np.stack([labels[part].sum(axis=0), (1 - labels[part]).sum(axis=0)])
+        assert counts.min() >= 1
+        assert counts[:, 2:].min() >= 2
+    for rows in cohort.folds(studies, 3, Split(seed=seed)):
+        for part in rows.values():
+            counts = np.stack([labels[part].sum(axis=0), (1 - labels[part]).sum(axis=0)])
+            assert counts[:, 2:].min() >= 1
+        assert labels[rows["test"]].sum(axis=0).min() >= 1
+
+
+def test_exchanges_keep_patients_and_sizes():
+    rng = np.random.default_rng(3)
+    labels = (rng.random((60, 5)) < [0.1, 0.1, 0.3, 0.5, 0.9]).astype(float)
+    patients = np.arange(60) // 2
+    studies = make_studies(labels, patients)
+    rows = cohort.holdout(studies, Split(test=0.2, validation=0.2))
+    assert_sound(studies, rows)
+    assert [len(set(patients[part])) for part in rows.values()] == [18, 6, 6]
+
+
+def test_repeats_divide_anew_and_the_first_is_as_without():
+    studies = balanced(60)
+    once, thrice = cohort.folds(studies, 3, Split()), cohort.folds(studies, 3, Split(), 3)
+    assert len(thrice) == 9
+    for first, second in zip(once, thrice, strict=False):
+        assert all((first[name] == second[name]).all() for name in cohort.SPLITS)
+    for start in (0, 3, 6):
+        tested = np.concatenate([rows["test"] for rows in thrice[start : start + 3]])
+        assert sorted(tested) == list(range(60))
+        for rows in thrice[start : start + 3]:
+            assert_sound(studies, rows)
+    tests = {tuple(rows["test"]) for rows in thrice}
+    assert len(tests) == 9
+    with pytest.raises(InputError, match="repeats = 0"):
+        cohort.folds(studies, 3, Split(), 0)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("positive", 0), ("negative", 1)])
+def test_a_given_split_of_one_class_in_training_is_refused_by_name(kind, value):
+    labels = np.stack([np.arange(20) % 2, np.arange(20) // 2 % 2], axis=1)
+    labels[:10, 1] = value
+    split = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
+    studies = make_studies(labels, split=split)
+    rows = cohort.holdout(studies, Split())
+    with pytest.raises(InputError, match=f"no {kind} patient of label 'label1'.*split.given=false"):
+        cohort.check_training(studies, rows)
+
+
+def test_what_a_given_test_split_cannot_judge_is_said():
+    labels = np.arange(20) % 2
+    labels[14:] = 0
+    split = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
+    studies = make_studies(labels, split=split)
+    rows = cohort.holdout(studies, Split())
+    assert cohort.unjudged(studies, rows) == [
+        "stroke: the test split has no positive patient, so its ranking cannot be judged"
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

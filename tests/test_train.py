@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -410,6 +411,21 @@ def test_repeats_divide_anew_and_start_from_other_weights(folded, demo_data, tmp
     assert run_small(demo_data, run.path, "fit.epochs=1", folds=2, repeats=2, resume=True)
     with pytest.raises(InputError, match="repeats = 2, asked for 1"):
         run_small(demo_data, run.path, "fit.epochs=1", folds=2, resume=True)
+
+
+def test_a_training_split_of_one_class_is_refused_by_the_label_s_name(demo_data, tmp_path):
+    prepared = Prepared.load(demo_data)
+    positive = prepared.labels[:, 0] == 1
+    given = np.where(positive, "train", "test")
+    studies = prepared.studies.assign(split=given)
+    given = dataclasses.replace(prepared, studies=studies)
+    with pytest.raises(InputError, match="no negative patient of label 'lesion'"):
+        run_small(given, tmp_path / "run", "split.validation=0")
+    rows = {"train": np.flatnonzero(positive)[:5], "validation": np.zeros(0, int)}
+    rows["test"] = np.flatnonzero(~positive)[:5]
+    with pytest.raises(InputError, match="no negative patient of label 'lesion'"):
+        run_small(prepared, tmp_path / "run", splits=rows)
+    assert not (tmp_path / "run").exists()
 
 
 def test_repeats_need_folds(demo_data, tmp_path):
