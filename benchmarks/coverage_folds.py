@@ -277,37 +277,35 @@ PAIRS = {
 """Recipes of equal expected AUROC."""
 
 
-def rejections(
-    name: str, patients: int, repeats: tuple[int, ...] = (1, 5), cohorts: int = 500, seed: int = 0
-) -> dict[int, float]:
-    """Share of the cohorts in which two equal recipes differ with p < 0.05, by repeats.
+def equal_recipes(
+    name: str, patients: int, repeats: int, cohorts: int, seed: int
+) -> list[tuple[Array, Array, Array]]:
+    """Two recipes of the same expected AUROC, as `cross_validate` gives them.
 
     `halves` are two learners that see other, equally good features of the patients.
     """
-    half = patients // 2
     if name == "halves":
-        a = b = LEARNERS[1]
-        gap = gap_for(a, patients, 0.7)
+        learner = LEARNERS[1]
+        gap = gap_for(learner, patients, 0.7)
         parts = [draw(cohorts, patients, gap, np.random.default_rng([seed, i])) for i in (1, 2)]
-        both = [
-            cross_validate([one], *part, max(repeats), seed, [1])[0]
-            for one, part in zip((a, b), parts, strict=True)
-        ]
-    else:
-        a, b, auroc = PAIRS[name]
-        features = max(a.features, b.features)
-        gap = np.zeros(features)
-        if auroc > 0.5:
-            gap = gap_for(a, patients, auroc)
-        positive, negative = draw(cohorts, patients, gap, np.random.default_rng([seed, patients]))
-        both = cross_validate([a, b], positive, negative, max(repeats), seed, [1, 2])
+        return [cross_validate([learner], *part, repeats, seed, [1])[0] for part in parts]
+    a, b, auroc = PAIRS[name]
+    gap = gap_for(a, patients, auroc) if auroc > 0.5 else np.zeros(max(a.features, b.features))
+    drawn = draw(cohorts, patients, gap, np.random.default_rng([seed, patients]))
+    return cross_validate([a, b], *drawn, repeats, seed, [1, 2])
+
+
+def rejections(
+    name: str, patients: int, repeats: tuple[int, ...] = (1, 5), cohorts: int = 500, seed: int = 0
+) -> dict[int, float]:
+    """Share of the cohorts in which two equal recipes differ with p < 0.05, by repeats."""
+    half, both = patients // 2, equal_recipes(name, patients, max(repeats), cohorts, seed)
     found = {}
     for count in repeats:
-        rows = count * 2 * half
-        rejected = []
+        rows, rejected = count * 2 * half, []
         for i in range(cohorts):
-            pair = [held_out(*(part[i, :rows] for part in one), half).of(0) for one in both]
-            rejected.append(cross_validation.auroc_difference([tuple(pair)], 0.95)[1] < 0.05)
+            pair = tuple(held_out(*(part[i, :rows] for part in one), half).of(0) for one in both)
+            rejected.append(cross_validation.auroc_difference([pair], 0.95)[1] < 0.05)
         found[count] = float(np.mean(rejected))
     return found
 

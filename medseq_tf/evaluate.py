@@ -775,7 +775,9 @@ def text(table: pd.DataFrame) -> str:
             f"{_interval(row.low, row.high):<17}"
         )
         lines.append((line + count + mark).rstrip())
-    return "\n".join(lines + [f"[{i}] {note}" for i, note in enumerate(notes, start=1)])
+    lines += [f"[{i}] {note}" for i, note in enumerate(notes, start=1)]
+    questions = table["question"].dropna().unique() if "question" in table else []
+    return "\n".join([*lines, *(f"intervals of: {question}" for question in questions)])
 
 
 def _calibration_text(calibration: pd.DataFrame) -> str:
