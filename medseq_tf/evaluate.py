@@ -450,6 +450,7 @@ def score(
         if "fold" in part:
             of_folds = cross_validation.held_out(part, label_names)
             table = cross_validation.evaluate_folds(of_folds, resamples)
+            table["question"] = cross_validation.RECIPE
         else:
             wide = _wide(part)
             table = metrics.evaluate_predictions(
@@ -460,15 +461,14 @@ def score(
                 patients=wide.index.get_level_values("patient").to_numpy(),
                 resamples=resamples,
             )
+            table["question"] = cross_validation.FITTED
         if set(PIXELS) <= set(part):
-            counts = (part[name] for name in PIXELS)
+            pixels = part.groupby(["patient", "study"], as_index=False)[list(PIXELS)].mean()
             of_pixels = metrics.evaluate_pixels(
-                *counts, part["label"].iloc[0], part["patient"].to_numpy()
-            )
+                *(pixels[name] for name in PIXELS), part["label"].iloc[0], pixels["patient"]
+            ).assign(question=cross_validation.FITTED)
             table = pd.concat([table, of_pixels], ignore_index=True)
         table.insert(0, "split", split)
-        folds = "fold" in part
-        table["question"] = cross_validation.RECIPE if folds else cross_validation.FITTED
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
 

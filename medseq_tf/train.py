@@ -118,7 +118,8 @@ def train(
     place = feature_folder(features) if recipe.uses_features else None
     if not before:
         for split in [splits] if folds is None else splits:
-            cohort.check_training(prepared.studies, split)
+            if not recipe.segments:  # a segmenter learns from pixels
+                cohort.check_training(prepared.studies, split)
         _check_model(recipe, prepared, splits if folds is None else splits[0])
         gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
