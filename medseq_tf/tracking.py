@@ -32,8 +32,10 @@ __all__ = ["UNSENT", "Section", "Tracker"]
 DEFAULT_URI = "sqlite:///mlflow.db"
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
 """Seconds between two tries to send what waits: they double."""
+SHARE = 20
+"""And so many times as long as the last try took: no more than a twentieth of the time is lost."""
 LAST_TRIES = 3
-"""When a run ends."""
+"""When MLflow fails for the first time as the run ends."""
 KEY, PARENT_KEY = "medseq_tf.tracker", "medseq_tf.parent_tracker"
 """Tags by which a run is known again that was begun, and the answer lost."""
 NOT_YET = "unsent:"
@@ -88,8 +90,6 @@ class Tracker:
         self._system_metrics = system_metrics
         self._client: Any = None
         self._monitor: Any = None
-        self._said = False
-        self._wait, self._next_try = FIRST_WAIT, 0.0
         self._lock = threading.RLock()
         if not enabled:
             return
@@ -171,6 +171,7 @@ class Tracker:
             return
         record = {"kind": kind, "tracker": self._key, "run": self._name, "run_id": self.run_id}
         record |= {"time": _now(), **values}
+        outage, began = _outage(), time.monotonic()
         with self._lock:
             try:
                 if not self._waiting:
@@ -184,30 +185,31 @@ class Tracker:
                             raise
                 else:
                     self._unsent.append(record)
-                    if tries == 1 and time.monotonic() < self._next_try:
+                    if tries == 1 and began < outage.next_try:
                         return
                 self._send_waiting(tries)
             except Exception as error:
                 self._client = None
-                self._next_try = time.monotonic() + self._wait
-                self._wait = min(2 * self._wait, LONGEST_WAIT)
+                outage.note(time.monotonic() - began)
                 self._say(error)
 
     def _send_waiting(self, tries: int) -> None:
         """Send what waits, in so many tries; raise the last one's error."""
+        waiting = len(self._unsent.read())
         for number in range(tries):
             try:
                 sent = self._unsent.send(self._key, self._deliver)
             except Exception:
                 self._client = None
-                if number == tries - 1:
-                    raise
+                left = len(self._unsent.read())
+                if number == tries - 1 or (left == waiting and _outage().next_try):
+                    raise  # the last try, or it did not answer before either
+                waiting = left
                 time.sleep(FIRST_WAIT * 2**number)
             else:
                 break
-        self._waiting, self._wait = False, FIRST_WAIT
-        if self._said:
-            self._said = False
+        self._waiting = False
+        if _outage().end():
             text = f"MLflow can be used again; {sent} records that were kept are sent"
             print(f"medseq-tf: {text}", file=sys.stderr)
 
@@ -233,14 +235,48 @@ class Tracker:
         self._monitor.start()
 
     def _say(self, error: Exception) -> None:
-        if not self._said:
-            self._said = True
+        if _outage().begin():
             print(
                 f"medseq-tf: MLflow at {public_uri()} cannot be used "
                 f"({first_line(error)[:160]}){remedy()}; the run goes on, its records are kept: "
                 f"`medseq-tf track {self.folder}` sends them",
                 file=sys.stderr,
             )
+
+
+class _Outage:
+    """What is known of an address where MLflow cannot be used, by all trackers of the process.
+
+    Attributes:
+      next_try: when it is to be asked again, on the clock of `time.monotonic`.
+    """
+
+    def __init__(self):
+        self.next_try = 0.0
+        self._wait, self._said = FIRST_WAIT, False
+
+    def note(self, seconds: float) -> None:
+        """Note that it did not answer, after so long."""
+        self.next_try = time.monotonic() + max(self._wait, SHARE * seconds)
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def begin(self) -> bool:
+        """Return whether it has still to be said."""
+        said, self._said = self._said, True
+        return not said
+
+    def end(self) -> bool:
+        """Note that it answers; return whether it was said that it did not."""
+        said = self._said
+        self.__init__()
+        return said
+
+
+_outages: dict[str, _Outage] = {}
+
+
+def _outage() -> _Outage:
+    return _outages.setdefault(tracking_uri(), _Outage())
 
 
 def send_unsent(folder: Path) -> tuple[int, dict[str, str]]:
@@ -295,7 +331,7 @@ def terminate(run_id: str, status: str) -> bool:
 def connect() -> Any:
     """Return MLflow's client; a local database that is not there yet is made."""
     for variable, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():

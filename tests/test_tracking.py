@@ -82,6 +82,7 @@ def kept(folder):
 def quickly(monkeypatch):
     """No waits between two tries."""
     monkeypatch.setattr(tracking, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(tracking, "SHARE", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +172,13 @@ def test_a_run_is_ended_whatever_failed_before(no_server, client, flaky, quickly
     tracker = tracking.Tracker(no_server, "first")
     flaky["log_batch"] = 1
     tracker.metrics({"loss": 1.0}, 1)
-    flaky["set_terminated"] = 2
+    flaky["set_terminated"] = 1
     tracker.end("FAILED")
     assert client.get_run(tracker.run_id).info.status == "FAILED"
+    another = tracking.Tracker(no_server, "another")
+    flaky["set_terminated"] = tracking.LAST_TRIES
+    another.end("KILLED")
+    assert client.get_run(another.run_id).info.status == "KILLED"
 
 
 def test_a_begin_whose_answer_was_lost_is_no_second_run(no_server, client, monkeypatch, quickly):
