@@ -41,6 +41,8 @@ DEFAULT_GIB = 20.0
 IN_USE = ".in-use-"
 LIMIT = "limit_gib"
 VARIABLE = "MEDSEQ_TF_FEATURES_GIB"
+OURS = re.compile(r"[0-9a-f]{64}|\.[a-z0-9_]{8}")
+"""Names of entries, and of what a killed process of version 0.1 left."""
 
 
 def feature_folder(place: str | os.PathLike | None = None) -> Path:
@@ -84,9 +86,16 @@ def cannot_keep(folder: Path, error: OSError) -> InputError:
 
 
 def _named(place: str | os.PathLike | None) -> Path:
-    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    default = Path(cache_home) / "medseq_tf" / "features"
-    return Path(place or os.environ.get("MEDSEQ_TF_FEATURES") or default)
+    if place := place or os.environ.get("MEDSEQ_TF_FEATURES"):
+        return Path(place)
+    try:
+        cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise InputError(
+            "no home folder is known to keep features in; name a folder with --features or "
+            "MEDSEQ_TF_FEATURES"
+        ) from None
+    return cache_home / "medseq_tf" / "features"
 
 
 # ----------------------------------------------------------------------------------- the limit
@@ -140,9 +149,9 @@ def entries(folder: Path) -> list[Entry]:
     """Return what lies in a folder, the least recently used first; nothing that is not ours."""
     found = []
     for part in _parts(folder):
-        with contextlib.suppress(OSError), os.scandir(part) as files_there:
+        with contextlib.suppress(FileNotFoundError), os.scandir(part) as files_there:
             for file in files_there:
-                if re.fullmatch("[0-9a-f]{64}", file.name) and file.is_file(follow_symlinks=False):
+                if OURS.fullmatch(file.name) and file.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         about = file.stat(follow_symlinks=False)
                         found.append(Entry(Path(file.path), about.st_size, about.st_mtime_ns))
@@ -157,7 +166,7 @@ def _parts(folder: Path) -> list[str]:
                 for part in inside
                 if re.fullmatch("[0-9a-f]{2}", part.name) and part.is_dir(follow_symlinks=False)
             ]
-    except OSError:
+    except FileNotFoundError:
         return []
 
 
@@ -182,6 +191,7 @@ def in_use(folder: Path) -> Iterator[Path]:
                 break
             except InputError:
                 continue  # taken for a killed process's before it could be locked
+        os.chmod(file, stat.S_IMODE(folder.stat().st_mode) & 0o666)  # to be asked by all its users
         touch(file)
         yield file
 
@@ -195,7 +205,7 @@ def _users(folder: Path) -> list[int]:
             try:
                 with files.locked(file, "in use"):  # and with it removed
                     pass
-            except InputError:
+            except (InputError, PermissionError):
                 since.append(used)
     return since
 
@@ -214,10 +224,14 @@ def make_room(folder: Path, most: int) -> tuple[int, int]:
     for entry in there:
         if left <= most or entry.used >= oldest_in_use:
             break
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if entry.path.stat().st_mtime_ns != entry.used:
                 continue  # used since
             entry.path.unlink()
+        except FileNotFoundError:
+            pass  # removed by another process
+        except PermissionError:
+            continue  # another user's, who does not share it
         left, removed = left - entry.bytes, removed + 1
     return left, removed
 
@@ -292,16 +306,18 @@ def cache(
             removed += make_room(folder, most)[1]
         if clear:
             removed += make_room(folder, -1)[1]
+        there, users = entries(folder), _users(folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be changed ({error.strerror or error})") from None
-    there, (most, source) = entries(folder), limit_of(folder)
+        verb = "read" if limit is None and not clear else "changed"
+        raise InputError(f"{folder}: cannot be {verb} ({error.strerror or error})") from None
+    most, source = limit_of(folder)
     return Cache(
         folder,
         len(there),
         sum(entry.bytes for entry in there),
         most,
         source,
-        len(_users(folder)),
+        len(users),
         there[0].used / 1e9 if there else None,
         removed,
     )

@@ -17,7 +17,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import sequences, slice_values
-from medseq_tf.errors import InputError
+from medseq_tf.errors import Diverged, InputError
 from medseq_tf.experiment import Augment, Experiment
 from medseq_tf.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
 from medseq_tf.layers import PerPosition
@@ -70,7 +70,8 @@ class Explainer:
         self.part_of = self._parts(run, studies)
         self.seed = seed
         self.models: dict[Path, Graphs] = {}
-        self.store = SliceStore(prepared, (run.folds or [run])[0].experiment)
+        self.experiment = (run.folds or [run])[0].experiment
+        self.store = SliceStore(prepared, self.experiment)
 
     @staticmethod
     def _parts(run: Run, studies: Sequence[str]) -> dict[str, Run]:
@@ -197,7 +198,7 @@ class Explainer:
     @property
     def segments(self) -> bool:
         """Whether the run's model is a segmenter."""
-        return next(iter(self.part_of.values())).experiment.segments
+        return self.experiment.segments
 
     @property
     def pixel_methods(self) -> tuple[str, ...]:
@@ -323,6 +324,7 @@ class ShownStudy:
     """One study before one model.
 
     Attributes:
+        study: its id.
         inputs: all slices of the study, (slices, height, width, channels), as the model takes them.
         sequences: positions of the slices of each sequence that answers for the study.
         distinct: positions of the slices that stand in any of them.
@@ -332,6 +334,7 @@ class ShownStudy:
         self.network, self.model = network, network.model
         self.settings = network.experiment.input
         self.inputs = study_input(store, row, Augment(), np.zeros(2, np.int32))
+        self.study = store.prepared.studies["study_id"].iat[row]
         self.length = int(self.inputs.shape[0])
         self.sequences = sequences.evaluation_sequences(self.length, network.experiment.sequence)
         self.distinct = np.unique(np.concatenate(self.sequences))
@@ -363,6 +366,8 @@ class ShownStudy:
             for i, part in enumerate(chunk):
                 padded[i, : lengths[part]] = parts[part]
             found[chunk] = tf.sigmoid(self._logits(padded, lengths[chunk])).numpy()
+        if not np.isfinite(found).all():
+            raise Diverged(f"study {self.study}: the model's probabilities are no numbers")
         return found
 
     def _logits(self, positions: np.ndarray, lengths: np.ndarray) -> tf.Tensor:

@@ -101,6 +101,7 @@ def quality(
     explainer = Explainer(run, prepared, studies)
     if pixels == PIXEL_METHODS and (run.folds or [run])[0].experiment.segments:
         pixels = None
+    explainer.check(label, pixels)
     number = prepared.label_names.index(label)
     rows, curves = [], []
     for name in studies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import shutil
 import signal
@@ -190,6 +191,34 @@ def test_processes_kills_and_a_small_limit_on_one_folder(prepared, tmp_path, mon
         np.testing.assert_array_equal(store.of(row), expected.of(row))
 
 
+def test_what_killed_processes_left_goes_too(tmp_path):
+    part = entry(tmp_path, 1).parent
+    for name in (".partial-0123456789ab", ".tmp8_k2x"):
+        (part / name).write_bytes(bytes(KIB))
+    (part / ".gitignore").write_text("mine")
+    cache.cache(tmp_path, clear=True)
+    assert [path.name for path in part.iterdir()] == [".gitignore"]
+
+
+def test_without_a_home_a_folder_is_asked_for(tmp_path, monkeypatch):
+    for name in ("MEDSEQ_TF_FEATURES", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match=r"no home folder is known .*--features"):
+        cache.feature_folder()
+    assert cache.feature_folder(tmp_path) == tmp_path
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: cannot be read \(Not a directory\)"):
+        cache.cache(tmp_path / "file")
+
+
 # --------------------------------------------------------------------------------- the limit
 
 
@@ -280,3 +309,11 @@ def test_a_folder_that_may_no_longer_be_written_to_is_one_line(prepared, tmp_pat
     with pytest.raises(InputError, match=r"kept there \(Permission denied\); name another folder"):
         store.prepare(plain([1]))
     assert Path(tmp_path).is_dir()
+
+
+def test_the_command_has_the_defaults_of_its_function():
+    found = cli.cli.commands["cache"].make_context("cache", []).params
+    parameters = inspect.signature(cache.cache).parameters
+    assert {name: found[name] for name in parameters} == {
+        name: parameter.default for name, parameter in parameters.items()
+    }

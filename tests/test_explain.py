@@ -336,6 +336,33 @@ def test_a_wrong_method_is_said_for_several_studies_too(run, demo_data):
     assert len(explain.studies(run, demo_data, pairs)) == 2
 
 
+def test_answers_that_are_no_numbers_are_no_negative_ones(run, demo_data, monkeypatch):
+    logits = ShownStudy._logits
+    monkeypatch.setattr(ShownStudy, "_logits", lambda *arguments: logits(*arguments) * np.nan)
+    name = run.splits["test"][0]
+    with pytest.raises(InputError, match=f"{name}.*no numbers"):
+        explain.study(run, demo_data, name)
+
+
+def test_quality_knows_its_methods_whatever_the_studies(run, demo_data):
+    with pytest.raises(InputError, match="pixels = 'magic': expected grad_cam or integrated"):
+        explain.quality(run, demo_data, pixels=["magic"])
+
+
+def test_without_validation_studies_the_base_is_the_mean_of_the_others(
+    run, demo_data, prepared, monkeypatch
+):
+    table = run.predictions
+    table = table[table["split"] == "test"]
+    monkeypatch.setattr(type(run), "predictions", table)
+    every = Explainer(run, prepared, run.splits["test"][:1])
+    base, note = every.base(run)
+    assert base == {"lesion": pytest.approx(table["probability"].mean())}
+    assert "no validation studies" in note
+    monkeypatch.setattr(type(run), "predictions", table[:0])
+    assert every.base(run)[0] == {"lesion": 0.5}
+
+
 def test_a_study_that_cannot_be_read_is_left_out_of_several(run, demo_data, monkeypatch):
     first, second = run.splits["test"][:2]
     read = Prepared.slices
