@@ -272,7 +272,7 @@ def judge(
     return Evaluation(
         score(predictions, label_names, resamples),
         predictions,
-        calibration_table(predictions, resamples),
+        calibration_table(predictions),
         confusion_table(predictions),
         subgroup_table(predictions, label_names, groups, resamples),
     )
@@ -404,26 +404,19 @@ def choose_operating_points(
 def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """Return each label's temperature, fitted on the validation studies, and notes.
 
-    It is 1, with a note, where validation has one class only, is told apart without error (the
-    likeliest temperature would make every probability 0 or 1), or says so little that the likeliest
-    temperature lies beyond `metrics.TEMPERATURES`.
+    It is 1, with a note, where validation has one class only, and 1 where validation does not speak
+    against the probabilities as they are; see `metrics.fit_temperature`.
     """
     temperatures, notes = {}, []
     for label, part in predictions.groupby("label", sort=False):
         part = part[(part["split"] == "validation") & part["truth"].notna()]
         truth, probability = part["truth"].to_numpy(float), part["probability"].to_numpy(float)
-        temperatures[label] = 1.0
         if len(np.unique(truth)) < 2:
+            temperatures[label] = 1.0
             reason = "validation does not have both classes"
-        elif metrics.auroc(truth, probability) == 1:
-            reason = "validation is told apart without error"
+            notes.append(f"{label}: {reason}, so probabilities are not scaled")
         else:
-            fitted = metrics.fit_temperature(truth, metrics.logits(probability))
-            if fitted not in metrics.TEMPERATURES:
-                temperatures[label] = fitted
-                continue
-            reason = f"validation's likeliest temperature lies beyond {fitted:g}"
-        notes.append(f"{label}: {reason}, so probabilities are not scaled")
+            temperatures[label] = metrics.fit_temperature(truth, metrics.logits(probability))
     return temperatures, notes
 
 
@@ -479,30 +472,48 @@ def _wide(predictions: pd.DataFrame) -> pd.DataFrame:
     return predictions.pivot(index=["patient", "study"], columns="label", values=values)
 
 
-def calibration_table(predictions: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
-    """Return Brier score and expected calibration error before and after temperature scaling.
+CALIBRATION = {
+    "observed_expected": metrics.observed_expected,
+    "calibration_intercept": metrics.calibration_intercept,
+    "calibration_slope": metrics.calibration_slope,
+    "brier": metrics.brier_interval,
+    "expected_calibration_error": None,
+}
+"""The rows of `calibration_table`, in its order."""
+
+
+def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return how well probabilities are calibrated before and after temperature scaling.
+
+    O/E, the share of positives over the mean probability (1 is right); the intercept, what is to be
+    added to the logits (0 is right); the slope, what they are to be multiplied by (1 is right); the
+    Brier score; and the expected calibration error, which right probabilities have too: its `null`
+    columns say what they would have by chance, and there is no interval of it.
 
     Returns:
       One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
-      `after_low`, `after_high` (95%, bootstrap over patients), `note`.
+      `after_low`, `after_high` (95%, over patients), `before_null`, `before_null_high`,
+      `after_null`, `after_null_high` (median and 95th percentile of right probabilities), `note`.
     """
-    measures = {
-        "brier": metrics.brier,
-        "expected_calibration_error": lambda labels, probabilities, weights: (
-            metrics.expected_calibration_error(labels, probabilities, weights=weights)
-        ),
-    }
     rows = []
     for (split, label), part in predictions.groupby(["split", "label"], sort=False):
+        part = part[part["truth"].notna()]
         truth, patients = part["truth"].to_numpy(float), part["patient"].to_numpy()
-        for name, measure in measures.items():
-            row = {"split": split, "label": label, "metric": name}
+        for name, measure in CALIBRATION.items():
+            row, notes = {"split": split, "label": label, "metric": name}, []
             for when, column in (("before", "probability"), ("after", "calibrated")):
-                found = metrics.bootstrap(
-                    measure, truth, part[column].to_numpy(float), patients, resamples
-                )
+                probability = part[column].to_numpy(float)
+                null = (np.nan, np.nan)
+                if measure is None:
+                    value = metrics.expected_calibration_error(truth, probability)
+                    found = metrics.Estimate(float(value), np.nan, np.nan)
+                    null = metrics.null_calibration_error(probability)
+                else:
+                    found = measure(truth, probability, patients)
                 row |= {when: found.value, f"{when}_low": found.low, f"{when}_high": found.high}
-            rows.append({**row, "note": found.note})
+                row |= {f"{when}_null": null[0], f"{when}_null_high": null[1]}
+                notes.append(found.note)
+            rows.append({**row, "note": "; ".join(filter(None, dict.fromkeys(notes)))})
     return pd.DataFrame(rows)
 
 
@@ -782,13 +793,29 @@ def text(table: pd.DataFrame) -> str:
 
 def _calibration_text(calibration: pd.DataFrame) -> str:
     width = max(10, *calibration["label"].str.len()) + 2
-    lines = [
-        f"{'calibration':<12}{'label':<{width}}{'metric':<31}before  after temperature scaling"
-    ]
-    for row in calibration.itertuples():
-        name = f"{row.split:<12}{row.label:<{width}}{row.metric:<31}"
-        lines.append(f"{name}{_number(row.before):>6}  {_number(row.after)}")
+    head = f"{'calibration':<12}{'label':<{width}}{'metric':<28}{'as predicted':<26}after scaling"
+    lines = [head]
+    for row in calibration.to_dict(orient="records"):
+        cells = [_number(row[when]) + calibration_range(row, when) for when in ("before", "after")]
+        name = f"{row['split']:<12}{row['label']:<{width}}{row['metric']:<28}"
+        lines.append(f"{name}{cells[0]:<26}{cells[1]}".rstrip())
+    lines.append(
+        "right: O/E 1, intercept 0, slope 1 (below: too extreme); 95% intervals in brackets"
+    )
     return "\n".join(lines)
+
+
+def calibration_range(row: Mapping[str, float], when: str) -> str:
+    """Return the interval of a row of `calibration_table`, or what right probabilities have."""
+    low, high = row[f"{when}_low"], row[f"{when}_high"]
+    if not pd.isna(low):
+        return f" ({_bound(low)} to {_bound(high)})"
+    null = row[f"{when}_null"]
+    return "" if pd.isna(null) else f" (if right {null:.3f}, to {row[f'{when}_null_high']:.3f})"
+
+
+def _bound(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "no bound"
 
 
 def _confusion_text(confusion: pd.DataFrame) -> str:

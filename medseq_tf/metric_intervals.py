@@ -30,11 +30,14 @@ from medseq_tf.point_metrics import (
     TRADE_OFFS,
     Array,
     all_metrics,
+    brier,
     class_limits,
     confusion,
+    owners_of,
     ratio,
 )
 from medseq_tf.proportions import combine, correlation, effective_interval, wilson_interval
+from medseq_tf.resampling import Estimate
 
 TABLE = (*RANKING, *TRADE_OFFS, *DECISIONS, "brier")
 """Names of the metrics in a table, in its order."""
@@ -332,3 +335,26 @@ def label_row(label: LabelPredictions, metric: str, estimate: MetricEstimate) ->
         "threshold": float(thresholds[0]) if has_threshold else float("nan"),
         "note": estimate.note,
     }
+
+
+def brier_interval(
+    labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
+) -> Estimate:
+    """The Brier score with its interval over patients.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,) in [0, 1].
+        patients: (studies,) owners; None: each study has its own.
+        confidence: Of the interval.
+    """
+    labels = np.asarray(labels, dtype=float)
+    value, owners = float(brier(labels, probabilities)), owners_of(patients, len(labels))
+    known = ~np.isnan(labels)
+    count = len(np.unique(owners[known]))
+    if count < 2:
+        return Estimate(value, float("nan"), float("nan"), "fewer than two patients")
+    pieces = left_out_weights(jackknife_groups(owners))
+    without = np.concatenate([brier(labels, probabilities, weights) for weights in pieces])
+    variance = jackknife_variance(influences(without))
+    return Estimate(value, *effective_interval(value, variance, count, confidence))
