@@ -51,6 +51,12 @@ SHOWN = (
 PIXELS = ("found", "false", "missed")
 """Columns of a segmenter's predictions: pixels of the lesion, called or not, and others called."""
 
+ANY_POSITIVE = (
+    "By patient: a patient is positive if one of the studies is, and is called positive if one of "
+    "them is called so. The other figures are of studies."
+)
+"""What a table of calls by patient counts."""
+
 SUBGROUP_METRICS = ("auroc", "recall", "specificity")
 SPLIT_NAMES = ("validation", "test", "all")
 
@@ -65,7 +71,7 @@ class Evaluation:
         `average_precision_pooled` besides; of a segmenter, those of `metrics.pixel_metrics`.
       predictions: one row a study and label: study, patient, slices (their number), split, label,
         truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
-        positive (the call) and, for cross-validated runs, fold; of a segmenter, the lesion's pixels
+        positive (the call), `cut_` and each metric of `CUTS` (its own threshold, if known) and, for cross-validated runs, fold; of a segmenter, the lesion's pixels
         `found`, `false` and `missed`.
       calibration: one row a split, label and metric (`brier`, `expected_calibration_error`):
         before and after temperature scaling, with intervals.
@@ -128,7 +134,8 @@ class Comparison:
       table: as `Evaluation.table`, with the column `model` in front, over the studies that every
         model was tested on.
       differences: one row a label, metric and pair of models: `model`, `other`, `difference`, its
-        95% interval, `p` (two-sided, not adjusted for the number of comparisons), `method`, `note`.
+        95% interval, `p` (two-sided), `p_adjusted` (Holm's, for all tests of the table), `method`,
+        `note`.
       notes: studies that are left out.
     """
 
@@ -149,8 +156,11 @@ class Comparison:
             )
         lines.append("")
         lines.append("differences, on the same patients")
+        tests = int(self.differences["p"].notna().sum())
         for row in self.differences[self.differences["metric"].isin(SHOWN)].itertuples():
             p = "" if pd.isna(row.p) else f"   p = {row.p:.3f}"
+            if p and row.p_adjusted != row.p:
+                p += f", {row.p_adjusted:.3f} adjusted for {tests} tests"
             note = f"   ({row.note})" if row.note else ""
             lines.append(
                 f"{row.model} - {row.other}  {row.label:<{labels}}{row.metric:<31}"
@@ -334,7 +344,12 @@ def predict_rows(run: Run, store: SliceStore, rows: np.ndarray, split: str) -> p
     """Return the predictions of a run's best model for some rows of a prepared data set."""
     answers = study_answers(run.model(), store, rows, run.experiment)
     table = predictions_table(store.prepared, rows, answers, split, run.thresholds)
-    return calibrated(table, run.temperatures)
+    return with_cuts(calibrated(table, run.temperatures), stored_cuts(run))
+
+
+def stored_cuts(run: Run) -> dict[str, dict[str, float]]:
+    """Return a run's cuts of `CUTS` by label; of an old run from its validation predictions."""
+    return run.cuts or choose_cuts(run.predictions)
 
 
 def _ensemble(run: Run, store: SliceStore) -> pd.DataFrame:
@@ -344,7 +359,8 @@ def _ensemble(run: Run, store: SliceStore) -> pd.DataFrame:
     if len(answers) > 1:  # there is no mask that the folds have in common
         answers = [Answers(np.mean([part.probabilities for part in answers], axis=0))]
     table = predictions_table(store.prepared, rows, answers[0], "all", run.thresholds)
-    return calibrated(table, run.temperatures)
+    cuts = {} if run.folds else stored_cuts(run)
+    return with_cuts(calibrated(table, run.temperatures), cuts)
 
 
 def predictions_table(
@@ -401,6 +417,48 @@ def choose_operating_points(
     return operating_points.of_validation(*values, patients, prepared.label_names)
 
 
+CUTS = {
+    "sensitivity_at_90_specificity": "specificity>=0.9",
+    "specificity_at_90_sensitivity": "sensitivity>=0.9",
+}
+"""The metrics of an operating point beside the threshold, and the rule that chooses it."""
+
+
+def choose_cuts(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return, by label, the cut of each metric of `CUTS`, chosen on the validation studies.
+
+    A label that validation cannot judge, having one class only, has none.
+    """
+    cuts: dict[str, dict[str, float]] = {}
+    for label, part in predictions.groupby("label", sort=False):
+        part = part[(part["split"] == "validation") & part["truth"].notna()]
+        truth, probability = part["truth"].to_numpy(float), part["probability"].to_numpy(float)
+        if len(np.unique(truth)) == 2:
+            cuts[label] = {
+                name: metrics.choose_threshold(truth, probability, rule)
+                for name, rule in CUTS.items()
+            }
+    return cuts
+
+
+def with_cuts(
+    predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """Return a table of predictions with the cuts of `choose_cuts`, a column each.
+
+    Args:
+      predictions: as `Evaluation.predictions`.
+      cuts: by label and metric; what is not there is not known.
+    """
+    if not any(cuts.values()):
+        return predictions
+    columns = {
+        f"cut_{name}": [cuts.get(label, {}).get(name, np.nan) for label in predictions["label"]]
+        for name in CUTS
+    }
+    return predictions.assign(**columns)
+
+
 def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
     """Return each label's temperature, fitted on the validation studies, and notes.
 
@@ -439,6 +497,8 @@ def score(
 ) -> pd.DataFrame:
     """Return the metrics of each split in a table of predictions, with intervals over patients."""
     label_names, tables = list(label_names), []
+    if "fold" not in predictions and not _cut_columns(predictions):
+        predictions = with_cuts(predictions, choose_cuts(predictions))
     for split, part in predictions.groupby("split", sort=False):
         if "fold" in part:
             of_folds = cross_validation.held_out(part, label_names)
@@ -453,6 +513,7 @@ def score(
                 thresholds=wide["threshold"][label_names].to_numpy(float),
                 patients=wide.index.get_level_values("patient").to_numpy(),
                 resamples=resamples,
+                cuts={} if split == "validation" else _cuts(wide, label_names),
             )
             table["question"] = cross_validation.FITTED
         if set(PIXELS) <= set(part):
@@ -466,9 +527,22 @@ def score(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
 
 
+def _cut_columns(predictions: pd.DataFrame) -> list[str]:
+    return [f"cut_{name}" for name in CUTS if f"cut_{name}" in predictions]
+
+
+def _cuts(wide: pd.DataFrame, label_names: list[str]) -> dict[str, np.ndarray]:
+    """Return the cuts of a table of `_wide`, `(studies, labels)`, by metric."""
+    return {
+        name: wide[f"cut_{name}"].reindex(columns=label_names).to_numpy(float)
+        for name in CUTS
+        if f"cut_{name}" in wide.columns.get_level_values(0)
+    }
+
+
 def _wide(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row a study; columns truth, probability and threshold by label."""
-    values = ["truth", "probability", "threshold"]
+    values = ["truth", "probability", "threshold", *_cut_columns(predictions)]
     return predictions.pivot(index=["patient", "study"], columns="label", values=values)
 
 
@@ -627,11 +701,18 @@ def compare(
     if data is None:
         if split == "all":
             raise InputError("split = 'all' needs data that no run has seen")
-        tables = [run.predictions[run.predictions["split"] == split] for run in runs]
+        tables = [_stored(run, split) for run in runs]
     else:
         prepared = data if isinstance(data, Prepared) else Prepared.load(data)
         tables = [predict_split(run, prepared, split) for run in runs]
     return compare_tables(dict(zip(_distinct_names(runs), tables, strict=True)), labels, resamples)
+
+
+def _stored(run: Run, split: str) -> pd.DataFrame:
+    """Return the predictions of one split that a run holds, with its cuts."""
+    predictions = run.predictions
+    part = predictions[predictions["split"] == split]
+    return part if run.folds else with_cuts(part, stored_cuts(run))
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
@@ -683,7 +764,10 @@ def compare_tables(
     ]
     return Comparison(
         _in_front(pd.concat(tables, ignore_index=True), ["model"]),
-        _in_front(pd.concat(differences, ignore_index=True), ["label", "metric", "model", "other"]),
+        _in_front(
+            _adjusted(pd.concat(differences, ignore_index=True)),
+            ["label", "metric", "model", "other"],
+        ),
         notes,
     )
 
@@ -707,9 +791,17 @@ def _difference(
         label_names,
         arrays["threshold"],
         wide[0].index.get_level_values("patient").to_numpy(),
-        resamples,
+        cuts=tuple(_cuts(part, label_names) for part in wide),
     )
     return table.assign(question=cross_validation.FITTED)
+
+
+def _adjusted(differences: pd.DataFrame) -> pd.DataFrame:
+    """Return differences with Holm's p-values for all tests of the table, behind their own."""
+    at = differences.columns.get_loc("p") + 1
+    adjusted = differences.copy()
+    adjusted.insert(at, "p_adjusted", metrics.holm(differences["p"]))
+    return adjusted
 
 
 def _in_front(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -788,7 +880,13 @@ def text(table: pd.DataFrame) -> str:
         lines.append((line + count + mark).rstrip())
     lines += [f"[{i}] {note}" for i, note in enumerate(notes, start=1)]
     questions = table["question"].dropna().unique() if "question" in table else []
-    return "\n".join([*lines, *(f"intervals of: {question}" for question in questions)])
+    lines += [f"intervals of: {question}" for question in questions]
+    return "\n".join(lines + _several(shown))
+
+
+def _several(table: pd.DataFrame) -> list[str]:
+    """Return what is to be said of a table of many intervals."""
+    return list(filter(None, [metrics.multiplicity(int(table["low"].notna().sum()))]))
 
 
 def _calibration_text(calibration: pd.DataFrame) -> str:
@@ -819,7 +917,7 @@ def _bound(value: float) -> str:
 
 
 def _confusion_text(confusion: pd.DataFrame) -> str:
-    lines = []
+    lines = [ANY_POSITIVE]
     for row in confusion.itertuples():
         lines += [
             f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative",
@@ -839,7 +937,7 @@ def _subgroup_text(table: pd.DataFrame) -> str:
             f"{name:<{width}}{row.label:<14}{row.metric:<14}{_number(row.value):>6}   "
             f"{_interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + _several(table))
 
 
 def _number(value: float | None, sign: str = "") -> str:

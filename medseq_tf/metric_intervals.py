@@ -89,6 +89,28 @@ class MetricEstimate:
         return not np.isnan(self.low)
 
 
+def multiplicity(intervals: int) -> str:
+    """What to expect of many 95% intervals at once; empty for a few."""
+    if intervals < 20:
+        return ""
+    missing = round(intervals / 20)
+    return (
+        f"{intervals} intervals at 95%: some {missing} of them {'is' if missing == 1 else 'are'} "
+        "expected to miss, the more surely the less they hang together."
+    )
+
+
+def holm(p: Array) -> Array:
+    """p-values (tests,) adjusted for their number (Holm 1979); nan stays and is not counted."""
+    p = np.asarray(p, dtype=float)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known])]
+    adjusted = p.copy()
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
 # ------------------------------------------------------------------------------- the jackknife
 
 

@@ -40,14 +40,17 @@ from medseq_tf.curves import (
 )
 from medseq_tf.errors import InputError
 from medseq_tf.metric_intervals import (
+    DESCRIBED,
     FEW_PATIENTS,
     TABLE,
     LabelPredictions,
     MetricEstimate,
     brier_interval,
     difference_of,
+    holm,
     label_row,
     mean_of,
+    multiplicity,
 )
 from medseq_tf.pixel_metrics import PIXEL_METRICS, evaluate_pixels, pixel_metrics
 from medseq_tf.point_metrics import (
@@ -77,6 +80,7 @@ from medseq_tf.thresholds import choose_threshold, choose_thresholds
 
 __all__ = [
     "DECISIONS",
+    "DESCRIBED",
     "FEW_PATIENTS",
     "METRICS",
     "PIXEL_METRICS",
@@ -107,7 +111,9 @@ __all__ = [
     "evaluate_predictions",
     "expected_calibration_error",
     "fit_temperature",
+    "holm",
     "logits",
+    "multiplicity",
     "net_benefit",
     "null_calibration_error",
     "observed_expected",

@@ -111,6 +111,9 @@ NAMES = {
     "f1_macro": "F1, mean of both classes",
     "brier": "Brier score",
     "expected_calibration_error": "expected calibration error",
+    "observed_expected": "O/E, observed over expected",
+    "calibration_intercept": "calibration intercept",
+    "calibration_slope": "calibration slope",
 }
 
 _OF_REPORTS = " · medseq_tf</title>"
@@ -247,7 +250,7 @@ def page(
 
 
 def _summary(table: pd.DataFrame, split: str, folds: bool) -> str:
-    """Return the key figures, and in words whether the model is better than chance."""
+    """Return the key figures, and in words what they allow to say of chance."""
     label = "macro" if (table["label"] == "macro").any() else table["label"].iloc[0]
     rows = table[table["label"] == label].set_index("metric")
     boxes = []
@@ -265,13 +268,28 @@ def _summary(table: pd.DataFrame, split: str, folds: bool) -> str:
         words += f" The AUROC cannot be said: {html.escape(str(row['note']))}."
     elif pd.isna(row["low"]):
         words += f" The AUROC has no interval: {html.escape(str(row['note']))}."
+    elif metrics.DESCRIBED in str(row["note"]) or _few(table):
+        words += (
+            f" <strong>Fewer than {metrics.FEW_PATIENTS} patients of the rarer class: the figures "
+            "describe these patients, and nothing is concluded from them.</strong>"
+        )
     elif row["low"] <= 0.5 <= row["high"]:
         words += (
             " <strong>The interval of the AUROC holds 0.5: on these patients the model is not shown"
             " to be better than chance.</strong>"
         )
+    elif row["high"] < 0.5:
+        words += (
+            " <strong>The interval of the AUROC lies below 0.5: the model ranks these patients the "
+            "wrong way round.</strong>"
+        )
     of = f"mean of {table['label'].nunique() - 1} labels; " if label == "macro" else ""
     return f"<div class='key'>{''.join(boxes)}</div><p class='sub'>{of}{words}</p>"
+
+
+def _few(table: pd.DataFrame) -> bool:
+    """Whether some label has too few patients to conclude from, as its rows' notes say."""
+    return bool(table["note"].fillna("").str.contains(metrics.DESCRIBED, regex=False).any())
 
 
 def _data(run: Run, audit: leakage.Audit | None) -> str:
@@ -319,9 +337,10 @@ def _counts(run: Run) -> pd.DataFrame:
 
 def _merit(run: Run, table: pd.DataFrame, split: str) -> str:
     words = (
-        f"{split.capitalize()} studies. The operating point was chosen on validation. 95% intervals"
-        " over patients: DeLong's for the AUROC, else by 2,000 stratified bootstrap samples. They "
-        f"say what to expect of {cross_validation.FITTED}."
+        f"{split.capitalize()} studies. The operating point was chosen on validation. 95% score "
+        "intervals over patients: of the AUROC by DeLong's variance, of shares Wilson's, of "
+        "averages by the jackknife; with several studies a patient, of as many independent ones as "
+        f"give the same variance. They say what to expect of {cross_validation.FITTED}."
     )
     if run.folds:
         words = (
@@ -336,6 +355,8 @@ def _merit(run: Run, table: pd.DataFrame, split: str) -> str:
     parts = [f"<p class='sub'>{words}</p>"]
     parts += [f"<p class='notice'>{html.escape(note)}</p>" for note in run.notes]
     parts.append(_table_with_notes(_metric_rows(table)))
+    if several := metrics.multiplicity(int(table["low"].notna().sum())):
+        parts.append(f"<p class='sub'>{several}</p>")
     if run.folds:
         parts += ["<h3>Folds</h3>", _table(_fold_rows(run.predictions))]
     return "".join(parts)
@@ -386,7 +407,7 @@ def _training(run: Run) -> list[Drawing]:
 
 
 def _confusion(judged: pd.DataFrame) -> str:
-    parts = []
+    parts = [f"<p class='sub'>{evaluate.ANY_POSITIVE}</p>"]
     for row in evaluate.confusion_table(judged).itertuples():
         parts.append(
             f"<h3>{html.escape(row.label)}: {row.patients} patients</h3><div class='wide'><table>"
@@ -406,20 +427,19 @@ def _calibration(run: Run, judged: pd.DataFrame) -> str:
         f"{html.escape(label)}: {', '.join(f'{of.get(label, 1.0):.2f}' for of in temperatures)}"
         for label in table["label"].unique()
     )
-    rows = pd.DataFrame(
-        {
-            "label": table["label"],
-            "metric": table["metric"].map(_name),
-            "as predicted": table["before"].map(_number),
-            "95% interval": _intervals(table, "before_low", "before_high"),
-            "scaled": table["after"].map(_number),
-            "95% interval ": _intervals(table, "after_low", "after_high"),
-        }
-    )
+    rows = pd.DataFrame({"label": table["label"], "metric": table["metric"].map(_name)})
+    for when, name in (("before", "as predicted"), ("after", "scaled")):
+        rows[name] = table[when].map(_number)
+        ranges = (evaluate.calibration_range(row, when) for row in table.to_dict("records"))
+        rows["95% interval" + " " * (when == "after")] = [words.strip(" ()") for words in ranges]
+    rows["note"] = table["note"].fillna("")
     return (
         f"<p class='sub'>Temperature scaling, fitted on validation ({said}). It changes no call: "
-        "the threshold is scaled with the probability. Resampling raises the calibration error, so "
-        "its interval may lie above it.</p>" + _table(rows)
+        "the threshold is scaled with the probability. O/E is the share of positives over the mean "
+        "probability; the intercept is what the logits lack (0 is right), the slope what they are "
+        "to be multiplied by (below 1: the probabilities are too extreme). Right probabilities have"
+        " a calibration error too, the greater the fewer the studies: beside it stand the median "
+        "and the 95th percentile of what they would have.</p>" + _table_with_notes(rows)
     )
 
 
@@ -438,7 +458,8 @@ def _subgroups(judged: pd.DataFrame, labels: Sequence[str], groups: pd.DataFrame
         rows.append({**row, "note": "; ".join(notes)})
     return (
         "<p class='sub'>Thirds by the number of slices, and the sources where there are several. "
-        "Other columns: <code>medseq-tf evaluate --subgroups CSV</code>.</p>"
+        "Other columns: <code>medseq-tf evaluate --subgroups CSV</code>. "
+        f"{metrics.multiplicity(int(table['low'].notna().sum()))}</p>"
         + _table_with_notes(pd.DataFrame(rows))
     )
 

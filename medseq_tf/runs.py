@@ -140,6 +140,11 @@ class Run:
         return self._json("metrics.json").get("temperatures", {})
 
     @property
+    def cuts(self) -> dict[str, dict[str, float]]:
+        """By label, cuts of sensitivity at 90% specificity and the like, chosen on validation."""
+        return self._json("metrics.json").get("cuts", {})
+
+    @property
     def notes(self) -> list[str]:
         """What is to be said of thresholds and temperatures, where validation says too little."""
         return self._json("metrics.json")["notes"]

@@ -29,6 +29,7 @@ from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluate import (
     audit_splits,
     calibrated,
+    choose_cuts,
     choose_operating_points,
     fit_temperatures,
     fold_summary,
@@ -408,6 +409,8 @@ def _write_results(
         "operating_points": {label: point.to_dict() for label, point in points.items()},
         "temperatures": dict(temperatures),
     }
+    if not folds:
+        results["cuts"] = choose_cuts(predictions)
     write_json(folder / "metrics.json", {**results, "notes": notes, "table": rows})
     if not isinstance(tracker, Section):
         run = Run(folder)
