@@ -178,7 +178,7 @@ def observed_expected(
     sums = np.bincount(known.owners, rest, count) / len(rest)
     variance = float((sums**2).sum()) * count / max(count - 1, 1)
     low, high = effective_interval(observed, variance, count, confidence)
-    return Estimate(observed / expected, low / expected, high / expected)
+    return Estimate(*(float(part / expected) for part in (observed, low, high)))
 
 
 def calibration_intercept(

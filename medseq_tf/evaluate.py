@@ -66,15 +66,16 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-      table: one row a split, label and metric: value, low, high (95% interval), interval (`DeLong`
-        or `bootstrap`), n, positives, patients, threshold, note. With folds, `auroc_pooled` and
-        `average_precision_pooled` besides; of a segmenter, those of `metrics.pixel_metrics`.
+      table: one row a split, label and metric: value, low, high (95% interval), interval (its
+        method: see `medseq_tf.metric_intervals`, or `cross_validation`), n, positives, patients,
+        threshold, note, question. With folds, `auroc_pooled` and `average_precision_pooled`
+        besides; of a segmenter, those of `metrics.pixel_metrics`.
       predictions: one row a study and label: study, patient, slices (their number), split, label,
         truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
-        positive (the call), `cut_` and each metric of `CUTS` (its own threshold, if known) and, for cross-validated runs, fold; of a segmenter, the lesion's pixels
-        `found`, `false` and `missed`.
-      calibration: one row a split, label and metric (`brier`, `expected_calibration_error`):
-        before and after temperature scaling, with intervals.
+        positive (the call), cuts of other operating points (see `with_operating_points`) and, for
+        cross-validated runs, fold; of a segmenter, the lesion's pixels `found`, `false` and
+        `missed`.
+      calibration: see `calibration_table`.
       confusion: one row a split and label: patients by truth and call. A patient is positive, or
         called positive, if one of the studies is.
       subgroups: one row a split, subgroup, group, label and metric of `SUBGROUP_METRICS`.

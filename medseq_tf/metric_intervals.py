@@ -94,10 +94,8 @@ def multiplicity(intervals: int) -> str:
     if intervals < 20:
         return ""
     missing = round(intervals / 20)
-    return (
-        f"{intervals} intervals at 95%: some {missing} of them {'is' if missing == 1 else 'are'} "
-        "expected to miss, the more surely the less they hang together."
-    )
+    one = "one is" if missing == 1 else f"some {missing} are"
+    return f"{intervals} intervals at 95%: {one} expected to miss."
 
 
 def holm(p: Array) -> Array:

@@ -19,7 +19,8 @@ def wilson_interval(count: Array, n: Array, confidence: float = 0.95) -> tuple[A
     count, n = np.asarray(count, dtype=float), np.asarray(n, dtype=float)
     centre = (count + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(np.maximum(count * (n - count), 0) / n + z**2 / 4)
-    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+    low = np.where(count <= 0, 0.0, np.clip(centre - half, 0, 1))
+    return low, np.where(count >= n, 1.0, np.clip(centre + half, 0, 1))
 
 
 def shrunk_ratio(variance: float, model: float, value: float, patients: float) -> float:

@@ -160,27 +160,78 @@ def test_temperature_is_fitted_on_validation_and_changes_no_call(rng):
     scaled = evaluation.calibrated(table, temperatures)
     threshold = metrics.scale(0.4, temperatures["lesion"])
     np.testing.assert_array_equal(scaled["calibrated"] >= threshold, scaled["positive"])
-    rows = evaluation.calibration_table(scaled, resamples=100).set_index(["split", "metric"])
+    rows = evaluation.calibration_table(scaled).set_index(["split", "metric"])
     brier = brier_score_loss(validation["truth"], validation["probability"])
     assert rows.loc[("validation", "brier"), "before"] == pytest.approx(brier)
     assert rows.loc[("validation", "brier"), "after"] < brier
-    assert (rows["after_low"] <= rows["after_high"]).all()
+    with_interval = rows.drop("expected_calibration_error", level="metric")
+    assert (with_interval["after_low"] < with_interval["after_high"]).all()
+    slopes = rows.loc[("validation", "calibration_slope")]
+    assert slopes["after"] == pytest.approx(slopes["before"] * expected, rel=1e-4)
+    assert abs(slopes["after"] - 1) < abs(slopes["before"] - 1)
+    errors = rows.loc[("validation", "expected_calibration_error")]
+    assert errors[["before_low", "before_high"]].isna().all()
+    assert errors["before_null_high"] < errors["before"]  # far worse than chance makes it
+    assert 0 < errors["after_null"] < errors["after_null_high"]
 
 
-@pytest.mark.parametrize(
-    ("truth", "probability", "reason"),
-    [
-        ([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4], "does not have both classes"),
-        ([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], "is told apart without error"),
-        ([0, 1, 1, 0, 1], [0.5, 0.51, 0.51, 0.49, 0.495], "likeliest temperature lies beyond"),
-    ],
-)
-def test_a_validation_that_says_too_little_scales_nothing(truth, probability, reason):
-    table = predictions(truth, probability).assign(split="validation")
+def test_a_validation_of_one_class_scales_nothing():
+    table = predictions([0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]).assign(split="validation")
     temperatures, notes = evaluation.fit_temperatures(table)
     assert temperatures == {"lesion": 1.0}
-    assert len(notes) == 1
-    assert reason in notes[0]
+    assert notes == [
+        "lesion: validation does not have both classes, so probabilities are not scaled"
+    ]
+
+
+def test_validation_told_apart_without_error_is_scaled_too():
+    table = predictions([0, 0, 1, 1] * 5, [0.2, 0.4, 0.6, 0.8] * 5).assign(split="validation")
+    temperatures, notes = evaluation.fit_temperatures(table)
+    assert 0.2 < temperatures["lesion"] < 0.9
+    assert not notes
+
+
+def test_the_cut_of_another_operating_point_is_chosen_on_validation(rng):
+    """Sensitivity at 90% specificity is a plain share of the test studies."""
+    table = two_splits(rng, count=200)
+    points = evaluation.choose_operating_points(table)["lesion"]
+    validation, test = (table[table["split"] == split] for split in ("validation", "test"))
+    negative = validation.loc[validation["truth"] == 0, "probability"]
+    cut = points["sensitivity_at_90_specificity"]
+    assert (negative < cut).mean() >= 0.9
+    row = evaluation.score(table, ["lesion"]).set_index(["split", "metric"])
+    row = row.loc[("test", "sensitivity_at_90_specificity")]
+    positive = test.loc[test["truth"] == 1, "probability"]
+    assert row["value"] == pytest.approx((positive >= cut).mean())
+    low, high = metrics.wilson_interval((positive >= cut).sum(), len(positive))
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    kept = (test.loc[test["truth"] == 0, "probability"] < cut).mean()
+    assert f"specificity here {kept:.3f}" in row["note"]
+    alone = evaluation.score(test, ["lesion"]).set_index("metric")
+    alone = alone.loc["sensitivity_at_90_specificity"]
+    assert np.isnan(alone["low"])
+    assert "too good" in alone["note"]
+
+
+def test_many_intervals_and_many_tests_say_so(rng):
+    truth = np.arange(120) % 2
+    tables = {
+        name: predictions(truth, np.clip(strength * truth + rng.random(120), 0, 2) / 2)
+        for name, strength in (("a", 0.9), ("b", 0.5), ("c", 0.4))
+    }
+    found = evaluation.compare_tables(tables, ["lesion"]).differences
+    p = found.set_index("metric").loc["auroc", ["p", "p_adjusted"]].astype(float)
+    order = p["p"].to_numpy().argsort()
+    steps = p["p"].to_numpy()[order] * [3, 2, 1]
+    expected = np.minimum(np.maximum.accumulate(steps), 1)
+    np.testing.assert_allclose(p["p_adjusted"].to_numpy()[order], expected)
+    assert "adjusted for 3 tests" in evaluation.compare_tables(tables, ["lesion"]).text()
+    groups = pd.DataFrame({"ward": np.arange(120) // 20}, index=tables["a"]["study"]).astype(str)
+    table = tables["a"].assign(slices=np.arange(120), calibrated=tables["a"]["probability"])
+    table["positive"] = table["probability"] >= table["threshold"]
+    words = evaluation.judge(table, ["lesion"], groups=groups).text()
+    assert "27 intervals at 95%: one is expected to miss." in words
+    assert "called positive if one of them is called so" in words
 
 
 def test_confusion_counts_patients_who_are_positive_if_one_study_is():

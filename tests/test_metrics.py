@@ -321,6 +321,89 @@ def test_calibration_error_is_the_mean_gap_of_the_bins():
     assert (curve["probability"] <= curve["high_edge"]).all()
 
 
+def recalibrated(labels, logits):
+    """Intercept and slope by Newton's steps on the likelihood, written out."""
+    found = np.zeros(2)
+    design = np.stack([np.ones_like(logits), logits])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-found @ design))
+        hessian = (design * p * (1 - p)) @ design.T
+        found = found + np.linalg.solve(hessian, design @ (labels - p))
+    return found
+
+
+def test_calibration_equals_logistic_recalibration_written_out():
+    labels, probabilities = sample(n=120, effect=1.5, decimals=4)
+    logits = np.log(probabilities / (1 - probabilities))
+    slope = metrics.calibration_slope(labels, probabilities)
+    expected = recalibrated(labels, logits)[1]
+    assert slope.value == pytest.approx(expected, rel=1e-5)
+
+    def loss(b):
+        intercepts = np.linspace(-5, 5, 20_001)[:, None]
+        scaled = (2 * labels - 1) * (intercepts + b * logits)
+        return np.logaddexp(0, -scaled).sum(axis=1).min()
+
+    for bound in (slope.low, slope.high):  # where the likelihood ratio is that of F(1, n - 2)
+        ratio = 2 * (loss(bound) - loss(expected))
+        assert ratio == pytest.approx(stats.f.ppf(0.95, 1, 118), rel=1e-3)
+    intercept = metrics.calibration_intercept(labels, probabilities)
+    total = (1 / (1 + np.exp(-logits - intercept.value))).sum()
+    assert total == pytest.approx(labels.sum())
+    assert intercept.low < intercept.value < intercept.high
+    ratio = metrics.observed_expected(labels, probabilities)
+    assert ratio.value == pytest.approx(labels.sum() / probabilities.sum())
+    assert ratio.low < ratio.value < ratio.high
+
+
+def test_calibration_says_what_it_can_at_the_ends():
+    apart = metrics.calibration_slope([0, 0, 1, 1] * 5, [0.2, 0.3, 0.6, 0.8] * 5)
+    assert apart.value == apart.high == np.inf
+    assert 0.5 < apart.low < 5
+    assert "one bound only" in apart.note
+    turned = metrics.calibration_slope([1, 1, 0, 0] * 5, [0.2, 0.3, 0.6, 0.8] * 5)
+    assert turned.value == turned.low == -np.inf
+    assert turned.high < 0
+    for measure in (metrics.calibration_slope, metrics.calibration_intercept):
+        nothing = measure([0, 0, 0], [0.2, 0.4, 0.6])
+        assert np.isnan([nothing.value, nothing.low]).all()
+        assert nothing.note == "no positive patient"
+    none = metrics.observed_expected([0.0] * 20, [0.1] * 20)
+    assert none.value == none.low == 0
+    assert 1 < none.high < 2
+    same = metrics.calibration_slope([0, 1, 0, 1], [0.4] * 4)
+    assert same.note == "all probabilities are the same"
+
+
+def test_copies_of_a_study_calibrate_nothing():
+    labels, probabilities = sample(n=60, effect=1.5, decimals=4)
+    copies = [np.repeat(part, 3) for part in (labels, probabilities, np.arange(60))]
+    for measure in (
+        metrics.calibration_slope,
+        metrics.calibration_intercept,
+        metrics.observed_expected,
+        metrics.brier_interval,
+    ):
+        single, several = measure(labels, probabilities), measure(*copies)
+        assert several.value == pytest.approx(single.value, rel=1e-6)
+        width = (several.high - several.low) / (single.high - single.low)
+        assert 0.9 < width < 1.15, measure
+
+
+def test_the_calibration_error_of_right_probabilities_is_what_chance_makes_it():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(30)
+    errors = [
+        metrics.expected_calibration_error((rng.random(30) < probabilities) * 1.0, probabilities)
+        for _ in range(2000)
+    ]
+    median, high = metrics.null_calibration_error(probabilities)
+    assert median == pytest.approx(np.median(errors), abs=0.01)
+    assert high == pytest.approx(np.quantile(errors, 0.95), abs=0.015)
+    assert median > 0.1  # a model that is right, too
+    assert metrics.null_calibration_error(probabilities[::-1]) == (median, high)
+
+
 def test_wilson_interval_equals_scipy():
     for count, n in [(0, 5), (3, 7), (20, 20)]:
         expected = stats.binomtest(count, n).proportion_ci(method="wilson")
@@ -335,12 +418,14 @@ def test_temperature_recovers_what_the_logits_were_multiplied_by():
     assert metrics.fit_temperature(labels, true_logits / 2) == pytest.approx(0.5, rel=0.05)
 
 
-def test_temperature_minimises_the_loss_and_keeps_the_ranking():
+def test_temperature_is_the_likeliest_and_keeps_the_ranking():
     labels, probabilities = sample(n=150, effect=2.0, decimals=4)
     logits = 4 * np.log(probabilities / (1 - probabilities))
 
     def loss(temperature):
-        return sklearn_metrics.log_loss(labels, metrics.apply_temperature(logits, temperature))
+        scaled = metrics.apply_temperature(logits, temperature)
+        prior = np.log(temperature) ** 2 / (2 * 0.5**2)  # log T ~ N(0, 0.5^2)
+        return sklearn_metrics.log_loss(labels, scaled, normalize=False) + prior
 
     temperature = metrics.fit_temperature(labels, logits)
     assert all(loss(temperature) <= loss(other) for other in np.geomspace(0.1, 10, 200))
@@ -349,11 +434,42 @@ def test_temperature_minimises_the_loss_and_keeps_the_ranking():
     assert metrics.auroc(labels, scaled) == metrics.auroc(labels, logits)
 
 
-def test_temperature_stays_within_bounds_and_needs_both_classes():
-    assert metrics.fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2]) == 0.05
-    assert metrics.fit_temperature([1, 1, 0, 0], [-2, -1, 1, 2]) == 20
+def test_temperature_is_below_one_where_validation_is_told_apart_and_needs_both_classes():
+    apart = metrics.fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2])
+    surer = metrics.fit_temperature([0, 0, 1, 1] * 20, [-2, -1, 1, 2] * 20)
+    assert 0.2 < surer < apart < 1
+    wrong_way = metrics.fit_temperature([1, 1, 0, 0], [-2, -1, 1, 2])
+    assert 1 < wrong_way < 20
     with pytest.raises(InputError, match="both classes are needed"):
         metrics.fit_temperature([1, 1, np.nan], [0.2, 0.3, 0.1])
+
+
+def test_temperature_makes_right_models_hardly_worse_and_keeps_the_gain_of_overconfident_ones():
+    """Expected log loss per study against T = 1, over draws of 30 validation studies."""
+    rng = np.random.default_rng(0)
+    shift = np.sqrt(2) * stats.norm.ppf(0.85)
+
+    def draw(n, factor):
+        labels = (rng.random(n) < 0.4).astype(float)
+        scores = rng.normal(size=n) + shift * labels
+        right = shift * scores - shift**2 / 2 + np.log(0.4 / 0.6)
+        return labels, factor * right
+
+    def changes(factor):
+        many, test = draw(20_000, factor)
+        signed = (2 * many - 1) * test
+        change = []
+        for _ in range(120):
+            temperature = metrics.fit_temperature(*draw(30, factor))
+            change.append(np.mean(np.logaddexp(0, -signed / temperature)
+                                  - np.logaddexp(0, -signed)))  # fmt: skip
+        return np.array(change)
+
+    right, overconfident = changes(1.0), changes(2.5)
+    assert (right > 1e-4).mean() < 0.35  # of maximum likelihood: 0.9
+    assert right.mean() < 0.01  # of maximum likelihood: 0.03
+    assert overconfident.mean() < -0.10  # the best temperature: -0.15
+    assert (overconfident > 0).mean() < 0.05
 
 
 def test_net_benefit_is_its_definition_and_meets_the_extremes():
