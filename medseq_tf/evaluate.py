@@ -442,9 +442,7 @@ def choose_cuts(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
     return cuts
 
 
-def with_cuts(
-    predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]
-) -> pd.DataFrame:
+def with_cuts(predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Return a table of predictions with the cuts of `choose_cuts`, a column each.
 
     Args:

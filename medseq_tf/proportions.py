@@ -20,7 +20,8 @@ def wilson_interval(count: Array, n: Array, confidence: float = 0.95) -> tuple[A
     centre = (count + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(np.maximum(count * (n - count), 0) / n + z**2 / 4)
     low = np.where(count <= 0, 0.0, np.clip(centre - half, 0, 1))
-    return low, np.where(count >= n, 1.0, np.clip(centre + half, 0, 1))
+    high = np.where(count >= n, 1.0, np.clip(centre + half, 0, 1))
+    return low[()], high[()]
 
 
 def shrunk_ratio(variance: float, model: float, value: float, patients: float) -> float:

@@ -194,7 +194,7 @@ def test_validation_told_apart_without_error_is_scaled_too():
 def test_the_cut_of_another_operating_point_is_chosen_on_validation(rng):
     """Sensitivity at 90% specificity is a plain share of the test studies."""
     table = two_splits(rng, count=200)
-    points = evaluation.choose_operating_points(table)["lesion"]
+    points = evaluation.choose_cuts(table)["lesion"]
     validation, test = (table[table["split"] == split] for split in ("validation", "test"))
     negative = validation.loc[validation["truth"] == 0, "probability"]
     cut = points["sensitivity_at_90_specificity"]
