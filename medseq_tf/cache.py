@@ -271,8 +271,8 @@ class Cache:
             unused = f", the least recently used one at {day}"
         lines = [
             f"folder: {self.folder}",
-            f"size:   {_size(self.bytes)} in {self.entries:,} entries{unused}",
-            f"limit:  {self.limit / GIB:g} GiB ({self.limit_source})",
+            f"size:   {size_text(self.bytes)} in {self.entries:,} entries{unused}",
+            f"limit:  {self.limit / GIB:.4g} GiB ({self.limit_source})",
         ]
         if self.users:
             lines.append(f"in use: by {self.users} at work; what they use stays")
@@ -323,5 +323,6 @@ def cache(
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes in words."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"

@@ -178,6 +178,7 @@ def explain(
     run = Run.load(run)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     check_label(label, prepared)
+    run.require_finished()
     chosen = [study] if study else choose(run.predictions, label)
     if not chosen:
         raise InputError(f"{run.path}: has no study of known label to choose; name one: --study")

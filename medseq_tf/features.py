@@ -223,6 +223,7 @@ class FeatureStore:
         self._room = self._memory()
         self._generation: int | None = None
         self._in_use = None if folder is None else self._use(folder)
+        self._above_limit = False
 
         @tf.function(
             input_signature=[tf.TensorSpec((None, *model.slice_shape), tf.float32)], autograph=False
@@ -429,10 +430,12 @@ class FeatureStore:
                 f"{free / 2**30:.1f} GiB are free; name another folder with --features, or set "
                 "fewer features.views or features.dtype=float16"
             )
-        if left + needed > limit.bytes and self.verbose:
+        if left + needed > limit.bytes and self.verbose and not self._above_limit:
+            self._above_limit = True
             print(
-                f"features: {(left + needed) / 2**30:.2f} GiB are in use, above the limit of "
-                f"{limit.bytes / 2**30:g} GiB ({limit.source}); it is kept to when the run is over",
+                f"features: {cache.size_text(left + needed)} are in use, above the limit of "
+                f"{cache.size_text(limit.bytes)} ({limit.source}), which holds again when the run "
+                "is over",
                 flush=True,
             )
 
