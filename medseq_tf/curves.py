@@ -172,7 +172,7 @@ def _band(
 ) -> tuple[Array, Array, Array]:
     """A curve (points,) and its pointwise 95% bounds."""
     owners = owners_by_content(labels, probabilities) if patients is None else patients
-    chunks = weight_chunks(labels, owners, resamples, seed)
+    chunks = weight_chunks(labels, owners, resamples, seed, stratified=False)
     low, high, _ = percentiles(np.concatenate([curve(weights) for weights in chunks]), 0.95)
     return curve(None), low, high
 

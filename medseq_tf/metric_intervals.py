@@ -18,7 +18,7 @@ it does from one set of patients to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,7 +37,13 @@ from medseq_tf.point_metrics import (
     ratio,
 )
 from medseq_tf.proportions import combine, correlation, effective_interval, wilson_interval
-from medseq_tf.resampling import Estimate
+from medseq_tf.resampling import (
+    Estimate,
+    influences,
+    jackknife_groups,
+    jackknife_variance,
+    left_out_weights,
+)
 
 TABLE = (*RANKING, *TRADE_OFFS, *DECISIONS, "brier")
 """Names of the metrics in a table, in its order."""
@@ -54,9 +60,6 @@ FEW_PATIENTS = 10
 """With fewer patients of the rarer class, figures describe and nothing is concluded from them."""
 
 DESCRIBED = "these figures describe them, nothing is concluded"
-
-MOST_LEFT_OUT = 1000
-"""Groups that the jackknife leaves out in turn; of more patients, several make one group."""
 
 BOTH = ("positive", "negative")
 
@@ -107,37 +110,6 @@ def holm(p: Array) -> Array:
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
-
-
-# ------------------------------------------------------------------------------- the jackknife
-
-
-def jackknife_groups(owners: Array) -> Array:
-    """The group of patients (studies,) with which each study is left out, numbered from 0."""
-    return np.unique(owners, return_inverse=True)[1] % MOST_LEFT_OUT
-
-
-def left_out_weights(groups: Array) -> Iterator[Array]:
-    """Weights (groups, studies), 0 where a study is left out and else 1, in pieces of 16 MiB."""
-    count = int(groups.max()) + 1 if len(groups) else 0
-    rows = max(1, 2_000_000 // max(len(groups), 1))
-    for start in range(0, count, rows):
-        numbers = np.arange(start, min(start + rows, count))
-        yield (groups != numbers[:, None]).astype(float)
-
-
-def influences(values: Array) -> Array:
-    """What each group adds to a metric, from its values (groups,) without the group."""
-    known = np.isfinite(values)
-    if known.sum() < 2:
-        return np.zeros(len(values))
-    return np.where(known, np.mean(values[known]) - values, 0.0) * (len(values) - 1)
-
-
-def jackknife_variance(influence: Array) -> float:
-    """The variance of a metric from its influences (groups,)."""
-    count = len(influence)
-    return float((influence**2).sum() / (count * (count - 1))) if count > 1 else float("nan")
 
 
 # ----------------------------------------------------------------------------------- one label

@@ -12,14 +12,16 @@ from medseq_tf.metric_intervals import (
     FEW_PATIENTS,
     LabelPredictions,
     MetricEstimate,
-    influences,
-    jackknife_groups,
-    jackknife_variance,
     label_row,
-    left_out_weights,
 )
 from medseq_tf.point_metrics import Array, class_limits, owners_of, ratio
 from medseq_tf.proportions import effective_interval
+from medseq_tf.resampling import (
+    influences,
+    jackknife_groups,
+    jackknife_variance,
+    left_out_weights,
+)
 
 PIXEL_METRICS = ("dice", "iou", "pixel_recall", "pixel_precision")
 """Means over the studies that have a lesion; each `_pooled` over the pixels of all studies."""

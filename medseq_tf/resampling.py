@@ -1,4 +1,4 @@
-"""The bootstrap over patients: resamples as weights of studies, and intervals from them.
+"""The bootstrap and the jackknife over patients: which studies stand in which sample.
 
 The unit of evaluation is the study. Where a patient has several, `patients` (studies,) names the
 owner of each, and whole patients are drawn.
@@ -6,12 +6,17 @@ owner of each, and whole patients are drawn.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from medseq_tf.point_metrics import Array, class_limits, owners_of
+
+MOST_LEFT_OUT = 1000
+"""Groups that the jackknife leaves out in turn; of more patients, several make one group."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +34,35 @@ def resample_weights(
     patients: Array | None = None,
     resamples: int = 2000,
     seed: int = 0,
+    stratified: bool = True,
 ) -> Array:
-    """How often each study stands in each bootstrap sample of patients, stratified by class.
+    """How often each study stands in each bootstrap sample of patients.
 
-    A patient with any positive study is of the positive class; as many patients of each class are
-    drawn, with replacement, as there are. A study of unknown label has weight 0.
+    Stratified by class, as many patients of each class are drawn, with replacement, as there are; a
+    patient with any positive study is of the positive class. That is right only for what does not
+    depend on prevalence. A study of unknown label has weight 0.
 
     Args:
         labels: (studies,) 0, 1 or nan.
         patients: (studies,) owners; None: each study has its own.
         resamples: Number of samples.
         seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
+        stratified: Draw each class by itself; if not, as many patients as there are.
 
     Returns:
         (resamples, studies) float64.
     """
-    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed)))
+    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed, stratified)))
 
 
 def weight_chunks(
-    labels: Array, patients: Array | None, resamples: int, seed: int
+    labels: Array, patients: Array | None, resamples: int, seed: int, stratified: bool = True
 ) -> Iterator[Array]:
     """`resample_weights` in pieces of about 16 MiB."""
     labels = np.asarray(labels, dtype=float)
     known = ~np.isnan(labels)
     owner = np.unique(owners_of(patients, len(labels))[known], return_inverse=True)[1]
-    strata = (np.bincount(owner, labels[known]) > 0).astype(np.int64)
+    strata = ((np.bincount(owner, labels[known]) > 0) & stratified).astype(np.int64)
     rng = np.random.default_rng(seed)
     rows = max(1, 2_000_000 // max(len(labels), 1))
     for start in range(0, resamples, rows):
@@ -84,7 +92,7 @@ def _draw(strata: Array, resamples: int, rng: np.random.Generator) -> Array:
 
 
 def bootstrap(
-    metric: Callable[[Array, Array, Array | None], Array],
+    metric: Callable[..., Array],
     labels: Array,
     probabilities: Array,
     patients: Array | None = None,
@@ -92,10 +100,14 @@ def bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Estimate:
-    """A metric with its percentile interval over patients, stratified by class.
+    """Any metric with its BCa interval over patients (Efron 1987), prevalence varying too.
+
+    For a metric of one's own. Near the end of its range it covers too seldom with few patients:
+    `metrics.evaluate_predictions` has better intervals of the known ones.
 
     Args:
-        metric: `metric(labels, probabilities, weights)` -> () or (resamples,), as `auroc`.
+        metric: `metric(labels, probabilities, weights=...)` -> () or (resamples,), as `auroc`; one
+            without an argument `weights` gets them as the third.
         labels: (studies,) 0, 1 or nan.
         probabilities: (studies,).
         patients: (studies,) owners; None: each study has its own.
@@ -103,11 +115,48 @@ def bootstrap(
         seed: Of `numpy.random.default_rng`.
         confidence: Of the interval.
     """
+    takes_weights = "weights" in inspect.signature(metric).parameters
+    known = ~np.isnan(np.asarray(labels, dtype=float))
+    patients = None if patients is None else owners_of(patients, len(known))[known]
+    labels, probabilities = (np.asarray(part)[known] for part in (labels, probabilities))
     owners = owners_by_content(labels, probabilities) if patients is None else patients
-    chunks = weight_chunks(labels, owners, resamples, seed)
-    values = np.concatenate([metric(labels, probabilities, weights) for weights in chunks])
-    value = metric(labels, probabilities, None)
-    return estimate_from(value, values, class_limits(labels, patients), confidence)
+
+    def of(weights: Array | None) -> Array:
+        if takes_weights:
+            return np.asarray(metric(labels, probabilities, weights=weights))
+        return np.asarray(metric(labels, probabilities, weights))
+
+    value, nan = float(of(None)), float("nan")
+    limits = class_limits(labels, patients)
+    if not np.isfinite(value) or limits:
+        reason = "; ".join(limits) or "undefined: a class is never called"
+        return Estimate(value, nan, nan, f"no interval: {reason}" if np.isfinite(value) else reason)
+    chunks = weight_chunks(labels, owners, resamples, seed, stratified=False)
+    values = np.concatenate([of(weights) for weights in chunks])
+    groups = jackknife_groups(owners)
+    without = np.concatenate([of(weights) for weights in left_out_weights(groups)])
+    defined = values[np.isfinite(values)]
+    share = len(defined) / len(values)
+    if share < 0.5:
+        return Estimate(value, nan, nan, f"no interval: undefined in {1 - share:.1%} of resamples")
+    low, high = np.quantile(defined, _bca_tails(value, defined, influences(without), confidence))
+    notes = []
+    if share < 1:
+        notes.append(f"undefined in {1 - share:.1%} of the resamples, which are left out")
+    if low == high:
+        notes.append("the same in every resample: the interval understates the uncertainty")
+    return Estimate(value, float(low), float(high), "; ".join(notes))
+
+
+def _bca_tails(value: float, values: Array, influence: Array, confidence: float) -> Array:
+    """The two quantiles of bootstrap values that are the bounds (Efron 1987)."""
+    below = (np.mean(values < value) + np.mean(values <= value)) / 2
+    edge = 0.5 / len(values)
+    bias = stats.norm.ppf(np.clip(below, edge, 1 - edge))
+    spread = (influence**2).sum() ** 1.5
+    skew = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
+    z = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+    return stats.norm.cdf(bias + z / (1 - skew * z))
 
 
 def percentiles(values: Array, confidence: float) -> tuple[Array, Array, Array]:
@@ -121,22 +170,29 @@ def percentiles(values: Array, confidence: float) -> tuple[Array, Array, Array]:
     return low, high, share
 
 
-def estimate_from(
-    value: Array | float, values: Array, limits: list[str], confidence: float
-) -> Estimate:
-    """An interval from bootstrap values, with the reason where there is none."""
-    value, nan = float(value), float("nan")
-    if not np.isfinite(value):
-        reason = "; ".join(limits) or "undefined: a class is never called"
-        return Estimate(value, nan, nan, reason)
-    if limits:
-        return Estimate(value, nan, nan, "no interval: " + "; ".join(limits))
-    low, high, share = percentiles(values, confidence)
-    if np.isnan(low):
-        return Estimate(value, nan, nan, f"no interval: undefined in {1 - share:.1%} of resamples")
-    notes = []
-    if share < 1:
-        notes.append(f"undefined in {1 - share:.1%} of the resamples, which are left out")
-    if low == high:
-        notes.append("the same in every resample: the interval understates the uncertainty")
-    return Estimate(value, float(low), float(high), "; ".join(notes))
+def jackknife_groups(owners: Array) -> Array:
+    """The group of patients (studies,) with which each study is left out, numbered from 0."""
+    return np.unique(owners, return_inverse=True)[1] % MOST_LEFT_OUT
+
+
+def left_out_weights(groups: Array) -> Iterator[Array]:
+    """Weights (groups, studies), 0 where a study is left out and else 1, in pieces of 16 MiB."""
+    count = int(groups.max()) + 1 if len(groups) else 0
+    rows = max(1, 2_000_000 // max(len(groups), 1))
+    for start in range(0, count, rows):
+        numbers = np.arange(start, min(start + rows, count))
+        yield (groups != numbers[:, None]).astype(float)
+
+
+def influences(values: Array) -> Array:
+    """What each group adds to a metric, from its values (groups,) without the group."""
+    known = np.isfinite(values)
+    if known.sum() < 2:
+        return np.zeros(len(values))
+    return np.where(known, np.mean(values[known]) - values, 0.0) * (len(values) - 1)
+
+
+def jackknife_variance(influence: Array) -> float:
+    """The variance of a metric from its influences (groups,)."""
+    count = len(influence)
+    return float((influence**2).sum() / (count * (count - 1))) if count > 1 else float("nan")

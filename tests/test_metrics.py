@@ -632,16 +632,45 @@ def test_resamples_draw_whole_patients():
     assert (of_patient[:, 2:].sum(axis=1) == 2).all()
 
 
-def test_the_bootstrap_equals_a_loop_over_its_resamples():
+def test_the_bootstrap_equals_scipys_bca():
+    """Drawn by themselves, so equal but for the draws."""
     labels, probabilities = sample(n=40)
-    patients = np.arange(40)
-    weights = metrics.resample_weights(labels, patients, resamples=200, seed=5).astype(int)
-    values = [
-        sklearn_metrics.roc_auc_score(np.repeat(labels, row), np.repeat(probabilities, row))
-        for row in weights
-    ]
-    found = metrics.bootstrap(metrics.auroc, labels, probabilities, patients, resamples=200, seed=5)
-    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    found = metrics.bootstrap(metrics.brier, labels, probabilities, resamples=20_000)
+    losses = (probabilities - labels) ** 2
+    expected = stats.bootstrap((losses,), np.mean, n_resamples=20_000, rng=0).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.auroc,
+        metrics.average_precision,
+        metrics.sensitivity_at_specificity,
+        metrics.specificity_at_sensitivity,
+        metrics.brier,
+        metrics.expected_calibration_error,
+        lambda labels, probabilities, w: metrics.confusion(labels, probabilities, 0.5, w).recall,
+    ],
+)
+def test_the_bootstrap_takes_every_metric_that_it_promises_to(metric):
+    labels, probabilities = sample(n=40)
+    found = metrics.bootstrap(metric, labels, probabilities, resamples=100)
+    assert found.low < found.high
+    assert found.low - 0.1 < found.value < found.high + 0.1
+    if "weights" in metric.__code__.co_varnames:
+        assert found.value == metric(labels, probabilities)
+
+
+def test_prevalence_varies_from_resample_to_resample_unless_stratified():
+    labels, _ = sample(n=40)
+    drawn = metrics.resample_weights(labels, resamples=500, stratified=False)
+    assert (drawn.sum(axis=1) == 40).all()
+    positives = drawn[:, labels == 1].sum(axis=1)
+    share = labels.mean()
+    assert positives.std() == pytest.approx(np.sqrt(40 * share * (1 - share)), rel=0.1)
+    stratified = metrics.resample_weights(labels, resamples=50)
+    assert (stratified[:, labels == 1].sum(axis=1) == labels.sum()).all()
 
 
 def test_intervals_are_repeatable_and_follow_the_seed_alone():
