@@ -27,6 +27,7 @@ from medseq_tf import experiment as recipes
 from medseq_tf import files
 from medseq_tf.errors import InputError
 from medseq_tf.files import atomic, write_json  # noqa: F401  where they were before
+from medseq_tf.model_file import load_model_file
 
 METRICS_COLUMNS = [
     "split",
@@ -160,12 +161,12 @@ class Run:
         return pd.read_parquet(self._file("predictions.parquet"))
 
     def model(self) -> Any:
-        """Load the Keras model of the best epoch."""
-        import keras
+        """Load the Keras model of the best epoch.
 
-        import medseq_tf.models  # noqa: F401  registers the layers
-
-        return keras.saving.load_model(self._file("model.keras"), compile=False)
+        Raises:
+          InputError: the file is damaged, or no model that `train` wrote.
+        """
+        return load_model_file(self._file("model.keras"))
 
     def require_finished(self) -> None:
         """Raise an InputError unless the run, and each of its folds, was trained to its end."""

@@ -43,6 +43,7 @@ ROAD = [
     "metrics",
     "cross_validation",
     "operating_points",
+    "model_file",
     "runs",
     "search",
     "leakage",
@@ -81,7 +82,7 @@ ROAD = [
     "cli",
     "__main__",
 ]
-LIGHT = {"cache", "slice_values",
+LIGHT = {"cache", "slice_values", "model_file",
          "errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
          "study_record", "audit", "prepared", "prepare", "sequences", "point_metrics",
          "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
