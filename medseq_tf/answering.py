@@ -17,6 +17,7 @@ from medseq_tf import tracking
 from medseq_tf.errors import InputError
 from medseq_tf.export import describe
 from medseq_tf.runs import Run
+from medseq_tf.saved_graph import check_saved_model
 from medseq_tf.serving_client import Answer, RequestRefused, ServingClient, readable
 from medseq_tf.serving_model import ServingModel
 from medseq_tf.serving_wire import Description
@@ -114,16 +115,24 @@ def _of_run(run: Run) -> GraphModel:
 def open_saved_model(folder: str | os.PathLike) -> GraphModel:
     """Load a SavedModel that `export` wrote.
 
+    A stranger's is refused before it is loaded where its graph could read or write files, call
+    Python or open a connection; see `saved_graph`.
+
     Raises:
-      InputError: it cannot be loaded, or is another model.
+      InputError: it cannot be loaded, is another model, or does more than to compute.
     """
     try:
+        check_saved_model(folder)
         model = GraphModel(tf.saved_model.load(os.fspath(folder)).signatures)
         model.describe()
+    except InputError:
+        raise
     except KeyError:
         raise InputError(
             f"{folder}: is a SavedModel, but none that this version's export wrote"
         ) from None
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise InputError(f"{folder}: cannot be loaded ({readable(str(error))})") from None
+    except (TypeError, AttributeError, LookupError, AssertionError):
+        raise InputError(f"{folder}: cannot be loaded (damaged, or made otherwise)") from None
     return model

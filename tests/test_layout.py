@@ -72,6 +72,7 @@ ROAD = [
     "serving_graph",
     "serving_model",
     "export",
+    "saved_graph",
     "answering",
     "predict",
     "mlflow_scoring",
