@@ -4,6 +4,8 @@
     2.0   sub-<id>_ses-<n>_space-..._T1w.nii.gz  with  ..._label-L_desc-T1lesion_mask.nii.gz
 
 in folders of any shape, `.nii` or `.nii.gz`. A patient is a subject; its sessions are its studies.
+One subject's name in two folders of that name (`A/sub-1/...`, `B/sub-1/...`), or one image's name
+in two folders of other names, may be two people, and is an error.
 
 Masks. All masks of a session are merged. Lesion is what lies above half of a mask's largest value,
 so that 0/1 and 0/255 say the same. A mask on another grid than its image is resampled to it (the
@@ -24,14 +26,16 @@ import functools
 import hashlib
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
+from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.processes import isolated_map
 from medseq_tf.readers.study import Finding, Scan, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume
@@ -248,7 +252,10 @@ def _sessions(folder: Folder) -> list[Session]:
             name = image["patient"] or image["id"]
             timepoint = _TIMEPOINT.fullmatch(name)
             patient = timepoint["patient"] if timepoint else name
-            images[file.path.parent, image["key"] or name] = (patient, str(file.path))
+            key = file.path.parent, image["key"] or name
+            if key in images:
+                folder.found("study left out", file.path, f"the same session as {images[key][1]}")
+            images.setdefault(key, (patient, str(file.path)))
         else:
             folder.found("odd file", file.path, "neither a T1 image nor a lesion mask by its name")
     if not images:
@@ -256,16 +263,47 @@ def _sessions(folder: Folder) -> list[Session]:
             f"{folder.root} holds no ATLAS image; its names are like "
             f"sub-r001s001_ses-1_space-..._T1w.nii.gz (2.0) or 031768_t1w_deface_stx.nii.gz (1.2)"
         )
+    _refuse_subjects_in_two_places(images.values())
     for key in masks.keys() - images.keys():
         for mask in masks[key]:
             folder.found("mask without an image", mask)
     sessions = []
     for key, (patient, image) in images.items():
         if key in masks:
-            sessions.append(Session(patient, image, tuple(masks[key])))
+            sessions.append(Session(normal_id(patient), image, tuple(masks[key])))
         else:
             folder.found("study left out", image, "no lesion mask beside it")
     return sessions
+
+
+def _refuse_subjects_in_two_places(images: Iterable[tuple[str, str]]) -> None:
+    """Refuses subjects that may be two: by name one, but in two places or spelt in two ways.
+
+    Args:
+        images: subject and path of each. A subject's place is the folder that is called like it;
+            without one, no two of its images have one name.
+    """
+    first: dict[str, tuple[str, str, str]] = {}
+    without_folder: dict[str, str] = {}
+    for patient, image in images:
+        *folders, name = PurePosixPath(image).parts
+        depth = folders.index(patient) + 1 if patient in folders else 0
+        place = "/".join(folders[:depth])
+        other, other_place, other_image = first.setdefault(
+            normal_id(patient), (patient, place, image)
+        )
+        if other != patient:
+            raise InputError(
+                f"{other_image} and {image} differ in their subject's name only in spaces or in "
+                "the Unicode form of letters; rename one"
+            )
+        if other_place == place and not depth:
+            other_image = without_folder.setdefault(name, image)
+        if other_place != place or (not depth and other_image != image):
+            raise InputError(
+                f"{other_image} and {image} have one subject's name and may be two subjects; give "
+                "two subjects two names, or put one subject's sessions into a folder of its name"
+            )
 
 
 def _studies(
