@@ -156,7 +156,7 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
 
 def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumbers | None) -> Scan:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
-    spelt: dict[tuple[str, str], tuple[str, str]] = {}
+    spelt: dict[str, tuple[str, str]] = {}
     for picture in folder.files:
         parts = picture.name.split("/")
         parsed = parse_slice_name(parts[-1].rpartition(".")[0])
@@ -166,7 +166,8 @@ def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumber
             folder.found("odd file", picture.name, "name is not like `58 (10).jpg`")
         else:
             studies[parts[0], parsed[0]].append((parsed[1], picture))
-            _refuse_two_spellings(spelt, (parts[0], parsed[0]), picture.name)
+            patient = _class_patient(parts[0], parsed[0], same_numbers)
+            _refuse_two_spellings(spelt, patient, picture.name)
 
     classes = sorted({name for name, _ in studies}, key=natural_key)
     positives = _positive_classes(folder.root, classes, positive)
@@ -174,7 +175,7 @@ def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumber
     sources = [
         PictureStudy(
             source=f"{name}/{patient}",
-            patient=f"{name}/{patient}" if same_numbers == "different" else patient,
+            patient=_class_patient(name, patient, same_numbers),
             labels={
                 label: float(name == positive)
                 for label, positive in zip(label_names, positives, strict=True)
@@ -198,12 +199,17 @@ def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumber
     )
 
 
-def _refuse_two_spellings(spelt: dict, study: tuple[str, str], name: str) -> None:
-    """Refuses two patients of a class whose names are one but for spaces and Unicode forms."""
+def _class_patient(name: str, number: str, same_numbers: SameNumbers | None) -> str:
+    """What a patient in a class folder is called."""
+    return f"{name}/{number}" if same_numbers == "different" else number
+
+
+def _refuse_two_spellings(spelt: dict, patient: str, name: str) -> None:
+    """Refuses a patient whose name in a file's differs from another's in spaces or Unicode form."""
     stem = name.rpartition("/")[2].rpartition(".")[0].rstrip()
-    patient = _SLICE_NAME.fullmatch(stem)["patient"]
-    first, other = spelt.setdefault(study, (patient, name))
-    if first != patient:
+    spelling = _SLICE_NAME.fullmatch(stem)["patient"]
+    first, other = spelt.setdefault(patient, (spelling, name))
+    if first != spelling:
         raise InputError(
             f"{other} and {name} name one patient in two spellings, which differ in spaces or in "
             "the Unicode form of letters; rename one"
