@@ -85,6 +85,7 @@ from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelRow, LabelTable, read
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
 from medseq_tf.readers.study import (
+    MOST_SLICES,
     Finding,
     Scan,
     Slices,

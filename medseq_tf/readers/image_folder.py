@@ -28,6 +28,7 @@ from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_u
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import (
+    MOST_SLICES,
     Finding,
     Scan,
     Slices,
@@ -38,8 +39,6 @@ from medseq_tf.readers.study import (
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 LARGEST_FILE_BYTES = 256 * 2**20
-MOST_IMAGES = 10_000
-"""Of a study; more are no examination, and are not opened."""
 
 _SLICE_NAME = re.compile(r"(?P<patient>.*[^\s_-])\s*(?:\((?P<bracketed>\d+)\)|[_-](?P<plain>\d+))")
 _ALL_EMPTY = "every label is empty"
@@ -58,8 +57,8 @@ class PictureStudy(StudySource):
 
     def read(self) -> Slices:
         """Decodes every file that can be decoded; the others become findings."""
-        if len(self.files) > MOST_IMAGES:
-            raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_IMAGES}")
+        if len(self.files) > MOST_SLICES:
+            raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
         images, names, findings = [], [], []
         with silenced():
             for name in self.files:

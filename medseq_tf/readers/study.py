@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 MODALITIES = ("photograph", "CT", "MR")
+MOST_SLICES = 10_000
+"""Of a study; more are no examination, and are counted, not read."""
 
 _DIGITS = re.compile(r"(\d+)")
 

@@ -348,7 +348,7 @@ def test_a_slice_number_of_twenty_digits_is_one_entry(tmp_path):
 
 
 def test_images_are_counted_before_they_are_read(classes, monkeypatch):
-    monkeypatch.setattr(image_folder, "MOST_IMAGES", 2)
+    monkeypatch.setattr(image_folder, "MOST_SLICES", 2)
     monkeypatch.setattr(image_folder, "_read_bytes", lambda path: pytest.fail("was read"))
     with pytest.raises(UnreadableStudy, match="3 images; a study has at most 2"):
         scan_image_folder(classes).studies[0].read()
