@@ -134,6 +134,9 @@ class DicomStudy(StudySource):
 
     def read(self) -> Slices:
         """Decodes every picture that can be decoded; the others become findings."""
+        if len(self.pictures) > MOST_SLICES:
+            count = len(self.pictures)
+            raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
         images, pictures, findings, beyond = [], [], [], 0
         for picture, image in _decoded(self.root, self.pictures):
             if image is None:

@@ -92,30 +92,6 @@ def test_sessions_and_timepoints_belong_to_their_subject(tmp_path):
     assert patients == ["sub-r001s001"] * 2 + ["c0001s0004"] * 2
 
 
-@pytest.mark.parametrize("places", [("A/{0}/x", "B/{0}/x"), ("A", "B"), ("{0}", ".")])
-def test_a_subject_s_name_in_two_places_is_refused(tmp_path, places):
-    for place in places:
-        subject(tmp_path / place.format("sub-r001s001"), np.ones(40))
-    with pytest.raises(InputError, match="have one subject's name and may be two subjects"):
-        scan_atlas(tmp_path, whole=True)
-
-
-def test_two_timepoints_of_one_name_lie_in_their_subject_s_folder(tmp_path):
-    for place in ("t01", "t02"):
-        subject(tmp_path / "sub-r001s001" / place, np.ones(40))
-    patients = [study.patient for study in scan_atlas(tmp_path, whole=True).studies]
-    assert patients == ["sub-r001s001"] * 2
-
-
-def test_a_session_in_two_files_is_one_study(tmp_path):
-    subject(tmp_path, np.ones(40))
-    image = sitk.ReadImage(str(tmp_path / f"{STEM}_T1w.nii.gz"))
-    sitk.WriteImage(image, str(tmp_path / f"{STEM}_T1w.nii"))
-    scan = scan_atlas(tmp_path, whole=True)
-    assert len(scan.studies) == 1
-    assert [(f.kind, f.where) for f in scan.findings] == [("study left out", f"{STEM}_T1w.nii.gz")]
-
-
 def test_odd_files_and_lonely_images_are_named(tmp_path):
     subject(tmp_path, np.ones(40))
     data = (tmp_path / f"{STEM}_T1w.nii.gz").read_bytes()

@@ -19,6 +19,7 @@ from dicom_writer import BIG, ENHANCED_CT, EXPLICIT, IMPLICIT, dicom_file, image
 from medseq_tf.errors import InputError
 from medseq_tf.prepare import prepare
 from medseq_tf.prepared import Prepared
+from medseq_tf.readers import UnreadableStudy, dicom
 from medseq_tf.readers.demo import DemoCohort, photographs, write_image_folder
 from medseq_tf.readers.demo_files import ORIENTATIONS, write_dicom, write_volumes
 from medseq_tf.readers.dicom import scan_dicom
@@ -118,6 +119,13 @@ def test_tilt_is_corrected_by_shifting_slices(tmp_path):
 
 
 # ------------------------------------------------------------------------------- order and geometry
+
+
+def test_images_are_counted_before_they_are_read(tmp_path, monkeypatch):
+    (study,) = scan_dicom(write_stack(tmp_path, *stack())).studies
+    monkeypatch.setattr(dicom, "MOST_SLICES", 4)
+    with pytest.raises(UnreadableStudy, match="5 images; a study has at most 4"):
+        study.read()
 
 
 def test_names_and_instance_numbers_say_nothing(tmp_path, rng):

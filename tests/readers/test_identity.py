@@ -266,6 +266,14 @@ def test_dicom(examples):
 # ------------------------------------------------------------------------------------------- ATLAS
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Spares a test the start of worker processes."""
+    monkeypatch.setattr(
+        atlas, "isolated_map", lambda function, items, stand_in: map(function, items)
+    )
+
+
 def an_atlas(root, draw, truth):
     has_folders = draw(st.booleans())
     for site in draw(st.lists(st.sampled_from(["A", "B"]), min_size=1, unique=True)):
@@ -284,11 +292,37 @@ def an_atlas(root, draw, truth):
 
 
 @few_or_many
-def test_atlas(examples, monkeypatch):
-    monkeypatch.setattr(
-        atlas, "isolated_map", lambda function, items, stand_in: map(function, items)
-    )
+def test_atlas(examples, in_this_process):
     run(examples, an_atlas)
+
+
+def atlas_of(root, *places, end=".nii"):
+    for place in places:
+        write(root / place / f"sub-1_ses-1_T1w{end}", NIFTI)
+        write(root / place / "sub-1_ses-1_label-L_mask.nii", LESION)
+
+
+@pytest.mark.parametrize("places", [("A/sub-1/x", "B/sub-1/x"), ("A", "B"), ("sub-1", ".")])
+def test_a_subject_s_name_in_two_places_is_refused(tmp_path, places):
+    atlas_of(tmp_path, *places)
+    with pytest.raises(InputError, match="have one subject's name and may be two subjects"):
+        scan_atlas(tmp_path, whole=True)
+
+
+def test_two_timepoints_of_one_name_lie_in_their_subject_s_folder(tmp_path, in_this_process):
+    atlas_of(tmp_path, "sub-1/t01", "sub-1/t02")
+    studies = scan_atlas(tmp_path, whole=True, extent=(0, 1)).studies
+    assert [study.patient for study in studies] == ["sub-1", "sub-1"]
+
+
+def test_a_session_in_two_files_is_one_study(tmp_path, in_this_process):
+    atlas_of(tmp_path, ".")
+    atlas_of(tmp_path, ".", end=".nii.gz")
+    scan = scan_atlas(tmp_path, whole=True, extent=(0, 1))
+    assert [study.source for study in scan.studies] == ["sub-1_ses-1_T1w.nii"]
+    assert [(f.kind, f.where) for f in scan.findings] == [
+        ("study left out", "sub-1_ses-1_T1w.nii.gz")
+    ]
 
 
 # --------------------------------------------------------------------------------------- the rule
