@@ -164,6 +164,9 @@ class Tracker:
             with contextlib.suppress(Exception):
                 self._monitor.finish()
         self._send("end", status=status, tries=LAST_TRIES)
+        if self.enabled and self._waiting and self.run_id is not None:
+            with contextlib.suppress(Exception):  # what waits may wait for something else
+                connect().set_terminated(self.run_id, status)
 
     def _send(self, kind: str, tries: int = 1, **values: Any) -> None:
         """Send a record, behind those that wait; or keep it. Whatever happens, the work goes on."""
@@ -209,7 +212,8 @@ class Tracker:
             else:
                 break
         self._waiting = False
-        if _outage().end():
+        outage = _outages.pop(tracking_uri(), None)
+        if outage is not None and outage.said:
             text = f"MLflow can be used again; {sent} records that were kept are sent"
             print(f"medseq-tf: {text}", file=sys.stderr)
 
@@ -249,11 +253,12 @@ class _Outage:
 
     Attributes:
       next_try: when it is to be asked again, on the clock of `time.monotonic`.
+      said: whether the user knows.
     """
 
     def __init__(self):
         self.next_try = 0.0
-        self._wait, self._said = FIRST_WAIT, False
+        self._wait, self.said = FIRST_WAIT, False
 
     def note(self, seconds: float) -> None:
         """Note that it did not answer, after so long."""
@@ -262,14 +267,8 @@ class _Outage:
 
     def begin(self) -> bool:
         """Return whether it has still to be said."""
-        said, self._said = self._said, True
+        said, self.said = self.said, True
         return not said
-
-    def end(self) -> bool:
-        """Note that it answers; return whether it was said that it did not."""
-        said = self._said
-        self.__init__()
-        return said
 
 
 _outages: dict[str, _Outage] = {}

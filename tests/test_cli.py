@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from small_run import SMALL, run_small
 
 import medseq_tf
-from medseq_tf import cli
+from medseq_tf import cli, tracking
 from medseq_tf.evaluate import evaluate
 from medseq_tf.fitting import Fitter
 from medseq_tf.prepare import prepare
@@ -275,6 +276,28 @@ def test_a_sigterm_is_as_a_ctrl_c(monkeypatch, capsys, demo_data, tmp_path):
     finally:
         signal.signal(signal.SIGINT, ignored)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_one_line(monkeypatch, capsys, demo_data, no_server):
+    original = Fitter._validate
+
+    def deleted(self):
+        shutil.rmtree(self.folder)
+        return original(self)
+
+    monkeypatch.setattr(Fitter, "_validate", deleted)
+    words = [word for setting in SMALL for word in ("--set", setting)]
+    status, _, err = run(
+        monkeypatch, capsys, "train", "fsm_bilstm", "--data", demo_data, "--out", "gone", *words
+    )
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "gone/" in err
+    assert "No such file or directory" in err
+    assert not Path("gone").exists()
+    client = tracking.connect()
+    experiment = client.get_experiment_by_name("medseq_tf").experiment_id
+    assert [found.info.status for found in client.search_runs([experiment])] == ["FAILED"]
 
 
 def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, capsys):

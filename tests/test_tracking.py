@@ -181,6 +181,16 @@ def test_a_run_is_ended_whatever_failed_before(no_server, client, flaky, quickly
     assert client.get_run(another.run_id).info.status == "KILLED"
 
 
+def test_a_run_is_ended_where_only_its_files_cannot_be_kept(no_server, client, flaky, quickly):
+    (no_server / "report.html").write_text("<p>figures</p>")
+    tracker = tracking.Tracker(no_server, "first")
+    flaky["log_artifact"] = 10**6
+    tracker.artifact(no_server / "report.html")
+    tracker.end()
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert [r["kind"] for r in kept(no_server)] == ["artifact", "end"]
+
+
 def test_a_begin_whose_answer_was_lost_is_no_second_run(no_server, client, monkeypatch, quickly):
     original = type(client).create_run
 
