@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from medseq_tf import tracking
+from medseq_tf import registry
 from medseq_tf.errors import InputError
 from medseq_tf.export import describe
 from medseq_tf.runs import Run
@@ -90,7 +90,7 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
     if name.startswith(SERVERS):
         return ServingClient(name)
     if name.startswith(MLFLOW):
-        return open_saved_model(tracking.download_saved_model(name))
+        return open_saved_model(registry.download_saved_model(name))
     folder = Path(name)
     if (folder / "experiment.yaml").is_file():
         return _of_run(Run.load(folder))

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from medseq_tf import tracking
+from medseq_tf import registry, tracking
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Experiment
 from medseq_tf.files import PARTIAL, atomic, destination, locked, naming, remove_abandoned
@@ -185,7 +185,7 @@ def _registered(path: Path, name: str, run: Run) -> str:
     recipe = (run.folds or [run])[0].experiment
     example = {"study": "example", "slices": _made_up(recipe, run)}
     try:
-        return tracking.register_saved_model(path, name, run_id, example)
+        return registry.register_saved_model(path, name, run_id, example)
     except InputError as error:
         raise InputError(f"{path} is written, but not registered: {error}") from None
 

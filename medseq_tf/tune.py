@@ -33,10 +33,11 @@ from medseq_tf.export import export
 from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.oracles import TUNERS, Ledger, Order
 from medseq_tf.prepared import Prepared
+from medseq_tf.registry import crown
 from medseq_tf.runs import Run, locked
 from medseq_tf.search import BASE, Search, header, line
 from medseq_tf.space import Objective, Space
-from medseq_tf.tracking import Tracker, crown, first_line
+from medseq_tf.tracking import Tracker, first_line
 from medseq_tf.train import environment, train
 
 TRIALS = 20

@@ -16,7 +16,7 @@ import pytest
 from served import NAME, exported, folder, serving, small_run
 
 import medseq_tf
-from medseq_tf import cli, tracking
+from medseq_tf import cli, registry
 from medseq_tf.answering import open_model
 from medseq_tf.errors import InputError
 from medseq_tf.inference import study_probabilities
@@ -389,5 +389,5 @@ def test_it_is_a_function_of_the_package():
 
 
 def test_an_mlflow_uri(monkeypatch, tmp_path):
-    monkeypatch.setattr(tracking, "download_saved_model", lambda uri: exported().path)
+    monkeypatch.setattr(registry, "download_saved_model", lambda uri: exported().path)
     same(numbers(predict("models:/lesion/1", sources() / "volumes", workers=1)), prepared_road())
