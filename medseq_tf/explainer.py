@@ -53,6 +53,8 @@ class Explainer:
     """
 
     def __init__(self, run: Run, prepared: Prepared, studies: Sequence[str], seed: int = 0):
+        if seed < 0:
+            raise InputError(f"seed = {seed}: expected a whole number from 0 up")
         run.require_finished()
         if run.dataset["label_names"] != prepared.label_names:
             raise InputError(

@@ -144,7 +144,7 @@ def _fit(signs: np.ndarray, differences: np.ndarray) -> tuple[np.ndarray, np.nda
     """The best linear fit (slices, labels), and its covariance (labels, slices, slices)."""
     inverse = np.linalg.inv(signs.T @ signs)
     values = inverse @ (signs.T @ differences)
-    leverage = np.einsum("ij,jk,ik->i", signs, inverse, signs)
+    leverage = ((signs @ inverse) * signs).sum(axis=1)
     errors = (differences - signs @ values) / (1 - leverage)[:, None]
     weighted = [signs * column[:, None] for column in errors.T]
     return values, np.stack([inverse @ (part.T @ part) @ inverse for part in weighted])

@@ -388,6 +388,8 @@ def test_a_study_that_cannot_be_read_is_left_out_of_several(run, demo_data, monk
 def test_what_cannot_be_explained_is_said(run, demo_data, arguments, message):
     with pytest.raises(InputError, match="label = 'x'"):
         explain.explain(run, demo_data, label="x")
+    with pytest.raises(InputError, match="seed = -1: expected a whole number"):
+        explain.explain(run, demo_data, seed=-1)
     arguments = {"study_id": run.splits["test"][0]} | arguments
     with pytest.raises(InputError, match=message):
         explain.study(run, demo_data, **arguments)
