@@ -346,7 +346,7 @@ def tune(**arguments: Any) -> None:
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="Of the bootstrap over patients.",
+    help="Of the bootstrap over patients, by which intervals of folds are found.",
 )
 @click.option(
     "--compare",

@@ -1,6 +1,6 @@
 """Takes one run or several and a prepared data set; gives their metrics by patient, compared.
 
-The unit is the study; the bootstrap draws patients, with all their studies. Thresholds and
+The unit is the study; intervals are over patients, with all their studies. Thresholds and
 temperatures come from the run: they were chosen on its validation studies. Of a cross-validated
 run each study is judged by the model that has not seen it: what ranks studies is the mean over the
 folds, for probabilities of two models do not rank each other's studies; what judges single calls
@@ -193,7 +193,7 @@ def evaluate(
         `split="all"` its folds' probabilities are averaged.
       data: the prepared data set of the run; for `split="all"` one that the run has never seen.
       split: `validation`, `test` or `all`.
-      resamples: of the bootstrap over patients.
+      resamples: of the bootstrap over patients, by which intervals of folds are found.
       subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
         `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
       audit: look for patients and slices that the run's splits share.
@@ -276,7 +276,7 @@ def judge(
     Args:
       predictions: as `Evaluation.predictions`.
       label_names: the labels.
-      resamples: of the bootstrap over patients.
+      resamples: of the bootstrap over patients, by which intervals of folds are found.
       groups: subgroups by study id, a column each; see `medseq_tf.subgroups`.
     """
     label_names = list(label_names)
@@ -644,7 +644,7 @@ def subgroup_table(
       predictions: as `Evaluation.predictions`.
       label_names: the labels.
       groups: subgroups by study id, a column each; thirds by the number of slices come first.
-      resamples: of the bootstrap over patients.
+      resamples: of the bootstrap over patients, by which intervals of folds are found.
     """
     counts = predictions.drop_duplicates("study").set_index("study")["slices"]
     columns = {"slices": subgroups.thirds(counts)}
@@ -682,7 +682,7 @@ def compare(
       runs: at least two run folders.
       data: a prepared data set to predict anew; None: the predictions that the runs hold.
       split: `test` or `validation`, or `all` of a data set that no run has seen.
-      resamples: of the bootstrap over patients.
+      resamples: of the bootstrap over patients, by which intervals of folds are found.
 
     Raises:
       InputError: fewer than two runs, other labels, or no study in common.
@@ -777,7 +777,7 @@ def _difference(
     """Return the differences of two models on the same studies."""
     if "fold" in a or "fold" in b:
         both = [cross_validation.held_out(part, label_names) for part in (a, b)]
-        table = cross_validation.compare_folds(*both, resamples)
+        table = _described(cross_validation.compare_folds(*both, resamples), a)
         return table.assign(question=cross_validation.RECIPE)
     wide = [_wide(part) for part in (a, b)]
     arrays = {
@@ -793,6 +793,22 @@ def _difference(
         cuts=tuple(_cuts(part, label_names) for part in wide),
     )
     return table.assign(question=cross_validation.FITTED)
+
+
+def _described(differences: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return differences without a p-value where the rarer class has few patients, and say so."""
+    known = predictions[predictions["truth"].notna()]
+    counts = (
+        known.groupby(["label", "truth"])["patient"].nunique().unstack(fill_value=0).min(axis=1)
+    )
+    few = differences["label"].isin(counts.index[counts < metrics.FEW_PATIENTS])
+    few &= differences["p"].notna()
+    note = differences["note"].fillna("")
+    remark = differences["label"].map(
+        lambda name: f"{counts.get(name)} patients of the rarer class"
+    )
+    remark = note.where(note == "", note + "; ") + remark + f": {metrics.DESCRIBED}"
+    return differences.assign(p=differences["p"].mask(few), note=note.mask(few, remark))
 
 
 def _adjusted(differences: pd.DataFrame) -> pd.DataFrame:

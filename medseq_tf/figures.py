@@ -1,7 +1,8 @@
 """Takes runs and tables of predictions; gives matplotlib figures, each with what it shows in words.
 
-Bands are 95% intervals, by bootstrap over patients. Of a cross-validated run the thin lines are the
-folds, each ranked by its own model, and the thick one is all of them together.
+Bands are pointwise 95% intervals, by bootstrap over patients; with few patients they are too
+narrow. Of a cross-validated run the thin lines are the folds, each ranked by its own model, and the
+thick one is all of them together.
 """
 
 from __future__ import annotations
@@ -169,13 +170,15 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
                 axis.vlines(row.probability, row.low, row.high, color=color, linewidth=0.9)
                 axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
                               textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
-        errors = [
-            metrics.expected_calibration_error(*_arrays(part, column))
-            for column in ("probability", "calibrated")
-        ]
+        errors = []
+        for column in ("probability", "calibrated"):
+            truth, probability = _arrays(part, column)
+            value = metrics.expected_calibration_error(truth, probability)
+            median, high = metrics.null_calibration_error(probability)
+            errors.append(f"{value:.3f} (if they were right {median:.3f}, to {high:.3f})")
         words.append(
-            f"{label}: expected calibration error {errors[0]:.3f} as predicted, {errors[1]:.3f} "
-            "after scaling"
+            f"{label}: expected calibration error of the probabilities as predicted {errors[0]}, "
+            f"after scaling {errors[1]}"
         )
     _legend(axis, loc="upper left")
     title = "Calibration before and after temperature scaling"

@@ -159,8 +159,9 @@ def _output(run: Run) -> str:
 def _results(run: Run) -> list[Item]:
     return [
         Item("28-29", "12e", "Measures",
-             "AUROC with DeLong's interval; others with 95% intervals by 2,000 bootstrap samples "
-             "over patients, stratified by class; calibration; decision curve (report.html)"),
+             "95% score intervals over patients: of the AUROC by DeLong's variance, of shares "
+             "Wilson's, of averages by the jackknife; of folds, see `question` in metrics.json; "
+             "calibration slope, intercept and O/E; decision curve (report.html)"),
         Item("30", "12d, 23b", "Robustness",
              f"Thirds by number of slices (report.html). {ASK}scanners, sites"),
         Item("", "3c, 14", "Fairness",

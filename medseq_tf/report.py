@@ -268,7 +268,7 @@ def _summary(table: pd.DataFrame, split: str, folds: bool) -> str:
         words += f" The AUROC cannot be said: {html.escape(str(row['note']))}."
     elif pd.isna(row["low"]):
         words += f" The AUROC has no interval: {html.escape(str(row['note']))}."
-    elif metrics.DESCRIBED in str(row["note"]) or _few(table):
+    elif _few(table):
         words += (
             f" <strong>Fewer than {metrics.FEW_PATIENTS} patients of the rarer class: the figures "
             "describe these patients, and nothing is concluded from them.</strong>"
@@ -288,8 +288,11 @@ def _summary(table: pd.DataFrame, split: str, folds: bool) -> str:
 
 
 def _few(table: pd.DataFrame) -> bool:
-    """Whether some label has too few patients to conclude from, as its rows' notes say."""
-    return bool(table["note"].fillna("").str.contains(metrics.DESCRIBED, regex=False).any())
+    """Whether some label has too few patients to conclude from."""
+    said = table["note"].fillna("").str.contains(metrics.DESCRIBED, regex=False)
+    of_labels = table[table["label"] != "macro"]
+    rarer = np.minimum(of_labels["positives"], of_labels["n"] - of_labels["positives"])
+    return bool(said.any() or ((rarer > 0) & (rarer < metrics.FEW_PATIENTS)).any())
 
 
 def _data(run: Run, audit: leakage.Audit | None) -> str:
@@ -370,6 +373,7 @@ def _metric_rows(table: pd.DataFrame) -> pd.DataFrame:
             "metric": shown["metric"].map(_name),
             "value": shown["value"].map(_number),
             "95% interval": _intervals(shown),
+            "method": shown["interval"].fillna(""),
             "note": shown["note"].fillna(""),
         }
     )

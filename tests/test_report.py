@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from small_run import run_small
 
-from medseq_tf import explain, figures, model_card, report
+from medseq_tf import evaluate, explain, figures, model_card, report
 from medseq_tf.errors import InputError
 from medseq_tf.runs import Run
 
@@ -161,6 +161,53 @@ def test_one_class_gives_no_curves_but_a_report(run, monkeypatch):
     check(text)
     assert "The AUROC cannot be said: no positive patient." in text
     assert "No curves: both classes are needed." in text
+
+
+def described(run, monkeypatch, count, shift=0.3, seed=0):
+    """The report of other predictions than the run's own, scored anew."""
+    table = predictions(count, seed=seed)
+    rng = np.random.default_rng(seed)
+    table["probability"] = np.clip(rng.normal(0.35 + shift * table["truth"], 0.2), 0, 1)
+    table["calibrated"] = table["probability"]
+    table["positive"] = table["probability"] >= 0.5
+    monkeypatch.setattr(Run, "predictions", table)
+    monkeypatch.setattr(Run, "metrics", evaluate.score(table, ["lesion"]))
+    text = report.page(run)
+    check(text)
+    return text
+
+
+def test_few_patients_are_described_and_no_more(run, monkeypatch):
+    text = described(run, monkeypatch, 12)
+    assert "Fewer than 10 patients of the rarer class: the figures describe these" in text
+    assert "better than chance" not in text
+    assert "nothing is concluded" in text
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"),
+    [(0.0, "not shown to be better than chance"), (-0.4, "the wrong way round"), (0.4, "")],
+)
+def test_many_patients_are_held_against_chance(run, monkeypatch, shift, words):
+    text = described(run, monkeypatch, 60, shift, seed=1)
+    assert "Fewer than 10 patients" not in text
+    for sentence in ("better than chance", "the wrong way round"):
+        assert (sentence in text) == (bool(words) and sentence in words)
+
+
+def test_it_says_what_its_figures_are(run, monkeypatch):
+    text = described(run, monkeypatch, 80)
+    for words in (
+        "a patient is positive if one of the studies is, and is called positive if one of them is",
+        "calibration slope",
+        "calibration intercept",
+        "O/E",
+        "(if they were right 0.",
+        ">DeLong<",
+        ">Wilson<",
+        "cut chosen on these studies",
+    ):
+        assert words in text, words
 
 
 def test_a_thousand_patients_make_a_file_of_moderate_size(run, monkeypatch):
