@@ -57,15 +57,20 @@ class KerasTimeDistributed(keras.layers.TimeDistributed):
         return super().call(inputs, training=training)
 
 
+def preset(*settings: str) -> experiment.Experiment:
+    """The recipe, read out by the last states, as PyTorch's networks are."""
+    return experiment.load("fsm_bilstm", ["model.aggregator.readout=concat", *settings])
+
+
 def build(*settings: str) -> models.SequenceClassifier:
     """The recipe's model for one label."""
-    recipe = experiment.load("fsm_bilstm", list(settings))
+    recipe = preset(*settings)
     return models.build(recipe.model, (SIDE, SIDE, 1), labels=1, seed=0)
 
 
 def build_with_keras_layer() -> models.SequenceClassifier:
     """The same with Keras's `TimeDistributed`, which needs to know the number of steps."""
-    recipe = experiment.load("fsm_bilstm").model
+    recipe = preset().model
     layer = KerasTimeDistributed(models.ConvFSMStack(seed=0))
     layer.build((None, LONG, SIDE, SIDE, 1))
     parts = (models.Encoder(layer), recurrent(recipe.aggregator, seed=0), models.Head(1, [32]))
@@ -76,7 +81,7 @@ def build_with_keras_layer() -> models.SequenceClassifier:
 
 def training_step(model, steps: int | None = None) -> Callable[..., tf.Tensor]:
     """The update of `medseq_tf.fitting`, in one graph for all batches."""
-    recipe = experiment.load("fsm_bilstm")
+    recipe = preset()
     loss = losses.build(recipe.loss, np.array([[0.0], [1.0]], np.float32))
     rate = learning_rate(recipe.optimizer, updates=10_000)
     optimizer = build_optimizer(recipe.optimizer)

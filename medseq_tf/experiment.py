@@ -539,8 +539,8 @@ class Loss(Settings):
     positives, w- = 1; or one positive weight a label.
 
     For a segmenter, over pixels: `dice_cross_entropy` is the mean cross-entropy plus 1 - Dice (Qi
-    et al. 2019), `dice_focal` the mean focal loss plus 1 - Dice (after Zhou et al. 2019); of all
-    these settings `gamma` alone is read.
+    et al. 2019), `dice_focal` the mean focal loss plus 1 - Dice (after Zhou et al. 2019), Dice over
+    a batch that shows a lesion; of all these settings `gamma` alone is read.
     """
 
     name: Literal["binary_cross_entropy", "focal", "dice_cross_entropy", "dice_focal"] = (

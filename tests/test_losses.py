@@ -133,6 +133,9 @@ def test_an_unknown_mask_has_no_loss_and_no_gradient(masks):
 def test_no_lesion_and_none_found_is_no_loss():
     nothing = np.zeros((1, 2, 4, 4), np.float32)
     assert float(losses.PixelLoss()(nothing, nothing - 30)) == pytest.approx(0, abs=1e-6)
+    false = nothing - 30
+    false[0, 0, 0, :2] = 30
+    assert float(losses.PixelLoss()(nothing, false)) > 0.5
 
 
 def test_a_batch_without_lesion_has_the_cross_entropy_alone(rng):

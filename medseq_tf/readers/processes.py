@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -58,7 +59,7 @@ def isolated_map(
         function: picklable; its module is what worker processes import.
         items: picklable; read as they are needed.
         stand_in: gives, in this process, the result of an item that cannot be worked on.
-        workers: processes; default: one a core.
+        workers: processes, at most; default: one a core. No more start than there is work for.
         seconds: the longest that one item may take.
         initializer: run once in each worker process.
         together: items that a worker is given at a time; more for short work.
@@ -69,6 +70,9 @@ def isolated_map(
     workers = workers or cores()
     start_server(function.__module__)
     items, waiting = iter(items), collections.deque()
+    first = list(itertools.islice(items, workers * together))
+    workers = min(workers, max(1, math.ceil(len(first) / together)))
+    items = itertools.chain(first, items)
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(workers, initializer))
         while True:

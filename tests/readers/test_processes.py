@@ -40,6 +40,16 @@ def test_no_worker_starts_later_when_another_may_have_died():
         assert len(set(multiprocessing.active_children()) - before) == 3
 
 
+def test_few_items_start_few_workers(monkeypatch):
+    started, pool = [], processes._pool
+    monkeypatch.setattr(processes, "_pool", lambda n, f: started.append(n) or pool(n, f))
+    for count, together in [(0, 1), (1, 1), (2, 1), (9, 1), (5, 4)]:
+        assert list(isolated_map(work, range(count), str, 3, together=together)) == [
+            2 * item for item in range(count)
+        ]
+    assert started == [1, 1, 2, 3, 2]
+
+
 def environment(item):
     """A variable of a worker's environment, and whether it is a process of its own."""
     return os.environ.get(item), os.getpid()
