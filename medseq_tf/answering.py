@@ -18,7 +18,13 @@ from medseq_tf.errors import InputError
 from medseq_tf.export import describe
 from medseq_tf.runs import Run
 from medseq_tf.saved_graph import check_saved_model
-from medseq_tf.serving_client import Answer, RequestRefused, ServingClient, readable
+from medseq_tf.serving_client import (
+    Answer,
+    RequestRefused,
+    ServingClient,
+    check_answer,
+    readable,
+)
 from medseq_tf.serving_model import ServingModel
 from medseq_tf.serving_wire import Description
 
@@ -68,7 +74,7 @@ class GraphModel:
         except tf.errors.OpError as error:
             raise RequestRefused(readable(error.message)) from None
         after_each = answer["running_probability"].numpy()[0] if running else None
-        return Answer(answer["probability"].numpy()[0], after_each)
+        return check_answer(Answer(answer["probability"].numpy()[0], after_each), len(slices))
 
 
 def open_model(model: str | os.PathLike | Run | Model) -> Model:

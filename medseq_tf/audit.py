@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from medseq_tf.errors import printable
 from medseq_tf.readers import Finding, natural_key
 
 
@@ -49,4 +50,4 @@ def audit_text(audit: dict, most: int | None = None) -> str:
 
 def _one_line(entry: dict) -> str:
     text = f"{entry['where']}: {entry['detail']}" if entry["detail"] else entry["where"]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(text)

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, Stopped, is_out_of_memory
+from medseq_tf.errors import InputError, Stopped, is_out_of_memory, printable, printable_lines
 
 FOLDER = click.Path(path_type=Path)
 
@@ -237,8 +237,8 @@ def _prepare(reader: str, **arguments: Any) -> None:
         arguments["axis"] = int(arguments["axis"])
     given = {name: value for name, value in arguments.items() if value not in (None, ())}
     prepared = run(reader, **given)
-    click.echo(prepared.audit_text())
-    click.echo(f"data set: {prepared.path}")
+    _say(prepared.audit_text())
+    _say(f"data set: {prepared.path}")
 
 
 # ----------------------------------------------------------------------------- train, evaluate
@@ -274,15 +274,15 @@ def train(**arguments: Any) -> None:
     from medseq_tf.train import train as run
 
     done = run(**arguments)
-    click.echo(text(done.metrics))
+    _say(text(done.metrics))
     if done.folds:
-        click.echo(fold_text(done.predictions))
-    click.echo(f"run:    {done.path}")
-    click.echo(f"report: {done.path / 'report.html'}")
+        _say(fold_text(done.predictions))
+    _say(f"run:    {done.path}")
+    _say(f"report: {done.path / 'report.html'}")
     for note in done.notes:
-        click.echo(f"note:   {note}")
+        _say(f"note:   {note}")
     if arguments["track"] and done.info["mlflow_run_id"]:
-        click.echo(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+        _say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
 
 
 @cli.command()
@@ -323,12 +323,12 @@ def tune(**arguments: Any) -> None:
     search = run(**arguments)
     if (arguments["cluster"] or "").startswith("worker:"):
         return
-    click.echo(search.text())
-    click.echo(f"best recipe: {search.path / 'best.yaml'}")
+    _say(search.text())
+    _say(f"best recipe: {search.path / 'best.yaml'}")
     if search.champion is not None:
-        click.echo(f"its run:     {search.champion.path}")
+        _say(f"its run:     {search.champion.path}")
     if arguments["track"] and search.info["mlflow_run_id"]:
-        click.echo(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+        _say(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
 
 
 @cli.command()
@@ -369,7 +369,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
     from medseq_tf.evaluate import evaluate as run
 
     found = run(**arguments)
-    click.echo(found.json_lines() if as_json else found.text())
+    _say(found.json_lines() if as_json else found.text())
 
 
 @cli.command()
@@ -397,7 +397,7 @@ def explain(**arguments: Any) -> None:
     from medseq_tf.explain import explain as run
 
     arguments["pixels"] = arguments["pixels"] or None
-    click.echo(run(**arguments).text())
+    _say(run(**arguments).text())
 
 
 @cli.command()
@@ -410,7 +410,7 @@ def report(**arguments: Any) -> None:
     import_tensorflow_quietly()
     from medseq_tf.report import report as run
 
-    click.echo(f"report: {run(**arguments)}")
+    _say(f"report: {run(**arguments)}")
 
 
 @cli.command()
@@ -434,15 +434,15 @@ def export(**arguments: Any) -> None:
     from medseq_tf.export import export as run
 
     done = run(**arguments)
-    click.echo(f"model:  {done.path}")
-    click.echo(
+    _say(f"model:  {done.path}")
+    _say(
         f"check:  {done.studies} studies, at most {done.difference:.1e} from the Keras model; "
         "garbage is refused"
     )
     if arguments["batching"]:
-        click.echo(f"config: {done.path.parent / 'batching.config'}")
+        _say(f"config: {done.path.parent / 'batching.config'}")
     if done.uri:
-        click.echo(f"MLflow: {done.uri}  (mlflow models serve -m {done.uri} --env-manager local)")
+        _say(f"MLflow: {done.uri}  (mlflow models serve -m {done.uri} --env-manager local)")
 
 
 @cli.command()
@@ -473,7 +473,7 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
     predictions = noted(run(model, *paths, progress=progress, **arguments))
     lines = (p.to_json() for p in predictions) if as_json else table(predictions)
     for line in lines:
-        click.echo(line)
+        _say(line)
     if left_out:
         print(f"medseq-tf: {len(left_out)} studies left out", file=sys.stderr)
         sys.exit(1)
@@ -487,9 +487,9 @@ def track(run: Path) -> None:
     from medseq_tf.tracking import public_uri
 
     done = send(run)
-    click.echo(f"sent:   {done.records} records to {public_uri()}")
+    _say(f"sent:   {done.records} records to {public_uri()}")
     if done.ended:
-        click.echo(f"ended:  {done.ended} MLflow runs that were left running")
+        _say(f"ended:  {done.ended} MLflow runs that were left running")
 
 
 @cli.command()
@@ -518,14 +518,14 @@ def main(command: str | None = None) -> NoReturn:
         try:
             entry.main(sys.argv[1:], program, standalone_mode=False)
         except click.ClickException as error:
-            _fail(error.format_message())
+            _fail(" ".join(error.format_message().split()))
         except InputError as error:
             _fail(str(error))
         except (_Interrupted, KeyboardInterrupt, click.Abort, Stopped) as stop:
             words = [command, *sys.argv[1:]]
             hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
             text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
-            print(f"medseq-tf: {text}", file=sys.stderr)
+            print(f"medseq-tf: {printable(text)}", file=sys.stderr)
             sys.exit(143 if ended else 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -587,8 +587,13 @@ def import_tensorflow_quietly() -> None:
             os.close(stderr)
 
 
+def _say(text: str) -> None:
+    """Print lines to standard output; what a file or a server named does nothing to the screen."""
+    click.echo(printable_lines(text))
+
+
 def _fail(message: str) -> NoReturn:
     if _asked["debug"]:
         traceback.print_exc()
-    print(f"medseq-tf: error: {message}", file=sys.stderr)
+    print(f"medseq-tf: error: {printable(message)}", file=sys.stderr)
     sys.exit(2)

@@ -25,7 +25,7 @@ import grpc
 from keras_tuner.src import protos
 
 from medseq_tf import trial
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.files import write_json
 from medseq_tf.prepared import Prepared
 
@@ -407,7 +407,7 @@ def main(words: list[str]) -> int:
     try:
         work_for_chief(address, worker, Path(data), Path(folder), *features)
     except InputError as error:
-        print(f"medseq-tf: error: {error}", file=sys.stderr)
+        print(f"medseq-tf: error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

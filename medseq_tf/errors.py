@@ -1,5 +1,7 @@
 """The exceptions for what is wrong with the user's input; the command line prints one line each."""
 
+import sys
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -20,3 +22,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class Stopped(Exception):
     """The user interrupted a run (Ctrl-C); its state is saved and `--resume` continues it."""
+
+
+def printable(text: object) -> str:
+    """Foreign text as one line that does nothing to a terminal.
+
+    Whatever is not printable (escape codes, line breaks, marks that turn the direction of writing,
+    halves of characters) stands in it by its code, such as `\\x1b`.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Text of several lines, each made `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def note(message: str) -> None:
+    """Say something on standard error that the user should know, and that stops nothing."""
+    print(f"medseq-tf: note: {printable(message)}", file=sys.stderr)

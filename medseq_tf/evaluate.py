@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import cross_validation, leakage, metrics, operating_points, subgroups
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, note
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.operating_points import OperatingPoint
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
+from medseq_tf.requirements import reading
 from medseq_tf.runs import METRICS_COLUMNS, Run
 
 SHOWN = (
@@ -196,7 +197,8 @@ def evaluate(
       resamples: of the bootstrap over patients, by which intervals of folds are found.
       subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
         `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
-      audit: look for patients and slices that the run's splits share.
+      audit: look for patients and slices that the run's splits share; with `split="all"`, for
+        copies of the run's slices in the data set.
       compare: other runs, tested on the same patients.
 
     Raises:
@@ -208,14 +210,10 @@ def evaluate(
     others = [Run.load(other) for other in compare]
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     groups = _groups(prepared, subgroups)
-    if audit and split == "all":
-        raise InputError(
-            "the audit looks at the run's own splits: it goes with --split test or validation, and "
-            "the run's data set"
-        )
     predictions = predict_split(run, prepared, split)
     result = judge(predictions, prepared.label_names, resamples, groups)
-    found = audit_splits(run, prepared) if audit else None
+    looked = audit_unseen if split == "all" else audit_splits
+    found = looked(run, prepared) if audit else None
     comparison = None
     if others:
         tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
@@ -311,6 +309,21 @@ def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
     )
 
 
+def audit_unseen(run: Run, prepared: Prepared) -> leakage.Audit:
+    """Return what a data set that a run has not seen shares with the run's own.
+
+    Raises:
+      InputError: the run does not say which slices it was trained on.
+    """
+    known = run.slices
+    if known is None:
+        raise InputError(
+            f"{run.path}: was trained by a version that kept no hashes of slices, so nothing can "
+            "be compared with them; train it again, or leave out --audit"
+        )
+    return leakage.audit_unseen(known, prepared)
+
+
 def _check_data(run: Run, prepared: Prepared, split: str) -> None:
     trained_on = run.dataset
     if trained_on["label_names"] != prepared.label_names:
@@ -319,20 +332,67 @@ def _check_data(run: Run, prepared: Prepared, split: str) -> None:
             f"{run.path} predicts {', '.join(trained_on['label_names'])}"
         )
     if split == "all":
-        contents = prepared.studies["content_hash"]
-        seen = prepared.studies.loc[contents.isin(set(run.contents.values())), "study_id"]
-        if len(seen):
-            raise InputError(
-                f"{prepared.path}: {len(seen)} of its {len(prepared)} studies are of the data set "
-                f"that the run was trained on (such as {seen.iloc[0]}); --split all is for studies "
-                "that it has never seen"
-            )
+        _refuse_other_reading(run, prepared)
+        _refuse_seen(run, prepared)
     elif trained_on["fingerprint"] != prepared.fingerprint or not set(run.contents) <= set(
         prepared.studies["study_id"]
     ):
         raise InputError(
             f"{prepared.path}: is not the data set of the run {run.path} (another fingerprint), so "
             f"it has no {split} split; --split all evaluates the whole of it"
+        )
+
+
+def _refuse_other_reading(run: Run, prepared: Prepared) -> None:
+    """Raise an InputError for data that were read otherwise than the run's own."""
+    trained, given = reading(run.dataset), reading(prepared.info)
+    differ = [
+        name
+        for name in trained
+        if None not in (trained[name], given[name]) and trained[name] != given[name]
+    ]
+    words = ", ".join(f"{name} {given[name]} instead of {trained[name]}" for name in differ)
+    says = f"{prepared.path}: is prepared otherwise than the data of the run {run.path}: {words}"
+    if {"modality", "unit", "axis"} & set(differ):
+        raise InputError(f"{says}; prepare it again as those were")
+    if differ:
+        note(says)
+
+
+def _refuse_seen(run: Run, prepared: Prepared) -> None:
+    """Raise an InputError if the run knows a study, a slice or a patient of a data set."""
+    only = "--split all is for studies that it has never seen"
+    contents = prepared.studies["content_hash"]
+    seen = prepared.studies.loc[contents.isin(set(run.contents.values())), "study_id"]
+    if len(seen):
+        raise InputError(
+            f"{prepared.path}: {len(seen)} of its {len(prepared)} studies are of the data set "
+            f"that the run was trained on (such as {seen.iloc[0]}); {only}"
+        )
+    known = run.slices
+    if known is None:
+        note(
+            f"{run.path}: was trained by a version that kept no hashes of slices; whether single "
+            "slices of its studies are among these was not checked, whole studies are not"
+        )
+        return
+    shared = leakage.seen_before(known, prepared)
+    if len(shared):
+        first = shared.iloc[0]
+        count = int((shared["study"] == first["study"]).sum())
+        raise InputError(
+            f"{prepared.path}: {shared['study'].nunique()} of its {len(prepared)} studies hold "
+            f"slices of the data set that the run was trained on (study {first['study']} of "
+            f"patient {first['patient']} has {count}, such as slice {first['slice']}, which is "
+            f"slice {first['other_slice']} of study {first['other_study']}, patient "
+            f"{first['other_patient']}); {only}"
+        )
+    patients = sorted(set(known["patient"]) & set(prepared.studies["patient_id"]))
+    if patients:
+        raise InputError(
+            f"{prepared.path}: {len(patients)} of its patients have the id of a patient whom the "
+            f"run was trained on (such as {patients[0]}); {only}; where they are others, prepare "
+            "with another MEDSEQ_TF_SALT"
         )
 
 

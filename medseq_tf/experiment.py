@@ -653,12 +653,40 @@ class Fit(Settings):
     are quick beside the saving share one save."""
 
 
+class Requires(Settings):
+    """What a recipe needs of the data set that it is trained on; null asks for nothing.
+
+    A data set that is prepared otherwise is refused before a run begins; what it does not say of
+    itself is only noted.
+    """
+
+    modality: list[Literal["photograph", "CT", "MR"]] | None = None
+    """Any of these."""
+    unit: str | None = None
+    """Of the intensities: `grey level`, `HU` or `arbitrary`."""
+    axis: Literal["axial", "coronal", "sagittal", 0, 1, 2] | None = None
+    """How volumes are cut."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side of the stored slices in pixels."""
+    aspect: Literal["pad", "stretch"] | None = None
+    masks: bool = False
+    """Lesion masks, of some study at least."""
+    labels: PositiveInt | None = None
+    """How many there are."""
+
+    @field_validator("modality", mode="before")
+    @classmethod
+    def _one_or_several(cls, modality):
+        return [modality] if isinstance(modality, str) else modality
+
+
 class Experiment(Settings):
     """The whole recipe of a training run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "experiment"
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    requires: Requires = Requires()
     input: Input = Input()
     sequence: Sequence = Sequence()
     augment: Augment = Augment()
@@ -669,6 +697,11 @@ class Experiment(Settings):
     split: Split = Split()
     fit: Fit = Fit()
     features: Features = Features()
+
+    @field_validator("requires", mode="before")
+    @classmethod
+    def _null_requires_nothing(cls, requires):
+        return {} if requires is None else requires
 
     @property
     def uses_features(self) -> bool:

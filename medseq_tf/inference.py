@@ -15,6 +15,7 @@ from medseq_tf.errors import Diverged
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import FeatureStore
 from medseq_tf.pipeline import SliceStore, evaluation_batches, readable
+from medseq_tf.prepared import Prepared
 
 
 class Answers(NamedTuple):
@@ -58,7 +59,7 @@ def study_answers(
         count[at] += 1
         pixels[at] += found[1]
         sums += found[2]
-    _check_finite(total)
+    check_finite(total, store.prepared, rows)
     with np.errstate(invalid="ignore"):
         return Answers(total / count, pixels, float(sums[0] / sums[1]) if sums[1] else np.nan)
 
@@ -135,16 +136,29 @@ def study_probabilities(
         at = [position[int(row)] for row in np.asarray(batch_rows)]
         np.add.at(total, at, probabilities)
         np.add.at(count, at, 1)
-    _check_finite(total)
+    check_finite(total, store.prepared, rows)
     with np.errstate(invalid="ignore"):
         return total / count[:, None]
 
 
-def _check_finite(probabilities: np.ndarray) -> None:
-    if not np.isfinite(probabilities).all():
+def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray) -> None:
+    """Refuse probabilities that are no number.
+
+    Args:
+      probabilities: `(studies, labels)`.
+      prepared: the data set.
+      rows: its rows that they are of, `(studies,)`.
+
+    Raises:
+      Diverged: one is NaN or infinite; names the first study.
+    """
+    wrong = np.asarray(rows)[~np.isfinite(probabilities).all(axis=1)]
+    if len(wrong):
+        first = prepared.studies["study_id"].iat[wrong[0]]
         raise Diverged(
-            "the model's probabilities are no numbers; a smaller optimizer.learning_rate or "
-            "optimizer.clip_norm=1 may help"
+            f"the model's probabilities of {len(wrong)} studies are no numbers (first: study "
+            f"{first}); in training, a smaller optimizer.learning_rate or optimizer.clip_norm=1 "
+            "may help"
         )
 
 

@@ -24,12 +24,19 @@ DISTANCE = 16
 """Most bits of 255 in which the hashes of a slice and its copy differ."""
 CORRELATION = 0.995
 """Least correlation of the low frequencies of a slice and its copy."""
+DISTANCE_WITHOUT_PIXELS = 8
+"""As `DISTANCE`, where only the hash of one of the two is there and nothing correlates them."""
 LEAST_CONTRAST = 8.0
 """Standard deviation, on the scale 0..255, below which a slice says too little to be compared."""
 
 SOFT_TISSUE = (-160.0, 240.0)
 SIDE, FREQUENCIES = 64, 16
 BLOCK = 256
+COMPARED_TOGETHER = 2**22
+"""Pairs of hashes that are held in memory at once."""
+
+RUN, UNSEEN = "the run's data", "this data set"
+"""The parts of an audit of a data set that a run has not seen."""
 
 PAIR_COLUMNS = (
     "kind",
@@ -57,6 +64,7 @@ class Audit:
         compared: slices that were compared by hash.
         blank: slices that say too little to be compared.
         unreadable: studies that could not be read.
+        slices: what a run keeps to know its studies again, see `known_slices`.
     """
 
     parts: pd.DataFrame
@@ -65,6 +73,7 @@ class Audit:
     compared: int
     blank: int
     unreadable: list[str]
+    slices: pd.DataFrame | None = None
 
     @property
     def is_clean(self) -> bool:
@@ -89,7 +98,12 @@ class Audit:
             lines += [
                 f"    study {row.study} slice {row.slice} ({row.split}) and study "
                 f"{row.other_study} slice {row.other_slice} ({row.other_split}): "
-                f"{row.distance} of 255 bits, correlation {row.correlation:.4f}"
+                f"{row.distance} of 255 bits"
+                + (
+                    f", correlation {row.correlation:.4f}"
+                    if row.correlation == row.correlation
+                    else ""
+                )
                 for row in found.head(most).itertuples()
             ]
         lines.append(
@@ -131,7 +145,111 @@ def audit(
         len(prints.rows),
         prints.blank,
         prints.unreadable,
+        known_slices(prepared, prints, rows),
     )
+
+
+# ---------------------------------------------------------------- a run's studies, known again
+
+
+def known_slices(prepared: Prepared, prints: Fingerprints, rows: np.ndarray) -> pd.DataFrame:
+    """Return what is kept of some studies to know them again in another data set.
+
+    It holds no picture: hashes alone, of which no slice can be made again.
+
+    Returns:
+        One row a slice: `study`, `patient`, `slice` (from 0), `content` (its hash, see
+        `study_record.slice_hash`; None where it says too little) and `bits` (32 bytes, its
+        perceptual hash; None where it says too little).
+    """
+    studies = prepared.studies.iloc[rows]
+    places = [np.arange(len(hashes)) for hashes in studies["slice_hashes"]]
+    table = pd.DataFrame(
+        {
+            "study": np.repeat(studies["study_id"].to_numpy(object), list(map(len, places))),
+            "patient": np.repeat(studies["patient_id"].to_numpy(object), list(map(len, places))),
+            "slice": np.concatenate([*places, np.zeros(0, int)]),
+            "content": [content for hashes in studies["slice_hashes"] for content in hashes],
+        }
+    )
+    start = dict(zip(rows.tolist(), np.cumsum([0, *map(len, places)]).tolist(), strict=False))
+    bits = np.full(len(table), None, object)
+    for row, place, words in zip(prints.rows, prints.slices, prints.bits, strict=True):
+        bits[start[int(row)] + int(place)] = words.tobytes()
+    return table.assign(bits=bits)
+
+
+def seen_before(known: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
+    """Return the slices of a data set whose pixels are those of a slice that a run knows.
+
+    The pixels are those of the source, so the size and aspect of either data set, and the salt of
+    its ids, make no difference.
+
+    Args:
+        known: see `known_slices`.
+        prepared: the data set.
+
+    Returns:
+        One row a slice: `study`, `patient`, `slice`, and the first that it equals: `other_study`,
+        `other_patient`, `other_slice`.
+    """
+    studies = prepared.studies
+    mine = pd.DataFrame(
+        {
+            "study": studies["study_id"],
+            "patient": studies["patient_id"],
+            "content": studies["slice_hashes"].map(list),
+        }
+    )
+    mine["slice"] = mine["content"].map(lambda hashes: list(range(len(hashes))))
+    mine = mine.explode(["content", "slice"]).dropna(subset="content")
+    first = known.dropna(subset="content").drop_duplicates("content")
+    first = first[["content", "study", "patient", "slice"]]
+    first = first.rename(columns={c: f"other_{c}" for c in ("study", "patient", "slice")})
+    return mine.merge(first, on="content").drop(columns="content")
+
+
+def audit_unseen(
+    known: pd.DataFrame, prepared: Prepared, distance: int = DISTANCE_WITHOUT_PIXELS
+) -> Audit:
+    """Look for copies, in a data set that a run has not seen, of slices of its own studies.
+
+    Of the run's slices only their hashes are known, so there is no correlation to tell a copy from
+    a slice that looks alike, and the hashes have to be nearer.
+
+    Args:
+        known: see `known_slices`.
+        prepared: the data set.
+        distance: most bits in which a slice and its copy differ.
+    """
+    prints = fingerprints(prepared, np.arange(len(prepared)))
+    theirs = known.dropna(subset="bits").reset_index(drop=True)
+    words = b"".join(theirs["bits"]) if len(theirs) else b""
+    bits = np.frombuffer(words, np.uint64).reshape(-1, FREQUENCIES**2 // 64)
+    ids = prepared.studies["study_id"].to_numpy()
+    hashes = prepared.studies["slice_hashes"]
+    studies, slices, contents = (theirs[name].to_numpy() for name in ("study", "slice", "content"))
+    rows = []
+    block = max(1, min(BLOCK, COMPARED_TOGETHER // max(len(bits), 1)))
+    for start in range(0, len(prints.rows), block):
+        found = near(prints.bits[start : start + block], bits, distance)
+        for mine, other, differing in zip(*found, strict=True):
+            row, place = int(prints.rows[start + mine]), int(prints.slices[start + mine])
+            content = hashes.iat[row][place]
+            same = content is not None and content == contents[other]
+            kind = "same slice" if same else "near duplicate"
+            there = (RUN, studies[other], int(slices[other]))
+            rows.append((kind, UNSEEN, ids[row], place, *there, int(differing), np.nan))
+    parts = pd.DataFrame(
+        {
+            "part": [RUN, UNSEEN],
+            "studies": [known["study"].nunique(), len(prepared)],
+            "patients": [known["patient"].nunique(), prepared.studies["patient_id"].nunique()],
+            "slices": [len(known), int(prepared.studies["slices"].sum())],
+        }
+    )
+    shared = sorted(set(known["patient"]) & set(prepared.studies["patient_id"]))
+    return Audit(parts, shared, _table(rows), len(prints.rows), prints.blank, prints.unreadable)
 
 
 # ------------------------------------------------------------------------------ the parts of a set
@@ -261,6 +379,10 @@ def _pairs(
         kind = "same slice" if same else "near duplicate"
         places = (part[a], ids[row], at, part[b], ids[other], other_at)
         rows.append((kind, *places, int(bits), min(float(alike), 1.0)))
+    return _table(rows)
+
+
+def _table(rows: list[tuple]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
     order = ["kind", "distance", "study", "slice", "other_study", "other_slice"]
     return table.sort_values(order, ascending=[False] + [True] * 5, ignore_index=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.answering import Model, open_saved_model
-from medseq_tf.serving_client import RequestRefused, refuse_cmyk
+from medseq_tf.serving_client import RequestRefused, check_answer, refuse_cmyk
 
 SLICES, STUDY = "slices", "study"
 
@@ -49,6 +49,7 @@ class Scorer:
                 files = _files(row[SLICES])
                 refuse_cmyk(files)
                 answer = self.model.predict(files)
+                check_answer(answer, len(files), len(self.description.labels))
             except RequestRefused as error:
                 rows.append({"study": name, "error": str(error)})
                 continue

@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,18 +25,20 @@ import click
 
 from medseq_tf import metrics, operating_points
 from medseq_tf.answering import Model, open_model
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import Finding, Slices, StudySource, UnreadableStudy
-from medseq_tf.readers.unlabelled import find_studies
+from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs import Run
-from medseq_tf.serving_client import RequestRefused, refuse_credentials
+from medseq_tf.serving_client import RequestRefused, check_answer, refuse_credentials
 from medseq_tf.serving_wire import Description
 from medseq_tf.study_record import Recipe, StudyRecord, start_worker, study_record_of
 from medseq_tf.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
 
 DTYPES = {"photograph": "uint8", "CT": "int16", "MR": "uint16"}
 LEFT_OUT = "study left out"
+NAMED = 20
+"""How many findings of a kind on a study are named; the others are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Prediction:
         operating_point: how the threshold was chosen, on how many patients, and what it does.
         positive: the call at the threshold.
         slices: number of slices that could be read.
-        warnings: what was odd about the study.
+        warnings: what was odd about the study; of the first study of a path also what was odd about
+            the path and is no study's: links, files and folders that were not read.
         running: the probability after each slice, where it was asked for.
         error: why the study was left out.
         path: the one of the paths given in which the study was found.
@@ -156,7 +159,12 @@ def _found(paths: Sequence[str | os.PathLike], description: Description) -> list
 
 
 def _of_path(path: str, studies: list[StudySource], findings: list[Finding]) -> list[_Found]:
-    found = [_Found(study, path, _about(study, studies, findings)) for study in studies]
+    odd: dict[str | None, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.kind != LEFT_OUT:
+            about = study_of(finding, studies)
+            odd[about.source if about else None].append(finding)
+    found = [_Found(study, path, tuple(odd[study.source])) for study in studies]
     found += [
         _left_out(finding.where, finding.detail, path)
         for finding in findings
@@ -166,20 +174,9 @@ def _of_path(path: str, studies: list[StudySource], findings: list[Finding]) -> 
         counts = Counter(finding.kind for finding in findings)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         found.append(_left_out(path, f"no study that can be used ({kinds})", path))
+    of_path = tuple(odd[None])
+    found[0] = dataclasses.replace(found[0], findings=of_path + found[0].findings)
     return found
-
-
-def _about(
-    study: StudySource, studies: list[StudySource], findings: list[Finding]
-) -> tuple[Finding, ...]:
-    """The findings on a study; what cannot be read in a path of one study is that study's."""
-    return tuple(
-        finding
-        for finding in findings
-        if finding.where == study.source
-        or finding.where.startswith(f"{study.source}/")
-        or (finding.kind == "unreadable image" and len(studies) == 1)
-    )
 
 
 def _left_out(source: str, reason: str, path: str) -> _Found:
@@ -241,7 +238,7 @@ def _of_study(
 ) -> Iterator[Prediction]:
     findings = [*found.findings, *record.findings]
     left_out = [f.detail for f in findings if f.kind == LEFT_OUT]
-    warnings = tuple(_text(f) for f in findings if f.kind != LEFT_OUT)
+    warnings = _warnings([f for f in findings if f.kind != LEFT_OUT])
     blank = Prediction(found.study.source, warnings=warnings, path=found.path)
     if not record.framed:
         yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
@@ -249,6 +246,7 @@ def _of_study(
     files = decode_example(record.framed[HEADER_BYTES:-FOOTER_BYTES])["slices"]
     try:
         answer = model.predict(files, running)
+        check_answer(answer, len(files), len(description.labels))
     except RequestRefused as error:
         yield dataclasses.replace(blank, slices=len(files), error=str(error))
         return
@@ -270,6 +268,19 @@ def _of_study(
         )
 
 
+def _warnings(findings: list[Finding]) -> tuple[str, ...]:
+    """A line a finding; of many of one kind the first, and how many more there are."""
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_kind[finding.kind].append(finding)
+    lines = []
+    for kind, found in by_kind.items():
+        lines += map(_text, found[:NAMED])
+        if len(found) > NAMED:
+            lines.append(f"{kind}: {len(found) - NAMED} more")
+    return tuple(lines)
+
+
 def _text(finding: Finding) -> str:
     return f"{finding.kind} ({finding.where})" + (f": {finding.detail}" if finding.detail else "")
 
@@ -278,8 +289,11 @@ def _text(finding: Finding) -> str:
 
 
 def table(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """Yield the lines of a table, as the predictions come."""
-    predictions = iter(predictions)
+    """Yield the lines of a table, as the predictions come; names are made printable."""
+    yield from map(printable, _lines(iter(predictions)))
+
+
+def _lines(predictions: Iterator[Prediction]) -> Iterator[str]:
     first = next(predictions, None)
     if first is None:
         return

@@ -238,6 +238,7 @@ class _Job:
         preparation = {
             "reader": reader,
             "options": {k: _plain(v) for k, v in sorted(options.items()) if v is not None},
+            "resolved": {k: _plain(v) for k, v in sorted(scan.resolved.items())},
             "size": size,
             "aspect": aspect,
             "padding": 0 if scan.dtype == "uint8" else "minimum",
@@ -610,7 +611,8 @@ def _fingerprint(job: _Job, rows: list[dict]) -> str:
         )
         for row in rows
     ]
-    stored = {k: v for k, v in job.preparation.items() if k not in ("reader", "options")}
+    read = ("reader", "options", "resolved")  # what came of it is in the content
+    stored = {k: v for k, v in job.preparation.items() if k not in read}
     return _digest(repr((FORMAT_VERSION, job.scan.label_names, job.scan.dtype, stored, studies)))
 
 

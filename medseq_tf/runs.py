@@ -4,6 +4,7 @@ experiment.yaml      every value, as used          dataset.json   the data set i
 model.keras          the best epoch                history.csv    one row an epoch
 splits.json          study ids by split            metrics.json   thresholds, temperatures, metrics
 studies.json         content hash by study id, to know them again elsewhere
+slices.parquet       hashes of every slice, to know it and its copies again elsewhere
 predictions.parquet  study, patient, split, label, truth, probability, calibrated, fold, repeat
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
@@ -29,6 +30,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.files import atomic, write_json  # noqa: F401  where they were before
 from medseq_tf.model_file import load_model_file
 
+SLICES = "slices.parquet"
 METRICS_COLUMNS = [
     "split",
     "label",
@@ -154,6 +156,12 @@ class Run:
     def contents(self) -> dict[str, str]:
         """The content hash of every study of the data set that the run was trained on, by id."""
         return self._json("studies.json")
+
+    @property
+    def slices(self) -> pd.DataFrame | None:
+        """What it keeps to know its studies again, see `leakage.known_slices`; None before 0.2."""
+        path = self.path / SLICES
+        return pd.read_parquet(path) if path.is_file() else None
 
     @property
     def predictions(self) -> pd.DataFrame:

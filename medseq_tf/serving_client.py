@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import http.client
+import io
 import json
 import re
 import socket
@@ -23,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.serving_wire import (
     Array,
     Description,
@@ -43,6 +44,7 @@ _TRANSIENT_STATUSES = {408, 429, 502, 503, 504}
 _TRANSIENT_CODES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
 _BAD_REQUEST = {"status 400", "INVALID_ARGUMENT"}
 _NO_ACCESS = {"status 401", "status 403", "UNAUTHENTICATED", "PERMISSION_DENIED"}
+_TOO_LARGE = re.compile(r"received message.*larger than max", re.IGNORECASE)
 _DAMAGED = re.compile(
     r"jpeg::Uncompress|Invalid (JPEG|PNG)|Error reading PNG|libpng", re.IGNORECASE
 )
@@ -69,6 +71,43 @@ class Answer:
     running: np.ndarray | None = None
 
 
+def check_answer(answer: Answer, slices: int, labels: int | None = None) -> Answer:
+    """Return an answer as it is, if it is one: a probability for every label.
+
+    Args:
+        answer: what a model said of one study.
+        slices: of the study.
+        labels: how many the model has; None where that is not known.
+
+    Raises:
+        RequestRefused: if a value is no number from 0 to 1, or the shape is another.
+    """
+    wanted = {"probability": (labels,), "running_probability": (slices, labels)}
+    given = {"probability": answer.probability, "running_probability": answer.running}
+    for name, values in given.items():
+        if values is None and name == "running_probability":
+            continue
+        values = np.asarray(values)
+        if values.dtype.kind != "f" or values.ndim != len(wanted[name]) or not values.size:
+            raise RequestRefused(f"the model's {name} is no table of numbers of one study")
+        if labels is not None and values.shape[-1] != labels:
+            labelled = f"{values.shape[-1]} labels, the model has {labels}"
+            raise RequestRefused(f"the model's {name} is of {labelled}")
+        if values.ndim == 2 and len(values) < slices:
+            steps = f"{len(values)} slices, the study has {slices}"
+            raise RequestRefused(f"the model's {name} is of {steps}")
+        values = values if values.ndim == 1 else values[:slices]
+        wrong = values[~((values >= 0) & (values <= 1))]  # NaN is neither
+        if wrong.size:
+            raise RequestRefused(
+                f"the model's {name} is {wrong.flat[0]:g}, which is no probability: a number from "
+                "0 to 1"
+            )
+    if answer.running is not None and answer.running.shape[-1] != answer.probability.shape[-1]:
+        raise RequestRefused("the model's probability and running_probability differ in labels")
+    return answer
+
+
 class ServingClient:
     """Asks a served model, one study at a time; may be shared by threads.
 
@@ -78,7 +117,8 @@ class ServingClient:
 
     Args:
         address: see the module.
-        seconds: the longest that one attempt may take.
+        seconds: the longest that one attempt may take, from the first word to the last byte of the
+            answer, however slowly it drips; the look-up of the machine's name is the system's.
         attempts: in all.
 
     Raises:
@@ -91,6 +131,7 @@ class ServingClient:
         self.address = address
         self.seconds = seconds
         self.attempts = attempts
+        self._labels: int | None = None
         self._ask = _connection(address, seconds)
 
     def describe(self) -> Description:
@@ -102,9 +143,11 @@ class ServingClient:
         outputs = self._call("describe", {"question": [b""]}, ("description",))
         try:
             (text,) = np.ravel(outputs["description"]).tolist()
-            return Description.from_json(text)
-        except (KeyError, ValueError, TypeError):
+            description = Description.from_json(text)
+        except (KeyError, ValueError, TypeError, RecursionError):
             raise ServingError(_other_version(self.address)) from None
+        self._labels = len(description.labels)
+        return description
 
     def predict(self, slices: Sequence[bytes], running: bool = False) -> Answer:
         """Asks about one study.
@@ -114,7 +157,8 @@ class ServingClient:
             running: also ask for the probability after each slice.
 
         Raises:
-            RequestRefused: if the server refuses the study; the message says why.
+            RequestRefused: if the server refuses the study, or its answer is no probability; the
+                message says why.
             ServingError: if the server is away, or serves another kind of model.
         """
         slices = list(slices)
@@ -124,11 +168,16 @@ class ServingClient:
         inputs = {"image_bytes": [slices], "lengths": np.int32([len(slices)])}
         wanted = ("probability", "running_probability") if running else ("probability",)
         outputs = self._call("serving_default" if running else "probability", inputs, wanted)
+        if not all(name in outputs for name in wanted):
+            raise ServingError(_other_version(self.address))
         try:
-            values = [np.asarray(outputs[name], np.float32)[0] for name in wanted]
-        except (KeyError, ValueError, TypeError, IndexError):
-            raise ServingError(_other_version(self.address)) from None
-        return Answer(values[0], values[1] if running else None)
+            values = [_of_one_study(outputs[name]) for name in wanted]
+        except (ValueError, RecursionError, OverflowError):
+            raise ServingError(
+                f"{_other_version(self.address)} (the answer is no table of numbers of one study)"
+            ) from None
+        answer = Answer(values[0], values[1] if running else None)
+        return check_answer(answer, len(slices), self._labels)
 
     def _call(
         self, signature: str, inputs: Mapping[str, Array], outputs: tuple[str, ...]
@@ -192,6 +241,28 @@ def refuse_credentials(address: str) -> None:
         )
 
 
+def _of_one_study(given: Any) -> np.ndarray:
+    """The numbers that a server gives of the one study that was asked about.
+
+    Raises:
+        ValueError: if it gives others, or no numbers.
+    """
+    if not isinstance(given, np.ndarray) and not _are_numbers(given):
+        raise ValueError("not numbers alone")
+    values = np.asarray(given)
+    if values.dtype.kind not in "fiu" or values.ndim < 2 or len(values) != 1:
+        raise ValueError("not of one study")
+    with np.errstate(over="ignore"):  # infinite, and refused for that
+        return values[0].astype(np.float32)
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether nested lists hold numbers alone; true, false and null are none."""
+    if isinstance(values, list):
+        return all(map(_are_numbers, values))
+    return isinstance(values, (int, float)) and not isinstance(values, bool)
+
+
 def _connection(address: str, seconds: float) -> _Ask:
     refuse_credentials(address)
     try:
@@ -217,11 +288,15 @@ def readable(message: str) -> str:
     """What a TensorFlow error says to a person: the model's own words, or its first line."""
     said = re.search(r"assertion failed: \[(.*)\]", message)
     if said:
-        return said.group(1).strip("'\"")
+        return _short(said.group(1).strip("'\""))
     if _DAMAGED.search(message):
         return "a slice cannot be decoded: damaged or cut short"
-    first = message.strip().splitlines()[0] if message.strip() else "no reason given"
-    return first if len(first) <= SHORTEN_TO else first[: SHORTEN_TO - 3] + "..."
+    return _short(message.strip().splitlines()[0] if message.strip() else "no reason given")
+
+
+def _short(message: str) -> str:
+    message = printable(message)
+    return message if len(message) <= SHORTEN_TO else message[: SHORTEN_TO - 3] + "..."
 
 
 def _refusal(address: str, status: str, message: str) -> ServingError:
@@ -271,7 +346,7 @@ class _Rest:
             raise _Transient(f"the server answers with status {status}")
         try:
             values = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if status == 200 and isinstance(values, dict) and "outputs" in values:
             given = values["outputs"]
@@ -285,8 +360,8 @@ class _Rest:
         )
 
     def _post(self, body: bytes) -> tuple[int, bytes]:
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        connection = kinds[self.scheme](self.host, self.port, timeout=self.seconds)
+        deadline = _Deadline(self.seconds)
+        connection = _Connection(self.scheme, self.host, self.port, deadline)
         try:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", f"{self.path}:predict", body, headers)
@@ -295,7 +370,8 @@ class _Rest:
         except TimeoutError:
             raise _Transient(f"no answer within {self.seconds:g} s") from None
         except ssl.SSLError as error:
-            raise ServingError(f"{self.address}: no secure connection ({error.reason})") from None
+            reason = printable(error.reason or type(error).__name__)
+            raise ServingError(f"{self.address}: no secure connection ({reason})") from None
         except socket.gaierror:
             raise ServingError(f"{self.address}: no machine of that name is known") from None
         except ConnectionRefusedError:
@@ -308,6 +384,106 @@ class _Rest:
         if len(answer) > LARGEST_ANSWER_BYTES:
             raise ServingError(f"{self.address}: the answer is larger than any model's")
         return response.status, answer
+
+
+class _Deadline:
+    """A moment after which nothing is waited for."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+
+    def limit(self, connection: socket.socket) -> None:
+        """Let the next step of a connection take what time is left.
+
+        Raises:
+            TimeoutError: if none is.
+        """
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection of which every step, from the first word to the last byte, has one deadline."""
+
+    def __init__(self, scheme: str, host: str, port: int | None, deadline: _Deadline):
+        self.default_port = {"http": 80, "https": 443}[scheme]
+        super().__init__(host, port)
+        self._deadline = deadline
+        self._context = ssl.create_default_context() if scheme == "https" else None
+
+    def connect(self) -> None:
+        """Connect to the first of the machine's addresses that answers."""
+        refused: OSError = OSError("no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            self.host, self.port, type=socket.SOCK_STREAM
+        ):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                self._deadline.limit(connection)
+                connection.connect(address)
+                if self._context is not None:
+                    connection = self._context.wrap_socket(
+                        connection, server_hostname=self.host, do_handshake_on_connect=False
+                    )
+                    self._deadline.limit(connection)
+                    connection.do_handshake()
+            except TimeoutError:
+                connection.close()
+                raise
+            except OSError as error:
+                connection.close()
+                refused = error
+            else:
+                self.sock = _Timed(connection, self._deadline)
+                return
+        raise refused
+
+
+class _Timed:
+    """What `http.client` asks of a socket, within a deadline."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline):
+        self._connection, self._deadline = connection, deadline
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        view = memoryview(data)
+        while view:
+            self._deadline.limit(self._connection)
+            view = view[self._connection.send(view) :]
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """The answer as a file; the socket stays open until that is closed."""
+        received = self._connection.makefile(mode, buffering=0)
+        return io.BufferedReader(_Received(received, self._connection, self._deadline))
+
+    def close(self) -> None:
+        """Hang up, once the answer is read."""
+        self._connection.close()
+
+
+class _Received(io.RawIOBase):
+    """The bytes that come in, within a deadline."""
+
+    def __init__(self, received: Any, connection: socket.socket, deadline: _Deadline):
+        super().__init__()
+        self._received, self._connection, self._deadline = received, connection, deadline
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there, waiting no longer than the deadline."""
+        self._deadline.limit(self._connection)
+        return self._received.readinto(buffer)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._received.close()
+        super().close()
 
 
 def _plain(value: Any) -> Any:
@@ -334,9 +510,12 @@ class _Grpc:
                 "address, http://host:8501/v1/models/NAME"
             ) from None
         self.address, self.model, self.seconds = address, model, seconds
-        sizes = ("grpc.max_send_message_length", "grpc.max_receive_message_length")
+        sizes = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", LARGEST_ANSWER_BYTES),
+        ]
         self._error = grpc.RpcError
-        self._channel = grpc.insecure_channel(target, [(name, -1) for name in sizes])
+        self._channel = grpc.insecure_channel(target, sizes)
         self._predict = self._channel.unary_unary(self.METHOD)
 
     def __call__(
@@ -351,6 +530,10 @@ class _Grpc:
             ) from None
         except self._error as error:
             code, details = error.code().name, error.details() or ""
+            if _TOO_LARGE.search(details):
+                raise ServingError(f"{self.address}: the answer is larger than any model's") from (
+                    None
+                )
             if code in _TRANSIENT_CODES:
                 reason = "nobody answers there" if code == "UNAVAILABLE" else code.lower()
                 raise _Transient(f"{reason} ({readable(details)})") from None

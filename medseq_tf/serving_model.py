@@ -61,6 +61,19 @@ def _graph(function: Any, *specification: tf.TensorSpec) -> Any:
     return tf.function(function, input_signature=specification, autograph=False)
 
 
+def _finite(**answers: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Answers (B, ...) as they are; a request of which one is no number gets an error."""
+    each = [
+        tf.reduce_all(tf.math.is_finite(values), axis=tuple(range(1, len(values.shape))))
+        for values in answers.values()
+    ]
+    is_finite = tf.reduce_all(tf.stack(each), axis=0)
+    first = tf.argmin(tf.cast(is_finite, tf.int32), output_type=tf.int32)
+    says = ("the model's probability of study ", first, " is no number")
+    with tf.control_dependencies([require(tf.reduce_all(is_finite), *says)]):
+        return {name: tf.identity(values) for name, values in answers.items()}
+
+
 class _Answers:
     """The functions behind the signatures."""
 
@@ -107,7 +120,7 @@ class _Answers:
         ]
         answers = tf.add_n(answers) / len(answers)
         studies = tf.size(lengths)
-        return {"probability": tf.math.unsorted_segment_mean(answers, chosen.study, studies)}
+        return _finite(probability=tf.math.unsorted_segment_mean(answers, chosen.study, studies))
 
     def _running(self, features, chosen: Sequences, lengths, width):
         answers = [
@@ -117,7 +130,7 @@ class _Answers:
         steps = tf.add_n(answers) / len(answers)
         running = serving_graph.mean_of_sequences(steps, chosen, lengths, width)
         whole = tf.gather(running, lengths - 1, axis=1, batch_dims=1)
-        return {"probability": whole, "running_probability": running}
+        return _finite(probability=whole, running_probability=running)
 
     def _read(self, image_bytes, lengths):
         """Checks a request; gives its lengths, its sequences and each model's features of them."""

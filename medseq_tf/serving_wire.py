@@ -20,6 +20,8 @@ import numpy as np
 from medseq_tf.tfrecord import field, varint
 
 FORMAT_VERSION = 1
+MODALITIES = ("photograph", "CT", "MR")
+LARGEST_SIZE = 1024
 
 Array = np.ndarray | list
 """float32 or int32 values; or strings, as nested lists of bytes of one shape."""
@@ -44,7 +46,7 @@ class Description:
         size: side in pixels of prepared slices; others are brought to it as `aspect` says.
         aspect: `pad` or `stretch`.
         most_slices: of a study.
-        preparation: how the training data were read: reader and options.
+        preparation: how the training data were read: reader, its options, and what it resolved.
         members: models whose probabilities are averaged, the folds of a cross-validated run.
         fingerprint: of the data set that the run was trained on.
         versions: of what wrote it.
@@ -85,15 +87,40 @@ class Description:
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError("not the description of a model, or one of another version")
         try:
-            return cls(**values)
-        except TypeError as error:
+            description = cls(**values)
+            description._check()
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not the description of a model: {error}") from None
+        return description
+
+    def _check(self) -> None:
+        """Raises a ValueError, TypeError or KeyError if what is used of it is something else."""
+        is_whole = (
+            isinstance(self.labels, list)
+            and self.labels
+            and all(isinstance(label, str) for label in self.labels)
+            and all(math.isfinite(self.thresholds[label]) for label in self.labels)
+            and all(0 < self.temperatures[label] < math.inf for label in self.labels)
+            and self.modality in MODALITIES
+            and self.bits in (8, 16)
+            and isinstance(self.offset, int)
+            and isinstance(self.size, int)
+            and 1 <= self.size <= LARGEST_SIZE
+            and self.aspect in ("pad", "stretch")
+            and isinstance(self.preparation, dict)
+            and isinstance(self.preparation.get("options") or {}, dict)
+            and isinstance(self.preparation.get("resolved") or {}, dict)
+        )
+        if not is_whole:
+            raise ValueError("not the description of a model")
 
 
 # ------------------------------------------------------------------------------------- messages
 
 LARGEST_TENSOR = 2**28
 """Numbers of a tensor that is read."""
+LARGEST_EMPTY = 1024
+"""Rows of a tensor of strings that holds none."""
 
 _FLOAT, _INT32, _STRING, _INT64 = 1, 3, 7, 9  # tensorflow.DataType
 _NUMBERS = {_FLOAT: np.dtype("<f4"), _INT32: np.dtype("<i4"), _INT64: np.dtype("<i8")}
@@ -216,7 +243,8 @@ def _decode_tensor(payload: bytes) -> Array:
         elif (number, kind) in ((5, _FLOAT), (7, _INT32), (10, _INT64)):
             values.append(_repeated(value, kind))
     size = math.prod(shape)
-    if kind == _STRING and len(strings) == size:
+    rows = math.prod(dim or 1 for dim in shape)
+    if kind == _STRING and len(strings) == size and (size or rows <= LARGEST_EMPTY):
         return np.array([*strings, None], object)[:-1].reshape(shape).tolist()
     if kind not in _NUMBERS or size > LARGEST_TENSOR:
         raise ValueError(f"a tensor of type {kind} and shape {shape} is not expected here")
@@ -224,7 +252,7 @@ def _decode_tensor(payload: bytes) -> Array:
         return np.frombuffer(content, _NUMBERS[kind]).reshape(shape)
     array = np.concatenate(values) if values else np.zeros(0, _NUMBERS[kind])
     if array.size == 1:  # one value stands for all
-        return np.full(shape, array[0])
+        return np.broadcast_to(array[0], shape)
     return array.reshape(shape)
 
 

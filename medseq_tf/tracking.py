@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.files import atomic, locked, remove_abandoned
 from medseq_tf.unsent import FIGURES, REFUSED, UNSENT, Unsent, new_tracker, points_of
 
@@ -556,7 +556,8 @@ def is_there(client: Any, run_id: str | None) -> bool:
 
 def first_line(error: Exception) -> str:
     """Return an error's first line, without user name and password."""
-    return _public(str(error).splitlines()[0][:200] if str(error) else type(error).__name__)
+    lines = str(error).strip().splitlines()
+    return printable(_public(lines[0][:200]) if lines else type(error).__name__)
 
 
 class Section:

@@ -45,7 +45,8 @@ from medseq_tf.operating_points import OperatingPoint
 from medseq_tf.pipeline import SliceStore
 from medseq_tf.prepared import Prepared
 from medseq_tf.pretraining import healthy
-from medseq_tf.runs import Run, locked
+from medseq_tf.requirements import check_requirements
+from medseq_tf.runs import SLICES, Run, locked
 from medseq_tf.tracking import Section, Tracker
 
 BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")
@@ -114,6 +115,8 @@ def train(
     if before.get("status") == "finished":
         return Run.load(folder)
     prepared.verify()
+    if not before:
+        check_requirements(recipe, prepared)
     store = SliceStore(prepared, recipe)
     splits = _splits(folder, recipe, prepared, folds, repeats) if splits is None else splits
     place = feature_folder(features) if recipe.uses_features else None
@@ -162,7 +165,7 @@ def _before(
     asked |= {"data": prepared.fingerprint, "folds": folds}
     stored["repeats"], asked["repeats"] = run.repeats, repeats
     for key, value in asked.items():
-        if stored.get(key) != value:
+        if stored.get(key) != value and not key.startswith("requires."):
             raise InputError(
                 f"{folder}: the run to resume has {key} = {stored.get(key)}, asked for {value}; "
                 "resume with the same recipe, data and folds"
@@ -415,6 +418,8 @@ def _write_results(
     if not isinstance(tracker, Section):
         run = Run(folder)
         audit = audit_splits(run, prepared)
+        with atomic(folder / SLICES) as temporary:
+            audit.slices.to_parquet(temporary, index=False)
         report.write(run, audit)
         model_card.write(run, audit)
     named = {

@@ -27,13 +27,14 @@ import numpy as np
 
 from medseq_tf import cluster as clusters
 from medseq_tf import cohort, trial
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, printable_lines
 from medseq_tf.experiment import Experiment
 from medseq_tf.export import export
 from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.oracles import TUNERS, Ledger, Order
 from medseq_tf.prepared import Prepared
 from medseq_tf.registry import crown
+from medseq_tf.requirements import check_requirements
 from medseq_tf.runs import Run, locked
 from medseq_tf.search import BASE, Search, header, line
 from medseq_tf.space import Objective, Space
@@ -112,6 +113,7 @@ def tune(
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
+    check_requirements(space.base, prepared)
     plan = set_aside(space, prepared)
     with locked(folder):
         _begin(folder, space, prepared, plan, tuner, seed)
@@ -372,7 +374,7 @@ class _Desk:
     def say(self, text: str) -> None:
         """Print, if the search is to be seen."""
         if self._verbose:
-            print(text, flush=True)
+            print(printable_lines(text), flush=True)
 
     def next(self, worker: str) -> dict[str, Any]:
         """Return what a worker is to do next."""

@@ -24,6 +24,7 @@ ROAD = [
     "study_record",
     "audit",
     "prepared",
+    "requirements",
     "prepare",
     "sequences",
     "augment",
@@ -86,7 +87,8 @@ ROAD = [
 ]
 LIGHT = {"cache", "slice_values", "model_file",
          "errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
-         "study_record", "audit", "prepared", "prepare", "sequences", "point_metrics",
+         "study_record", "audit", "prepared", "requirements", "prepare", "sequences",
+         "point_metrics",
          "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
          "metric_intervals", "pixel_metrics", "metrics", "runs", "search", "leakage", "subgroups",
          "tracking", "painted_lesions", "trial", "serving_wire", "serving_client",

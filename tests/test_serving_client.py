@@ -6,6 +6,7 @@ import functools
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.export import describe
 from medseq_tf.serving_client import RequestRefused, ServingClient, ServingError, readable
 from medseq_tf.serving_model import ServingModel
+from medseq_tf.serving_wire import encode_predict_response
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +249,131 @@ def test_it_needs_no_tensorflow():
 )
 def test_an_error_in_words(message, words):
     assert readable(message).startswith(words)
+
+
+NO_PROBABILITIES = {
+    "NaN": "[[NaN]]",
+    "infinite": "[[1e999]]",
+    "null": "[[null]]",
+    "above 1": "[[7.5]]",
+    "far above": "[[7.5e300]]",
+    "below 0": "[[-0.25]]",
+    "a boolean": "[[true]]",
+    "a boolean among numbers": "[[0.5, true]]",
+    "a string": '[["0.5"]]',
+    "two studies": "[[0.5], [0.5]]",
+    "no study": "[]",
+    "no label": "[[]]",
+    "one number": "0.5",
+    "too deep": "[[[0.5]]]",
+    "of two labels": "[[0.5, 0.5]]",
+    "ragged": "[[0.5], [0.5, 0.5]]",
+    "nested without end": "[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("case", NO_PROBABILITIES)
+def test_what_is_no_probability_is_an_error(server, case):
+    client = ServingClient(server.address())
+    client.describe()
+    body = b'{"outputs": %s}' % NO_PROBABILITIES[case].encode()
+    server.faults = [(200, body)]
+    with pytest.raises(ServingError) as caught:
+        client.predict(pictures(1))
+    assert "\n" not in str(caught.value)
+    assert not server.faults
+
+
+@pytest.mark.parametrize(
+    "running",
+    ["[[0.5]]", "[[[0.5]]]", "[[[0.5], [NaN]]]", "[[[0.5], [1.5]]]", "[[[0.5, 0.5], [0.5, 0.5]]]"],
+)
+def test_nor_is_a_running_probability_of_another_shape(server, running):
+    client = ServingClient(server.address())
+    body = b'{"outputs": {"probability": [[0.5]], "running_probability": %s}}' % running.encode()
+    server.faults = [(200, body)]
+    with pytest.raises(ServingError):
+        client.predict(pictures(2), running=True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.float32([[np.nan]]), np.float32([[7.5]]), np.float32([0.5]), [[b"0.5"]], np.float32([[]])],
+)
+def test_nor_by_grpc(server, monkeypatch, values):
+    client = ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}")
+    answer = encode_predict_response({"probability": values})
+    monkeypatch.setattr(client._ask, "_predict", lambda request, timeout: answer)
+    with pytest.raises(ServingError):
+        client.predict(pictures(1))
+
+
+def test_a_tensor_that_claims_to_be_huge_costs_nothing(server, monkeypatch):
+    import tracemalloc
+
+    client = ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}")
+    one = encode_predict_response({"probability": np.float32([[0.5]])})
+    huge = encode_predict_response({"probability": np.zeros((2**14, 0), np.float32)})
+    dims = huge[huge.index(b"\x08\x80\x80\x01") :][:4]  # 2**14
+    for answer in (one.replace(b"\x12\x02\x08\x01", b"\x12\x04" + dims), huge):
+        monkeypatch.setattr(client._ask, "_predict", lambda request, timeout, a=answer: a)
+        tracemalloc.start()
+        with pytest.raises(ServingError):
+            client.predict(pictures(1))
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+        tracemalloc.stop()
+
+
+class Dripping:
+    """A server that answers a few bytes at a time, for as long as it is listened to."""
+
+    def __init__(self, begin):
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen()
+        self.begin, self.dripped = begin, 0
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1/models/m"
+        self.thread = threading.Thread(target=self.drip, daemon=True)
+        self.thread.start()
+
+    def drip(self):
+        connection, _ = self.socket.accept()
+        with connection:
+            try:
+                connection.recv(65536)
+                connection.sendall(self.begin)
+                while self.dripped < 400:
+                    connection.sendall(b" ")
+                    self.dripped += 1
+                    threading.Event().wait(0.05)
+            except OSError:
+                return
+
+    def stop(self):
+        self.socket.close()
+        self.thread.join(30)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"],
+    ids=["status", "header", "body"],
+)
+def test_a_server_that_drips_is_left_at_the_deadline(begin):
+    server = Dripping(begin)
+    try:
+        with pytest.raises(ServingError, match=r"no answer within 0.5 s \(tried once\)"):
+            ServingClient(server.address, seconds=0.5, attempts=1).predict([b"x"])
+        assert server.dripped < 300
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_what_a_server_says_does_nothing_to_a_terminal(server, status):
+    words = "\\u001b[2J\\u001b]0;owned\\u0007\\u202e no \\n second line"
+    server.faults = [(status, b'{"error": "%s"}' % words.encode())]
+    with pytest.raises(ServingError) as caught:
+        ServingClient(server.address()).predict(pictures(1))
+    assert str(caught.value).isprintable()
+    assert r"\x1b[2J" in str(caught.value)

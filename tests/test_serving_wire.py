@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -124,3 +125,30 @@ def test_another_text_is_no_description(text):
         Description.from_json(text)
     with pytest.raises(ValueError, match="Extra data"):
         Description.from_json(dataclasses.replace(DESCRIPTION, name="x").to_json() + text + "x")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": []},
+        {"labels": [1]},
+        {"labels": "ab"},
+        {"thresholds": {}},
+        {"thresholds": {"a": None, "b": 0.5}},
+        {"thresholds": {"a": float("nan"), "b": 0.5}},
+        {"temperatures": {"a": 0.0, "b": 1.0}},
+        {"temperatures": [1.0, 1.0]},
+        {"modality": "PET"},
+        {"size": 10**6},
+        {"size": "64"},
+        {"bits": 12},
+        {"aspect": None},
+        {"preparation": None},
+    ],
+)
+def test_a_description_of_nonsense_is_none(changes):
+    values = {**json.loads(DESCRIPTION.to_json()), "labels": ["a", "b"]}
+    values |= {"thresholds": {"a": 0.5, "b": 0.5}, "temperatures": {"a": 1.0, "b": 1.0}}
+    assert Description.from_json(json.dumps(values)).labels == ["a", "b"]
+    with pytest.raises(ValueError, match="not the description"):
+        Description.from_json(json.dumps({**values, **changes}))

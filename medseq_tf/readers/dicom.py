@@ -61,7 +61,7 @@ from typing import Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.dicom_header import (
     CT,
     MR,
@@ -821,4 +821,4 @@ def _evenly_spaced(
 
 if __name__ == "__main__":
     for number, file in _numbered(Folder(Path(sys.argv[1]))):
-        print(number, file.name)
+        print(number, printable(file.name))

@@ -7,24 +7,30 @@
     images called `58 (10).jpg`                 a study a folder and patient, in order of the slices
     any other folder                            its DICOM studies
 
-Where the training data were image folders whose layout is known, it decides: with `patient` a
-folder directly under the path is a study, whatever its images are called; with `class` images of
-other names than `58 (10).jpg` are left out. Beside volumes of an `atlas` lesion masks are left out.
+What the training data were decides where a folder can be read in more ways than one, so that the
+tree that was prepared gives the studies that were prepared. The reader says what is looked for
+first: images, volumes or DICOM files. Of image folders, with the layout `patient` a folder directly
+under the path is a study, whatever its images are called, and an image beside the folders is left
+out (where most images lie beside them, the path is one study); with `class` images of other names
+than `58 (10).jpg` are left out, and so are those that lie elsewhere than in folders directly under
+the path, where most lie there. Of an `atlas` lesion masks are left out, and beside volumes that are
+called as its images are, those that are not.
 
-A study is called by its path. A DICOM study is called by a hash: its files may hold a name.
+Whatever is left out is a finding. A study is called by its path. A DICOM study is called by a hash:
+its files may hold a name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers import image_folder, volume_header
-from medseq_tf.readers.atlas import _MASK, Protocol
+from medseq_tf.readers.atlas import _IMAGE, _MASK, Protocol
 from medseq_tf.readers.dicom import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
@@ -38,6 +44,8 @@ from medseq_tf.readers.study import (
 from medseq_tf.readers.volumes import VolumeStudy, checked_axis, checked_spacing
 
 PHOTOGRAPH = "photograph"
+LABELS = "labels.csv"
+"""The file of labels that readers look for in a source; it is no odd file."""
 
 _Found = tuple[list[StudySource], list[Finding]]
 
@@ -66,8 +74,8 @@ def find_studies(
     Args:
         path: a file or folder.
         modality: what the model reads: `photograph`, `CT` or `MR`.
-        preparation: reader and options that the training data were read with: axis, spacing, and
-            so on.
+        preparation: how the training data were read: `reader`, its `options`, and what it
+            `resolved` (layout, axis, spacing, and so on).
 
     Returns:
         The studies in natural order, and findings on what is left out.
@@ -87,35 +95,94 @@ def find_studies(
         return [_volume(path.parent, path.name, str(path), modality, preparation)], []
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file or folder")
-    wanted = image_folder.EXTENSIONS + volume_header.EXTENSIONS
-    names = [str(file.path) for file in Folder(path, wanted).files]
-    volumes = [name for name in names if name.lower().endswith(volume_header.EXTENSIONS)]
-    if volumes:
-        return _volumes(path, volumes, modality, preparation)
-    if modality != PHOTOGRAPH:
-        return _dicom_studies(path, modality, preparation, has_pictures=bool(names))
-    if names:
-        return _picture_studies(path, names, _layout(preparation))
-    raise InputError(
-        f"{path}: holds no image ({', '.join(image_folder.EXTENSIONS)}), which is what this "
-        "model reads"
-    )
-
-
-def _dicom_studies(
-    path: Path, modality: str, preparation: Mapping[str, Any], has_pictures: bool
-) -> _Found:
-    options = preparation.get("options") or {}
-    known = {k: options[k] for k in ("series", "fewest_slices", "tilt", "spacing") if k in options}
-    studies, findings = find_dicom_studies(path, modality=modality, **known)
-    if not studies and all(finding.kind in ("odd file", "empty folder") for finding in findings):
-        if has_pictures:
-            raise InputError(
-                f"{path}: holds images of 8 bits, the model reads {modality} intensities; give "
-                "volumes or DICOM files"
-            )
-        raise InputError(f"{path}: holds no image, volume or DICOM series of {modality}")
+    studies, findings = _in_folder(path, modality, preparation)
     return sorted(studies, key=lambda study: natural_key(study.source)), findings
+
+
+def study_of(finding: Finding, studies: Sequence[StudySource]) -> StudySource | None:
+    """The study that a finding is about; None where it is about none of them, or about all."""
+    if len(studies) == 1:
+        return studies[0]
+    by_source = {study.source: study for study in studies}
+    where = finding.where
+    while where:
+        if where in by_source:
+            return by_source[where]
+        folder, _, name = where.rpartition("/")
+        parsed = parse_slice_name(name.rpartition(".")[0])
+        if parsed and f"{folder}/{parsed[0]}" in by_source:
+            return by_source[f"{folder}/{parsed[0]}"]
+        where = folder
+    return None
+
+
+def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Found:
+    """The studies of a folder: of the kind that the training data were, or else of another."""
+    wanted = image_folder.EXTENSIONS + volume_header.EXTENSIONS
+    folder = Folder(path, wanted, ignored=path / LABELS)
+    names = [file.name for file in folder.files]
+    volumes = [name for name in names if name.lower().endswith(volume_header.EXTENSIONS)]
+    pictures = [name for name in names if not name.lower().endswith(volume_header.EXTENSIONS)]
+    reader = preparation.get("reader")
+    if reader == "dicom" and modality != PHOTOGRAPH:
+        studies, findings = _dicom_studies(path, modality, preparation)
+        if studies or not volumes:
+            _refuse_nothing(path, modality, studies, findings, bool(pictures))
+            return studies, findings
+    others = [Finding(f.kind, str(path / f.where), f.detail) for f in folder.findings]
+    if pictures and modality == PHOTOGRAPH and (reader == "image-folder" or not volumes):
+        studies, findings = _picture_studies(path, pictures, preparation)
+        left = volumes
+    elif volumes:
+        studies, findings = _volumes(path, volumes, modality, preparation)
+        left = pictures
+    elif modality != PHOTOGRAPH:
+        studies, findings = _dicom_studies(path, modality, preparation)
+        _refuse_nothing(path, modality, studies, findings, bool(pictures))
+        return studies, findings
+    else:
+        counts = Counter(finding.kind for finding in others)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        raise InputError(
+            f"{path}: holds no image ({', '.join(image_folder.EXTENSIONS)}), which is what this "
+            "model reads" + (f"; found: {kinds}" if kinds else "")
+        )
+    detail = "of another kind than the studies that are read there"
+    return studies, findings + others + [Finding("odd file", str(path / n), detail) for n in left]
+
+
+def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the training data's reader, as given and, where that is known, as settled."""
+    settled = (preparation.get("resolved") or {}).items()
+    return {**(preparation.get("options") or {}), **dict(settled)}
+
+
+# ------------------------------------------------------------------------------------------ DICOM
+
+
+def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Found:
+    options = _settings(preparation)
+    known = {k: options[k] for k in ("series", "fewest_slices", "tilt", "spacing") if k in options}
+    return find_dicom_studies(path, modality=modality, **known)
+
+
+def _refuse_nothing(
+    path: Path,
+    modality: str,
+    studies: list[StudySource],
+    findings: list[Finding],
+    has_pictures: bool,
+) -> None:
+    """Raises an InputError for a folder in which nothing is a DICOM study."""
+    of_the_walk = ("odd file", "empty folder", "symbolic link out of the source")
+    if studies or not all(finding.kind in of_the_walk for finding in findings):
+        return
+    if has_pictures:
+        raise InputError(
+            f"{path}: holds images of 8 bits, the model reads {modality} intensities; give "
+            "volumes or DICOM files"
+        )
+    raise InputError(f"{path}: holds no image, volume or DICOM series of {modality}")
 
 
 # ---------------------------------------------------------------------------------------- volumes
@@ -123,10 +190,15 @@ def _dicom_studies(
 
 def _volumes(path: Path, names: list[str], modality: str, preparation: Mapping[str, Any]) -> _Found:
     studies, findings = [], []
+    is_atlas = preparation.get("reader") == "atlas"
+    as_images = {name for name in names if is_atlas and _IMAGE.fullmatch(PurePosixPath(name).name)}
     for name in names:
         shown = str(path / name)
         if _is_mask(name, preparation):
             findings.append(Finding("odd file", shown, "a lesion mask by its name"))
+        elif as_images and name not in as_images:
+            detail = "neither a T1 image nor a lesion mask by its name"
+            findings.append(Finding("odd file", shown, detail))
         else:
             studies.append(_volume(path, name, shown, modality, preparation))
     if not studies:
@@ -142,7 +214,7 @@ def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
 def _volume(
     root: Path, name: str, shown: str, modality: str, preparation: Mapping[str, Any]
 ) -> StudySource:
-    options = preparation.get("options") or {}
+    options = _settings(preparation)
     study = VolumeStudy(
         source=shown,
         patient=shown,
@@ -165,7 +237,7 @@ def _volume(
 
 def _layout(preparation: Mapping[str, Any]) -> str | None:
     """The layout of the image folders of the training data; None where nothing tells."""
-    options = preparation.get("options") or {}
+    options = _settings(preparation)
     if preparation.get("reader") != "image-folder":
         return None
     if options.get("layout"):
@@ -175,24 +247,64 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
     return "class" if options.get("positive") else None
 
 
-def _picture_studies(path: Path, names: list[str], layout: str | None) -> _Found:
+def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Found:
+    layout = _layout(preparation)
+    groups, odd = {"patient": _by_folder, "class": _by_class}.get(layout, _by_names)(names)
+    findings = [Finding("odd file", str(path / name), why) for name, why in odd.items()]
+    studies = []
+    for study, files in groups:
+        shown = str(path / study)
+        studies.append(PictureStudy(shown, shown, {}, None, str(path), tuple(files)))
+    is_unknown = layout is None and preparation.get("reader") == "image-folder"
+    if is_unknown and len(groups) > len({PurePosixPath(name).parent for name in names}):
+        detail = "studies are told apart by the names of their images; the run does not say how"
+        findings.append(Finding("layout not known", str(path), f"{detail} its own were"))
+    return studies, findings
+
+
+_Groups = tuple[list[tuple[str, list[str]]], dict[str, str]]
+"""Each study's name, relative to the path, and its files; and why others are left out."""
+
+
+def _by_folder(names: list[str]) -> _Groups:
+    """A study a folder directly under the path; or the path, where most images lie in itself."""
+    outside = [name for name in names if "/" not in name]
+    if 2 * len(outside) > len(names):
+        return [("", sorted(names, key=natural_key))], {}
     by_folder: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parents = PurePosixPath(name).parts[:-1]
-        by_folder["/".join(parents[:1] if layout == "patient" else parents)].append(name)
-    studies, findings = [], []
+        folder, is_inside, _ = name.partition("/")
+        if is_inside:
+            by_folder[folder].append(name)
+    groups = [(folder, sorted(files, key=natural_key)) for folder, files in by_folder.items()]
+    return groups, dict.fromkeys(outside, "not in a patient's folder")
+
+
+def _by_class(names: list[str]) -> _Groups:
+    """A study a folder and patient, of images called `58 (10).jpg`, as prepared classes are."""
+    numbered = [name for name in names if parse_slice_name(PurePosixPath(name).stem)]
+    if not numbered:
+        return _by_names(names)
+    odd = dict.fromkeys(set(names) - set(numbered), "name is not like `58 (10).jpg`")
+    depths = Counter(name.count("/") for name in numbered)
+    if depths[1] and depths[1] >= depths[0]:  # else the path is a class's own folder, or above all
+        elsewhere = (name for name in names if name.count("/") != 1)
+        odd |= dict.fromkeys(elsewhere, "not directly in a class folder")
+    groups, _ = _by_names([name for name in names if name not in odd], fewest=1)
+    return groups, {name: odd[name] for name in names if name in odd}
+
+
+def _by_names(names: list[str], fewest: int = 2) -> _Groups:
+    """A study a folder, or a folder and patient where the names tell of `fewest` or more."""
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_folder[name.rpartition("/")[0]].append(name)
+    groups, odd = [], {}
     for folder, files in by_folder.items():
-        if layout == "patient":
-            by_patient, odd = {"": sorted(files, key=natural_key)}, []
-        else:
-            by_patient, odd = _by_patient(files, fewest=1 if layout == "class" else 2)
-        for patient, own in by_patient.items():
-            shown = str(path.joinpath(folder, patient))
-            studies.append(PictureStudy(shown, shown, {}, None, str(path), tuple(own)))
-        findings += [
-            Finding("odd file", str(path / name), "name is not like `58 (10).jpg`") for name in odd
-        ]
-    return studies, findings
+        by_patient, others = _by_patient(files, fewest)
+        groups += [(f"{folder}/{p}".strip("/"), own) for p, own in by_patient.items()]
+        odd |= dict.fromkeys(others, "name is not like `58 (10).jpg`")
+    return groups, odd
 
 
 def _by_patient(files: list[str], fewest: int) -> tuple[dict[str, list[str]], list[str]]:
