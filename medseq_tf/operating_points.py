@@ -21,6 +21,9 @@ from medseq_tf.point_metrics import Array
 FEW = 25
 """Patients of a class; a threshold that stands on fewer has a note."""
 
+STANDS_ON = "stands on"
+OTHERS_GIVE = f"below {FEW} of a class, other patients may give quite another one"
+
 VALIDATION = "the validation patients"
 HELD_OUT = "the held-out predictions of all patients"
 
@@ -166,11 +169,31 @@ def notes(points: Mapping[str, OperatingPoint]) -> list[str]:
             found.append(f"{label}: {measured(point.to_dict())}")
         if min(point.positives, point.negatives) < FEW:
             found.append(
-                f"{label}: the threshold {point.threshold:.3f} stands on {point.positives} positive"
-                f" and {point.negatives} negative patients; below {FEW} of a class, other patients "
-                "may give quite another one"
+                f"{label}: the threshold {point.threshold:.3f} {STANDS_ON} {point.positives} "
+                f"positive and {point.negatives} negative patients; {OTHERS_GIVE}"
             )
     return list(dict.fromkeys(found))
+
+
+def notes_of_folds(points: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What is to be said of the folds' own thresholds, at which their test studies are called.
+
+    Args:
+        points: of each fold, by label, as `metrics.json` keeps them.
+    """
+    found = []
+    for label in points[0] if points else ():
+        own = [fold[label] for fold in points if fold.get(label, {}).get("chosen_on")]
+        counts = {name: [point[name] for point in own] for name in ("positives", "negatives")}
+        if own and min(min(values) for values in counts.values()) < FEW:
+            words = " and ".join(f"{_range(values)} {name[:-1]}" for name, values in counts.items())
+            found.append(f"{label}: each fold's own threshold {STANDS_ON} {words} patients")
+    return found
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def measured(point: Mapping[str, Any]) -> str:

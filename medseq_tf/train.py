@@ -477,6 +477,18 @@ def _cross_validate(
         _pool(folder, prepared, tracker)
 
 
+def _by_fold(notes: list[list[str]]) -> list[str]:
+    """Return what is to be said of single folds, each note once, but not of their thresholds."""
+    folds: dict[str, list[str]] = {}
+    for number, of_fold in enumerate(notes, start=1):
+        for note in of_fold:
+            if operating_points.STANDS_ON not in note:
+                folds.setdefault(note, []).append(str(number))
+    return [
+        f"fold{'s' * (len(which) > 1)} {', '.join(which)}: {note}" for note, which in folds.items()
+    ]
+
+
 def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
     """Return a recipe with the seed of a repeat, so that each starts from weights of its own.
 
@@ -504,8 +516,9 @@ def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
     temperatures, unscaled = fit_temperatures(unseen)
     notes = [
         *operating_points.notes(points),
-        *(note.replace("validation", "the held-out patients") for note in unscaled),
-        *(f"fold {i}: {note}" for i, run in enumerate(runs, start=1) for note in run.notes),
+        *operating_points.notes_of_folds([run.operating_points for run in runs]),
+        *(note.replace("validation's", "the held-out patients'") for note in unscaled),
+        *_by_fold([run.notes for run in runs]),
     ]
     _write_results(folder, pooled, prepared, points, temperatures, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])

@@ -253,3 +253,13 @@ def test_the_short_forms_are_those_of_the_table(rng):
     row = by_metric(found.differences).loc["auroc"]
     expected = [test.difference, test.low, test.high, test.p]
     np.testing.assert_allclose(row[["difference", "low", "high", "p"]].astype(float), expected)
+
+
+def test_how_common_the_label_is_counts_in_precision(rng):
+    """Where all are called positive, precision is the share of positive patients."""
+    truth = np.arange(80) % 4 == 0
+    table = predictions(truth, 0.6 + 0.3 * rng.random(80), np.arange(80) // 4 % 5 + 1)
+    row = by_metric(evaluate.score(table, ["lesion"], 400)).loc["precision"]
+    low, high = metrics.wilson_interval(20, 80)
+    assert row["value"] == 0.25
+    assert row["high"] - row["low"] >= high - low
