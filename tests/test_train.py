@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -23,8 +24,10 @@ from medseq_tf import experiment as recipes
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluate import evaluate
 from medseq_tf.export import describe
+from medseq_tf.predict import predict, table
 from medseq_tf.prepared import Prepared
 from medseq_tf.runs import Run
+from medseq_tf.serving_client import Answer
 
 
 def weights(run):
@@ -462,6 +465,23 @@ def test_the_threshold_of_folds_is_chosen_on_all_patients_and_measured(folded):
     assert description.thresholds == run.thresholds
     assert description.operating_points == run.operating_points
     assert description.temperatures == run.temperatures
+
+
+def test_predictions_say_what_the_threshold_stands_on(folded, tmp_path):
+    class Asked:
+        def describe(self):
+            return describe(folded)
+
+        def predict(self, slices, running=False):
+            return Answer(np.array([0.7]), None)
+
+    (tmp_path / "study").mkdir()
+    grey = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "study" / "1.png"), grey)
+    rows = list(predict(Asked(), tmp_path, workers=1))
+    assert "(20 positive, 20 negative)" in rows[0].operating_point
+    assert "operating_point" in json.loads(rows[0].to_json())
+    assert any("with each fold left out of the choice" in line for line in table(rows))
 
 
 def test_a_threshold_says_on_how_many_patients_it_stands(finished):
