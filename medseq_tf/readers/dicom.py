@@ -683,7 +683,8 @@ def _with_patients(
         if owner != patient:
             raise InputError(
                 f"{other.name} and {found.name} are of two patients and both labels line "
-                f"{row.line}; one row a patient or study"
+                f"{row.line}; if they are one patient's, call the key column patient_id and give "
+                "--match"
             )
         other, other_row = splits.setdefault(patient, (found, row))
         if other_row.split != row.split:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -184,6 +185,48 @@ def test_modality_is_told_from_the_files(tmp_path, values, modality, extension):
     assert slices.images[0].dtype == scan.dtype
     header = read_header(tmp_path / f"a{extension}")
     assert header.size == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "taken", "why"),
+    [
+        (-1000, 80, "CT", "1 of 1 files looked at hold values of -500 or less, as air has; give"),
+        (0, 5000, "MR", "none of 1 files .* and one holds a value above 4095; give --modality CT"),
+    ],
+)
+def test_the_audit_says_which_modality_was_taken(tmp_path, low, high, taken, why):
+    write(tmp_path / "a.nii", np.linspace(low, high, 60).reshape(3, 4, 5).astype(np.int16))
+    write_labels(tmp_path, ["file", "x"], ["a", 1])
+    scan = scan_volumes(tmp_path)
+    (finding,) = scan.findings
+    assert (finding.kind, finding.where, scan.resolved["modality"]) == (
+        "modality taken",
+        taken,
+        taken,
+    )
+    assert re.match(why, finding.detail)
+    assert scan_volumes(tmp_path, modality="CT").findings == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 80, np.int16), (0, 80, np.float32), (-160, 240, np.int16), (0, 4095, np.uint16),
+     (0, 0, np.int16)],
+)  # fmt: skip
+def test_values_that_may_be_ct_or_mr_are_asked_for(tmp_path, low, high, dtype):
+    """Skull-stripped, windowed, of 12 bits with the intercept lost, empty."""
+    write(tmp_path / "a.nii", np.linspace(low, high, 60).reshape(3, 4, 5).astype(dtype))
+    write_labels(tmp_path, ["file", "x"], ["a", 1])
+    with pytest.raises(InputError, match=f"--modality CT or --modality MR.*{low} to {high} may be"):
+        scan_volumes(tmp_path)
+    assert scan_volumes(tmp_path, modality="CT").studies[0].read().images[0].dtype == np.int16
+
+
+def test_only_files_with_a_label_tell_the_modality(tmp_path):
+    write(tmp_path / "a.nii", np.full((3, 4, 5), 5000, np.int16))
+    write(tmp_path / "other.nii", np.full((3, 4, 5), -1000, np.int16))
+    write_labels(tmp_path, ["file", "x"], ["a", 1])
+    assert scan_volumes(tmp_path).modality == "MR"
 
 
 def test_the_given_modality_holds(tmp_path):
