@@ -16,7 +16,7 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """One row an epoch: loss, validation metrics, learning rate, seconds."""
-        return pd.read_csv(self._file("history.csv"))
+        return self._table("history.csv", pd.read_csv)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -166,7 +166,7 @@ class Run:
     @property
     def predictions(self) -> pd.DataFrame:
         """One row a study and label: truth and probability."""
-        return pd.read_parquet(self._file("predictions.parquet"))
+        return self._table("predictions.parquet", pd.read_parquet)
 
     def model(self) -> Any:
         """Load the Keras model of the best epoch.
@@ -199,8 +199,23 @@ class Run:
             "--resume"
         )
 
+    def _table(self, name: str, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        path = self._file(name)
+        try:
+            return read(path)
+        except (ValueError, OSError):
+            raise InputError(
+                f"{path}: is damaged; it should be the table that train wrote"
+            ) from None
+
     def _json(self, name: str) -> Any:
-        return json.loads(self._file(name).read_text("utf-8"))
+        path = self._file(name)
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"{path}: is damaged; it should be the JSON that train wrote"
+            ) from None
 
     def _repr_html_(self) -> str:
         title = f"{html.escape(self.name)} ({self.info['status']})"

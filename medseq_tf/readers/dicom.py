@@ -93,6 +93,7 @@ from medseq_tf.readers.study import (
     UnreadableStudy,
     source_salt,
 )
+from medseq_tf.readers.volume_header import LARGEST_SIDE, LARGEST_VOXELS
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 STUDY_COLUMNS = ("study_instance_uid", "accession_number", "folder", "study")
@@ -803,12 +804,15 @@ def _evenly_spaced(
     height, width = slices[0].shape
     height = max(1, round(height * between_rows / down)) if down else height
     width = max(1, round(width * between_columns / across)) if across else width
+    places = _places(frames)
+    count = (places[-1] - places[0]) / along + 1 if along else len(places)
+    if max(height, width) > LARGEST_SIDE or count * height * width > LARGEST_VOXELS:
+        raise UnreadableStudy(f"would have more than {LARGEST_VOXELS} voxels at that spacing")
     if slices[0].shape != (height, width):
         slices = [
             cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_LINEAR)
             for image in slices
         ]
-    places = _places(frames)
     if not along or len(places) < 2:
         return slices
     wanted = np.arange(places[0], places[-1] + 1e-6, along)

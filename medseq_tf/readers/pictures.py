@@ -143,6 +143,8 @@ def _tiff_directory(data: bytes, order: str, position: int) -> tuple[dict[int, i
             value = order + _TIFF_FORMATS[kind]
             inline = struct.calcsize(value) * length <= 4
             at = entry + 8 if inline else struct.unpack_from(order + "I", data, entry + 8)[0]
+            if tag in tags:  # of which libraries take the one or the other
+                raise UnreadablePicture("damaged or cut short")
             if tag in (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS):
                 (tags[tag],) = struct.unpack_from(value, data, at)
     return tags, struct.unpack_from(order + "I", data, position + 2 + 12 * count)[0]

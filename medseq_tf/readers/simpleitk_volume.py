@@ -63,6 +63,9 @@ def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[Finding]]:
             image = _image(path, header)
     except (RuntimeError, MemoryError):
         raise UnreadableVolume(_UNREADABLE) from None
+    geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    if not np.isfinite(geometry).all():
+        raise UnreadableVolume(_UNREADABLE)
     if image.GetDimension() == 2:
         image = sitk.JoinSeries(image)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:

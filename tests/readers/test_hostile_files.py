@@ -213,6 +213,14 @@ def test_a_packed_volume_that_never_ends_costs_what_it_declares(tmp_path):
     assert found.GetSize() == (5, 4, 3)
 
 
+@pytest.mark.parametrize("key", ["ElementSpacing"])
+def test_a_place_in_space_that_is_no_number_is_refused(tmp_path, key):
+    text = META + f"{key} = nan 1 1\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(text.encode() + bytes(64))
+    with pytest.raises(UnreadableVolume, match="impossible geometry"):
+        read_volume(tmp_path / "a.mha", "a")
+
+
 # -------------------------------------------------------------------------------------------- DICOM
 
 
@@ -306,6 +314,17 @@ def test_each_slice_of_a_series_has_its_own_rescaling(tmp_path):
     ) in [(f.kind, f.detail) for f in scan.findings]
     images = scan.studies[0].read().images
     assert [int(i[0, 0]) for i in images] == [-1024, -1023, -1022, -1021, 190, 50, -924]
+
+
+@pytest.mark.parametrize(
+    ("far", "pixels"), [(999_999, "100\\100"), (4, "900000\\900000")], ids=["long", "wide"]
+)
+def test_resampling_makes_no_more_voxels_than_a_file_may_have(tmp_path, far, pixels):
+    source = dicom_source(tmp_path / "source", t00280030=pixels)
+    last = image(np.zeros((4, 5), np.uint16), (0, 0, far), t00280030=pixels)
+    (source / "last").write_bytes(dicom_file(last))
+    with pytest.raises(UnreadableStudy, match="would have more than 536870912 voxels"):
+        scan_dicom(source, spacing=0.1).studies[0].read()
 
 
 def test_a_series_beyond_hounsfield_units_is_left_out(tmp_path):
