@@ -27,7 +27,6 @@ import pandas as pd
 from medseq_tf import experiment as recipes
 from medseq_tf import files
 from medseq_tf.errors import InputError
-from medseq_tf.files import atomic, write_json  # noqa: F401  where they were before
 from medseq_tf.model_file import load_model_file
 
 SLICES = "slices.parquet"

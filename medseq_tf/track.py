@@ -66,7 +66,7 @@ def track(run: str | os.PathLike | Run) -> Tracked:
     records = 0
     with locked(folder):
         for place in sorted(path.parent for path in folder.rglob(UNSENT)):  # parents first
-            count, ids = tracking.send_unsent(place)
+            count, ids = tracking.send_unsent(place, _run_id(place))
             records += count
             _note(place, ids)
         ended = sum(_end(place) for place in _places(folder))
@@ -85,6 +85,12 @@ def _note(place: Path, ids: dict[str, str]) -> None:
             write_json(file, {**content, key: ids[is_own[0]]})
 
 
+def _run_id(place: Path) -> str | None:
+    """Return the id of a folder's MLflow run, where it is known."""
+    known = (_content(place / name).get(key) for name, key in _IDS.items())
+    return next(filter(None, known), None)
+
+
 def _places(folder: Path) -> Iterator[Path]:
     """Yield the folder and those of its folds and trials."""
     yield folder
@@ -94,8 +100,7 @@ def _places(folder: Path) -> Iterator[Path]:
 
 def _end(place: Path) -> bool:
     """End the MLflow run of a folder, if it still runs; nobody works in the folder."""
-    about = {name: _content(place / name) for name in _IDS}
-    run_id = next((about[name].get(key) for name, key in _IDS.items() if about[name]), None)
+    about, run_id = {name: _content(place / name) for name in _IDS}, _run_id(place)
     status = next((found["status"] for found in about.values() if "status" in found), "stopped")
     for name in ("run.json", "search.json"):
         if about[name].get("status") == "running":

@@ -23,7 +23,7 @@ from typing import Any
 
 from medseq_tf.errors import InputError, printable
 from medseq_tf.files import atomic, locked, remove_abandoned
-from medseq_tf.unsent import FIGURES, REFUSED, UNSENT, Unsent, new_tracker, points_of
+from medseq_tf.unsent import FIGURES, REFUSED, UNSENT, VERSION_0_1, Unsent, new_tracker, points_of
 
 __all__ = ["UNSENT", "Section", "Tracker"]
 
@@ -276,8 +276,12 @@ def _outage() -> _Outage:
     return _outages.setdefault(tracking_uri(), _Outage())
 
 
-def send_unsent(folder: Path) -> tuple[int, dict[str, str]]:
+def send_unsent(folder: Path, run_id: str | None = None) -> tuple[int, dict[str, str]]:
     """Send what waits in a folder, once and in order.
+
+    Args:
+      folder: of a run, a search or a trial.
+      run_id: its MLflow run, where it has one, for records of version 0.1.0, which do not say.
 
     Returns:
       How many records were sent, and the ids of their MLflow runs by the runs' names.
@@ -288,8 +292,10 @@ def send_unsent(folder: Path) -> tuple[int, dict[str, str]]:
     unsent, sent, runs = Unsent(folder), 0, {}
 
     def send(record: Mapping[str, Any]) -> str:
-        runs[record.get("run", "")] = run_id = deliver(client, folder, record)
-        return run_id
+        if record["tracker"] == VERSION_0_1 and not record.get("run_id"):
+            record = {**record, "run_id": run_id}
+        runs[record.get("run", "")] = sent_to = deliver(client, folder, record)
+        return sent_to
 
     try:
         trackers = unsent.trackers()
@@ -411,7 +417,7 @@ def _send_params(client: Any, run_id: str, record: Mapping[str, Any], folder: Pa
 def _send_metrics(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
     from mlflow.entities import Metric
 
-    points = [Metric(name, value, when or 0, step) for name, value, when, step in points_of(record)]
+    points = [Metric(name, value, when, step) for name, value, when, step in points_of(record)]
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
 

@@ -21,6 +21,9 @@ REFUSED = "tracking_refused.jsonl"
 FIGURES = "tracking_unsent"
 """The folder of figures that wait."""
 
+VERSION_0_1 = "0.1.0"
+"""Stands for the tracker of records of that version."""
+
 MOST_METRICS = 500
 """In one request; MLflow takes 1000."""
 
@@ -41,9 +44,11 @@ class Unsent:
         """Return the records that wait, in order; a line that a kill cut short is left out."""
         try:
             lines = self.path.read_text("utf-8", errors="replace").splitlines()
+            written = int(self.path.stat().st_mtime * 1000)
         except FileNotFoundError:
             return []
-        return _told_apart([record for record in map(_record, lines) if record])
+        records = [record for record in map(_record, lines) if record]
+        return [r if "tracker" in r else _of_version_0_1(r, written) for r in records]
 
     def trackers(self) -> list[str]:
         """Return whose records wait, in order."""
@@ -124,13 +129,9 @@ def _record(line: str) -> Record | None:
     return record if isinstance(record, dict) and "kind" in record else None
 
 
-def _told_apart(records: list[Record]) -> list[Record]:
-    """Return the records; those of version 0.1.0, which named no tracker, in this one's form."""
-    return [record if "tracker" in record else _of_version_0_1(record) for record in records]
-
-
-def _of_version_0_1(record: Record) -> Record:
-    about = {"kind": record["kind"], "tracker": "0.1.0", "kept": True, "time": None}
+def _of_version_0_1(record: Record, written: int) -> Record:
+    """Return a record of version 0.1.0, which named no tracker and no time, in this one's form."""
+    about = {"kind": record["kind"], "tracker": VERSION_0_1, "kept": True, "time": written}
     values = {key: value for key, value in record.items() if key not in ("kind", "step")}
     if record["kind"] in ("params", "tags", "metrics"):
         return {**about, "step": record.get("step", 0), "values": values}
@@ -156,7 +157,7 @@ def _joined(records: list[Mapping[str, Any]]) -> Record:
     return {**records[0], "points": points}
 
 
-def points_of(record: Mapping[str, Any]) -> list[tuple[str, float, int | None, int]]:
+def points_of(record: Mapping[str, Any]) -> list[tuple[str, float, int, int]]:
     """Return (name, value, time, step) of the metrics of a record."""
     if "points" in record:
         return record["points"]

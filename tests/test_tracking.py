@@ -353,6 +353,12 @@ def test_track_takes_what_version_0_1_kept(no_server, client):
     assert found.data.params == {"seed": "0"}
     assert found.data.metrics == {"loss": 0.5}
     assert [a.path for a in client.list_artifacts(found.info.run_id)] == ["report.html"]
+    later = tracking.Tracker(run, "a run whose server went away")
+    write_json(run / "run.json", {"status": "finished", "mlflow_run_id": later.run_id})
+    (run / tracking.UNSENT).write_text('{"kind": "metrics", "step": 4, "loss": 0.25}\n')
+    assert track(run).records == 1
+    assert history(client, later.run_id, "loss") == [(4, 0.25)]
+    assert client.get_run(later.run_id).info.status == "FINISHED"
 
 
 def test_track_of_what_is_no_run_or_is_at_work(no_server):
