@@ -593,6 +593,8 @@ def _rows(
             notes = notes if used else ["no label has both classes"]
         elif limits:
             notes = ["no interval: " + "; ".join(limits), *notes]
+        elif metric in TRADE_OFFS:
+            notes.append("cut chosen on each fold's own test studies: too good; no interval")
         elif defined < 0.5:
             notes.append(f"no interval: undefined in {1 - defined:.1%} of resamples")
         else:

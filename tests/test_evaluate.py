@@ -350,3 +350,24 @@ def test_a_cross_validated_run_from_data_to_comparison(prepared, tmp_path):
     assert alone.differences["difference"].notna().any()
     with pytest.raises(InputError, match="not with itself"):
         evaluation.compare([first, first])
+
+
+def test_a_cut_chosen_in_each_fold_has_no_interval(rng):
+    """Sensitivity at 90% specificity is that of cuts chosen on each fold's own studies."""
+    truth = np.arange(80) % 2
+    probability = np.clip(0.3 * truth + 0.7 * rng.random(80), 0, 1)
+    table = predictions(truth, probability, fold=np.arange(80) // 20 + 1)
+    rows = evaluation.score(table, ["lesion"], resamples=50).set_index("metric")
+    for name in metrics.TRADE_OFFS:
+        assert np.isnan(rows.loc[name, "low"])
+        assert "cut chosen on each fold's own test studies: too good" in rows.loc[name, "note"]
+
+
+def test_few_patients_of_folds_get_no_p_value(rng):
+    truth = (np.arange(60) < 8).astype(int)
+    tables = {
+        name: predictions(truth, rng.random(60), fold=np.arange(60) % 2 + 1) for name in ("a", "b")
+    }
+    row = evaluation.compare_tables(tables, ["lesion"], 50).differences.set_index("metric")
+    assert row["p"].isna().all()
+    assert f"8 patients of the rarer class: {metrics.DESCRIBED}" in row.loc["auroc", "note"]
