@@ -6,7 +6,8 @@ process itself is never forked: it may hold threads, locks and TensorFlow.
 
 Decoders written in C or C++ can end their process on a damaged file, or never come back. Here that
 costs one item: the items that were in flight are tried again, each in a process of its own, and the
-one that ends its process, or takes longer than the limit, is answered by a stand-in.
+one that ends its process, takes longer than the limit, or wants more memory than half of the
+machine's, is answered by a stand-in.
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ from typing import TypeVar
 
 from medseq_tf.errors import InputError
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SECONDS_AN_ITEM = 600.0
 IN_FLIGHT_A_WORKER = 3
+LEAST_BYTES_A_WORKER = 2 * 2**30
 
 _HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
 _START_METHOD = "forkserver" if _HAS_SERVER else "spawn"
@@ -92,6 +99,9 @@ def isolated_map(
                 for item in itertools.chain.from_iterable(groups):
                     yield _alone(function, item, stand_in, seconds, initializer)
                 pool = stack.enter_context(_pool(workers, initializer))
+            except MemoryError:
+                for item in waiting.popleft()[0]:
+                    yield _alone(function, item, stand_in, seconds, initializer)
             else:
                 waiting.popleft()
                 yield from results
@@ -137,7 +147,7 @@ def _alone(function, item, stand_in, seconds: float, initializer):
     try:
         with _pool(1, initializer) as pool:
             return _submit(pool, function, [item], seconds).result()[0]
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         return stand_in(item)
 
 
@@ -194,8 +204,20 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
     """Ctrl-C is the parent's to answer; a worker ends with its parent."""
     if initializer:
         initializer()
+    _bound_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _bound_memory() -> None:
+    """What a damaged file makes a decoder ask for is refused it, before the machine runs out."""
+    if resource is None or not hasattr(os, "sysconf"):
+        return
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = max(LEAST_BYTES_A_WORKER, machine // 2)
+    if hard == resource.RLIM_INFINITY or bound < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
 
 
 def _end_with_parent() -> None:

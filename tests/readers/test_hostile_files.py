@@ -17,6 +17,7 @@ from medseq_tf.prepare import prepare
 from medseq_tf.readers.dicom import scan_dicom
 from medseq_tf.readers.dicom_header import UnreadableDicom, read_dicom_header
 from medseq_tf.readers.intensities import stored_intensities
+from medseq_tf.readers.processes import isolated_map
 from medseq_tf.readers.simpleitk_volume import read_volume, voxels
 from medseq_tf.readers.study import UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume, read_header
@@ -344,3 +345,17 @@ def test_a_volume_that_is_left_out_for_its_header_names_it(tmp_path):
     assert ("study left out", "a.nrrd", reason) in [
         (f.kind, f.where, f.detail) for f in scan.findings
     ]
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def allocate(gibibytes):
+    """Ask for memory, and use a little of it."""
+    return int(np.zeros(int(gibibytes * 2**27)).nbytes > 0)
+
+
+def test_a_worker_that_wants_more_than_half_of_the_memory_loses_its_item_alone():
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    items = [0.01, 2 * machine + 4, 0.01]
+    assert list(isolated_map(allocate, items, lambda item: "lost", workers=1)) == [1, "lost", 1]
