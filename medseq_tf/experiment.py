@@ -26,11 +26,28 @@ from pydantic import (
 )
 
 from medseq_tf.errors import InputError
+from medseq_tf.yaml_text import DEEPEST, read_yaml, yaml_values
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Activation = Literal["relu", "selu", "gelu", "elu", "silu", "tanh", "linear"]
 Per = Literal["slice", "sequence"]
+
+# No recipe needs more than these; what is far above is a slip of the finger, which would otherwise
+# end in the loss of all memory, or never.
+Units = Annotated[int, Field(gt=0, le=8192)]
+"""Of a layer, as filters of a convolution: twice the widest of `keras.applications`."""
+Count = Annotated[int, Field(gt=0, le=1000)]
+"""Draws, views and layers' parts of which each costs time or memory of its own."""
+Slices = Annotated[int, Field(gt=0, le=4096)]
+"""Of a study: whole-body scans have some 2000."""
+Layers = Annotated[int, Field(gt=0, le=64)]
+Kernel = Annotated[int, Field(gt=0, le=64)]
+Padding = Annotated[int, Field(ge=0, le=64)]
+Batch = Annotated[int, Field(gt=0, le=65_536)]
+Epochs = Annotated[int, Field(gt=0, le=100_000)]
+Stages = Field(max_length=16)
+"""Layers in a row that are listed one by one."""
 
 
 class Settings(pydantic.BaseModel):
@@ -64,7 +81,9 @@ class Input(Settings):
     size: Annotated[int, Field(ge=8, le=1024)] = 64
     mean: float = 0.5
     std: Annotated[float, Field(gt=0)] = 0.3
-    windows: list[tuple[float, Annotated[float, Field(gt=0)]]] | None = None
+    windows: (
+        Annotated[list[tuple[float, Annotated[float, Field(gt=0)]]], Field(max_length=16)] | None
+    ) = None
     """CT windows as (centre, width) in HU, one channel each; null for 8-bit slices."""
     grey_window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
     """(centre, width) in grey levels 0..255, for 8-bit slices; null takes all of them."""
@@ -91,7 +110,7 @@ class Evaluation(Settings):
     """`paper`: every sequence of the paper's sampler, their probabilities averaged; `even`: slices
     spread evenly; `all`: every slice, in studies of more than `length` (where it is set) thinned
     evenly. Every study gets an answer, in scan order."""
-    length: PositiveInt | None = None
+    length: Slices | None = None
     """Number of slices; null: as in training, for `all` no limit."""
 
 
@@ -110,9 +129,9 @@ class Sequence(Settings):
     """
 
     policy: Literal["paper", "all", "window", "random", "even"] = "paper"
-    length: PositiveInt = 15
+    length: Slices = 15
     over: Literal["leave_out", "thin"] = "thin"
-    per_study: PositiveInt = 1
+    per_study: Count = 1
     fill: bool = False
     order: Literal["scan", "shuffled"] = "scan"
     """`shuffled`: a new random order of the slices every epoch of training (paper 2)."""
@@ -210,8 +229,8 @@ class OpticalDistortion(Settings):
 class CoarseDropout(Settings):
     """Square holes filled with 0, after normalisation (paper 1's final choice) or before."""
 
-    holes: PositiveInt = 8
-    size: PositiveInt = 8
+    holes: Count = 8
+    size: Annotated[int, Field(gt=0, le=1024)] = 8
     after_normalisation: bool = True
     p: Probability = 0.5
     per: Per = "slice"
@@ -247,12 +266,12 @@ class ConvFSM(Settings):
 
     name: Literal["conv_fsm"] = "conv_fsm"
     weights: Literal["shared", "per_position"] = "shared"
-    positions: PositiveInt = 15
+    positions: Slices = 15
     """Number of positions with weights of their own; read only for `per_position`."""
-    filters: list[PositiveInt] = [16, 32, 48]
-    kernels: list[PositiveInt] = [11, 5, 5]
-    strides: list[PositiveInt] = [2, 2, 2]
-    paddings: list[Annotated[int, Field(ge=0)]] = [0, 1, 0]
+    filters: Annotated[list[Units], Stages] = [16, 32, 48]
+    kernels: Annotated[list[Kernel], Stages] = [11, 5, 5]
+    strides: Annotated[list[Kernel], Stages] = [2, 2, 2]
+    paddings: Annotated[list[Padding], Stages] = [0, 1, 0]
     activation: Activation = "relu"
     fsm: FeatureSimilaritySettings | None = FeatureSimilaritySettings()
     pooling: Literal["flatten", "average", "max", "lesion_map"] = "flatten"
@@ -281,7 +300,7 @@ class ConvFSM(Settings):
 class Dense(Settings):
     """A dense layer after a pretrained network."""
 
-    units: PositiveInt = 512
+    units: Units = 512
     activation: Activation = "relu"
 
 
@@ -301,10 +320,10 @@ class KerasApplication(Settings):
     output: str = "average"
     """`average` or `max`: the last feature map, pooled; or the name of a layer, such as `fc2`,
     which needs slices of the network's own size (VGG19: 224)."""
-    frozen: Literal["all", "none"] | Annotated[int, Field(ge=1)] = "all"
+    frozen: Literal["all", "none"] | Annotated[int, Field(ge=1, le=10_000)] = "all"
     """How many of its layers, from the first, are never trained: all, none or a number. Frozen
     batch normalisation keeps its own statistics."""
-    dense: list[Dense] = []
+    dense: Annotated[list[Dense], Stages] = []
     dropout: Fraction = 0.0
     """Of the features, after the dense layers."""
 
@@ -327,7 +346,7 @@ class Segmenter(Settings):
     name: Literal["segmenter"] = "segmenter"
     network: Literal["xnet", "unet", "dunet"] = "xnet"
     """X-Net (Qi et al. 2019), U-Net (Ronneberger et al. 2015), D-UNet (Zhou et al. 2019)."""
-    width: Annotated[int, Field(ge=2)] | None = None
+    width: Annotated[int, Field(ge=2, le=512)] | None = None
     """Filters of the first of five levels, each of twice the last; null: as published, 64 (D-UNet:
     32)."""
     even_area: Annotated[float, Field(gt=0)] = 0.01
@@ -338,8 +357,8 @@ class Recurrent(Settings):
     """A stack of LSTM or GRU layers over the slices (paper 1: 3 x Bi-LSTM, 64 units)."""
 
     name: Literal["lstm", "gru"] = "lstm"
-    units: PositiveInt = 64
-    layers: PositiveInt = 3
+    units: Units = 64
+    layers: Layers = 3
     bidirectional: bool = True
     dropout: Fraction = 0.3
     """Between layers."""
@@ -370,7 +389,7 @@ class Attention(Settings):
     2018)."""
 
     name: Literal["attention"] = "attention"
-    units: PositiveInt = 64
+    units: Units = 64
     dropout: Fraction = 0.0
     """Of the features."""
 
@@ -382,10 +401,10 @@ class Transformer(Settings):
     """
 
     name: Literal["transformer"] = "transformer"
-    units: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    feed_forward: PositiveInt = 128
+    units: Units = 64
+    layers: Layers = 2
+    heads: Count = 4
+    feed_forward: Annotated[int, Field(gt=0, le=32_768)] = 128
     positions: bool = False
     dropout: Fraction = 0.1
 
@@ -417,8 +436,8 @@ class Cnn3D(Settings):
     """
 
     name: Literal["cnn_3d"] = "cnn_3d"
-    depth: PositiveInt = 16
-    filters: Annotated[list[PositiveInt], Field(min_length=1)] = [16, 32, 64]
+    depth: Annotated[int, Field(gt=0, le=1024)] = 16
+    filters: Annotated[list[Units], Field(min_length=1, max_length=10)] = [16, 32, 64]
     pooling: Literal["average", "max"] = "average"
     """Over what is left of the volume."""
     batch_norm_momentum: Fraction = 0.9
@@ -428,7 +447,7 @@ class Cnn3D(Settings):
 class Head(Settings):
     """Dense layers from the aggregator's vector to one logit a label."""
 
-    units: list[PositiveInt] = [32]
+    units: Annotated[list[Units], Stages] = [32]
     activation: Activation = "relu"
     dropout: Fraction = 0.2
 
@@ -504,10 +523,10 @@ class PaintedLesions(Settings):
     Sizes are shares of the slice's side, contrasts of the (first) grey-level window.
     """
 
-    steps: PositiveInt = 1000
-    studies: PositiveInt = 4
+    steps: Annotated[int, Field(gt=0, le=1_000_000)] = 1000
+    studies: Count = 4
     """A step."""
-    slices: PositiveInt = 8
+    slices: Slices = 8
     """Neighbouring ones, of each study."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
@@ -546,7 +565,10 @@ class Loss(Settings):
     name: Literal["binary_cross_entropy", "focal", "dice_cross_entropy", "dice_focal"] = (
         "binary_cross_entropy"
     )
-    weights: Literal["none", "chexnet", "balanced"] | list[Annotated[float, Field(gt=0)]] = "none"
+    weights: (
+        Literal["none", "chexnet", "balanced"]
+        | Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=1000)]
+    ) = "none"
     label_smoothing: Fraction = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0
     """Focusing exponent of the focal loss (Lin et al. 2017, equation 4)."""
@@ -577,7 +599,7 @@ class Split(Settings):
     test: Fraction = 0.2
     validation: Fraction = 0.2
     """Share of all patients; with folds, of the patients outside the test fold."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     given: bool = True
     """Honour the data set's own split column where it has one."""
 
@@ -621,9 +643,9 @@ class Features(Settings):
 
     use: Literal["auto", "never"] = "auto"
     """`auto`: wherever the encoder is a network that is frozen whole."""
-    views: PositiveInt = 8
+    views: Count = 8
     """Augmented variants of a study; without augmentation there is one."""
-    redraw: PositiveInt | None = None
+    redraw: Epochs | None = None
     """Epochs after which the variants are drawn anew; null: never."""
     dtype: Literal["float32", "float16"] = "float32"
     """float16 halves the space and changes the features by up to 1 in 2,000."""
@@ -632,14 +654,14 @@ class Features(Settings):
 class Fit(Settings):
     """How long and in what portions to train."""
 
-    epochs: PositiveInt = 20
-    batch_size: PositiveInt = 16
+    epochs: Epochs = 20
+    batch_size: Batch = 16
     """Sequences that pass through the model at once."""
-    accumulate: PositiveInt = 1
+    accumulate: Batch = 1
     """Batches whose gradients make one update: the exact mean over all known labels in them."""
     monitor: Literal[MONITORS] = "auroc"
     """Validation metric that picks the best epoch (ties: the smaller validation loss)."""
-    patience: PositiveInt | None = 5
+    patience: Epochs | None = 5
     """Epochs without a better `monitor` before training stops; null: never."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False
@@ -647,7 +669,7 @@ class Fit(Settings):
     of one length."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """Keep decoded slices in memory: always, never, or when they fit in `cache_limit_mib`."""
-    cache_limit_mib: PositiveInt = 2048
+    cache_limit_mib: Annotated[int, Field(gt=0, le=2**24)] = 2048
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
     """Save the state for --resume this often inside an epoch, and at the end of each; epochs that
     are quick beside the saving share one save."""
@@ -683,8 +705,10 @@ class Requires(Settings):
 class Experiment(Settings):
     """The whole recipe of a training run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "experiment"
-    description: str = ""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = (
+        "experiment"
+    )
+    description: Annotated[str, Field(max_length=20_000)] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     requires: Requires = Requires()
     input: Input = Input()
@@ -857,23 +881,18 @@ def from_values(values: dict[str, Any], origin: str = "recipe") -> Experiment:
 
 
 def _read(preset_or_file: str | os.PathLike) -> tuple[dict[str, Any], str]:
-    text, origin = _text(preset_or_file)
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{origin}: not valid YAML{where}: {problem}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{origin}: holds no recipe; keys such as model: or fit: are expected")
-    return values, origin
-
-
-def _text(preset_or_file: str | os.PathLike) -> tuple[str, str]:
     name = os.fspath(preset_or_file)
     if name in presets():
-        return (resources.files("medseq_tf") / "presets" / f"{name}.yaml").read_text("utf-8"), name
+        path = resources.files("medseq_tf") / "presets" / f"{name}.yaml"
+        values = yaml_values(path.read_text("utf-8"), name)
+    else:
+        values = _read_file(name)
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: holds no recipe; keys such as model: or fit: are expected")
+    return values, name
+
+
+def _read_file(name: str) -> Any:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         raise InputError(
@@ -881,11 +900,9 @@ def _text(preset_or_file: str | os.PathLike) -> tuple[str, str]:
             f"{', '.join(presets())}; or give the path of a .yaml file"
         )
     try:
-        return path.read_text("utf-8"), name
+        return read_yaml(name, "recipe")
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{name}: is not UTF-8 text; a YAML recipe is expected") from None
 
 
 KINDS = (["model", "encoder"], ["model", "aggregator"])
@@ -902,11 +919,16 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {override}: expected key=value, such as fit.epochs=30")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML") from None
     *parents, last = key.strip().split(".")
+    if len(parents) >= DEEPEST:
+        raise InputError(f"--set {_short(override)}: no key lies more than {DEEPEST} levels deep")
+    try:
+        value = yaml_values(text, "")
+    except InputError as error:
+        problem = str(error).removeprefix(": not valid YAML at line 1: ")
+        raise InputError(
+            f"--set {_short(override)}: the value is not valid YAML ({problem})"
+        ) from None
     node: Any = values
     for parent in parents:
         node = _step(node, parent, override)
@@ -957,6 +979,7 @@ def _one_line(error: pydantic.ValidationError, values: dict[str, Any]) -> str:
                 key, value, present = f"{key}.name", value["name"], True
             head = f"{key} = {_short(value)}" if present and not isinstance(value, dict) else key
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            message = message.replace("less than or equal to", "at most")
             expected = "" if item["type"] in ("value_error", "unknown_kind") else "should be "
             problems.setdefault(head or "recipe", []).append(expected + message)
     first, messages = next(iter(problems.items()))

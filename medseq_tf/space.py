@@ -37,6 +37,7 @@ import yaml
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Experiment
+from medseq_tf.yaml_text import read_yaml
 
 METRICS = tuple(name for name in recipes.MONITORS if name != "loss")
 """What a search can aim at; losses of different recipes cannot be compared."""
@@ -48,6 +49,13 @@ _KEYS = ("name", "recipe", "set", "objective", "space")
 _KINDS = ("choice", "int", "float")
 _NOT_SEARCHED = ("name", "description", "split")
 _TRIES = 40
+MOST_SETTINGS = 100
+"""That vary in one space; no search of ours could tell the effects of so many apart."""
+MOST_ALTERNATIVES = 200
+"""Of one choice; each is checked against the recipe's schema."""
+_MOST_CONTEXTS = 1000
+MOST_REPEATS = 1000
+"""Folds or divisions that score a trial, each of which is a training."""
 
 
 @dataclass(frozen=True)
@@ -231,18 +239,11 @@ def _read(space: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str, Path]
         return dict(space), str(space.get("name", "space")), Path()
     path = Path(space)
     try:
-        return yaml.safe_load(path.read_text("utf-8")), str(path), path.parent
+        return read_yaml(path, "search space"), str(path), path.parent
     except OSError as error:
         near = sorted(str(found) for found in path.parent.glob("*.yaml"))
         there = f"; there are {', '.join(near[:8])}" if near else ""
         raise InputError(f"{path}: cannot be read: {error.strerror}{there}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; a YAML search space is expected") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{path}: not valid YAML{where}: {problem}") from None
 
 
 def _space(content: Any, origin: str, folder: Path, overrides: list[str]) -> Space:
@@ -268,6 +269,10 @@ def _space(content: Any, origin: str, folder: Path, overrides: list[str]) -> Spa
         raise InputError(f"{origin}: {error}") from None
     if not isinstance(content["space"], dict) or not content["space"]:
         raise InputError(f"{origin}: space should map at least one setting to what it can be")
+    if len(content["space"]) > MOST_SETTINGS:
+        raise InputError(
+            f"{origin}: space has {len(content['space'])} settings; at most {MOST_SETTINGS}"
+        )
     settings = {
         name: _setting(name, given, f"{origin}: space: {name}")
         for name, given in content["space"].items()
@@ -304,6 +309,11 @@ def _objective(content: Any, origin: str) -> Objective:
                 f"{origin}: objective.{kind} = {count!r} should be a whole number of at least "
                 f"{least}"
             )
+        if whole and count > MOST_REPEATS:
+            raise InputError(
+                f"{origin}: objective.{kind} = {count} should be at most {MOST_REPEATS}; each is a "
+                "training"
+            )
     if content.get("folds") and content.get("repeats"):
         raise InputError(f"{origin}: objective has folds and repeats; give one of them")
     return Objective(metric, content.get("folds"), content.get("repeats"))
@@ -318,6 +328,11 @@ def _setting(name: Any, content: Any, where: str) -> Setting:
             "{float: [low, high]}"
         )
     kind = next(kind for kind in _KINDS if kind in content)
+    choice = content.get("choice")
+    if isinstance(choice, list | dict) and len(choice) > MOST_ALTERNATIVES:
+        raise InputError(
+            f"{where}: choice has {len(choice)} alternatives; at most {MOST_ALTERNATIVES}"
+        )
     _known(content, (kind, "when", *(("log", "step") if kind != "choice" else ())), where)
     if name.partition(".")[0] in _NOT_SEARCHED:
         raise InputError(
@@ -469,14 +484,21 @@ def _check(space: Space, origin: str) -> None:
 
 def _contexts(space: Space, setting: Setting) -> Iterator[Values]:
     """Yield what other settings have to be for this one to be active: every combination."""
-    by_name = {other.name: other for other in space.settings}
-    for labels in itertools.product(*setting.when.values()):
+    first: dict[str, Values] = {}  # of each setting, those that it depends on before it
+    for other in space.settings:
+        own = {name: labels[0] for name, labels in other.when.items()}
+        first[other.name] = _joined([*(first[name] for name in own), own])
+    every = itertools.product(*setting.when.values())
+    for labels in itertools.islice(every, _MOST_CONTEXTS):
         own = dict(zip(setting.when, labels, strict=True))
-        deeper = [next(_contexts(space, by_name[name]), {}) for name in own]
-        context: Values = {}
-        for part in (*deeper, own):
-            context |= part
-        yield context
+        yield _joined([*(first[name] for name in own), own])
+
+
+def _joined(parts: list[Values]) -> Values:
+    context: Values = {}
+    for part in parts:
+        context |= part
+    return context
 
 
 def _check_value(space: Space, setting: Setting, point: Values, origin: str) -> None:

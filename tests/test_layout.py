@@ -16,6 +16,7 @@ PACKAGE = Path(medseq_tf.__file__).parent
 ROAD = [
     "errors",
     "files",
+    "yaml_text",
     "experiment",
     "space",
     "cohort",
@@ -85,7 +86,7 @@ ROAD = [
     "cli",
     "__main__",
 ]
-LIGHT = {"cache", "slice_values", "model_file",
+LIGHT = {"cache", "slice_values", "model_file", "yaml_text",
          "errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
          "study_record", "audit", "prepared", "requirements", "prepare", "sequences",
          "point_metrics",
