@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 import shutil
 
@@ -161,6 +162,22 @@ def test_one_class_gives_no_curves_but_a_report(run, monkeypatch):
     check(text)
     assert "The AUROC cannot be said: no positive patient." in text
     assert "No curves: both classes are needed." in text
+
+
+def test_the_run_keeps_the_cuts_of_other_operating_points(run, tmp_path):
+    """A run of an earlier version, without them, gets them from its validation predictions."""
+    cuts = evaluate.choose_cuts(run.predictions)
+    assert run.cuts == cuts
+    assert set(cuts["lesion"]) == set(evaluate.CUTS)
+    row = run.metrics.set_index(["split", "metric"]).loc[("test", "sensitivity_at_90_specificity")]
+    assert row["threshold"] == cuts["lesion"]["sensitivity_at_90_specificity"]
+    assert "chosen on validation; specificity here" in row["note"]
+    old = Run(shutil.copytree(run.path, tmp_path / "old"))
+    results = json.loads((old.path / "metrics.json").read_text("utf-8"))
+    del results["cuts"]
+    (old.path / "metrics.json").write_text(json.dumps(results), "utf-8")
+    assert old.cuts == {}
+    assert evaluate.stored_cuts(old) == cuts
 
 
 def described(run, monkeypatch, count, shift=0.3, seed=0):
