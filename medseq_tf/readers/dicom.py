@@ -634,6 +634,7 @@ def _matched(
             f"no study of {folder.root} is in the labels; a row's key is the studies' "
             f"{' or '.join(rules)} (--match says which)"
         )
+    table.refuse_rivals(name for s in chosen for name in s.identifiers[taken])
     if len(rules) > 1:
         findings.append(Finding("labels matched", "labels", f"by {taken}"))
     is_of_a_study = table.key in PATIENT_COLUMNS and taken.startswith(("study", "accession"))

@@ -300,6 +300,7 @@ def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
             f"no folder of {folder.root} has the name of a patient in the labels: their first "
             f"column, or one of {', '.join(PATIENT_COLUMNS)}, must hold the folders' names"
         )
+    labels.refuse_rivals(files)
     studies, near = [], lines_alike(labels.lines)
     for patient, names in files.items():
         row = labels.rows[keys[patient]] if patient in keys else None

@@ -15,7 +15,7 @@ import csv
 import io
 import math
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,8 @@ class LabelTable(NamedTuple):
         rows: by the value of the key column, as `normal_id` writes it.
         repeated: lines that say again what an earlier one says.
         key: the name of the key column; "" where the first is taken, whatever its name.
+        rivals: where the first is taken, other columns that could be ids (no two values are
+            equal): value -> line.
     """
 
     path: Path
@@ -66,6 +68,28 @@ class LabelTable(NamedTuple):
     rows: dict[str, LabelRow]
     repeated: list[int]
     key: str = ""
+    rivals: Sequence[dict[str, int]] = ()
+
+    def refuse_rivals(self, identifiers: Iterable[str]) -> None:
+        """Refuses a key column that nothing names if another column fits what it is matched to.
+
+        Args:
+            identifiers: of the studies, by the rule that is taken.
+
+        Raises:
+            InputError: if an identifier stands in another column, on another line.
+        """
+        if not self.rivals:
+            return
+        lines = self.lines
+        for identifier in map(normal_id, identifiers):
+            for rival in self.rivals:
+                line, other = lines.get(identifier), rival.get(identifier)
+                if other is not None and line != other:
+                    raise InputError(
+                        f"the key of line {other} of the labels may be its first column or another "
+                        "one, which also fits; call the column of ids patient_id"
+                    )
 
     @property
     def listing(self) -> tuple[str, int]:
@@ -148,7 +172,14 @@ def read_labels(
         else:
             rows[identifier] = row
     _refuse_patients_in_two_splits(path, rows)
-    return LabelTable(path, names, rows, repeated, key or "")
+    others = [] if key else [name for name in header[1:] if name not in (*names, *reserved)]
+    columns_of_ids = [[normal_id(values[name]) for _, values in lines] for name in others]
+    rivals = [
+        dict(zip(column, (line for line, _ in lines), strict=True))
+        for column in columns_of_ids
+        if all(column) and len(set(column)) == len(column)
+    ]
+    return LabelTable(path, names, rows, repeated, key or "", rivals)
 
 
 def _shown(header: Sequence[str], has_key: bool) -> str:

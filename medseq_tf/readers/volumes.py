@@ -28,6 +28,7 @@ same name in two folders may be one patient's or two patients': that is asked fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -286,6 +287,7 @@ def _matched(
             f"no file of {folder.root} has the name of a patient or file in the labels; a row's "
             f"key is {' or '.join(_MEANS[rule] for rule in rules)} ({by} which)"
         )
+    table.refuse_rivals(itertools.chain.from_iterable(readings[taken].values()))
     if stated is None:
         _refuse_one_stem_in_several_folders(taken, keys, table)
         folder.found("labels matched", "labels", f"by {taken}: a row's key is {_MEANS[taken]}")

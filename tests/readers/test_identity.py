@@ -394,3 +394,16 @@ def test_what_two_rules_agree_on_is_taken_by_the_wider():
     readings = {"stem": {"p/a": ("a",)}, "folder": {"p/a": ("p",), "q/b": ("q",)}}
     assert match_rows(readings, {"q": 2, "p": 3}) == ("folder", {"p/a": "p", "q/b": "q"})
     assert match_rows(readings, {"z": 2}) == (None, {})
+
+
+@pytest.mark.parametrize("reader", ["volumes", "image folder"])
+def test_a_row_number_in_the_first_column_is_no_patient(tmp_path, reader):
+    for patient in (1, 2, 3):
+        write(tmp_path / f"{patient}.nii", NIFTI)
+        write(tmp_path / f"{patient}/1.png", PNG)
+    write(tmp_path / "labels.csv", b"row,subject,age,x\n1,3,61,1\n2,2,61,0\n3,1,50,0\n")
+    scan = scan_volumes if reader == "volumes" else scan_image_folder
+    with pytest.raises(InputError, match="line 4 of the labels may be its first column or another"):
+        scan(tmp_path, columns=["x"])
+    write(tmp_path / "labels.csv", b"who,code,x\n1,A,1\n2,B,0\n3,C,0\n")
+    assert [s.labels["x"] for s in scan(tmp_path, columns=["x"]).studies] == [1, 0, 0]
