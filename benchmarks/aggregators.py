@@ -7,7 +7,8 @@ weights, and seconds of an epoch of training (the median; the machine should do 
 - `demo`: a synthetic cohort of faint lesions, made here; held-out test patients.
 - `stroke_ct`: `prepare image-folder` of the CT photographs; five patient-level folds.
 - `adrenal3d`: `prepare volumes --axis sagittal --size 32` of AdrenalMNIST3D; its validation
-  volumes, which also choose the epoch: optimistic, and alike for all readers.
+  volumes, which also choose the epoch: used for selection, so too good, alike for all readers, and
+  without interval.
 
 A run that is finished is not trained again, one that was interrupted goes on.
 
@@ -228,7 +229,9 @@ def show(cohort: str, reader: str, found: dict[str, Any]) -> None:
         weights=f"{found['weights']:,}",
         seconds=f"{found['seconds']:.2f}",
         auroc=f"{found['auroc']:.3f}",
-        interval=f"{found['low']:.3f} to {found['high']:.3f}",
+        interval="used for selection"
+        if np.isnan(found["low"])
+        else f"{found['low']:.3f} to {found['high']:.3f}",
     )
     print(line, flush=True)
 

@@ -312,6 +312,12 @@ def train(**arguments: Any) -> None:
     metavar="N|chief:HOST:PORT|worker:HOST:PORT",
     help="N workers here, or one search over several machines.",
 )
+@click.option(
+    "--nested",
+    type=click.IntRange(2),
+    metavar="FOLDS",
+    help="Also search without each of so many folds, and test what is found on it.",
+)
 @click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def tune(**arguments: Any) -> None:

@@ -16,14 +16,23 @@ if __name__ == "__main__":  # answer --help before TensorFlow is imported
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from medseq_tf import cross_validation, leakage, metrics, operating_points, subgroups
+from medseq_tf import (
+    cross_validation,
+    leakage,
+    metrics,
+    operating_points,
+    read_counts,
+    selection,
+    subgroups,
+)
 from medseq_tf.errors import InputError, note
+from medseq_tf.experiment import Experiment
 from medseq_tf.inference import Answers, study_answers
 from medseq_tf.operating_points import OperatingPoint
 from medseq_tf.pipeline import SliceStore
@@ -82,6 +91,7 @@ class Evaluation:
       subgroups: one row a split, subgroup, group, label and metric of `SUBGROUP_METRICS`.
       audit: what the run's splits share, if asked for.
       comparison: with other runs, if asked for.
+      reads: how often the test patients have answered for figures, if they are test patients.
     """
 
     table: pd.DataFrame
@@ -91,6 +101,7 @@ class Evaluation:
     subgroups: pd.DataFrame
     audit: leakage.Audit | None = None
     comparison: Comparison | None = None
+    reads: read_counts.Reads | None = None
 
     def text(self) -> str:
         """Return all of it for a terminal."""
@@ -102,6 +113,8 @@ class Evaluation:
             parts.append(self.comparison.text())
         if self.audit is not None:
             parts.append(self.audit.text())
+        if self.reads is not None:
+            parts.append(f"test reads: {self.reads.text()}")
         return "\n\n".join(parts)
 
     def json_lines(self) -> str:
@@ -118,6 +131,8 @@ class Evaluation:
             tables |= {"part": self.audit.parts, "shared": self.audit.pairs}
             patients = pd.DataFrame({"patient": self.audit.shared_patients})
             tables |= {"shared_patient": patients}
+        if self.reads is not None:
+            tables["test_reads"] = pd.DataFrame([asdict(self.reads)])
         lines = []
         for name, table in tables.items():
             table = table.assign(table=name)[["table", *table.columns]]
@@ -212,16 +227,29 @@ def evaluate(
     groups = _groups(prepared, subgroups)
     predictions = predict_split(run, prepared, split)
     result = judge(predictions, prepared.label_names, resamples, groups)
+    tables = ("table", "calibration", "subgroups")
+    contents = dict(
+        zip(prepared.studies["study_id"], prepared.studies["content_hash"], strict=True)
+    )
+    marked = {
+        name: selection_marked(getattr(result, name), run.experiment, predictions, contents)
+        for name in tables
+    }
+    result = replace(result, **marked)
     looked = audit_unseen if split == "all" else audit_splits
     found = looked(run, prepared) if audit else None
-    comparison = None
+    comparison = reads = None
+    if split != "validation":
+        for model in (*others, run):
+            reads = read_counts.record(prepared, predictions["study"], model.experiment)
     if others:
         tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
         names = _distinct_names([run, *others])
-        comparison = compare_tables(
-            dict(zip(names, tables, strict=True)), prepared.label_names, resamples
-        )
-    return replace(result, audit=found, comparison=comparison)
+        by_name = dict(zip(names, tables, strict=True))
+        comparison = compare_tables(by_name, prepared.label_names, resamples)
+        recipes = [model.experiment for model in (run, *others)]
+        comparison = _selected(comparison, by_name, recipes, contents)
+    return replace(result, audit=found, comparison=comparison, reads=reads)
 
 
 def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataFrame:
@@ -285,6 +313,52 @@ def judge(
         confusion_table(predictions),
         subgroup_table(predictions, label_names, groups, resamples),
     )
+
+
+def selection_marked(
+    table: pd.DataFrame,
+    recipe: Experiment,
+    predictions: pd.DataFrame,
+    contents: Mapping[str, str],
+) -> pd.DataFrame:
+    """Return metrics by split, labelled where the recipe was chosen on the patients themselves.
+
+    Args:
+      table: one row a split and metric.
+      recipe: of the model.
+      predictions: that the metrics are of.
+      contents: the content hash of each study, by id.
+    """
+    if not len(table) or not recipe.chosen:
+        return table
+    for split, part in predictions.groupby("split", sort=False):
+        if words := selection.note(recipe, _identities(part, contents)):
+            table = selection.without_intervals(table, table["split"] == split, words)
+    return table
+
+
+def _identities(predictions: pd.DataFrame, contents: Mapping[str, str]) -> pd.DataFrame:
+    """Return `patient_id` and `content_hash` of the studies in a table of predictions."""
+    studies = predictions.drop_duplicates("study")
+    hashes = studies["study"].map(dict(contents))
+    return pd.DataFrame({"patient_id": studies["patient"], "content_hash": hashes})
+
+
+def _selected(
+    comparison: Comparison,
+    predictions: Mapping[str, pd.DataFrame],
+    recipes: Sequence[Experiment],
+    contents: Mapping[str, str],
+) -> Comparison:
+    """Return a comparison that concludes nothing of recipes chosen on the patients compared."""
+    table, differences, notes = comparison.table, comparison.differences, [*comparison.notes]
+    for (name, part), recipe in zip(predictions.items(), recipes, strict=True):
+        if words := selection.note(recipe, _identities(part, contents)):
+            notes.append(f"{name}: {words}")
+            table = selection.without_intervals(table, table["model"] == name, selection.LABEL)
+            rows = (differences["model"] == name) | (differences["other"] == name)
+            differences = selection.without_intervals(differences, rows, selection.LABEL)
+    return Comparison(table, differences, notes)
 
 
 def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
@@ -583,7 +657,9 @@ def score(
             table = pd.concat([table, of_pixels], ignore_index=True)
         table.insert(0, "split", split)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS_COLUMNS)
+    if not tables:
+        return pd.DataFrame(columns=METRICS_COLUMNS)
+    return selection.labelled(pd.concat(tables, ignore_index=True))
 
 
 def _cut_columns(predictions: pd.DataFrame) -> list[str]:
@@ -647,7 +723,7 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
                 row |= {f"{when}_null": null[0], f"{when}_null_high": null[1]}
                 notes.append(found.note)
             rows.append({**row, "note": "; ".join(filter(None, dict.fromkeys(notes)))})
-    return pd.DataFrame(rows)
+    return selection.labelled(pd.DataFrame(rows))
 
 
 def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -764,7 +840,13 @@ def compare(
     else:
         prepared = data if isinstance(data, Prepared) else Prepared.load(data)
         tables = [predict_split(run, prepared, split) for run in runs]
-    return compare_tables(dict(zip(_distinct_names(runs), tables, strict=True)), labels, resamples)
+    by_name = dict(zip(_distinct_names(runs), tables, strict=True))
+    contents = runs[0].contents
+    if data is not None:
+        studies = prepared.studies
+        contents = dict(zip(studies["study_id"], studies["content_hash"], strict=True))
+    comparison = compare_tables(by_name, labels, resamples)
+    return _selected(comparison, by_name, [run.experiment for run in runs], contents)
 
 
 def _stored(run: Run, split: str) -> pd.DataFrame:
@@ -821,12 +903,17 @@ def compare_tables(
         _difference(parts[a], parts[b], label_names, resamples).assign(model=a, other=b)
         for a, b in combinations(parts, 2)
     ]
+    table, differences = (pd.concat(rows, ignore_index=True) for rows in (tables, differences))
+    differences = _adjusted(differences)
+    if all((rows["split"] == "validation").any() for rows in predictions.values()):
+        notes.append(selection.VALIDATION)
+        table, differences = (
+            selection.without_intervals(rows, np.ones(len(rows), bool), selection.LABEL)
+            for rows in (table, differences)
+        )
     return Comparison(
-        _in_front(pd.concat(tables, ignore_index=True), ["model"]),
-        _in_front(
-            _adjusted(pd.concat(differences, ignore_index=True)),
-            ["label", "metric", "model", "other"],
-        ),
+        _in_front(table, ["model"]),
+        _in_front(differences, ["label", "metric", "model", "other"]),
         notes,
     )
 
@@ -995,7 +1082,8 @@ def _confusion_text(confusion: pd.DataFrame) -> str:
     lines = [ANY_POSITIVE]
     for row in confusion.itertuples():
         lines += [
-            f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative",
+            f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative"
+            + (f"   ({selection.LABEL})" if row.split == "validation" else ""),
             f"    {'positive':<30}{row.true_positives:>15g}{row.false_negatives:>11g}",
             f"    {'negative':<30}{row.false_positives:>15g}{row.true_negatives:>11g}",
         ]

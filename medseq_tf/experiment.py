@@ -702,6 +702,30 @@ class Requires(Settings):
         return [modality] if isinstance(modality, str) else modality
 
 
+class Chosen(Settings):
+    """A choice that made the recipe what it is: by a search, or by hand on some cohort.
+
+    It is no setting: it changes nothing of a training, but what may be said of its figures. A
+    figure of patients on whom the recipe was chosen is too good.
+    """
+
+    by: str
+    """Who chose: `search NAME`, or how it was done."""
+    cohort: str
+    """The patients on whom, in words."""
+    score: str = ""
+    """What the winner reached there, and among how many."""
+    search: str = ""
+    """The search's id."""
+    fingerprint: str = ""
+    """Of the data set that was searched."""
+    trials: Annotated[int, Field(ge=0)] = 0
+    """Finished ones."""
+    patients: Annotated[str, Field(pattern=r"^([0-9a-f]{10}( [0-9a-f]{10})*)?$")] = ""
+    """Those on whom candidates were scored, as short hashes of their salted ids and of the content
+    of their studies."""
+
+
 class Experiment(Settings):
     """The whole recipe of a training run."""
 
@@ -721,6 +745,8 @@ class Experiment(Settings):
     split: Split = Split()
     fit: Fit = Fit()
     features: Features = Features()
+    chosen: list[Chosen] = []
+    """On whom the recipe was chosen, the last choice last."""
 
     @field_validator("requires", mode="before")
     @classmethod
@@ -813,10 +839,16 @@ class Experiment(Settings):
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, every value written out, that `load` reads back equal."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        values = self.model_dump(mode="json")
+        if not self.chosen:
+            del values["chosen"]
+        return yaml.safe_dump(values, sort_keys=False, width=100)
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting by its dotted key, such as `model.aggregator.units`."""
+        """Return every setting by its dotted key, such as `model.aggregator.units`.
+
+        Where the recipe comes from (`chosen`) is no setting.
+        """
         flat: dict[str, Any] = {}
 
         def walk(prefix: str, value: Any) -> None:
@@ -826,7 +858,7 @@ class Experiment(Settings):
             else:
                 flat[prefix] = value
 
-        walk("", self.model_dump(mode="json"))
+        walk("", self.model_dump(mode="json", exclude={"chosen"}))
         return flat
 
 

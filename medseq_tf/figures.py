@@ -83,7 +83,10 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
     drawings = [Drawing(losses, "Loss by epoch", words)]
     if best:
         reached = ", ".join(f"{value:.3f}" for value in best)
-        words = f"Validation {name} by epoch; the best epoch reaches {reached}."
+        words = (
+            f"Validation {name} by epoch; the best epoch reaches {reached}, which chose that epoch "
+            "(used for selection)."
+        )
         drawings.append(Drawing(metric, f"Validation {name} by epoch", words))
     return drawings
 
@@ -108,7 +111,7 @@ def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000)
         band = metrics.roc_band(*_arrays(part), part["patient"].to_numpy(), resamples)
         x = band["false_positive_rate"]
         axis.plot(x, band["sensitivity"], color=color, label=label, drawstyle="steps-post")
-        if len(labels) == 1:
+        if _has_band(part, labels):
             axis.fill_between(x, band["low"], band["high"], color=color, alpha=0.15, step="post")
         called = part["positive"].to_numpy(bool)
         truth = part["truth"].to_numpy(float) == 1
@@ -138,7 +141,7 @@ def precision_recall(
             truth, probability, part["patient"].to_numpy(), resamples
         )
         axis.step(band["recall"], band["precision"], where="pre", color=color, label=label)
-        if len(labels) == 1:
+        if _has_band(part, labels):
             axis.fill_between(
                 band["recall"], band["low"], band["high"], color=color, alpha=0.15, step="pre"
             )
@@ -165,7 +168,7 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
                   markersize=4, linewidth=0.9, label=f"{label}, as predicted")  # fmt: skip
         axis.plot(after["probability"], after["observed"], "o-", color=color, markersize=5,
                   label=f"{label}, scaled")  # fmt: skip
-        if len(labels) == 1:
+        if _has_band(part, labels):
             for row in after.itertuples():
                 axis.vlines(row.probability, row.low, row.high, color=color, linewidth=0.9)
                 axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
@@ -197,7 +200,7 @@ def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 
         axis.plot(x, curve["model"], color=color, label=f"model, {label}")
         axis.plot(x, curve["everyone"], color=color, linestyle=":", linewidth=0.9,
                   label="everyone" if len(labels) == 1 else None)  # fmt: skip
-        if len(labels) == 1:
+        if _has_band(part, labels):
             axis.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15)
         useful = x[curve["model"] > np.maximum(curve["everyone"], 0) + 1e-12]
         words.append(
@@ -242,6 +245,14 @@ def evaluation(
     drawn: list[Callable[..., Drawing]] = [roc, precision_recall, decision]
     drawings = [draw(predictions, labels, resamples=resamples) for draw in drawn]
     return [*drawings[:2], reliability(predictions, labels), drawings[2]]
+
+
+def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
+    """Whether intervals are drawn: not for several labels, nor of what was used for selection.
+
+    The column `selected`, where there is one, says of which studies that is so.
+    """
+    return len(labels) == 1 and not ("selected" in part and part["selected"].any())
 
 
 def _folds(part: pd.DataFrame) -> list[pd.DataFrame]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from medseq_tf import evaluate, leakage
+from medseq_tf import evaluate, leakage, selection
 from medseq_tf.files import atomic
 from medseq_tf.report import NOT_FOR
 from medseq_tf.runs import Run
@@ -140,11 +140,18 @@ def _model(run: Run) -> list[Item]:
              f"{fit.batch_size}, at most {fit.epochs} epochs; loss {loss.name}; varied by "
              f"{', '.join(varied) or 'nothing'}"),
         Item("26", "12c", "Choice of the model",
-             f"Best epoch by {fit.monitor} on validation. {ASK}what else was tried"),
+             f"Best epoch by {fit.monitor} on validation. {_origins(run)}. "
+             f"{ASK}what else was tried"),
         Item("27", "", "Ensemble", "None" if not run.folds else CARD_OF_FOLDS),
         Item("", "13", "Class imbalance", f"Loss weights: {loss.weights}"),
         Item("", "15", "Output", _output(run)),
     ]  # fmt: skip
+
+
+def _origins(run: Run) -> str:
+    """Return how the recipe was chosen, as far as it says."""
+    said = "; ".join(selection.origins(run.experiment))
+    return said[:1].upper() + said[1:] if said else "The recipe names no search that chose it"
 
 
 def _output(run: Run) -> str:
@@ -159,9 +166,9 @@ def _output(run: Run) -> str:
 def _results(run: Run) -> list[Item]:
     return [
         Item("28-29", "12e", "Measures",
-             "95% score intervals over patients: of the AUROC by DeLong's variance, of shares "
-             "Wilson's, of averages by the jackknife; of folds, see `question` in metrics.json; "
-             "calibration slope, intercept and O/E; decision curve (report.html)"),
+             f"{_intervals(run)}; of folds, see `question` in metrics.json; calibration slope, "
+             "intercept and O/E; decision curve (report.html)"),
+        Item("", "", "Test reads", _reads(run)),
         Item("30", "12d, 23b", "Robustness",
              f"Thirds by number of slices (report.html). {ASK}scanners, sites"),
         Item("", "3c, 14", "Fairness",
@@ -172,6 +179,29 @@ def _results(run: Run) -> list[Item]:
         Item("35-36", "21, 23a", "Performance", "The table below"),
         Item("37", "", "Failures", f"The patient table in report.html. {ASK}why they failed"),
     ]  # fmt: skip
+
+
+def _intervals(run: Run) -> str:
+    """Return which figures of the table have an interval, and of which kind."""
+    table = run.metrics
+    table = table[table["metric"].isin(evaluate.SHOWN)]
+    bare = table["low"].isna()
+    kinds = table[~bare].groupby("interval", sort=False)["metric"].unique()
+    said = [f"95% intervals ({kind}): {', '.join(names)}" for kind, names in kinds.items()]
+    without = [name for name in table["metric"].unique() if bare[table["metric"] == name].all()]
+    if without:
+        said.append(f"without interval: {', '.join(without)}")
+    if (table["split"] == "validation").any():
+        said.append(f"validation's figures have none, being {selection.LABEL}")
+    return "; ".join(said)
+
+
+def _reads(run: Run) -> str:
+    """Return how often the test patients have answered for figures."""
+    if run.reads is not None:
+        return f"As far as this data set knows, {run.reads.text()}"
+    tested = (run.metrics["split"] == "test").any()
+    return "Not counted" if tested else "No test patients"
 
 
 def _use(run: Run) -> list[Item]:
@@ -189,13 +219,18 @@ def _table(run: Run) -> Sequence[str]:
     shown = table[table["metric"].isin(evaluate.SHOWN)]
     lines = ["| split | label | metric | value | 95% interval | studies (positive) |"]
     lines.append("|---|---|---|---|---|---|")
+    notes = list(dict.fromkeys(note for note in shown["note"] if note))
     for row in shown.itertuples():
+        split = f"{row.split}, {selection.LABEL}" if row.split == "validation" else row.split
+        mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
         value = "-" if pd.isna(row.value) else f"{row.value:.3f}"
         interval = "-" if pd.isna(row.low) else f"{row.low:.3f} to {row.high:.3f}"
         lines.append(
-            f"| {row.split} | {_plain(row.label)} | {row.metric} | {value} | {interval} | "
-            f"{row.n} ({row.positives}) |"
+            f"| {split} | {_plain(row.label)} | {row.metric} | {value} | {interval} | "
+            f"{row.n} ({row.positives}){mark} |"
         )
+    for number, note in enumerate(notes, start=1):
+        lines += ["", f"[{number}] {_plain(note)}"]
     return lines
 
 

@@ -41,7 +41,7 @@ import pyarrow as pa
 from medseq_tf.audit import audit_text, build_audit
 from medseq_tf.errors import InputError
 from medseq_tf.files import destination, locked, naming
-from medseq_tf.prepared import FORMAT_VERSION, LABELS_FILE, Prepared
+from medseq_tf.prepared import FORMAT_VERSION, LABELS_FILE, READS, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
 from medseq_tf.readers.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import source_salt
@@ -61,7 +61,7 @@ __all__ = ["Prepared", "prepare"]
 STUDIES_PER_SHARD = 16
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 UNITS = {"photograph": "grey level", "CT": "HU", "MR": "arbitrary"}
-FILES = ("dataset.json", "studies.parquet", "audit.json", "audit.txt")
+FILES = ("dataset.json", "studies.parquet", "audit.json", "audit.txt", READS)
 """What a prepared data set's folder holds beside its shards."""
 REPLACED = ".replaced"
 LEFT_OUT = ("study left out", "patient without label")
@@ -357,6 +357,8 @@ def _publish(folder: Path, out: Path) -> None:
     if out.exists():
         replaced = out.with_name(f"{folder.name}{REPLACED}")
         out.rename(replaced)
+        if (replaced / READS).is_file():  # the patients have been read, whatever is prepared anew
+            shutil.copyfile(replaced / READS, folder / READS)
         folder.rename(out)
         shutil.rmtree(replaced)
     else:

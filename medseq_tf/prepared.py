@@ -4,6 +4,7 @@ dataset.json      format version, labels, modality, unit, size, counts, fingerpr
 studies.parquet   one row a study
 shards/*.tfrecord one `tf.train.Example` a study, each slice a lossless PNG
 audit.json, audit.txt   what was odd in the source
+test_reads.jsonl  how often its patients answered for figures, once they have; see `read_counts`
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from medseq_tf.tfrecord import decode_example
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
 """What `dataset.json` calls a file of labels; its name may say whose it is."""
+READS = "test_reads.jsonl"
 KEYS = (
     "label_names",
     "modality",

@@ -25,7 +25,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medseq_tf import cross_validation, evaluate, explain, figures, leakage, metrics, subgroups
+from medseq_tf import (
+    cross_validation,
+    evaluate,
+    explain,
+    figures,
+    leakage,
+    metrics,
+    selection,
+    subgroups,
+)
 from medseq_tf.errors import InputError
 from medseq_tf.figures import Drawing
 from medseq_tf.files import atomic, destination
@@ -204,7 +213,8 @@ def page(
     labels = run.dataset["label_names"]
     split = "test" if (table["split"] == "test").any() else "validation"
     table = table[table["split"] == split]
-    judged = predictions[predictions["split"] == split]
+    why = selection.said(table)
+    judged = predictions[predictions["split"] == split].assign(selected=bool(why))
     parts = {"Data": _data(run, audit)}
     if judged.empty:
         nothing = "<p class='notice'>No study was held out, so nothing can be said of it.</p>"
@@ -214,8 +224,8 @@ def page(
             "Figures of merit": _merit(run, table, split),
             "Curves": _curves(run, judged, labels),
             "Calls by patient": _confusion(judged),
-            "Calibration": _calibration(run, judged),
-            "Subgroups": _subgroups(judged, labels, groups),
+            "Calibration": _calibration(run, judged, why),
+            "Subgroups": _subgroups(judged, labels, groups, why),
             "What the model looked at": _explained(shown, images),
             "Patients": _patients(judged),
         }
@@ -356,6 +366,10 @@ def _merit(run: Run, table: pd.DataFrame, split: str) -> str:
             "probabilities are alike."
         )
     parts = [f"<p class='sub'>{words}</p>"]
+    if split == "validation":
+        parts = [f"<p class='notice'>No study was held out. {selection.VALIDATION}.</p>"]
+    if reads := run.reads:
+        parts.append(f"<p class='sub'>Test reads: {reads.text()}.</p>")
     parts += [f"<p class='notice'>{html.escape(note)}</p>" for note in run.notes]
     parts.append(_table_with_notes(_metric_rows(table)))
     if several := metrics.multiplicity(int(table["low"].notna().sum())):
@@ -424,8 +438,9 @@ def _confusion(judged: pd.DataFrame) -> str:
     return "".join(parts)
 
 
-def _calibration(run: Run, judged: pd.DataFrame) -> str:
+def _calibration(run: Run, judged: pd.DataFrame, why: str = "") -> str:
     table = evaluate.calibration_table(judged)
+    table = selection.without_intervals(table, np.full(len(table), bool(why)), why)
     temperatures = [part.temperatures for part in run.folds or [run]]
     said = "; ".join(
         f"{html.escape(label)}: {', '.join(f'{of.get(label, 1.0):.2f}' for of in temperatures)}"
@@ -447,10 +462,13 @@ def _calibration(run: Run, judged: pd.DataFrame) -> str:
     )
 
 
-def _subgroups(judged: pd.DataFrame, labels: Sequence[str], groups: pd.DataFrame | None) -> str:
+def _subgroups(
+    judged: pd.DataFrame, labels: Sequence[str], groups: pd.DataFrame | None, why: str = ""
+) -> str:
     table = evaluate.subgroup_table(judged, labels, groups)
     if table.empty:
         return "<p class='sub'>None.</p>"
+    table = selection.without_intervals(table, np.full(len(table), bool(why)), why)
     rows = []
     for (subgroup, group, label), part in table.groupby(["subgroup", "group", "label"], sort=False):
         first = part.iloc[0]

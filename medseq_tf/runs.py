@@ -25,9 +25,10 @@ from typing import Any
 import pandas as pd
 
 from medseq_tf import experiment as recipes
-from medseq_tf import files
+from medseq_tf import files, selection
 from medseq_tf.errors import InputError
 from medseq_tf.model_file import load_model_file
+from medseq_tf.read_counts import Reads
 
 SLICES = "slices.parquet"
 METRICS_COLUMNS = [
@@ -118,8 +119,9 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Metrics by split and label with their intervals over patients."""
-        return pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
+        """Metrics by split and label, with intervals over patients; validation last, with none."""
+        table = pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
+        return selection.labelled(table)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -150,6 +152,12 @@ class Run:
     def notes(self) -> list[str]:
         """What is to be said of thresholds and temperatures, where validation says too little."""
         return self._json("metrics.json")["notes"]
+
+    @property
+    def reads(self) -> Reads | None:
+        """How often its test patients had been read when it was finished; None: not counted."""
+        counted = self.info.get("test_reads")
+        return None if counted is None else Reads(**counted)
 
     @property
     def contents(self) -> dict[str, str]:

@@ -5,15 +5,17 @@ space.yaml      what varied                                best.yaml     the bes
 splits.json     studies set aside, and the folds           trials.csv    the table
 trials/NAME/    a trial: point, recipe, result, run folder oracle/       the tuner's state
 champion/NAME/  the run of the best recipe, trained anew
+nested/FOLD/    with `nested`: a whole search without that fold; nested.json   what they found
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import html
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import experiment as recipes
+from medseq_tf import optimism, selection
 from medseq_tf.errors import InputError
-from medseq_tf.experiment import Experiment
+from medseq_tf.experiment import Chosen, Experiment
+from medseq_tf.optimism import Corrected
 from medseq_tf.runs import Run
 from medseq_tf.space import Space
 
@@ -65,7 +69,10 @@ class Search:
     @functools.cached_property
     def space(self) -> Space:
         """What varied."""
-        return Space.load(self.path / "space.yaml")
+        space = Space.load(self.path / "space.yaml")
+        if not space.objective.is_decided:  # of a version that knew no other way
+            space = replace(space, objective=replace(space.objective, validation=True))
+        return space
 
     @property
     def splits(self) -> dict[str, Any]:
@@ -133,8 +140,50 @@ class Search:
         """
         if (trial := self.best_trial) is None:
             raise InputError(f"{self.path}: no trial has finished, so none is the best")
-        name = f"{self.space.name}_best"
-        return self.experiment(trial["trial"]).model_copy(update={"name": name})
+        recipe = self.experiment(trial["trial"])
+        chosen = [*self.space.base.chosen, self.choice]
+        return recipe.model_copy(update={"name": f"{self.space.name}_best", "chosen": chosen})
+
+    @property
+    def choice(self) -> Chosen:
+        """What the best recipe says of its origin: which search, on which patients."""
+        info, best = self.info, self.corrected
+        patients = info.get("patients", "")
+        count = info.get("scored")
+        return Chosen(
+            by=f"search {self.space.name}",
+            cohort=f"{count} patients" if count else f"the data set {info['data'][:16]}",
+            score=best.text(str(self.space.objective)),
+            search=self.id,
+            fingerprint=info["data"],
+            trials=best.trials,
+            patients=patients,
+        )
+
+    @property
+    def id(self) -> str:
+        """What the search is known by: a hash of what it searches, on what data, with what seed."""
+        info = self.info
+        parts = [self.space.key, info["data"], info["tuner"], str(info["seed"])]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def corrected(self) -> Corrected:
+        """The best trial's score, and what it is when corrected for being the best of many.
+
+        Raises:
+          InputError: no trial has finished.
+        """
+        if (best := self.best_trial) is None:
+            raise InputError(f"{self.path}: no trial has finished, so none is the best")
+        objective, trials = self.space.objective, self.trials
+        finished = trials.loc[trials["status"] == "finished", "trial"]
+        tables = {name: _held_out(self.path / "trials" / name) for name in finished}
+        value, why = float("nan"), "some trials have kept no predictions"
+        if all(table is not None for table in tables.values()):
+            smaller = objective.direction == "min"
+            value, why = optimism.correct(tables, objective.metric, smaller)
+        return Corrected(float(best[objective.metric]), value, len(finished), why)
 
     def experiment(self, trial: str) -> Experiment:
         """Return a trial's recipe."""
@@ -147,6 +196,12 @@ class Search:
         trial = self.best_trial
         folder = self.path / "champion" / (trial["trial"] if trial is not None else "-")
         return Run(folder) if (folder / "run.json").is_file() else None
+
+    @property
+    def nested(self) -> dict[str, Any] | None:
+        """What nested evaluation found, `nested.json`; None without one."""
+        file = self.path / "nested.json"
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
     def importance(self, seed: int = 0) -> pd.DataFrame:
         """Return how much each setting mattered, among the points that were tried.
@@ -199,6 +254,10 @@ class Search:
         lines = [f"{objective}: {len(trials)} trials, {counts}", header(self.space)]
         for _, trial in self.ranking.head(most).iterrows():
             lines.append(line(self.space, trial))
+        if self.best_trial is not None:
+            lines.append(f"{selection.LABEL}: {self.corrected.text(objective.metric)}")
+        if (nested := self.nested) is not None:
+            lines.append(nested_text(nested))
         if len(trials) > most:
             lines.append(f"... {len(trials) - most} more in {self.path / 'trials.csv'}")
         importance = self.importance()
@@ -214,7 +273,29 @@ class Search:
             table = table.drop(columns="reason")
         shown = table.to_html(index=False, float_format=lambda v: f"{v:.4g}", na_rep="")
         title = f"{html.escape(self.name)}: {html.escape(str(self.space.objective))}"
-        return f"<h4>{title}</h4>{shown}"
+        said = ""
+        if self.best_trial is not None:
+            words = self.corrected.text(self.space.objective.metric)
+            said = f"<p>{html.escape(f'{selection.LABEL}: {words}')}</p>"
+        return f"<h4>{title}</h4>{shown}{said}"
+
+
+def nested_text(nested: dict[str, Any]) -> str:
+    """Return what nested evaluation found, for a terminal."""
+    metric, folds = nested["metric"], nested["folds"]
+    rows = [row for row in nested["table"] if row["metric"] == metric]
+    row = next((row for row in rows if row["label"] == "macro"), rows[0] if rows else None)
+    inside, outside = (np.mean([fold[side] for fold in folds]) for side in ("inside", "outside"))
+    words = f"nested evaluation over {len(folds)} folds: {metric} "
+    if row is None or row["value"] is None:
+        words += f"{outside:.3f}, mean of the folds"
+    else:
+        words += f"{row['value']:.3f}"
+        if row["low"] is not None and not np.isnan(row["low"]):
+            words += f" (95% interval {row['low']:.3f} to {row['high']:.3f})"
+    return (
+        f"{words}, on patients who chose nothing; the searches' best trials promised {inside:.3f}"
+    )
 
 
 def header(space: Space) -> str:
@@ -245,6 +326,15 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _held_out(folder: Path) -> pd.DataFrame | None:
+    """Return a trial's held-out predictions, from its result or its run; None if none are kept."""
+    if (kept := _result(folder).get("held_out")) is not None:
+        numbers = dict.fromkeys(("truth", "probability", "threshold"), float)
+        return pd.DataFrame(kept).astype(numbers)
+    stored = folder / "run" / "predictions.parquet"
+    return optimism.held_out(pd.read_parquet(stored)) if stored.is_file() else None
 
 
 def _result(folder: Path) -> dict[str, Any]:

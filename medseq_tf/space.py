@@ -3,7 +3,8 @@
     name: fsm_bilstm                       # of the search
     recipe: fsm_bilstm                     # a preset, or a file beside the space's
     set: [fit.epochs=15]                   # fixed for all trials
-    objective: {metric: auroc, folds: 5}   # or repeats: 3, or neither: one validation split
+    objective: {metric: auroc, folds: 5}   # also repeats: 3; repeats alone: divisions at random;
+                                           # validation: true: one split. None: see `tune`
     space:
       sequence.length: {choice: [5, 10, 15]}
       optimizer.learning_rate: {float: [1.0e-4, 1.0e-2], log: true}
@@ -47,7 +48,7 @@ Values = dict[str, Any]
 
 _KEYS = ("name", "recipe", "set", "objective", "space")
 _KINDS = ("choice", "int", "float")
-_NOT_SEARCHED = ("name", "description", "split")
+_NOT_SEARCHED = ("name", "description", "split", "chosen")
 _TRIES = 40
 MOST_SETTINGS = 100
 """That vary in one space; no search of ours could tell the effects of so many apart."""
@@ -65,13 +66,21 @@ class Objective:
     Attributes:
       metric: one of `METRICS`; for several labels its mean.
       folds: patient-level folds, each held out in turn; None: none.
-      repeats: how often patients are held out at random instead; None: not at all. With neither,
-        the score is that of the best epoch on the recipe's own validation split.
+      repeats: how often the patients are divided into folds anew; without folds, how often some
+        are held out at random; None: once, or not at all.
+      validation: the score is that of the best epoch on the recipe's own validation split, which
+        also chose the epoch. With none of the three, `tune` decides by the number of patients.
     """
 
     metric: str = "auroc"
     folds: int | None = None
     repeats: int | None = None
+    validation: bool = False
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it says on whom a trial is scored."""
+        return bool(self.folds or self.repeats or self.validation)
 
     @property
     def direction(self) -> Literal["max", "min"]:
@@ -84,7 +93,8 @@ class Objective:
 
     def __str__(self) -> str:
         if self.folds:
-            return f"{self.metric} over {self.folds} patient-level folds"
+            again = f", {self.repeats} times" if (self.repeats or 1) > 1 else ""
+            return f"{self.metric} over {self.folds} patient-level folds{again}"
         if self.repeats:
             return f"{self.metric} over {self.repeats} random divisions of the patients"
         return f"{self.metric} of the validation patients"
@@ -213,13 +223,14 @@ class Space:
     @property
     def key(self) -> str:
         """SHA-256 of all that decides a trial but its values: searches are told apart by it."""
-        parts = [self.name, str(self.objective), self.base.to_yaml(), self.to_yaml("recipe")]
+        base = self.base.model_copy(update={"chosen": []})  # says where it comes from, no more
+        parts = [self.name, str(self.objective), base.to_yaml(), self.to_yaml("recipe")]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_yaml(self, recipe: str) -> str:
         """Return the space as YAML that `load` reads, `base` being the recipe of that name."""
         objective = {"metric": self.objective.metric}
-        for kind in ("folds", "repeats"):
+        for kind in ("folds", "repeats", "validation"):
             if count := getattr(self.objective, kind):
                 objective[kind] = count
         content = {
@@ -290,7 +301,7 @@ def _objective(content: Any, origin: str) -> Objective:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"{origin}: objective should be such as {{metric: auroc, folds: 5}}")
-    _known(content, ("metric", "folds", "repeats"), f"{origin}: objective")
+    _known(content, ("metric", "folds", "repeats", "validation"), f"{origin}: objective")
     metric = content.get("metric", "auroc")
     if metric not in METRICS:
         hint = (
@@ -314,9 +325,19 @@ def _objective(content: Any, origin: str) -> Objective:
                 f"{origin}: objective.{kind} = {count} should be at most {MOST_REPEATS}; each is a "
                 "training"
             )
-    if content.get("folds") and content.get("repeats"):
-        raise InputError(f"{origin}: objective has folds and repeats; give one of them")
-    return Objective(metric, content.get("folds"), content.get("repeats"))
+    if (content.get("folds") or 1) * (content.get("repeats") or 1) > MOST_REPEATS:
+        raise InputError(
+            f"{origin}: objective.folds times objective.repeats should be at most {MOST_REPEATS}; "
+            "each is a training"
+        )
+    validation = content.get("validation", False)
+    if not isinstance(validation, bool):
+        raise InputError(f"{origin}: objective.validation = {validation!r} should be true or false")
+    if validation and (content.get("folds") or content.get("repeats")):
+        raise InputError(
+            f"{origin}: objective has validation beside folds or repeats; give one or the other"
+        )
+    return Objective(metric, content.get("folds"), content.get("repeats"), validation)
 
 
 def _setting(name: Any, content: Any, where: str) -> Setting:

@@ -14,6 +14,7 @@ import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,17 @@ import pandas as pd
 import tensorflow as tf
 
 import medseq_tf
-from medseq_tf import cohort, cross_validation, losses, model_card, models, operating_points, report
+from medseq_tf import (
+    cohort,
+    cross_validation,
+    losses,
+    model_card,
+    models,
+    operating_points,
+    read_counts,
+    report,
+    selection,
+)
 from medseq_tf import experiment as recipes
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluate import (
@@ -35,6 +46,7 @@ from medseq_tf.evaluate import (
     fold_summary,
     predictions_table,
     score,
+    selection_marked,
 )
 from medseq_tf.experiment import Experiment
 from medseq_tf.features import feature_folder
@@ -403,7 +415,9 @@ def _write_results(
         predictions.to_parquet(temporary, index=False)
     # A patient is validated in several folds, by models of different thresholds: nothing to pool.
     scored = predictions[predictions["split"] == "test"] if "fold" in predictions else predictions
+    run = Run(folder)
     table = score(scored, prepared.label_names)
+    table = selection_marked(table, run.experiment, scored, run.contents)
     rows = table.to_dict(orient="records")
     folds = "fold" in predictions
     results = {
@@ -414,16 +428,19 @@ def _write_results(
     }
     if not folds:
         results["cuts"] = choose_cuts(predictions)
+    notes = [*notes, *selection.origins(run.experiment)]
     write_json(folder / "metrics.json", {**results, "notes": notes, "table": rows})
+    _count_reads(run, prepared, scored)
     if not isinstance(tracker, Section):
-        run = Run(folder)
         audit = audit_splits(run, prepared)
         with atomic(folder / SLICES) as temporary:
             audit.slices.to_parquet(temporary, index=False)
         report.write(run, audit)
         model_card.write(run, audit)
+        tracker.tags(_tags(table))
     named = {
-        f"{row['split']}_{row['metric']}"
+        ("used_for_selection/" if row["split"] == "validation" else "")
+        + f"{row['split']}_{row['metric']}"
         + (f"_{row['label']}" if len(prepared.label_names) > 1 else ""): row["value"]
         for row in rows
     }
@@ -440,6 +457,22 @@ def _write_results(
     ):
         if (folder / file).is_file():
             tracker.artifact(folder / file)
+
+
+def _tags(table: pd.DataFrame) -> dict[str, str]:
+    """Return by split which figures were used for selection, for MLflow."""
+    used = table[table["note"].fillna("").str.contains(selection.LABEL)]
+    return {f"medseq_tf.{split}": selection.said(rows) for split, rows in used.groupby("split")}
+
+
+def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
+    """Note in `run.json` how often the test patients have been read; not for a fold alone."""
+    tested = scored.loc[scored["split"] == "test", "study"]
+    above = run.path.parent / "run.json"
+    if tested.empty or (above.is_file() and Run(above.parent).info["folds"]):
+        return
+    reads = read_counts.record(prepared, tested, run.experiment)
+    _set_info(run.path, test_reads=asdict(reads))
 
 
 def _cross_validate(
@@ -514,11 +547,12 @@ def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
     points = operating_points.of_folds(tested, prepared.label_names)
     unseen = operating_points.unseen(tested).assign(split="validation")
     temperatures, unscaled = fit_temperatures(unseen)
+    origins = set(selection.origins(whole.experiment))
     notes = [
         *operating_points.notes(points),
         *operating_points.notes_of_folds([run.operating_points for run in runs]),
         *(note.replace("validation's", "the held-out patients'") for note in unscaled),
-        *_by_fold([run.notes for run in runs]),
+        *_by_fold([[note for note in run.notes if note not in origins] for run in runs]),
     ]
     _write_results(folder, pooled, prepared, points, temperatures, notes, tracker)
     summary = fold_summary(pooled[pooled["split"] == "test"])

@@ -261,6 +261,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
             prepared,
             out=folder / RUN,
             splits=splits if len(splits) > 1 else splits[0],
+            repeats=job.get("repeats", 1),
             resume=(folder / RUN / "run.json").is_file(),
             features=job["features"],
             track=Section(tracker, tuple(shown | {f"val_{job['metric']}": None})),
@@ -308,14 +309,10 @@ def _tracker(folder: Path, job: dict[str, Any], kind: Any) -> Any:
 
 def _score(run: Any, metric: str) -> dict[str, Any]:
     """Return a run's score, its spread over the folds, and further metrics as means."""
+    from medseq_tf import optimism
     from medseq_tf.evaluate import fold_table
 
-    predictions = run.predictions
-    held_out = predictions[predictions["split"] == "test"]
-    if held_out.empty:
-        held_out = predictions[predictions["split"] == "validation"]
-    if "fold" not in held_out:
-        held_out = held_out.assign(fold=1)
+    held_out = optimism.held_out(run.predictions)
     by_fold = fold_table(held_out).drop(columns="label").groupby("fold").mean()
     scores = by_fold[metric]
     if scores.isna().any():
@@ -329,6 +326,17 @@ def _score(run: Any, metric: str) -> dict[str, Any]:
         "folds": [float(score) for score in scores],
         "metrics": {name: float(by_fold[name].mean()) for name in (*HEADLINES, metric)},
         "epochs": epochs,
+        "held_out": _plain(held_out),
+    }
+
+
+def _plain(table: Any) -> dict[str, list]:
+    """Return a table as JSON holds it: its columns as lists, of probabilities seven digits."""
+    return {
+        name: [float(f"{value:.7g}") for value in column]
+        if column.dtype.kind == "f"
+        else column.tolist()
+        for name, column in table.items()
     }
 
 
@@ -350,7 +358,7 @@ def log_figures(tracker: Any, run: Any) -> None:
 
     predictions, labels = run.predictions, run.dataset["label_names"]
     part = "test" if (predictions["split"] == "test").any() else "validation"
-    judged = predictions[predictions["split"] == part]
+    judged = predictions[predictions["split"] == part].assign(selected=part == "validation")
     drawings = [
         *figures.training(run.folds or [run]),
         figures.roc(judged, labels),

@@ -20,13 +20,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from medseq_tf import cluster as clusters
-from medseq_tf import cohort, trial
+from medseq_tf import cohort, evaluate, selection, trial
 from medseq_tf.errors import InputError, Stopped, printable_lines
 from medseq_tf.experiment import Experiment
 from medseq_tf.export import export
@@ -36,7 +38,7 @@ from medseq_tf.prepared import Prepared
 from medseq_tf.registry import crown
 from medseq_tf.requirements import check_requirements
 from medseq_tf.runs import Run, locked
-from medseq_tf.search import BASE, Search, header, line
+from medseq_tf.search import BASE, Search, header, line, nested_text
 from medseq_tf.space import Objective, Space
 from medseq_tf.tracking import Tracker, first_line
 from medseq_tf.train import environment, train
@@ -47,6 +49,10 @@ HOPELESS = 8
 """Failed trials, with none that has ever finished, after which a search gives up."""
 WORKER_MINUTES = 10
 """How long a chief with trials left waits for a first, or another, worker."""
+FEW_PATIENTS = 200
+"""Fewer that take part are divided into folds, where the objective does not say otherwise."""
+FOLDS, REPEATS = 5, 2
+"""How they are divided."""
 HELD_OUT = 0.2
 """Share of the patients that a repeat holds out, where the recipe has no test share."""
 
@@ -66,12 +72,19 @@ def tune(
     features: str | os.PathLike | None = None,
     track: bool = True,
     verbose: bool = True,
+    nested: int | None = None,
 ) -> Search:
     """Search a space of recipes on a prepared data set.
 
     The same call again goes on with an interrupted search, or with more trials. The test patients
     of the recipe's split, or of the data set's own, are set aside; the best recipe, trained anew
-    at the end, is the first to read them, once.
+    at the end, is the first of the search to read them.
+
+    The best of many trials is too good: beside its score stands what it is when corrected for the
+    choice (`medseq_tf.optimism`), and `best.yaml` carries on whom it was chosen. Where the space's
+    objective does not say on whom trials are scored, these are the patients of two times five
+    patient-level folds while fewer than 200 take part, and the validation patients of the recipe's
+    split otherwise.
 
     Args:
       space: a YAML file, or its content; see `medseq_tf.space`.
@@ -91,6 +104,9 @@ def tune(
       features: the folder where features of a network that is frozen whole are kept.
       track: log to MLflow: a run for the search, a child of it for every trial.
       verbose: print a line for every finished trial.
+      nested: also search anew without each of this many patient-level folds, and test what is
+        found on that fold: the figure of the searched recipe that no choice has made too good, at
+        the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
 
     Returns:
       The search.
@@ -105,36 +121,82 @@ def tune(
     folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
     role, place = _cluster(cluster)
+    space = _decided(space, prepared, folder)
     if role == "worker":
         name = f"{socket.gethostname()}-{os.getpid()}"
         clusters.work_for_chief(place, name, prepared.path, folder, features, space.key)
         return Search(folder)
     _check(space, tuner, trials, minutes)
+    outer = None if nested is None else _outer_folds(space, prepared, nested, role)
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
     check_requirements(space.base, prepared)
+    how = _How(tuner, seed, trials, minutes, base, features, track, verbose, role, place)
     plan = set_aside(space, prepared)
+    if outer is None:
+        return _search(space, prepared, plan, folder, how, retrain)
+    search = _search(space, prepared, plan, folder, how, retrain)
+    for number, fold in enumerate(outer, start=1):
+        place_of_fold = folder / "nested" / f"fold_{number}"
+        if verbose:
+            print(f"nested evaluation, fold {number} of {nested}", flush=True)
+        _search(space, prepared, fold, place_of_fold, how, retrain=True, register=False)
+    write_json(folder / "nested.json", nested_result(folder, prepared, space.objective))
+    if verbose:
+        print(nested_text(search.nested), flush=True)
+    return search
+
+
+@dataclass(frozen=True)
+class _How:
+    """What `tune` was asked for, beside the space and the data."""
+
+    tuner: str
+    seed: int
+    trials: int | None
+    minutes: float | None
+    base: bool
+    features: str | None
+    track: bool
+    verbose: bool
+    role: str
+    place: str
+
+
+def _search(
+    space: Space,
+    prepared: Prepared,
+    plan: dict[str, Any],
+    folder: Path,
+    how: _How,
+    retrain: bool,
+    register: bool = True,
+) -> Search:
+    """Search in a folder, with the patients of a plan; see `set_aside`."""
     with locked(folder):
-        _begin(folder, space, prepared, plan, tuner, seed)
-        search, tracker = Search(folder), _tracker(folder, space, tuner, seed, prepared, track)
+        _begin(folder, space, prepared, plan, how.tuner, how.seed)
+        search = Search(folder)
+        tracker = _tracker(folder, space, how.tuner, how.seed, prepared, how.track)
         with _ending(tracker, folder):
             done = trial.result(folder / "trials" / BASE) is not None
-            ledger = Ledger(space, folder, tuner, seed, trials, minutes, base, done)
-            desk = _Desk(search, prepared, ledger, tracker, track, verbose)
-            desk.say(_greeting(search, plan, trials, minutes))
+            ledger = Ledger(
+                space, folder, how.tuner, how.seed, how.trials, how.minutes, how.base, done
+            )
+            desk = _Desk(search, prepared, ledger, tracker, how.track, how.verbose)
+            desk.say(_greeting(search, plan, how.trials, how.minutes))
             here = {
                 "data": str(prepared.path.resolve()),
                 "splits": str((folder / "splits.json").resolve()),
-                "features": features,
+                "features": how.features,
             }
-            if role == "alone":
+            if how.role == "alone":
                 clusters.work(desk, "local", folder, here)
             else:
-                _serve(desk, role, place, here, features)
+                _serve(desk, how.role, how.place, here, how.features)
             desk.raise_if_hopeless()
             if retrain and search.best_trial is not None:
-                _retrain(search, prepared, tracker, features, desk)
+                _retrain(search, prepared, tracker, how.features, desk, register)
             desk.sum_up()
     return search
 
@@ -164,6 +226,68 @@ def _cluster(cluster: str | int | None) -> tuple[str, str]:
 
 
 # --------------------------------------------------------------------------------- the patients
+
+
+def _decided(space: Space, prepared: Prepared, folder: Path) -> Space:
+    """Return a space whose objective says on whom trials are scored.
+
+    Where it does not, a search that is there goes on as it began; else few patients are divided
+    into folds, for one small validation split is mostly chance.
+    """
+    if space.objective.is_decided:
+        return space
+    if (folder / "search.json").is_file():
+        before = Search(folder).space.objective
+        return replace(space, objective=replace(before, metric=space.objective.metric))
+    studies, split = prepared.studies, space.base.split
+    own = cohort.holdout(studies, split)
+    rest = studies.iloc[np.sort(np.concatenate([own["train"], own["validation"]]))]
+    if rest["patient_id"].nunique() < FEW_PATIENTS:
+        for count in range(FOLDS, 1, -1):
+            objective = replace(space.objective, folds=count, repeats=REPEATS)
+            with contextlib.suppress(InputError):  # too few patients of a class for so many
+                _divisions(rest.reset_index(drop=True), split, objective)
+                return replace(space, objective=objective)
+    return replace(space, objective=replace(space.objective, validation=True))
+
+
+def _outer_folds(space: Space, prepared: Prepared, count: int, role: str) -> list[dict[str, Any]]:
+    """Return the plan of each search of a nested evaluation: a fold is set aside in each.
+
+    Test patients that the data set itself names are left alone, as by every search.
+    """
+    if role != "alone":
+        raise InputError("nested: goes without --cluster, one trial after the other here")
+    if count < 2:
+        raise InputError(f"nested = {count}: it takes at least 2 folds")
+    studies, split = prepared.studies, space.base.split
+    own = cohort.holdout(studies, split)
+    named = split.given and "split" in studies and (studies["split"] == "test").any()
+    rows = np.sort(np.concatenate([own["train"], own["validation"]]))
+    rows = rows if named else np.arange(len(studies))
+    everyone = studies.iloc[rows].reset_index(drop=True)
+    outer = cohort.folds(everyone, count, split.model_copy(update={"given": False}))
+    ids = everyone["study_id"].to_numpy()
+    plans = []
+    for fold in outer:
+        inside = np.sort(np.concatenate([fold["train"], fold["validation"]]))
+        inner = _divisions(everyone.iloc[inside].reset_index(drop=True), split, space.objective)
+        plans.append(
+            {
+                "set_aside": ids[fold["test"]].tolist(),
+                "splits": [
+                    {part: ids[fold[part]].tolist() for part in ("train", "validation")}
+                    | {"test": []}
+                ]
+                if inner is None
+                else [
+                    {part: ids[inside[of]].tolist() for part, of in division.items()}
+                    for division in inner
+                ],
+                "champion": {part: ids[of].tolist() for part, of in fold.items()},
+            }
+        )
+    return plans
 
 
 def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
@@ -199,7 +323,7 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
 def _divisions(studies: Any, split: Any, objective: Objective) -> list[cohort.Rows] | None:
     if objective.folds:
         everyone = split.model_copy(update={"given": False})
-        return cohort.folds(studies, objective.folds, everyone)
+        return cohort.folds(studies, objective.folds, everyone, objective.repeats or 1)
     if not objective.repeats:
         return None
     held_out = split.test or HELD_OUT
@@ -236,7 +360,9 @@ def _begin(
         "seed": seed,
     }
     if (folder / "search.json").is_file():
-        stored = Search(folder).info
+        search = Search(folder)
+        # What a newer version adds to recipes with a default makes no other space of it.
+        stored = {**search.info, "settings": search.space.key}
         for name, value in asked.items():
             if stored.get(name) != value:
                 was, wanted = (
@@ -254,7 +380,18 @@ def _begin(
     _write(folder / "recipe.yaml", space.base.to_yaml())
     _write(folder / "space.yaml", space.to_yaml("recipe.yaml"))
     write_json(folder / "splits.json", plan)
-    write_json(folder / "search.json", {**asked, "status": "started", **environment()})
+    scored = _scored(prepared, plan)
+    about = {
+        "scored": int(scored["patient_id"].nunique()),
+        "patients": " ".join(sorted(selection.keys(scored))),
+    }
+    write_json(folder / "search.json", {**asked, **about, "status": "started", **environment()})
+
+
+def _scored(prepared: Prepared, plan: dict[str, Any]) -> pd.DataFrame:
+    """Return the studies that trials are scored on."""
+    ids = {study for split in plan["splits"] for study in (split["test"] or split["validation"])}
+    return prepared.studies[prepared.studies["study_id"].isin(ids)]
 
 
 def _write(path: Path, text: str) -> None:
@@ -411,6 +548,7 @@ class _Desk:
             "recipe": recipe.model_dump(mode="json"),
             "fingerprint": self.prepared.fingerprint,
             "metric": self.space.objective.metric,
+            "repeats": (self.space.objective.repeats or 1) if self.space.objective.folds else 1,
             "params": params,
             "track": self._track,
             "mlflow_parent": self.tracker.reference,
@@ -494,6 +632,10 @@ class _Desk:
     def sum_up(self) -> None:
         """Log what the search found; MLflow shows the table on the run's own page."""
         if self._ever:
+            best, metric = self.search.corrected, self.space.objective.metric
+            _note(self.search.path, best=asdict(best))
+            self.tracker.metrics({f"best_{metric}_corrected": best.corrected})
+            self.tracker.tags({"medseq_tf.selection": f"{selection.LABEL}: {best.text(metric)}"})
             self.tracker.tags({"mlflow.note.content": f"```\n{self.search.text(most=30)}\n```"})
         importance = self.search.importance()
         self.tracker.metrics(
@@ -566,7 +708,7 @@ def _watch(desk: _Desk, server: clusters.Server, local: clusters.LocalWorkers | 
 
 def best_yaml(search: Search) -> str:
     """Return the best recipe as YAML that `train` takes, where it comes from in comments."""
-    best, info, trials = search.best_trial, search.info, search.trials
+    best, info, trials, recipe = search.best_trial, search.info, search.trials, search.best
     objective, space = search.space.objective, search.space
     metric = objective.metric
     sd = "" if np.isnan(best["sd"]) else f" ± {best['sd']:.3f}"
@@ -579,11 +721,13 @@ def best_yaml(search: Search) -> str:
         f"{(trials['status'] == 'finished').sum()} finished of {len(trials)} "
         f"({info['tuner']}, seed {info['seed']}).",
         f"{objective}: {best[metric]:.3f}{sd}" + (f" ({folds})" if folds else ""),
+        f"{selection.LABEL}: {recipe.chosen[-1].score}.",
     ]
     if len(base) and best["trial"] != BASE:
         lines.append(f"{space.base.name} as it was: {base.iloc[0][metric]:.3f}")
     lines += [
-        "The best of many is optimistic; the test patients, whom no trial saw, say how much.",
+        "Train it on other patients, or on those set aside; whoever trains it on the same is told.",
+        "How good searching is, test patients or none: medseq-tf tune --nested 5.",
         f"Data set fingerprint {info['data'][:16]}.",
         ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
         f"git commit of medseq_tf {commit}" if commit else "",
@@ -591,7 +735,7 @@ def best_yaml(search: Search) -> str:
         *(f"  {text}" for text in changed or ["nothing"]),
     ]
     comments = "\n".join(f"# {text}" for text in lines if text)
-    return f"{comments}\n{search.best.to_yaml()}"
+    return f"{comments}\n{recipe.to_yaml()}"
 
 
 def _values(search: Search, name: str) -> dict[str, Any]:
@@ -600,7 +744,12 @@ def _values(search: Search, name: str) -> dict[str, Any]:
 
 
 def _retrain(
-    search: Search, prepared: Prepared, tracker: Tracker, features: str | None, desk: _Desk
+    search: Search,
+    prepared: Prepared,
+    tracker: Tracker,
+    features: str | None,
+    desk: _Desk,
+    register: bool = True,
 ) -> None:
     """Train the best recipe on training and validation patients, evaluate it on the test's.
 
@@ -610,7 +759,7 @@ def _retrain(
     folder = search.path / "champion" / name
     known = search.info.get("champions", {}).get(name, {})
     finished = search.champion is not None and search.champion.info["status"] == "finished"
-    if finished and (known.get("model") or not tracker.connected):
+    if finished and (known.get("model") or not tracker.connected or not register):
         return
     folder.parent.mkdir(exist_ok=True)
     champion = Tracker(
@@ -630,13 +779,14 @@ def _retrain(
             search.best,
             prepared,
             out=folder,
+            splits=_rows_of(search, prepared),
             resume=(folder / "run.json").is_file(),
             features=features,
             track=champion,
             verbose=False,
         )
         trial.log_figures(champion, run)
-        if champion.connected:
+        if champion.connected and register:
             _note_champion(search, name, model=_registered(search, run, desk))
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
@@ -644,6 +794,42 @@ def _retrain(
         raise
     finally:
         champion.end(status)
+
+
+def _rows_of(search: Search, prepared: Prepared) -> cohort.Rows | None:
+    """Return the split of the best recipe's training, where it is not the recipe's own."""
+    named = search.splits.get("champion")
+    if named is None:
+        return None
+    row = {study: i for i, study in enumerate(prepared.studies["study_id"])}
+    return {part: np.sort([row[study] for study in studies]) for part, studies in named.items()}
+
+
+def nested_result(folder: Path, prepared: Prepared, objective: Objective) -> dict[str, Any]:
+    """Return what the searches of a nested evaluation found on the folds that they did not see.
+
+    Returns:
+      `folds`: of each, the winner, its score in the search and on the fold; `table`: the metrics
+      of all folds with intervals, as of a cross-validated run; `metric`.
+    """
+    tables, folds = [], []
+    searches = sorted((folder / "nested").glob("fold_*"), key=lambda path: int(path.name[5:]))
+    for number, path in enumerate(searches, start=1):
+        search = Search(path)
+        tested = search.champion.predictions
+        tested = tested[tested["split"] == "test"].assign(fold=number)
+        tables.append(tested)
+        outer = evaluate.fold_table(tested)[objective.metric].mean()
+        folds.append(
+            {
+                "fold": number,
+                "trial": search.best_trial["trial"],
+                "inside": float(search.best_trial[objective.metric]),
+                "outside": float(outer),
+            }
+        )
+    table = evaluate.score(pd.concat(tables, ignore_index=True), prepared.label_names)
+    return {"metric": objective.metric, "folds": folds, "table": table.to_dict(orient="records")}
 
 
 def _note_champion(search: Search, name: str, **changes: Any) -> None:

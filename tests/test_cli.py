@@ -105,7 +105,8 @@ def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
     status, out, _ = run(monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {"metric", "calibration", "confusion", "subgroup"} == {row["table"] for row in rows}
+    expected = {"metric", "calibration", "confusion", "subgroup", "test_reads"}
+    assert expected == {row["table"] for row in rows}
     rows = [row for row in rows if row["table"] == "metric"]
     stored = json.loads(Path("runs/first/metrics.json").read_text("utf-8"))["table"]
     stored = {row["metric"]: row for row in stored if row["split"] == "test"}

@@ -27,6 +27,8 @@ ROAD = [
     "prepared",
     "requirements",
     "prepare",
+    "selection",
+    "read_counts",
     "sequences",
     "augment",
     "pipeline",
@@ -46,6 +48,7 @@ ROAD = [
     "cross_validation",
     "operating_points",
     "model_file",
+    "optimism",
     "runs",
     "search",
     "leakage",
@@ -91,8 +94,9 @@ LIGHT = {"cache", "slice_values", "model_file", "yaml_text",
          "study_record", "audit", "prepared", "requirements", "prepare", "sequences",
          "point_metrics",
          "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
-         "metric_intervals", "pixel_metrics", "metrics", "runs", "search", "leakage", "subgroups",
-         "tracking", "painted_lesions", "trial", "serving_wire", "serving_client",
+         "metric_intervals", "pixel_metrics", "metrics", "optimism", "runs", "search", "selection",
+         "read_counts", "leakage", "subgroups", "tracking", "painted_lesions", "trial",
+         "serving_wire", "serving_client",
          "cli"}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 

@@ -145,7 +145,11 @@ LSTM = {"model.aggregator.name": "lstm"}
         (one("seed", {"choice": [1]}, objective={"metric": "loss"}), "brier"),
         (one("seed", {"choice": [1]}, objective={"metric": "auc"}), "one of auroc"),
         (one("seed", {"choice": [1]}, objective={"folds": 1}), "at least 2"),
-        (one("seed", {"choice": [1]}, objective={"folds": 2, "repeats": 2}), "one of them"),
+        (
+            one("seed", {"choice": [1]}, objective={"folds": 2, "validation": True}),
+            "one or the other",
+        ),
+        (one("seed", {"choice": [1]}, objective={"validation": 1}), "true or false"),
         (one("seed", {"choice": [1]}, set=["fit.epoch=3"]), "did you mean epochs"),
         (one("seed", {"choice": [1]}, recipe="fsm_bilst"), "did you mean fsm_bilstm"),
         (one("seed", {"choice": [1]}, sets=[]), "did you mean set"),

@@ -44,7 +44,8 @@ SPACE = {
     "objective": {"metric": "auroc", "folds": 2},
     "space": SETTINGS,
 }
-SINGLE = {**SPACE, "objective": {"metric": "auroc"}}
+SINGLE = {**SPACE, "objective": {"metric": "auroc", "validation": True}}
+UNSAID = {**SPACE, "objective": {"metric": "auroc"}}
 
 
 def outcome(score, sd=0.05):
@@ -112,7 +113,7 @@ def test_the_best_recipe_is_one_that_train_takes(search, trained):
     assert recipe == found.best
     assert recipe.name == "small_best"
     expected = recipes.from_values(trained[best["trial"]]["recipe"])
-    assert recipe.model_copy(update={"name": expected.name}) == expected
+    assert recipe.model_copy(update={"name": expected.name, "chosen": expected.chosen}) == expected
     comments = [
         line
         for line in (found.path / "best.yaml").read_text("utf-8").split("\n")
@@ -196,7 +197,9 @@ def test_the_other_tuners(search, tuner):
 
 
 @pytest.mark.parametrize(
-    "objective", [{"folds": 3}, {"repeats": 3}, {}], ids=["folds", "repeats", "single"]
+    "objective",
+    [{"folds": 3}, {"repeats": 3}, {"validation": True}],
+    ids=["folds", "repeats", "single"],
 )
 def test_the_test_patients_are_in_no_trial(demo_data, objective):
     prepared = Prepared.load(demo_data)
@@ -207,13 +210,13 @@ def test_the_test_patients_are_in_no_trial(demo_data, objective):
     assert len(aside) == 8
     own = tune.cohort.holdout(prepared.studies, space.base.split)
     assert set(prepared.studies["study_id"].iloc[own["test"]]) == set(plan["set_aside"])
-    assert len(plan["splits"]) == (3 if objective else 1)
+    assert len(plan["splits"]) == (1 if "validation" in objective else 3)
     for split in plan["splits"]:
         parts = [set(patient[studies]) for studies in split.values()]
         assert not aside & set.union(*parts)
         assert sum(map(len, parts)) == len(set.union(*parts)) == 32
         assert all(split[part] for part in ("train", "validation"))
-        assert bool(split["test"]) == bool(objective)
+        assert bool(split["test"]) == ("validation" not in objective)
     if "folds" in objective:
         held_out = [set(split["test"]) for split in plan["splits"]]
         assert len(set.union(*held_out)) == sum(map(len, held_out)) == 32
@@ -655,6 +658,7 @@ def test_the_best_is_trained_anew_and_registered_once(demo_data, no_server, monk
     assert champion.experiment.model_dump(exclude={"name"}) == search.best.model_dump(
         exclude={"name"}
     )
+    assert champion.metrics.loc[champion.metrics["split"] == "test", "low"].notna().any()
     assert set(champion.splits["test"]) == set(search.splits["set_aside"])
     assert (champion.predictions["split"] == "test").sum() == 8
 
@@ -723,3 +727,221 @@ def test_a_result_of_a_trial_that_nobody_was_given_is_refused(tmp_path):
         with pytest.raises(cluster.Refused, match="was never handed out"):
             desk.report(name, found)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ----------------------------------------------------------------- what chose itself, and says so
+
+
+def outcome_of(seed, studies, effect=0.0):
+    """A trial's result with the held-out predictions of two times two folds."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for repeat in (0, 1):
+        fold = np.random.default_rng(repeat).permutation(len(studies)) % 2
+        score = effect * studies["truth"] + rng.normal(size=len(studies))
+        rows.append(
+            studies.assign(
+                fold=2 * repeat + fold + 1,
+                label="lesion",
+                probability=1 / (1 + np.exp(-score)),
+                threshold=0.5,
+            )
+        )
+    table = pd.concat(rows, ignore_index=True)
+    from medseq_tf.evaluate import fold_table
+
+    scores = fold_table(table)["auroc"]
+    kept = {name: column.tolist() for name, column in table.items()}
+    return {**outcome(scores.mean()), "folds": scores.tolist(), "held_out": kept}
+
+
+@pytest.fixture
+def by_chance(demo_data, monkeypatch):
+    """Trials whose predictions are chance; they keep them."""
+    studies = Prepared.load(demo_data).studies
+    studies = pd.DataFrame(
+        {
+            "study": studies["study_id"],
+            "patient": studies["patient_id"],
+            "truth": studies["label.lesion"].to_numpy(float),
+        }
+    )
+
+    def run(folder, job, variables=None, abandoned=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (found := trial.result(folder)) is None:
+            seed = 0 if folder.name == BASE else int(folder.name) + 1
+            found = outcome_of(seed, studies)
+            (folder / "result.json").write_text(json.dumps(found))
+        return found
+
+    return run
+
+
+def test_the_winner_of_chance_is_said_to_be_chance(search, by_chance, monkeypatch, capsys):
+    monkeypatch.setattr(trial, "run", by_chance)
+    found = search(trials=15, verbose=True)
+    best = found.corrected
+    assert best.trials == 16
+    assert best.score > 0.6
+    assert abs(best.corrected - 0.5) < 0.08
+    words = f"about {best.corrected:.3f} when corrected for the choice"
+    assert words in found.text()
+    assert words in found._repr_html_()
+    assert words in (found.path / "best.yaml").read_text("utf-8").replace("\n# ", " ")
+    assert found.info["best"]["corrected"] == best.corrected
+    assert "used for selection" in found.text()
+
+
+def test_the_best_recipe_carries_on_whom_it_was_chosen(search, demo_data):
+    found = search(trials=2)
+    recipe = recipes.load(found.path / "best.yaml", ["fit.epochs=3"])
+    choice = recipe.chosen[-1]
+    assert recipe.chosen[:-1] == found.space.base.chosen
+    prepared = Prepared.load(demo_data)
+    assert (choice.by, choice.search, choice.trials) == ("search small", found.id, 3)
+    assert choice.fingerprint == prepared.fingerprint
+    from medseq_tf import selection
+
+    inside = ~prepared.studies["study_id"].isin(found.splits["set_aside"])
+    assert selection.chosen_on(recipe, prepared.studies)[:2] == (32, 40)
+    assert selection.chosen_on(recipe, prepared.studies[~inside])[0] == 0
+    assert "some trials have kept no predictions" in choice.score
+    again = Space.load({**SPACE, "recipe": str(found.path / "best.yaml")})
+    assert again.base.chosen == recipe.chosen, "a search around it goes on with the list"
+
+
+def test_few_patients_are_divided_into_repeated_folds(demo_data, search):
+    found = search(UNSAID, trials=1)
+    assert found.space.objective.folds == 5
+    assert found.space.objective.repeats == 2
+    assert len(found.splits["splits"]) == 10
+    held_out = [set(split["test"]) for split in found.splits["splits"]]
+    assert held_out[:5] != held_out[5:]
+    for repeat in (held_out[:5], held_out[5:]):
+        assert len(set.union(*repeat)) == sum(map(len, repeat)) == 32
+    assert search(UNSAID, trials=1).trials["status"].eq("finished").all(), "the same goes on"
+
+
+def test_many_patients_are_not(demo_data, tmp_path):
+    prepared = Prepared.load(demo_data)
+    many = pd.concat(
+        [
+            prepared.studies.assign(
+                study_id=prepared.studies["study_id"] + str(i),
+                patient_id=prepared.studies["patient_id"] + str(i),
+                slice_hashes=None,
+            )
+            for i in range(7)
+        ],
+        ignore_index=True,
+    )
+    data = Prepared(prepared.path, prepared.info, many)
+    space = tune._decided(Space.load(UNSAID), data, tmp_path)
+    assert space.objective.validation
+    assert not space.objective.folds
+
+
+def test_few_patients_of_a_class_have_fewer_folds(demo_data, tmp_path):
+    prepared = Prepared.load(demo_data)
+    positive = np.flatnonzero(prepared.labels[:, 0] == 1)[:5]
+    negative = np.flatnonzero(prepared.labels[:, 0] == 0)
+    rows = np.sort(np.concatenate([positive, negative]))
+    few = Prepared(prepared.path, prepared.info, prepared.studies.iloc[rows])
+    objective = tune._decided(Space.load(UNSAID), few, tmp_path).objective
+    assert 2 <= objective.folds < 5
+
+
+def test_a_search_of_before_goes_on_as_it_began(search, trained):
+    """A version that knew no default but one validation split wrote no `validation: true`."""
+    found = search(SINGLE, trials=2)
+    text = (found.path / "space.yaml").read_text("utf-8")
+    (found.path / "space.yaml").write_text(text.replace("  validation: true\n", ""))
+    info = {k: v for k, v in found.info.items() if k not in ("scored", "patients", "best")}
+    (found.path / "search.json").write_text(json.dumps({**info, "settings": "another hash"}))
+    trained.clear()
+    again = search(UNSAID, trials=3)
+    assert list(trained) == ["0002"]
+    assert len(again.trials) == 4
+    assert again.best.chosen[-1].patients == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"nested": 1}, "at least 2 folds"),
+        ({"nested": 3, "cluster": 2}, "without --cluster"),
+    ],
+)
+def test_nested_evaluation_is_refused_before_a_trial(search, trained, arguments, words):
+    with pytest.raises(InputError, match=words):
+        search(**arguments)
+    assert not trained
+
+
+@pytest.mark.slow
+def test_nested_evaluation_tests_on_patients_who_chose_nothing(search, trained, demo_data):
+    found = search(trials=2, nested=2, verbose=False)
+    prepared = Prepared.load(demo_data)
+    everyone, tested = set(prepared.studies["study_id"]), []
+    for number in (1, 2):
+        inner = Search.load(found.path / "nested" / f"fold_{number}")
+        aside = set(inner.splits["set_aside"])
+        scored = {study for split in inner.splits["splits"] for study in split["test"]}
+        assert not aside & scored
+        assert aside | scored == everyone
+        assert set(inner.champion.splits["test"]) == aside
+        assert not aside & set(inner.champion.splits["train"])
+        tested.append(aside)
+    assert not tested[0] & tested[1]
+    nested = found.nested
+    assert [fold["fold"] for fold in nested["folds"]] == [1, 2]
+    rows = pd.DataFrame(nested["table"]).set_index("metric")
+    assert rows.loc["auroc", "n"] == 40
+    assert rows.loc["auroc", "low"] < rows.loc["auroc", "value"] < rows.loc["auroc", "high"]
+    assert "nested evaluation over 2 folds: auroc" in found.text()
+    assert "on patients who chose nothing" in found.text()
+
+
+@pytest.fixture
+def permuted(demo_data, tmp_path):
+    """The demo cohort with the labels dealt out at random: nothing can be learned."""
+    import hashlib
+
+    folder = tmp_path / "permuted"
+    shutil.copytree(demo_data, folder)
+    studies = pd.read_parquet(folder / "studies.parquet")
+    rng = np.random.default_rng(3)
+    studies["label.lesion"] = rng.permutation(studies["label.lesion"].to_numpy())
+    studies.to_parquet(folder / "studies.parquet", index=False)
+    info = json.loads((folder / "dataset.json").read_text("utf-8"))
+    digest = hashlib.sha256((folder / "studies.parquet").read_bytes()).hexdigest()
+    info["studies"]["sha256"] = digest
+    (folder / "dataset.json").write_text(json.dumps(info), "utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_learned_no_headline_claims_it(permuted, tmp_path, monkeypatch):
+    """From a search to a cross-validation of what it found, and nested evaluation."""
+    from medseq_tf import evaluate, model_card, report
+    from medseq_tf.train import train
+
+    monkeypatch.setattr(trial, "run", in_this_process)
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    arguments = {"trials": 1, "tuner": "random", "base": False, "retrain": False, "nested": 2}
+    quiet = {"track": False, "verbose": False}
+    search = tune.tune(SPACE, permuted, tmp_path / "search", **arguments, **quiet)
+    assert "when corrected for the choice" in search.text()
+    rows = pd.DataFrame(search.nested["table"]).set_index("metric")
+    assert rows.loc["auroc", "low"] < 0.5
+    run = train(search.path / "best.yaml", permuted, tmp_path / "run", folds=2, **quiet)
+    assert run.metrics["low"].isna().all()
+    for text in (report.page(run), model_card.card(run), evaluate.text(run.metrics)):
+        assert "chosen on 32 of these 40 patients" in text
+    assert "AUROC has no interval" in report.page(run)
+    plain = train(recipes.load("fsm_bilstm", SPACE["set"]), permuted, tmp_path / "plain", **quiet)
+    auroc = plain.metrics.set_index(["split", "metric"]).xs("auroc", level="metric")
+    assert auroc.index[0] == "test"
+    assert np.isnan(auroc.loc["validation", "low"])
+    assert not auroc.loc["test", "low"] > 0.5
