@@ -228,7 +228,8 @@ def calibration_slope(
     """Calibration slope: what the logits are to be multiplied by; 1 is right (Cox 1958).
 
     The maximum likelihood of sigmoid(a + b logit), with the interval of the likelihood ratio over
-    all a. Where patients have several studies, the ratio is divided by the design effect. Studies
+    all a, held against F: the degrees of freedom are the patients, each as far as its label is
+    uncertain, because a few of them decide where most are told apart. Where patients have several studies, the ratio is divided by the design effect. Studies
     that are told apart without error give a lower bound alone.
 
     Args:
@@ -267,7 +268,9 @@ def calibration_slope(
         found = optimize.minimize_scalar(loss, bracket=(0.0, 1.0), tol=1e-8)
         best, least = float(found.x), float(found.fun)
         effect = known.slope_effect(x, best)
-    freedom = max(known.owners.max() - 1, 1)  # patients less the two that are fitted
+    # Patients, each as far as its label is uncertain, less the two numbers that are fitted.
+    uncertain = 4 * float((known.probabilities * (1 - known.probabilities)).sum())
+    freedom = max(uncertain / known.copies_effect - 2, 1)
     allowed = effect * float(stats.f.ppf(confidence, 1, freedom)) / 2
 
     def excess(slope: float) -> float:

@@ -344,9 +344,10 @@ def test_calibration_equals_logistic_recalibration_written_out():
         scaled = (2 * labels - 1) * (intercepts + b * logits)
         return np.logaddexp(0, -scaled).sum(axis=1).min()
 
-    for bound in (slope.low, slope.high):  # where the likelihood ratio is that of F(1, n - 2)
+    freedom = 4 * (probabilities * (1 - probabilities)).sum() - 2
+    for bound in (slope.low, slope.high):  # where the likelihood ratio is F's with these
         ratio = 2 * (loss(bound) - loss(expected))
-        assert ratio == pytest.approx(stats.f.ppf(0.95, 1, 118), rel=1e-3)
+        assert ratio == pytest.approx(stats.f.ppf(0.95, 1, freedom), rel=1e-3)
     intercept = metrics.calibration_intercept(labels, probabilities)
     total = (1 / (1 + np.exp(-logits - intercept.value))).sum()
     assert total == pytest.approx(labels.sum())
