@@ -229,8 +229,9 @@ def calibration_slope(
 
     The maximum likelihood of sigmoid(a + b logit), with the interval of the likelihood ratio over
     all a, held against F: the degrees of freedom are the patients, each as far as its label is
-    uncertain, because a few of them decide where most are told apart. Where patients have several studies, the ratio is divided by the design effect. Studies
-    that are told apart without error give a lower bound alone.
+    uncertain, because a few of them decide where most are told apart. Where patients have several
+    studies, the ratio is divided by the design effect. Studies that are told apart without error
+    give a lower bound alone.
 
     Args:
         labels: (studies,) 0, 1 or nan.
