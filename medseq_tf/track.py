@@ -70,6 +70,10 @@ def track(run: str | os.PathLike | Run) -> Tracked:
             records += count
             _note(place, ids)
         ended = sum(_end(place) for place in _places(folder))
+        for champion in _content(folder / "search.json").get("champions", {}).values():
+            ended += bool(champion.get("run_id")) and tracking.terminate(
+                champion["run_id"], "KILLED"
+            )
     return Tracked(folder, records, ended)
 
 

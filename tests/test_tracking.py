@@ -331,6 +331,20 @@ def test_track_ends_what_a_killed_process_left_running(no_server, client):
     assert track(run).ended == 0
 
 
+def test_track_ends_the_runs_of_a_search_that_was_killed(no_server, client):
+    search = no_server / "search"
+    (search / "trials" / "0001").mkdir(parents=True)
+    names = ("search s", "s 0001", "s champion (0001)")
+    ids = [tracking.Tracker(no_server, name).run_id for name in names]
+    champions = {"0001": {"run_id": ids[2]}, "0002": {}}
+    about = {"status": "running", "mlflow_run_id": ids[0], "champions": champions}
+    write_json(search / "search.json", about)
+    write_json(search / "trials" / "0001" / "tracking.json", {"run_id": ids[1]})
+    assert track(search).ended == 3
+    assert {client.get_run(run_id).info.status for run_id in ids} == {"KILLED"}
+    assert json.loads((search / "search.json").read_text("utf-8"))["status"] == "stopped"
+
+
 def test_track_takes_what_version_0_1_kept(no_server, client):
     run = no_server / "run"
     run.mkdir()
