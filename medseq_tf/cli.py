@@ -268,6 +268,9 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
+    from medseq_tf import experiment
+
+    experiment.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
     from medseq_tf.evaluate import fold_text, text
     from medseq_tf.tracking import public_uri
@@ -322,6 +325,9 @@ def train(**arguments: Any) -> None:
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def tune(**arguments: Any) -> None:
     """Search a space of recipes; the same command again goes on."""
+    from medseq_tf.space import Space
+
+    Space.load(arguments["space"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
     from medseq_tf.tracking import public_uri
     from medseq_tf.tune import tune as run
