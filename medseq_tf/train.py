@@ -82,7 +82,8 @@ def train(
 
     Splits are by patient. After every epoch the model is scored on the validation studies; the best
     epoch by `fit.monitor` is kept, thresholds are chosen on validation, and the test studies are
-    read at the end, which is counted in the data set (`read_counts`). One seed gives one result, bit for bit on a CPU.
+    read at the end, which is counted in the data set (`read_counts`). One seed gives one result,
+    bit for bit on a CPU.
 
     Args:
       experiment: a preset's name, a YAML file, or an `Experiment`.
