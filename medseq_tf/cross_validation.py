@@ -19,7 +19,7 @@ one by one is over all studies at once, each called at its own fold's threshold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,7 @@ import pandas as pd
 from scipy import stats
 
 from medseq_tf import metrics
+from medseq_tf.metric_intervals import few_patients
 from medseq_tf.metrics import DECISIONS, RANKING, TABLE, TRADE_OFFS
 from medseq_tf.point_metrics import Array, ratio
 from medseq_tf.resampling import Estimate
@@ -600,6 +601,8 @@ def _rows(
         else:
             inflation = max(label.inflation for label in used)
             low, high = interval(varying, inflation, support, confidence)
+            if len(used) == 1:
+                notes += filter(None, [few_patients(*used[0].classes)])
         rows.append(_row(shown, name, varying.value, low, high, "; ".join(notes)))
     return rows
 
@@ -721,7 +724,8 @@ def compare_folds(
     Returns:
         As `metrics.compare_predictions`; `p`, two-sided, is that of the AUROC.
     """
-    models = [[model.of(i) for i in range(len(model.labels))] for model in (first, second)]
+    both = (first, _apart(first, second))
+    models = [[model.of(i) for i in range(len(model.labels))] for model in both]
     pairs = list(zip(*models, strict=True))
     rows = []
     for a, b in pairs:
@@ -732,6 +736,14 @@ def compare_folds(
         weights = _weights(_findings(first).patient_truth, resamples, seed)
         rows += _difference_rows("macro", used, weights, confidence)
     return pd.DataFrame(rows)
+
+
+def _apart(first: HeldOut, second: HeldOut) -> HeldOut:
+    """The second, its folds numbered apart if they do not test the same studies as the first's."""
+    tested = [set(zip(model.folds, model.studies, strict=True)) for model in (first, second)]
+    if tested[0] == tested[1]:
+        return second
+    return replace(second, folds=second.folds + first.folds.max())
 
 
 def _difference_rows(

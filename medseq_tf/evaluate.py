@@ -948,6 +948,8 @@ def _described(differences: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataF
     counts = (
         known.groupby(["label", "truth"])["patient"].nunique().unstack(fill_value=0).min(axis=1)
     )
+    if len(counts) > 1 and (counts > 0).any():
+        counts["macro"] = counts[counts > 0].min()
     few = differences["label"].isin(counts.index[counts < metrics.FEW_PATIENTS])
     few &= differences["p"].notna()
     note = differences["note"].fillna("")

@@ -92,6 +92,19 @@ class MetricEstimate:
         return not np.isnan(self.low)
 
 
+def few_patients(positive: int, negative: int) -> str:
+    """That the rarer class has too few patients to conclude from; empty if it has enough, or none.
+
+    Args:
+        positive: patients with a positive study.
+        negative: patients with a negative study.
+    """
+    fewest, kind = min((positive, "positive"), (negative, "negative"))
+    if not 0 < fewest < FEW_PATIENTS:
+        return ""
+    return f"{fewest} {kind} patient{'s' * (fewest > 1)}: {DESCRIBED}"
+
+
 def multiplicity(intervals: int) -> str:
     """What to expect of many 95% intervals at once; empty for a few."""
     if intervals < 20:
@@ -175,11 +188,7 @@ class LabelPredictions:
 
     def remark(self) -> str:
         """That the rarer class has too few patients to conclude from; empty if it has enough."""
-        positive, negative = self.patients_by_class()
-        fewest, kind = min((positive, "positive"), (negative, "negative"))
-        if not 0 < fewest < FEW_PATIENTS:
-            return ""
-        return f"{fewest} {kind} patient{'s' * (fewest > 1)}: {DESCRIBED}"
+        return few_patients(*self.patients_by_class())
 
     def estimates(self, confidence: float = 0.95) -> dict[str, MetricEstimate]:
         """Every metric of `TABLE` with its interval, patients being what is drawn."""

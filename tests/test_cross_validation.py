@@ -231,6 +231,36 @@ def test_other_folds_and_repeats_are_compared_by_patient(rng):
         assert 0 <= row["p"] <= 1
 
 
+def test_folds_of_the_same_numbers_that_divide_the_patients_otherwise_are_other_folds(rng):
+    a = drawn(rng, n=94, k=5)
+    other = a.assign(fold=rng.permutation(94) % 5 + 1)
+    assert len({(part["truth"] == 1).sum() for _, part in other.groupby("fold")}) > 1
+    renamed = other.assign(fold=other["fold"] + 5)
+    found, expected = (
+        evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences
+        for b in (other, renamed)
+    )
+    pd.testing.assert_frame_equal(found, expected)
+    row = by_metric(found).loc["auroc"]
+    assert row["low"] < row["difference"] < row["high"]
+
+
+def test_few_patients_are_described_and_nothing_concluded(rng):
+    truth = np.arange(60) % 10 == 0
+    tables = [
+        predictions(truth, rng.random(60), np.arange(60) // 10 % 3 + 1, label=label)
+        for label in ("a", "b")
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    rows = evaluate.score(table, ["a", "b"], 100).set_index(["label", "metric"])
+    assert rows.loc[("a", "auroc"), "note"] == f"6 positive patients: {metrics.DESCRIBED}"
+    better = table.assign(probability=(table["probability"] + table["truth"]) / 2)
+    found = evaluate.compare_tables({"x": table, "y": better}, ["a", "b"], 100).differences
+    aurocs = found[found["metric"] == "auroc"].set_index("label")
+    assert aurocs["p"].isna().all()
+    assert metrics.DESCRIBED in aurocs.loc["macro", "note"]
+
+
 def test_a_far_better_recipe_is_found(rng):
     a, b = drawn(rng, n=100, gap=3.0), drawn(rng, n=100, gap=0.0)
     row = by_metric(evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences)
