@@ -845,6 +845,9 @@ def compare(
     if data is not None:
         studies = prepared.studies
         contents = dict(zip(studies["study_id"], studies["content_hash"], strict=True))
+        if split != "validation":
+            for run, table in zip(runs, tables, strict=True):
+                read_counts.record(prepared, table["study"], run.experiment)
     comparison = compare_tables(by_name, labels, resamples)
     return _selected(comparison, by_name, [run.experiment for run in runs], contents)
 

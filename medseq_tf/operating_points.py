@@ -9,7 +9,7 @@ and measured with each fold left out of the choice in turn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,9 @@ class OperatingPoint:
         negatives: number of patients with a negative study behind it.
         models: how many models' mean was measured at a time, where folds chose it.
         members: how many models' mean the run exports.
-        sensitivity: value, low, high (95%), with each fold left out of the choice; None of a single
-            split, which its test studies measure.
+        sensitivity: value, low, high (95%, nan where the recipe was chosen on these patients), with
+            each fold left out of the choice; None of a single split, which its test studies
+            measure.
         specificity: the same.
         note: why the threshold is 0.5.
     """
@@ -148,8 +149,21 @@ def of_folds(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, Oper
             name: tuple(map(float, measured.loc[(label, metric), ["value", "low", "high"]]))
             for name, metric in (("sensitivity", "recall"), ("specificity", "specificity"))
         }
-        points[label] = OperatingPoint(**{**point.to_dict(), **rates})
+        points[label] = replace(point, **rates)
     return points
+
+
+def without_intervals(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
+    """The same points of folds, for a recipe that was chosen on the patients who measured them."""
+    nothing = (float("nan"), float("nan"))
+    return {
+        label: replace(
+            point,
+            sensitivity=(point.sensitivity[0], *nothing),
+            specificity=(point.specificity[0], *nothing),
+        )
+        for label, point in points.items()
+    }
 
 
 def _chosen(truth: Array, probabilities: Array, label: str) -> tuple[float, str]:

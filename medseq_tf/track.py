@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
     main("track")
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -64,17 +65,24 @@ def track(run: str | os.PathLike | Run) -> Tracked:
     if not (folder / "search.json").is_file():
         Run.load(folder)
     records = 0
-    with locked(folder):
+    searches = [folder, *sorted(file.parent for file in folder.glob("nested/fold_*/search.json"))]
+    with contextlib.ExitStack() as held:
+        for search in searches:
+            held.enter_context(locked(search))
         for place in sorted(path.parent for path in folder.rglob(UNSENT)):  # parents first
             count, ids = tracking.send_unsent(place, _run_id(place))
             records += count
             _note(place, ids)
-        ended = sum(_end(place) for place in _places(folder))
-        for champion in _content(folder / "search.json").get("champions", {}).values():
-            ended += bool(champion.get("run_id")) and tracking.terminate(
-                champion["run_id"], "KILLED"
-            )
+        ended = sum(_end_all(search) for search in searches)
     return Tracked(folder, records, ended)
+
+
+def _end_all(folder: Path) -> int:
+    """End the MLflow runs of a run or search that still run; return how many."""
+    ended = sum(_end(place) for place in _places(folder))
+    for champion in _content(folder / "search.json").get("champions", {}).values():
+        ended += bool(champion.get("run_id")) and tracking.terminate(champion["run_id"], "KILLED")
+    return ended
 
 
 def _note(place: Path, ids: dict[str, str]) -> None:

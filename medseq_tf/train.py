@@ -546,6 +546,9 @@ def _pool(folder: Path, prepared: Prepared, tracker: Tracker) -> None:
     )
     tested = pooled[pooled["split"] == "test"]
     points = operating_points.of_folds(tested, prepared.label_names)
+    studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
+    if selection.note(whole.experiment, studies):
+        points = operating_points.without_intervals(points)
     unseen = operating_points.unseen(tested).assign(split="validation")
     temperatures, unscaled = fit_temperatures(unseen)
     origins = set(selection.origins(whole.experiment))

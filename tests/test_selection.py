@@ -250,6 +250,9 @@ def test_every_figure_of_the_test_patients_counts(data, run, tmp_path):
     assert evaluation.evaluate(run, data, split="validation", resamples=20).reads is None
     other = run_small(data, tmp_path / "other", "fit.epochs=1", "seed=1")
     assert (other.reads.times, other.reads.recipes) == (times + 2, 2)
+    evaluation.compare([run, other], data, "validation", resamples=20)
+    evaluation.compare([run, other], data, resamples=20)
+    assert evaluation.evaluate(run, data, resamples=20).reads.times == times + 5
     words = "the best of these recipes is too good"
     assert words in model_card.card(other)
     assert words in report.page(other)
@@ -310,6 +313,10 @@ def test_a_run_of_a_chosen_recipe_has_no_interval_on_the_patients_who_chose_it(d
     assert run.metrics[["low", "high"]].isna().all(axis=None)
     words = "chosen on 30 of these 40 patients"
     assert run.metrics["note"].str.contains(words).all()
+    for point in run.operating_points.values():
+        assert point["sensitivity"][1:] == point["specificity"][1:] == [None, None]
+    said = next(note for note in run.notes if "with each fold left out" in note)
+    assert " to " not in said, "no interval"
     assert words in evaluation.evaluate(run, data, resamples=20).text()
     page, card = report.page(run), model_card.card(run)
     assert words in page

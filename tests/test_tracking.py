@@ -345,6 +345,23 @@ def test_track_ends_the_runs_of_a_search_that_was_killed(no_server, client):
     assert json.loads((search / "search.json").read_text("utf-8"))["status"] == "stopped"
 
 
+def test_track_reaches_the_searches_of_a_nested_evaluation(no_server, client):
+    search, about = no_server / "search", {"status": "finished"}
+    inner = search / "nested" / "fold_1"
+    (inner / "trials" / "0001").mkdir(parents=True)
+    ids = [tracking.Tracker(no_server, name).run_id for name in ("search s", "s 0001", "s best")]
+    write_json(search / "search.json", about)
+    champions = {"0001": {"run_id": ids[2]}}
+    running = {"status": "running", "mlflow_run_id": ids[0], "champions": champions}
+    write_json(inner / "search.json", running)
+    write_json(inner / "trials" / "0001" / "tracking.json", {"run_id": ids[1]})
+    with locked(inner), pytest.raises(InputError, match="another process"):
+        track(search)
+    assert track(search).ended == 3
+    assert {client.get_run(run_id).info.status for run_id in ids} == {"KILLED"}
+    assert json.loads((inner / "search.json").read_text("utf-8"))["status"] == "stopped"
+
+
 def test_track_takes_what_version_0_1_kept(no_server, client):
     run = no_server / "run"
     run.mkdir()
