@@ -220,7 +220,7 @@ def _read_info(path: Path) -> dict:
         version = info["format_version"]
         if version == FORMAT_VERSION:
             _check_keys(info)
-            _forget_labels_file(info["preparation"])
+            forget_labels_file(info["preparation"])
     except FileNotFoundError:
         raise InputError(
             f"{path} is not a prepared data set (no dataset.json in it); make one with "
@@ -236,8 +236,8 @@ def _read_info(path: Path) -> dict:
     return info
 
 
-def _forget_labels_file(preparation: dict) -> None:
-    """Drops the name of the labels' file, which data sets of version 0.1.0 hold."""
+def forget_labels_file(preparation: dict) -> None:
+    """Drops the name of the labels' file, which data sets and runs of version 0.1.0 hold."""
     labels = preparation.get("options", {}).get("labels")
     if isinstance(labels, str) and not labels.isdecimal():
         preparation["options"]["labels"] = LABELS_FILE

@@ -28,6 +28,7 @@ from medseq_tf import experiment as recipes
 from medseq_tf import files, selection
 from medseq_tf.errors import InputError
 from medseq_tf.model_file import load_model_file
+from medseq_tf.prepared import forget_labels_file
 from medseq_tf.read_counts import Reads
 
 SLICES = "slices.parquet"
@@ -89,7 +90,9 @@ class Run:
     @property
     def dataset(self) -> dict[str, Any]:
         """`dataset.json` of the data set that the run was trained on."""
-        return self._json("dataset.json")
+        dataset = self._json("dataset.json")
+        forget_labels_file(dataset.get("preparation", {}))
+        return dataset
 
     @property
     def folds(self) -> list[Run]:

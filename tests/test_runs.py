@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from medseq_tf.errors import InputError
@@ -47,3 +49,13 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, text):
         with pytest.raises(InputError, match=r"is damaged; it should be") as refused:
             getattr(run, read)
         assert "\n" not in str(refused.value)
+
+
+def test_a_run_of_before_does_not_pass_on_the_name_of_its_labels_file(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("{}")
+    options = {"labels": "PLANTNAME_labels.csv", "axis": "axial"}
+    about = {"label_names": ["a"], "preparation": {"reader": "volumes", "options": options}}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    dataset = Run.load(tmp_path).dataset
+    assert "PLANTNAME" not in str(dataset)
+    assert dataset["preparation"]["options"]["axis"] == "axial"
