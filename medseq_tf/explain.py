@@ -193,7 +193,8 @@ def choose(predictions: pd.DataFrame, label: str | None = None, wrong: int = 3) 
     """Choose studies worth a look: the surest wrong ones, then the surest right one of each class.
 
     Args:
-        predictions: of a run; test studies are taken where there are any.
+        predictions: of a run; test studies are taken where there are any, and of repeated folds
+            those of the first repeat, whose models explain them.
         label: which label; default: the first.
         wrong: how many of the wrong ones.
     """
@@ -206,6 +207,8 @@ def choose(predictions: pd.DataFrame, label: str | None = None, wrong: int = 3) 
         & (predictions["label"] == label)
         & predictions["truth"].notna()
     ]
+    if "repeat" in part:
+        part = part[part["repeat"] == part["repeat"].min()]
     part = part.assign(
         right=part["positive"] == (part["truth"] == 1),
         distance=(part["probability"] - part["threshold"]).abs(),

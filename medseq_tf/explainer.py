@@ -79,7 +79,10 @@ class Explainer:
     def _parts(run: Run, studies: Sequence[str]) -> dict[str, Run]:
         if not run.folds:
             return dict.fromkeys(studies, run)
-        tested_by = {name: fold for fold in run.folds for name in fold.splits["test"]}
+        tested_by: dict[str, Run] = {}
+        for fold in run.folds:
+            for name in fold.splits["test"]:
+                tested_by.setdefault(name, fold)  # of repeats, in the first
         for name in studies:
             if name not in tested_by:
                 raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pandas as pd
@@ -277,6 +279,16 @@ def test_the_surest_wrong_ones_are_chosen_then_a_right_one_of_each_class():
     table["positive"] = table["probability"] >= table["threshold"]
     assert explain.choose(table) == ["a", "b", "c", "e", "d"]
     assert explain.choose(table, wrong=1) == ["a", "e", "d"]
+    called = table["positive"]
+    again = table.assign(repeat=2, positive=~called, probability=1 - table["probability"])
+    repeated = pd.concat([table.assign(repeat=1), again])
+    assert explain.choose(repeated) == explain.choose(table), "the first repeat alone"
+
+
+def test_of_repeated_folds_the_first_to_test_a_study_explains_it():
+    folds = [SimpleNamespace(splits={"test": names}) for names in (["a"], ["b"], ["b", "a"])]
+    parts = Explainer._parts(SimpleNamespace(folds=folds), ["a", "b"])
+    assert parts == {"a": folds[0], "b": folds[1]}
 
 
 def test_the_base_is_the_mean_answer_to_the_validation_studies(run, demo_data):
