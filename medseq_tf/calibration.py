@@ -366,26 +366,37 @@ class _Known:
 
 
 def null_calibration_error(
-    probabilities: Array, bins: int = 10, draws: int = 2000, seed: int = 0
+    probabilities: Array,
+    bins: int = 10,
+    draws: int = 2000,
+    seed: int = 0,
+    studies: Array | None = None,
 ) -> tuple[float, float]:
     """The calibration error that right probabilities would have, by chance alone.
 
     Labels are drawn from the probabilities themselves, each study by itself.
 
     Args:
-        probabilities: (studies,) in [0, 1].
+        probabilities: (rows,) in [0, 1].
         bins: As of `expected_calibration_error`.
         draws: Number of draws.
         seed: Of `numpy.random.default_rng`.
+        studies: (rows,) ids, where a study stands in several rows, as with repeated folds; None:
+            each row is a study.
 
     Returns:
         The median and the 95th percentile.
     """
-    probabilities = np.sort(np.asarray(probabilities, dtype=float))
+    probabilities = np.asarray(probabilities, dtype=float)
     if not len(probabilities):
         return float("nan"), float("nan")
+    order = np.argsort(probabilities, kind="stable")
+    probabilities = probabilities[order]
+    study = np.arange(len(order))
+    if studies is not None and len(np.unique(studies)) < len(order):
+        study = np.unique(np.asarray(studies)[order], return_inverse=True)[1]
     rng = np.random.default_rng(seed)
-    drawn = rng.random((draws, len(probabilities))) < probabilities
+    drawn = rng.random((draws, study.max() + 1))[:, study] < probabilities
     inside = _bin(probabilities, bins)[:, None] == np.arange(bins)
     gaps = np.abs((drawn - probabilities) @ inside.astype(float)).sum(axis=1) / len(probabilities)
     median, high = np.quantile(gaps, [0.5, 0.95])

@@ -716,7 +716,8 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
                 if measure is None:
                     value = metrics.expected_calibration_error(truth, probability)
                     found = metrics.Estimate(float(value), np.nan, np.nan)
-                    null = metrics.null_calibration_error(probability)
+                    studies = part["study"].to_numpy()
+                    null = metrics.null_calibration_error(probability, studies=studies)
                 else:
                     found = measure(truth, probability, patients)
                 row |= {when: found.value, f"{when}_low": found.low, f"{when}_high": found.high}

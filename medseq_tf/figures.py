@@ -168,7 +168,7 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
                   markersize=4, linewidth=0.9, label=f"{label}, as predicted")  # fmt: skip
         axis.plot(after["probability"], after["observed"], "o-", color=color, markersize=5,
                   label=f"{label}, scaled")  # fmt: skip
-        if _has_band(part, labels):
+        if _has_band(part, labels) and not part["study"].duplicated().any():
             for row in after.itertuples():
                 axis.vlines(row.probability, row.low, row.high, color=color, linewidth=0.9)
                 axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
@@ -177,7 +177,8 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
         for column in ("probability", "calibrated"):
             truth, probability = _arrays(part, column)
             value = metrics.expected_calibration_error(truth, probability)
-            median, high = metrics.null_calibration_error(probability)
+            studies = part["study"].to_numpy()
+            median, high = metrics.null_calibration_error(probability, studies=studies)
             errors.append(f"{value:.3f} (if they were right {median:.3f}, to {high:.3f})")
         words.append(
             f"{label}: expected calibration error of the probabilities as predicted {errors[0]}, "

@@ -403,6 +403,10 @@ def test_the_calibration_error_of_right_probabilities_is_what_chance_makes_it():
     assert high == pytest.approx(np.quantile(errors, 0.95), abs=0.015)
     assert median > 0.1  # a model that is right, too
     assert metrics.null_calibration_error(probabilities[::-1]) == (median, high)
+    repeated, studies = np.tile(probabilities, 5), np.tile(np.arange(len(probabilities)), 5)
+    again = metrics.null_calibration_error(repeated, studies=studies)
+    assert again == pytest.approx((median, high), rel=0.1), "a study has one label, however often"
+    assert metrics.null_calibration_error(repeated)[0] < 0.6 * median
 
 
 def test_wilson_interval_equals_scipy():
