@@ -97,7 +97,8 @@ def quality(
     label = prepared.label_names[0] if label is None else label
     splits = [fold.splits for fold in run.folds] or [run.splits]
     known = set(prepared.studies["study_id"])
-    studies = [name for part in splits for name in part[split] if name in known]
+    named = (name for part in splits for name in part[split] if name in known)
+    studies = list(dict.fromkeys(named))  # repeated folds name a study once each
     explainer = Explainer(run, prepared, studies)
     if pixels == PIXEL_METHODS and (run.folds or [run])[0].experiment.segments:
         pixels = None

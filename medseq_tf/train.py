@@ -96,8 +96,8 @@ def train(
       repeats: divide the patients into folds anew this many times, each time from other weights,
         so that the figures are means over the luck of the folds and of the start.
       splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
-        cross-validated, with `repeats` those of one repeat after the other. Studies that are in
-        none are left alone.
+        cross-validated, with `repeats` those of one repeat after the other (as many as there are
+        where each divides the patients at random). Studies that are in none are left alone.
       resume: go on with an interrupted run in `out`, to bitwise the same weights.
       features: the folder where features of a network that is frozen whole are kept, for this run
         and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.

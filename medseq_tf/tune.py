@@ -551,7 +551,7 @@ class _Desk:
             "recipe": recipe.model_dump(mode="json"),
             "fingerprint": self.prepared.fingerprint,
             "metric": self.space.objective.metric,
-            "repeats": (self.space.objective.repeats or 1) if self.space.objective.folds else 1,
+            "repeats": self.space.objective.repeats or 1,
             "params": params,
             "track": self._track,
             "mlflow_parent": self.tracker.reference,

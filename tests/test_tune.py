@@ -223,6 +223,32 @@ def test_the_test_patients_are_in_no_trial(demo_data, objective):
         assert len(set.union(*held_out)) == sum(map(len, held_out)) == 32
 
 
+def test_random_divisions_are_trained_and_scored(search, trained, demo_data, tmp_path):
+    """Two divisions at random may hold out the same patient, unlike two folds."""
+    found = search({**SPACE, "objective": {"repeats": 2}}, trials=1, base=False)
+    (job,) = trained.values()
+    recipe = recipes.load(recipes.Experiment(), [*SMALL, "fit.epochs=1"])
+    splits = [
+        {part: np.sort(rows) for part, rows in split.items()}
+        for split in trial._rows(Prepared.load(demo_data), found.splits["splits"])
+    ]
+    tested = np.concatenate([split["test"] for split in splits])
+    assert len(np.unique(tested)) < len(tested)
+    run = tune.train(
+        recipe,
+        demo_data,
+        tmp_path / "run",
+        splits=splits,
+        repeats=job["repeats"],
+        track=False,
+        verbose=False,
+    )
+    scored = trial._score(run, "auroc")
+    assert len(scored["folds"]) == 2
+    assert scored["score"] == pytest.approx(np.mean(scored["folds"]))
+    run.require_finished()
+
+
 def test_a_given_test_split_is_what_is_set_aside(demo_data):
     prepared = Prepared.load(demo_data)
     studies = prepared.studies.assign(split=["test"] * 10 + ["train"] * 30)
