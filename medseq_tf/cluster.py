@@ -34,7 +34,7 @@ BEAT = 5.0
 PATIENCE = 60.0
 """Seconds of silence after which a worker, or the chief, is taken for gone."""
 LARGEST_REQUEST = 2**24
-"""Bytes that a chief takes at once; a result has some hundreds."""
+"""Bytes that a chief takes at once; a result has some hundred for each study and fold."""
 
 _CONTENT = "medseq_tf"
 _OPTIONS = [

@@ -44,14 +44,14 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
     if needs.labels is not None and needs.labels != len(prepared.label_names):
         wrong.append(f"{_labels(needs.labels)} (it has {len(prepared.label_names)})")
         options.append("--column NAME")
-    if needs.masks and not _has_masks(prepared):
+    lacks_masks = needs.masks and not _has_masks(prepared)
+    if lacks_masks:
         wrong.append("lesion masks (it has none; the readers atlas and demo store them)")
     if wrong:
         again = f"; prepare it again with {' '.join(options)}" if options else ""
-        raise InputError(
-            f"{prepared.path}: {recipe.name} needs {', '.join(wrong)}{again} "
-            "(--set requires=null trains all the same)"
-        )
+        if not (lacks_masks and recipe.segments):  # from which alone a segmenter learns
+            again += " (--set requires=null trains all the same)"
+        raise InputError(f"{prepared.path}: {recipe.name} needs {', '.join(wrong)}{again}")
     if stored["size"] < recipe.input.size:
         note(
             f"{prepared.path}: its slices of {stored['size']} pixels are enlarged to the recipe's "

@@ -146,6 +146,24 @@ def _is_table(value: Any) -> bool:
     return is_table and all(v is None or _is_number(v) for v in value.values())
 
 
+def _is_predictions(value: Any) -> bool:
+    """Whether a value is a table of held-out predictions, column by column; see `optimism`."""
+    from medseq_tf.optimism import COLUMNS
+
+    if not isinstance(value, dict) or set(value) != set(COLUMNS):
+        return False
+    if not all(isinstance(column, list) for column in value.values()):
+        return False
+    texts = [text for name in ("study", "patient", "label") for text in value[name]]
+    numbers = [number for name in ("fold", "probability", "threshold") for number in value[name]]
+    return (
+        len({len(column) for column in value.values()}) == 1
+        and all(isinstance(text, str) and len(text) <= 1000 for text in texts)
+        and all(map(_is_number, numbers))
+        and all(truth in (0, 1, None) for truth in value["truth"])
+    )
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "status": lambda value: value in ("finished", "failed"),
     "reason": lambda value: isinstance(value, str) and len(value) <= 1000,
@@ -156,6 +174,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "epochs": _is_list,
     "seconds": _is_number,
     "peak_mib": _is_number,
+    "held_out": _is_predictions,
     "mlflow_run_id": _is_or_is_none(lambda value: re.fullmatch("[0-9a-f]{1,64}", str(value))),
 }
 

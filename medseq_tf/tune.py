@@ -124,6 +124,8 @@ def tune(
     folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
     role, place = _cluster(cluster)
+    if role != "worker":
+        check_requirements(space.base, prepared)
     space = _decided(space, prepared, folder)
     if role == "worker":
         name = f"{socket.gethostname()}-{os.getpid()}"
@@ -134,7 +136,6 @@ def tune(
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
-    check_requirements(space.base, prepared)
     how = _How(tuner, seed, trials, minutes, base, features, track, verbose, role, place)
     plan = set_aside(space, prepared)
     if outer is None:

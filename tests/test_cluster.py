@@ -251,3 +251,20 @@ def test_gpus_that_are_named_are_dealt_out(monkeypatch):
 def test_messages_are_plain_json():
     content = {"kind": "run", "values": {"a": 1e-05, "b": [1, None, True], "c": "ä"}}
     assert cluster._unpack(cluster._pack(content)) == json.loads(json.dumps(content))
+
+
+def test_held_out_predictions_of_a_worker_are_kept_and_checked():
+    table = {
+        "study": ["a", "b"],
+        "patient": ["p", "q"],
+        "fold": [1, 2],
+        "label": ["lesion", "lesion"],
+        "truth": [1.0, None],
+        "probability": [0.25, 0.5],
+        "threshold": [0.5, 0.5],
+    }
+    found = {"status": "finished", "score": 0.7, "held_out": table}
+    assert trial.checked(found)["held_out"] == table
+    for name, wrong in [("truth", [2, 1]), ("study", ["a"]), ("fold", ["1", "2"]), ("label", 3)]:
+        with pytest.raises(ValueError, match="held_out cannot be"):
+            trial.checked({**found, "held_out": {**table, name: wrong}})

@@ -123,7 +123,7 @@ def test_without_one_no_run_is_begun(demo_data, tmp_path):
     prepared = Prepared.load(demo_data)
     ill = np.flatnonzero(prepared.labels[:, 0] == 1)
     splits = {"train": ill[:-2], "validation": ill[-2:-1], "test": ill[-1:]}
-    with pytest.raises(InputError, match="without a finding"):
+    with pytest.raises(InputError, match="the training split has no negative patient"):
         train(recipe(), prepared, tmp_path / "run", splits=splits, track=False, verbose=False)
     assert not (tmp_path / "run").exists()
 

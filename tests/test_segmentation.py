@@ -192,8 +192,12 @@ def test_quality_and_export_take_a_segmenter(run, demo_data, tmp_path):
 
 def test_data_without_masks_is_refused(drawn, tmp_path):
     drawn.studies["unmasked"] = True
+    drawn.info.update(preparation={}, size=32)
     drawn.studies["patient_id"] = drawn.studies["study_id"]
     drawn.studies["slice_hashes"] = [[] for _ in range(6)]
     rows = {"train": np.arange(4), "validation": np.array([4]), "test": np.array([5])}
+    asked = {"splits": rows, "track": False, "verbose": False}
+    with pytest.raises(InputError, match="unet needs lesion masks"):
+        train(recipe(), drawn, tmp_path / "run", **asked)
     with pytest.raises(InputError, match="has no lesion masks, from which a segmenter learns"):
-        train(recipe(), drawn, tmp_path / "run", splits=rows, track=False, verbose=False)
+        train(recipe("requires=null"), drawn, tmp_path / "run", **asked)
