@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseq_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 try:
     import fcntl
@@ -151,6 +155,19 @@ def destination(out: str | os.PathLike, option: str = "--out") -> Path:
         return path.resolve()
     except (OSError, RuntimeError):
         raise InputError(f"{option} {out}: is a symbolic link that leads nowhere") from None
+
+
+def read_parquet(source: str | os.PathLike | bytes) -> pd.DataFrame:
+    """A table from a parquet file, or from its bytes, read by this thread alone.
+
+    Threads of Arrow's that still hold a Python object when the interpreter ends abort the process,
+    now and then, after all is done.
+    """
+    from pyarrow.parquet import ParquetFile  # takes long to import
+
+    place = io.BytesIO(source) if isinstance(source, bytes) else source
+    with ParquetFile(place, pre_buffer=False) as file:
+        return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

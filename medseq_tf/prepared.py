@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from medseq_tf import files
 from medseq_tf.audit import audit_text
 from medseq_tf.errors import InputError
 from medseq_tf.tfrecord import decode_example
@@ -89,7 +90,7 @@ class Prepared:
                 f"{path}/studies.parquet is not the one that dataset.json was written with; "
                 "prepare again"
             )
-        studies = pd.read_parquet(io.BytesIO(table))
+        studies = files.read_parquet(table)
         needed = {f"label.{name}" for name in info["label_names"]}
         if not needed <= set(studies) or not set(studies["shard"]) <= set(info["shards"]):
             raise InputError(

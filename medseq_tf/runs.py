@@ -171,12 +171,12 @@ class Run:
     def slices(self) -> pd.DataFrame | None:
         """What it keeps to know its studies again, see `leakage.known_slices`; None before 0.2."""
         path = self.path / SLICES
-        return pd.read_parquet(path) if path.is_file() else None
+        return files.read_parquet(path) if path.is_file() else None
 
     @property
     def predictions(self) -> pd.DataFrame:
         """One row a study and label: truth and probability."""
-        return self._table("predictions.parquet", pd.read_parquet)
+        return self._table("predictions.parquet", files.read_parquet)
 
     def model(self) -> Any:
         """Load the Keras model of the best epoch.

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import experiment as recipes
-from medseq_tf import optimism, selection
+from medseq_tf import files, optimism, selection
 from medseq_tf.errors import InputError
 from medseq_tf.experiment import Chosen, Experiment
 from medseq_tf.optimism import Corrected
@@ -334,7 +334,7 @@ def _held_out(folder: Path) -> pd.DataFrame | None:
         numbers = dict.fromkeys(("truth", "probability", "threshold"), float)
         return pd.DataFrame(kept).astype(numbers)
     stored = folder / "run" / "predictions.parquet"
-    return optimism.held_out(pd.read_parquet(stored)) if stored.is_file() else None
+    return optimism.held_out(files.read_parquet(stored)) if stored.is_file() else None
 
 
 def _result(folder: Path) -> dict[str, Any]:

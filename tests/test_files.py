@@ -9,10 +9,20 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from medseq_tf.errors import InputError
-from medseq_tf.files import atomic, destination, locked, naming, remove_abandoned, write_json
+from medseq_tf.files import (
+    atomic,
+    destination,
+    locked,
+    naming,
+    read_parquet,
+    remove_abandoned,
+    write_json,
+)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -140,3 +150,29 @@ def test_a_link_stands_for_its_place(tmp_path):
     (tmp_path / "link").symlink_to("place")
     assert destination(tmp_path / "link") == tmp_path / "place"
     assert destination(tmp_path / "plain") == tmp_path / "plain"
+
+
+THREADS = """
+import os, sys
+import pandas, pyarrow.parquet
+from medseq_tf.files import read_parquet
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+data, before = open(sys.argv[1], "rb").read(), threads()
+assert len(read_parquet(data)) == len(read_parquet(sys.argv[1])) == 50
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts the threads of Linux")
+def test_reading_a_table_starts_no_thread_that_outlives_the_interpreter(tmp_path):
+    table = pd.DataFrame({"study": [f"s{i}" for i in range(50)], "slices": [["a"]] * 50})
+    table["truth"] = np.where(table.index % 2, 1.0, np.nan)
+    table.to_parquet(tmp_path / "t.parquet", index=False)
+    pd.testing.assert_frame_equal(
+        read_parquet(tmp_path / "t.parquet"), pd.read_parquet(tmp_path / "t.parquet")
+    )
+    command = [sys.executable, "-c", THREADS, str(tmp_path / "t.parquet")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
