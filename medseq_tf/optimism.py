@@ -41,6 +41,12 @@ class Corrected:
         words = f"{metric} {self.score:.3f}, the best of {self.trials} trials, is too good"
         if np.isnan(self.corrected):
             return f"{words}; by how much cannot be said: {self.note}"
+        is_worse = self.corrected > self.score if metric == "brier" else self.corrected < self.score
+        if not is_worse:
+            return (
+                f"{words}; by how much cannot be said: {self.corrected:.3f} when corrected for the "
+                "choice (bootstrap, Tsamardinos 2018) is no worse, by chance of so few patients"
+            )
         return (
             f"{words}: about {self.corrected:.3f} when corrected for the choice (bootstrap, "
             "Tsamardinos 2018)"

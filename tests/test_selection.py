@@ -237,6 +237,18 @@ def test_where_it_cannot_be_corrected_that_is_said():
     assert "cannot be said: why" in words
 
 
+@pytest.mark.parametrize(
+    ("metric", "score", "corrected", "is_said"),
+    [("auroc", 0.8, 0.7, True), ("auroc", 0.7, 0.8, False), ("brier", 0.2, 0.3, True)]
+    + [("brier", 0.3, 0.2, False), ("auroc", 0.7, 0.7, False)],
+)
+def test_a_correction_that_makes_it_no_worse_is_no_correction(metric, score, corrected, is_said):
+    words = optimism.Corrected(score, corrected, 3).text(metric)
+    assert ("is too good: about" in words) == is_said
+    assert ("by how much cannot be said" in words) != is_said
+    assert f"{corrected:.3f} when corrected for the choice" in words
+
+
 # ----------------------------------------------------------------------------- test reads
 
 
