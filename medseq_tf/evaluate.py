@@ -1047,7 +1047,8 @@ def text(table: pd.DataFrame) -> str:
         )
         lines.append((line + count + mark).rstrip())
     lines += [f"[{i}] {note}" for i, note in enumerate(notes, start=1)]
-    questions = table["question"].dropna().unique() if "question" in table else []
+    having = shown[shown["low"].notna()]
+    questions = having["question"].dropna().unique() if "question" in having else []
     lines += [f"intervals of: {question}" for question in questions]
     return "\n".join(lines + _several(shown))
 
@@ -1059,12 +1060,18 @@ def _several(table: pd.DataFrame) -> list[str]:
 
 def _calibration_text(calibration: pd.DataFrame) -> str:
     width = max(10, *calibration["label"].str.len()) + 2
-    head = f"{'calibration':<12}{'label':<{width}}{'metric':<28}{'as predicted':<26}after scaling"
-    lines = [head]
-    for row in calibration.to_dict(orient="records"):
-        cells = [_number(row[when]) + calibration_range(row, when) for when in ("before", "after")]
+    rows = calibration.to_dict(orient="records")
+    before, after = (
+        [_number(row[when]) + calibration_range(row, when) for row in rows]
+        for when in ("before", "after")
+    )
+    wide = max(24, *map(len, before)) + 2
+    lines = [
+        f"{'calibration':<12}{'label':<{width}}{'metric':<28}{'as predicted':<{wide}}after scaling"
+    ]
+    for row, *cells in zip(rows, before, after, strict=True):
         name = f"{row['split']:<12}{row['label']:<{width}}{row['metric']:<28}"
-        lines.append(f"{name}{cells[0]:<26}{cells[1]}".rstrip())
+        lines.append(f"{name}{cells[0]:<{wide}}{cells[1]}".rstrip())
     lines.append(
         "right: O/E 1, intercept 0, slope 1 (below: too extreme); 95% intervals in brackets"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,23 @@ def test_five_labels_some_unknown_from_data_to_metrics(tmp_path):
 
 
 # ------------------------------------------------------------- calibration, confusion, subgroups
+
+
+def test_columns_of_calibration_stand_apart_however_long_they_are(rng):
+    truth = np.arange(20) % 2.0
+    table = predictions(truth, np.clip(0.5 + rng.normal(0, 0.001, 20), 0, 1), threshold=0.5)
+    table["positive"] = table["probability"] >= 0.5
+    words = evaluation.judge(table.assign(calibrated=table["probability"]), ["lesion"]).text()
+    rows = [line for line in words.splitlines() if "calibration_" in line]
+    assert any(len(line) > 100 for line in rows)
+    assert all(len(re.split(r"\) {2,}", line)) == 2 for line in rows)
+
+
+def test_a_table_without_intervals_does_not_say_of_what_they_are(rng):
+    truth = np.arange(20) % 2.0
+    table = evaluation.score(predictions(truth, rng.random(20), threshold=0.5), ["lesion"])
+    assert "intervals of: " in evaluation.text(table)
+    assert "intervals of: " not in evaluation.text(table.assign(low=np.nan, high=np.nan))
 
 
 def two_splits(rng, count=120, sharpness=2.5):
