@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from medseq_tf import metrics, operating_points
 from medseq_tf.answering import Model, open_model
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.processes import cores, isolated_map, start_server
-from medseq_tf.readers.study import Finding, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.study import Finding, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs import Run
 from medseq_tf.serving_client import RequestRefused, check_answer, refuse_credentials
@@ -171,8 +171,7 @@ def _of_path(path: str, studies: list[StudySource], findings: list[Finding]) -> 
         if finding.kind == LEFT_OUT
     ]
     if not found:
-        counts = Counter(finding.kind for finding in findings)
-        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        kinds = kinds_text(findings)
         found.append(_left_out(path, f"no study that can be used ({kinds})", path))
     of_path = tuple(odd[None])
     found[0] = dataclasses.replace(found[0], findings=of_path + found[0].findings)

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # answer --help before anything heavy is imported
 
     main("prepare")
 
-import collections
 import contextlib
 import dataclasses
 import difflib
@@ -44,7 +43,7 @@ from medseq_tf.files import destination, locked, naming
 from medseq_tf.prepared import FORMAT_VERSION, LABELS_FILE, READS, Prepared
 from medseq_tf.readers import READERS, Finding, Scan, StudySource
 from medseq_tf.readers.processes import cores, isolated_map, start_server
-from medseq_tf.readers.study import source_salt
+from medseq_tf.readers.study import kinds_text, source_salt
 from medseq_tf.study_record import (
     STORAGE,
     Aspect,
@@ -163,7 +162,9 @@ def _check_target(out: Path, overwrite: bool, is_link: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise InputError(f"{out} exists; choose another out, or overwrite=True to replace it")
+        raise InputError(
+            f"{out} exists; choose another out, or overwrite=True (--overwrite) to replace it"
+        )
     if is_link:
         raise InputError(f"out is a symbolic link; to replace what it points to, give {out} itself")
     if (out / "experiment.yaml").exists() or (out / "run.json").exists():
@@ -213,8 +214,7 @@ def _refuse_left_out(findings: Iterable[Finding]) -> None:
 
 
 def _kinds(findings: Iterable[Finding]) -> str:
-    counts = collections.Counter(finding.kind for finding in findings)
-    counted = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    counted = kinds_text(findings)
     return f"; found: {counted}" if counted else ""
 
 

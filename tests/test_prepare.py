@@ -482,7 +482,9 @@ def test_bad_settings_are_one_line(folder, tmp_path, settings, message):
 def test_a_source_of_which_nothing_can_be_read(folder, tmp_path):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="no slice that can be read; found: 8 unreadable image"):
+    with pytest.raises(
+        InputError, match=r"no slice that can be read; found: 8 unreadable image \(an empty file"
+    ):
         make("image-folder", folder, out=tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 

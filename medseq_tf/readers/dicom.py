@@ -91,6 +91,7 @@ from medseq_tf.readers.study import (
     Slices,
     StudySource,
     UnreadableStudy,
+    kinds_text,
     source_salt,
 )
 from medseq_tf.readers.volume_header import LARGEST_SIDE, LARGEST_VOXELS
@@ -212,8 +213,7 @@ def scan_dicom(
     hashed = functools.partial(_hash, source_salt(listing))
     chosen = list(_chosen_series(by_study, hashed, series, modality, fewest_slices, findings))
     if not chosen:
-        counts = Counter(finding.kind for finding in findings)
-        found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no file"
+        found = kinds_text(findings) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {found}")
     modality = modality or _most_frequent_modality(chosen, findings)
     studies = []

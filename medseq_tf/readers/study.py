@@ -10,6 +10,7 @@ import abc
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ class Finding:
     kind: str
     where: str
     detail: str = ""
+
+
+def kinds_text(findings: Iterable[Finding]) -> str:
+    """How many findings of each kind there are, and why the first of each that says so."""
+    by_kind: dict[str, list[str]] = {}
+    for finding in findings:
+        by_kind.setdefault(finding.kind, []).append(finding.detail)
+    texts = []
+    for kind, details in by_kind.items():
+        why = next(filter(None, details), "")
+        texts.append(f"{len(details)} {kind}" + (f" ({why})" if why else ""))
+    return ", ".join(texts)
 
 
 class UnreadableStudy(Exception):
