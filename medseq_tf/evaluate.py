@@ -691,6 +691,10 @@ CALIBRATION = {
 """The rows of `calibration_table`, in its order."""
 
 
+PATIENTS_ALONE = "of folds: the interval is over patients; what training varies by is not counted"
+"""Of calibration."""
+
+
 def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return how well probabilities are calibrated before and after temperature scaling.
 
@@ -709,7 +713,9 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
         part = part[part["truth"].notna()]
         truth, patients = part["truth"].to_numpy(float), part["patient"].to_numpy()
         for name, measure in CALIBRATION.items():
-            row, notes = {"split": split, "label": label, "metric": name}, []
+            row = {"split": split, "label": label, "metric": name}
+            of_folds = measure is not None and "fold" in part and part["fold"].nunique() > 1
+            notes = [PATIENTS_ALONE] if of_folds else []
             for when, column in (("before", "probability"), ("after", "calibrated")):
                 probability = part[column].to_numpy(float)
                 null = (np.nan, np.nan)
@@ -1072,6 +1078,8 @@ def _calibration_text(calibration: pd.DataFrame) -> str:
     for row, *cells in zip(rows, before, after, strict=True):
         name = f"{row['split']:<12}{row['label']:<{width}}{row['metric']:<28}"
         lines.append(f"{name}{cells[0]:<{wide}}{cells[1]}".rstrip())
+    if calibration["note"].str.contains(PATIENTS_ALONE, regex=False).any():
+        lines.append(PATIENTS_ALONE)
     lines.append(
         "right: O/E 1, intercept 0, slope 1 (below: too extreme); 95% intervals in brackets"
     )

@@ -149,6 +149,16 @@ def test_columns_of_calibration_stand_apart_however_long_they_are(rng):
     assert all(len(re.split(r"\) {2,}", line)) == 2 for line in rows)
 
 
+def test_intervals_of_calibration_say_that_training_is_not_in_them(rng):
+    truth = np.arange(24) % 2.0
+    table = predictions(truth, rng.uniform(0.3, 0.7, 24), fold=np.repeat([1, 2, 3], 8))
+    table["calibrated"], table["positive"] = table["probability"], table["probability"] >= 0.5
+    said = evaluation.PATIENTS_ALONE
+    assert evaluation.judge(table, ["lesion"], resamples=50).text().count(said) == 1
+    alone = evaluation.judge(table.drop(columns="fold"), ["lesion"])
+    assert said not in alone.text()
+
+
 def test_a_table_without_intervals_does_not_say_of_what_they_are(rng):
     truth = np.arange(20) % 2.0
     table = evaluation.score(predictions(truth, rng.random(20), threshold=0.5), ["lesion"])
