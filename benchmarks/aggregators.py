@@ -1,19 +1,20 @@
 """Takes prepared cohorts; trains every reader of a sequence on each, prints what they reach.
 
 The encoder, the slices, the split, the seed, the augmentation and the optimizer are the same for
-all readers of a cohort; the 3-D network has no encoder. AUROC with DeLong's interval, trainable
-weights, and seconds of an epoch of training (the median; the machine should do nothing else).
+all readers of a cohort; the 3-D network has no encoder. AUROC on held-out patients of every
+training seed, their mean and standard deviation, trainable weights, and seconds of an epoch of
+training (the median; the machine should do nothing else). The spread over seeds is that of training
+on one split; what other patients would add is the interval of a single seed's AUROC.
 
 - `demo`: a synthetic cohort of faint lesions, made here; held-out test patients.
 - `stroke_ct`: `prepare image-folder` of the CT photographs; five patient-level folds.
-- `adrenal3d`: `prepare volumes --axis sagittal --size 32` of AdrenalMNIST3D; its validation
-  volumes, which also choose the epoch: used for selection, so too good, alike for all readers, and
-  without interval.
+- `adrenal3d`: `prepare volumes --axis sagittal --size 32` of AdrenalMNIST3D, all of its volumes; a
+  quarter of them held out, which chose nothing.
 
 A run that is finished is not trained again, one that was interrupted goes on.
 
     python benchmarks/aggregators.py --out DIR [--stroke-ct PREPARED] [--adrenal PREPARED]
-        [--readers NAME ...] [--seed N] [--epochs N] [--no-demo] [--quick]
+        [--readers NAME ...] [--seeds N ...] [--epochs N] [--no-demo] [--quick]
 """
 
 from __future__ import annotations
@@ -98,7 +99,6 @@ class Cohort(NamedTuple):
         preset: the recipe.
         overrides: of the recipe, for all readers.
         folds: of a cross-validation; None: one split.
-        split: which split is scored.
     """
 
     name: str
@@ -107,7 +107,6 @@ class Cohort(NamedTuple):
     preset: str
     overrides: tuple[str, ...]
     folds: int | None = None
-    split: str = "test"
 
 
 def cohorts(given: argparse.Namespace) -> list[Cohort]:
@@ -137,8 +136,14 @@ def cohorts(given: argparse.Namespace) -> list[Cohort]:
             given.adrenal,
             "" if given.adrenal else "give --adrenal",
             "adrenal",
-            (*epochs, *quick),
-            split="validation",
+            (
+                "split.given=false",
+                "split.test=0.25",
+                "split.validation=0.1",
+                "fit.epochs=6",
+                *epochs,
+                *quick,
+            ),
         ),
     ]
 
@@ -201,21 +206,23 @@ def trainable_weights(run: Run) -> int:
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 
 
-def result(run: Run, split: str) -> dict[str, Any]:
-    """A line of the table."""
-    table = run.metrics
-    auroc = table[(table["metric"] == "auroc") & (table["split"] == split)].iloc[0]
-    seconds = np.concatenate([part.history["seconds"] for part in run.folds or [run]])
+def result(runs: Sequence[Run]) -> dict[str, Any]:
+    """A line of the table, from the runs of all seeds."""
+    rows = [run.metrics.query("metric == 'auroc' and split == 'test'").iloc[0] for run in runs]
+    seconds = [part.history["seconds"] for run in runs for part in run.folds or [run]]
+    values = [float(row["value"]) for row in rows]
     return {
-        "weights": trainable_weights(run),
-        "seconds": float(np.median(seconds)),
-        "auroc": auroc["value"],
-        "low": auroc["low"],
-        "high": auroc["high"],
+        "weights": trainable_weights(runs[0]),
+        "seconds": float(np.median(np.concatenate(seconds))),
+        "auroc": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+        "seeds": values,
+        "low": rows[0]["low"],
+        "high": rows[0]["high"],
     }
 
 
-LINE = "{cohort:<11}{reader:<28}{weights:>10}{seconds:>12}   {auroc:<7}{interval}"
+LINE = "{cohort:<11}{reader:<28}{weights:>10}{seconds:>12}   {auroc:<16}{interval}"
 
 
 def show(cohort: str, reader: str, found: dict[str, Any]) -> None:
@@ -228,10 +235,8 @@ def show(cohort: str, reader: str, found: dict[str, Any]) -> None:
         reader=reader,
         weights=f"{found['weights']:,}",
         seconds=f"{found['seconds']:.2f}",
-        auroc=f"{found['auroc']:.3f}",
-        interval="used for selection"
-        if np.isnan(found["low"])
-        else f"{found['low']:.3f} to {found['high']:.3f}",
+        auroc=f"{found['auroc']:.3f} ({found['sd']:.3f})",
+        interval="-" if np.isnan(found["low"]) else f"{found['low']:.3f} to {found['high']:.3f}",
     )
     print(line, flush=True)
 
@@ -240,7 +245,7 @@ def main() -> None:
     """Trains what is not trained yet and prints the table."""
     options = parser(__doc__.partition("\n")[0])
     options.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     given = parsed(options)
     print(machine())
     print(
@@ -249,8 +254,8 @@ def main() -> None:
             reader="reader",
             weights="weights",
             seconds="s an epoch",
-            auroc="AUROC",
-            interval="95% interval",
+            auroc="AUROC (sd)",
+            interval=f"95% interval of seed {given.seeds[0]} alone",
         )
     )
     rows = []
@@ -262,15 +267,21 @@ def main() -> None:
             make_demo(cohort.data, given.quick)
         for reader in given.readers:
             name = reader.replace(",", "").replace(" ", "_")
-            folder = given.out / cohort.name / f"{name}-seed{given.seed}"
             try:
-                run = finished_run(cohort, [*READERS[reader], f"seed={given.seed}"], folder)
-                found = result(run, cohort.split)
+                runs = [
+                    finished_run(
+                        cohort,
+                        [*READERS[reader], f"seed={seed}"],
+                        given.out / cohort.name / f"{name}-seed{seed}",
+                    )
+                    for seed in given.seeds
+                ]
+                found = result(runs)
             except (Diverged, InputError) as error:
                 found = {"problem": str(error)}
             show(cohort.name, reader, found)
             rows.append({"cohort": cohort.name, "reader": reader, **found})
-    pd.DataFrame(rows).to_csv(given.out / "aggregators.csv", index=False)
+            pd.DataFrame(rows).to_csv(given.out / "aggregators.csv", index=False)
 
 
 if __name__ == "__main__":

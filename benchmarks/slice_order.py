@@ -131,7 +131,7 @@ def shuffling(
                 settings = [*READERS[reader], f"sequence.order={order}", f"seed={seed}"]
                 folder = out / cohort.name / f"{reader}-{order}-seed{seed}"
                 run = finished_run(cohort, settings, folder)
-                tables.append(answers(run, prepared, cohort.split))
+                tables.append(answers(run, prepared, "test"))
             mean = tables[0].assign(scan=np.mean([table["scan"] for table in tables], axis=0))
             yield reader, order, pd.DataFrame(map(summary, tables)), mean
 
