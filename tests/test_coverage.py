@@ -183,8 +183,8 @@ def test_calibration(several):
     for _ in range(300):
         labels, probabilities, owner = draw(rng, 60, **setting)
         predictions = pd.DataFrame(
-            {"split": "test", "label": "a", "truth": labels, "patient": owner,
-             "probability": probabilities, "calibrated": probabilities}
+            {"split": "test", "label": "a", "study": range(len(labels)), "truth": labels,
+             "patient": owner, "probability": probabilities, "calibrated": probabilities}
         )  # fmt: skip
         rows = evaluate.calibration_table(predictions).set_index("metric").loc[list(true)]
         value = pd.Series(true)
