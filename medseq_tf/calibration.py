@@ -171,7 +171,7 @@ def observed_expected(
     known = _Known.of(labels, probabilities, patients)
     expected = known.probabilities.mean() if len(known.labels) else 0.0
     if expected == 0:
-        return Estimate(*[float("nan")] * 3, "no study, or no probability above 0")
+        return Estimate(note="no study, or no probability above 0")
     observed = float(known.labels.mean())
     count = known.owners.max() + 1
     rest = known.labels - observed / expected * known.probabilities
@@ -200,7 +200,7 @@ def calibration_intercept(
     """
     known = _Known.of(labels, probabilities, patients)
     if known.limits:
-        return Estimate(*[float("nan")] * 3, "; ".join(known.limits))
+        return Estimate(note="; ".join(known.limits))
 
     def excess(added: float, z: float) -> float:
         """How far the observed count lies above the expected one, less z standard errors."""
@@ -241,10 +241,10 @@ def calibration_slope(
     """
     known = _Known.of(labels, probabilities, patients)
     if known.limits:
-        return Estimate(*[float("nan")] * 3, "; ".join(known.limits))
+        return Estimate(note="; ".join(known.limits))
     x = known.logits - known.logits.mean()
     if np.ptp(x) < 1e-9:
-        return Estimate(*[float("nan")] * 3, "all probabilities are the same")
+        return Estimate(note="all probabilities are the same")
     unit = np.abs(x).max()
     x, signs = x / unit, 2 * known.labels - 1
 

@@ -675,11 +675,10 @@ def recipe_auroc(
     """
     label = _one(labels, probabilities, folds, patients, repeats, studies)
     if not label.rows:
-        return Estimate(*[float("nan")] * 3, "no fold has both classes")
+        return Estimate(note="no fold has both classes")
     varying, limits = mean_ranks([label]).varying(), label.limits("auroc")
     if limits:
-        nan = float("nan")
-        return Estimate(varying.value, nan, nan, "no interval: " + "; ".join(limits))
+        return Estimate(varying.value, note="no interval: " + "; ".join(limits))
     bounds = interval(varying, label.inflation, label.support("auroc"), confidence)
     return Estimate(varying.value, *bounds, "; ".join(label.left_out))
 
@@ -780,7 +779,7 @@ def auroc_difference(
 ) -> tuple[Estimate, float]:
     """First minus second, mean over the labels, and the two-sided p-value."""
     if not all(label.rows for pair in pairs for label in pair):
-        return Estimate(*[float("nan")] * 3, "no fold has both classes"), float("nan")
+        return Estimate(note="no fold has both classes"), float("nan")
     first, second = (mean_ranks([pair[side] for pair in pairs]) for side in (0, 1))
     return _bounded(first.minus(second).varying(), 1.0, pairs, "auroc", confidence)
 
@@ -800,9 +799,9 @@ def _bounded(
         for limit in a.limits(metric)
     ]
     if limits:
-        return Estimate(value, nan, nan, "no interval: " + "; ".join(limits)), nan
+        return Estimate(value, note="no interval: " + "; ".join(limits)), nan
     if not np.isfinite(value) or defined < 0.5:
-        return Estimate(value, nan, nan, "undefined: a class is never called"), nan
+        return Estimate(value, note="undefined: a class is never called"), nan
     spread = varying.spread(max(label.inflation for pair in pairs for label in pair))
     if spread > 1e-8:
         half = stats.t.ppf((1 + confidence) / 2, varying.freedom) * spread
@@ -810,7 +809,7 @@ def _bounded(
         return Estimate(value, max(value - half, -1.0), min(value + half, 1.0)), p
     if value == 0:
         return Estimate(value, 0.0, 0.0, "the two are alike"), 1.0
-    return Estimate(value, nan, nan, "no test: the variance is 0"), nan
+    return Estimate(value, note="no test: the variance is 0"), nan
 
 
 def compare_recipes(

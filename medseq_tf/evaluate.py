@@ -721,7 +721,7 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
                 null = (np.nan, np.nan)
                 if measure is None:
                     value = metrics.expected_calibration_error(truth, probability)
-                    found = metrics.Estimate(float(value), np.nan, np.nan)
+                    found = metrics.Estimate(float(value))
                     studies = part["study"].to_numpy()
                     null = metrics.null_calibration_error(probability, studies=studies)
                 else:

@@ -354,7 +354,7 @@ def brier_interval(
     known = ~np.isnan(labels)
     count = len(np.unique(owners[known]))
     if count < 2:
-        return Estimate(value, float("nan"), float("nan"), "fewer than two patients")
+        return Estimate(value, note="fewer than two patients")
     pieces = left_out_weights(jackknife_groups(owners))
     without = np.concatenate([brier(labels, probabilities, weights) for weights in pieces])
     variance = jackknife_variance(influences(without))

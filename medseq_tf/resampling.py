@@ -23,9 +23,9 @@ MOST_LEFT_OUT = 1000
 class Estimate:
     """A value with its confidence interval; `note` says why a number is nan or to be doubted."""
 
-    value: float
-    low: float
-    high: float
+    value: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
     note: str = ""
 
 
