@@ -31,12 +31,12 @@ import numpy as np
 import pandas as pd
 from bench_features import machine
 
-from medseq_tf import experiment
+from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import Diverged, InputError
-from medseq_tf.prepare import prepare
+from medseq_tf.recipe import experiment
 
 if TYPE_CHECKING:
-    from medseq_tf.runs import Run
+    from medseq_tf.runs.run import Run
 
 WHOLE = (
     "sequence.policy=all",
@@ -180,7 +180,7 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
 
 def finished_run(cohort: Cohort, overrides: Sequence[str], folder: Path) -> Run:
     """Trains, goes on or finds finished; the run's own figures are those of its best epoch."""
-    from medseq_tf.train import train
+    from medseq_tf.training.train import train
 
     overrides = [*cohort.overrides, *overrides]
     return train(

@@ -26,9 +26,9 @@ import numpy as np
 from side_by_side import Time, aim, machine, timed
 
 if TYPE_CHECKING:
-    from medseq_tf.experiment import Experiment
-    from medseq_tf.fitting import Fitter
-    from medseq_tf.prepared import Prepared
+    from medseq_tf.dataset.prepared import Prepared
+    from medseq_tf.recipe.experiment import Experiment
+    from medseq_tf.training.loop import Fitter
 
 SLICES = 23
 FLOP_PER_SLICE = 2 * 19.6e9
@@ -44,8 +44,8 @@ SETTINGS = (
 
 def cohort(folder: Path, studies: int, slices: int = SLICES) -> Prepared:
     """Prepares synthetic studies of so many slices of 224 x 224."""
-    from medseq_tf.prepare import prepare
-    from medseq_tf.readers.demo import DemoCohort, write_image_folder
+    from medseq_tf.dataset.prepare import prepare
+    from medseq_tf.phantom.cohort import DemoCohort, write_image_folder
 
     demo = DemoCohort(patients=studies, size=64, slices=(slices, slices))
     write_image_folder(demo, folder / "source", layout="patient")
@@ -55,17 +55,17 @@ def cohort(folder: Path, studies: int, slices: int = SLICES) -> Prepared:
 
 def recipe(*overrides: str) -> Experiment:
     """The preset, without its augmentation."""
-    from medseq_tf import experiment
+    from medseq_tf.recipe import experiment
 
     return experiment.load("vgg19_lstm", [*SETTINGS, *overrides])
 
 
 def fitter(prepared: Prepared, folder: Path, features: Path | None, *overrides: str) -> Fitter:
     """What trains on a cohort."""
-    from medseq_tf import cohort
-    from medseq_tf.fitting import Fitter
-    from medseq_tf.pipeline import SliceStore
-    from medseq_tf.tracking import Tracker
+    from medseq_tf.dataset import splits as cohort
+    from medseq_tf.input.batches import SliceStore
+    from medseq_tf.runs.tracking import Tracker
+    from medseq_tf.training.loop import Fitter
 
     experiment = recipe(*overrides)
     split = cohort.holdout(prepared.studies, experiment.split)

@@ -29,8 +29,8 @@ import psutil
 from side_by_side import aim, machine, status, table
 
 if TYPE_CHECKING:
-    from medseq_tf.fitting import Fitter
-    from medseq_tf.prepared import Prepared
+    from medseq_tf.dataset.prepared import Prepared
+    from medseq_tf.training.loop import Fitter
 
 TARGET, GROWTH = 1.1, 1.05
 SMALL = (
@@ -44,7 +44,7 @@ SMALL = (
 
 def cohort(folder: Path, patients: int, slices: int, size: int = 64) -> Prepared:
     """Prepares synthetic studies of so many slices."""
-    from medseq_tf.prepare import prepare
+    from medseq_tf.dataset.prepare import prepare
 
     return prepare(
         "demo", out=folder, patients=patients, slices=(slices, slices), size=size, progress=False
@@ -53,10 +53,10 @@ def cohort(folder: Path, patients: int, slices: int, size: int = 64) -> Prepared
 
 def fitter(prepared: Prepared, folder: Path, *settings: str) -> Fitter:
     """The training of the recipe `fsm_bilstm`, on four fifths of the studies."""
-    from medseq_tf import experiment
-    from medseq_tf.fitting import Fitter
-    from medseq_tf.pipeline import SliceStore
-    from medseq_tf.tracking import Tracker
+    from medseq_tf.input.batches import SliceStore
+    from medseq_tf.recipe import experiment
+    from medseq_tf.runs.tracking import Tracker
+    from medseq_tf.training.loop import Fitter
 
     recipe = experiment.load("fsm_bilstm", list(settings))
     rows = np.arange(len(prepared))

@@ -31,9 +31,11 @@ import tensorflow as tf
 import torch_peers
 from side_by_side import Ratio, Time, aim, alternate, machine, median, ratio, table
 
-from medseq_tf import experiment, losses, models
-from medseq_tf.fitting import build_optimizer, learning_rate
+from medseq_tf import models
+from medseq_tf.models import losses
 from medseq_tf.models.aggregators import recurrent
+from medseq_tf.recipe import experiment
+from medseq_tf.training.loop import build_optimizer, learning_rate
 
 BATCH, STEPS, SIDE = 16, 15, 64
 LONG = 40

@@ -34,7 +34,7 @@ def cohort(folder: Path, patients: int) -> Path:
     """Writes a demo cohort of JPEG files of 256 x 256; gives its folder."""
     from bench_prepare import write_jpegs
 
-    from medseq_tf.readers.demo import DemoCohort
+    from medseq_tf.phantom.cohort import DemoCohort
 
     demo = DemoCohort(patients=patients, size=256, slices=(24, 36))
     write_jpegs(demo, folder / "pictures")
@@ -43,9 +43,9 @@ def cohort(folder: Path, patients: int) -> Path:
 
 def ours(pictures: Path, folder: Path) -> tuple[dict[str, Callable[[], int]], Callable]:
     """Epochs of this package's pipeline, and what gives the batches of one."""
-    from medseq_tf import experiment
-    from medseq_tf.pipeline import SliceStore, training_batches
-    from medseq_tf.prepare import prepare
+    from medseq_tf.dataset.prepare import prepare
+    from medseq_tf.input.batches import SliceStore, training_batches
+    from medseq_tf.recipe import experiment
 
     prepared = prepare("image-folder", pictures, out=folder / "prepared", size=64, progress=False)
     rows = np.arange(len(prepared))

@@ -33,7 +33,7 @@ import psutil
 from side_by_side import aim, machine
 
 if TYPE_CHECKING:
-    from medseq_tf.readers.demo import DemoCohort
+    from medseq_tf.phantom.cohort import DemoCohort
 
 SIZE = 64
 TARGET_RATIO = 0.8
@@ -111,7 +111,7 @@ class Case:
 
 def write_jpegs(cohort: DemoCohort, folder: Path) -> None:
     """Writes a cohort as one folder of JPEG files a patient, and its labels."""
-    from medseq_tf.readers.demo import patient_names, photographs, write_labels
+    from medseq_tf.phantom.cohort import patient_names, photographs, write_labels
 
     names = patient_names(cohort)
     for number, name in enumerate(names):
@@ -123,8 +123,8 @@ def write_jpegs(cohort: DemoCohort, folder: Path) -> None:
 
 def cases(folder: Path, options: argparse.Namespace) -> list[Case]:
     """The demo cohort in three formats, and the real cohorts that were named."""
-    from medseq_tf.readers.demo import DemoCohort
-    from medseq_tf.readers.demo_files import write_dicom, write_volumes
+    from medseq_tf.phantom.cohort import DemoCohort
+    from medseq_tf.phantom.writers import write_dicom, write_volumes
 
     patients, side, length = (6, 64, (4, 6)) if options.quick else (60, 256, (24, 36))
     if not (folder / "pictures").exists():
@@ -181,7 +181,7 @@ def processor_seconds() -> float:
 
 def prepared(case: Case, out: Path, workers: int) -> int:
     """Prepares a cohort; gives its number of slices."""
-    from medseq_tf.prepare import prepare
+    from medseq_tf.dataset.prepare import prepare
 
     data = prepare(case.reader, case.source, out=out, size=SIZE, workers=workers, progress=False)
     slices = data.info["counts"]["slices"]
@@ -255,7 +255,7 @@ def peak_memory(patients: int, folder: Path, workers: int) -> tuple[float, float
 
 def main() -> None:
     """Prints the tables."""
-    from medseq_tf.readers.processes import cores
+    from medseq_tf.execution.processes import cores
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small cohorts, one round")

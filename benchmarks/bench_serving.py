@@ -32,11 +32,14 @@ import psutil
 import tensorflow as tf
 from side_by_side import aim
 
-from medseq_tf import experiment, models, sequences, study_record
-from medseq_tf.readers.demo import DemoCohort, photographs
+from medseq_tf import models
+from medseq_tf.dataset import records as study_record
+from medseq_tf.input import sampling as sequences
+from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.pictures import decode_picture
-from medseq_tf.serving_model import ServingModel
-from medseq_tf.serving_wire import Description
+from medseq_tf.recipe import experiment
+from medseq_tf.serving.model import ServingModel
+from medseq_tf.serving.wire import Description
 
 TARGET = 1.2
 COUNTS = (10, 30, 100)

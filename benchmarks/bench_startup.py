@@ -28,7 +28,7 @@ def exported(folder: Path) -> tuple[Path, Path]:
     from bench_prepare import write_jpegs
 
     import medseq_tf
-    from medseq_tf.readers.demo import DemoCohort
+    from medseq_tf.phantom.cohort import DemoCohort
 
     write_jpegs(DemoCohort(patients=12, size=64, slices=(30, 30)), folder / "pictures")
     data = folder / "prepared"

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from medseq_tf import metrics
-from medseq_tf.auc_intervals import Placements
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.metrics.auc_intervals import Placements
 
 Z = stats.norm.ppf(0.975)
 Bounds = tuple[float, float]

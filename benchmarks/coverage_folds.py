@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from medseq_tf import cross_validation
-from medseq_tf.cross_validation import HeldOut, mean_ranks
+from medseq_tf.evaluation import cross_validation
+from medseq_tf.evaluation.cross_validation import HeldOut, mean_ranks
 
 FOLDS = 5
 

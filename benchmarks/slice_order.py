@@ -41,13 +41,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medseq_tf import cohort as splitting
-from medseq_tf import cross_validation, experiment, metrics, sequences
-from medseq_tf.pipeline import SliceStore, study_input, study_key
-from medseq_tf.prepared import Prepared
+from medseq_tf.dataset import splits as splitting
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.input import sampling as sequences
+from medseq_tf.input.batches import SliceStore, study_input, study_key
+from medseq_tf.recipe import experiment
 
 if TYPE_CHECKING:
-    from medseq_tf.runs import Run
+    from medseq_tf.runs.run import Run
 
 DRAWS = 8
 """Random orders in which each study is asked about."""

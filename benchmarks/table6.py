@@ -33,11 +33,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pandas as pd
 
-from medseq_tf import cohort, experiment
-from medseq_tf.prepare import prepare
-from medseq_tf.prepared import Prepared
-from medseq_tf.readers.demo import DemoCohort
-from medseq_tf.readers.demo_files import write_atlas
+from medseq_tf.dataset import splits as cohort
+from medseq_tf.dataset.prepare import prepare
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import write_atlas
+from medseq_tf.recipe import experiment
 
 MODELS = ("fsm_bilstm", "xnet", "unet", "dunet")
 LENGTH = 15
@@ -155,7 +156,7 @@ def _smaller_kernels(size: int) -> list[str]:
 def _trained(
     recipe: experiment.Experiment, prepared: Prepared, splits: Any, folder: Path, resume: bool
 ) -> tuple[Any, dict[str, Any]]:
-    from medseq_tf.train import train
+    from medseq_tf.training.train import train
 
     resume = resume and (folder / "run.json").is_file()
     started = time.perf_counter()
@@ -189,7 +190,7 @@ def _describe(prepared: Prepared, options: argparse.Namespace) -> None:
 
 
 def _print_tables(table: pd.DataFrame, runs: list[Any]) -> None:
-    from medseq_tf.evaluate import compare
+    from medseq_tf.evaluation.evaluate import compare
 
     print("\npixels, means over test studies with a lesion (dice_pooled: over all pixels)")
     _print_part(table, PIXELS)

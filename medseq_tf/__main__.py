@@ -1,5 +1,6 @@
-"""`python -m medseq_tf`: the same as the `medseq-tf` command."""
+"""`python -m medseq_tf COMMAND`: the same as `medseq-tf COMMAND`."""
 
 from medseq_tf.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

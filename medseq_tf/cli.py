@@ -231,7 +231,7 @@ def _demo(**arguments: Any) -> None:
 
 
 def _prepare(reader: str, **arguments: Any) -> None:
-    from medseq_tf.prepare import prepare as run
+    from medseq_tf.dataset.prepare import prepare as run
 
     if arguments.get("axis", "").isdecimal():
         arguments["axis"] = int(arguments["axis"])
@@ -268,13 +268,13 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
-    from medseq_tf import experiment
+    from medseq_tf.recipe import experiment
 
     experiment.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.evaluate import fold_text, text
-    from medseq_tf.tracking import public_uri
-    from medseq_tf.train import train as run
+    from medseq_tf.evaluation.evaluate import fold_text, text
+    from medseq_tf.runs.tracking import public_uri
+    from medseq_tf.training.train import train as run
 
     done = run(**arguments)
     _say(text(done.metrics))
@@ -325,12 +325,12 @@ def train(**arguments: Any) -> None:
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def tune(**arguments: Any) -> None:
     """Search a space of recipes; the same command again goes on."""
-    from medseq_tf.space import Space
+    from medseq_tf.tuning.space import Space
 
     Space.load(arguments["space"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.tracking import public_uri
-    from medseq_tf.tune import tune as run
+    from medseq_tf.runs.tracking import public_uri
+    from medseq_tf.tuning.tune import tune as run
 
     search = run(**arguments)
     if (arguments["cluster"] or "").startswith("worker:"):
@@ -378,7 +378,7 @@ def tune(**arguments: Any) -> None:
 def evaluate(as_json: bool, **arguments: Any) -> None:
     """Metrics of a run by patient, with intervals; calibration, subgroups, comparison."""
     import_tensorflow_quietly()
-    from medseq_tf.evaluate import evaluate as run
+    from medseq_tf.evaluation.evaluate import evaluate as run
 
     found = run(**arguments)
     _say(found.json_lines() if as_json else found.text())
@@ -406,7 +406,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
 def explain(**arguments: Any) -> None:
     """Which slices mattered for a study's answer, and where in them."""
     import_tensorflow_quietly()
-    from medseq_tf.explain import explain as run
+    from medseq_tf.evaluation.explain.explain import explain as run
 
     arguments["pixels"] = arguments["pixels"] or None
     _say(run(**arguments).text())
@@ -420,7 +420,7 @@ def explain(**arguments: Any) -> None:
 def report(**arguments: Any) -> None:
     """Write a run's report anew, with its data also what the model looked at."""
     import_tensorflow_quietly()
-    from medseq_tf.report import report as run
+    from medseq_tf.reporting.report import report as run
 
     _say(f"report: {run(**arguments)}")
 
@@ -443,7 +443,7 @@ def report(**arguments: Any) -> None:
 def export(**arguments: Any) -> None:
     """Write a run as a SavedModel, from a study's JPEG or PNG bytes to its probabilities."""
     import_tensorflow_quietly()
-    from medseq_tf.export import export as run
+    from medseq_tf.serving.export import export as run
 
     done = run(**arguments)
     _say(f"model:  {done.path}")
@@ -471,8 +471,8 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
     http://host:8501/v1/models/NAME or grpc://host:8500/NAME. Exit status 1: a study was left out.
     """
     import_tensorflow_quietly()
-    from medseq_tf.predict import predict as run
-    from medseq_tf.predict import table
+    from medseq_tf.serving.predict import predict as run
+    from medseq_tf.serving.predict import table
 
     progress = sys.stderr.isatty() and not sys.stdout.isatty()
     left_out = []
@@ -495,8 +495,8 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
 @click.argument("run", type=FOLDER)
 def track(run: Path) -> None:
     """Send to MLflow what could not be sent while RUN, or a search, was at work."""
-    from medseq_tf.track import track as send
-    from medseq_tf.tracking import public_uri
+    from medseq_tf.runs.track import track as send
+    from medseq_tf.runs.tracking import public_uri
 
     done = send(run)
     _say(f"sent:   {done.records} records to {public_uri()}")
@@ -512,7 +512,7 @@ def track(run: Path) -> None:
 @click.option("--clear", is_flag=True, help="Remove all that no process at work uses.")
 def cache(**arguments: Any) -> None:
     """Show, limit or empty the folder where features of frozen networks are kept."""
-    from medseq_tf.cache import cache as run
+    from medseq_tf.evaluation.feature_cache import cache as run
 
     click.echo(run(**arguments).text())
 
@@ -521,7 +521,7 @@ def cache(**arguments: Any) -> None:
 
 
 def main(command: str | None = None) -> NoReturn:
-    """Run the command line; `command` stands for its first word (`python -m medseq_tf.train`)."""
+    """Run the command line; `command` stands for its first word (`python -m medseq_tf.tune`)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
     entry = cli.commands[command] if command else cli
     program = f"python -m medseq_tf.{command}" if command else "medseq-tf"

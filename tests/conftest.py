@@ -25,7 +25,7 @@ def rng():
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory):
     """The folder of a prepared demo cohort: 40 patients, 32 x 32, one label."""
-    from medseq_tf.prepare import prepare
+    from medseq_tf.dataset.prepare import prepare
 
     out = tmp_path_factory.mktemp("prepared") / "demo"
     prepare("demo", out=out, patients=40, size=32, difficulty=0.0, workers=1, progress=False)

@@ -24,9 +24,9 @@ import tensorflow as tf
 from serving_protos import messages
 from small_run import run_small
 
-from medseq_tf.export import export
-from medseq_tf.prepare import prepare
-from medseq_tf.runs import Run
+from medseq_tf.dataset.prepare import prepare
+from medseq_tf.runs.run import Run
+from medseq_tf.serving.export import export
 
 NAME = "lesion"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medseq_tf import experiment as recipes
-from medseq_tf.train import train
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.training.train import train
 
 SMALL = (
     "input.size=32",

@@ -16,14 +16,14 @@ import pytest
 from small_run import SMALL, run_small
 
 import medseq_tf
-from medseq_tf import cli, tracking
-from medseq_tf.evaluate import evaluate
-from medseq_tf.fitting import Fitter
-from medseq_tf.prepare import prepare
-from medseq_tf.prepared import Prepared
-from medseq_tf.readers import READERS
-from medseq_tf.runs import Run
-from medseq_tf.train import train
+from medseq_tf import cli
+from medseq_tf.dataset.prepare import READERS, prepare
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.runs import tracking
+from medseq_tf.runs.run import Run
+from medseq_tf.training.loop import Fitter
+from medseq_tf.training.train import train
 
 SIZES = ["--size", "16", "--workers", "1"]
 
@@ -238,7 +238,7 @@ def test_what_ends_a_command_is_one_line(monkeypatch, capsys, error, status, lin
     def fails(**arguments):
         raise error
 
-    monkeypatch.setattr(sys.modules["medseq_tf.evaluate"], "evaluate", fails)
+    monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", fails)
     code, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
     assert code == status
     assert line in err
@@ -271,7 +271,7 @@ def test_a_sigterm_is_as_a_ctrl_c(monkeypatch, capsys, demo_data, tmp_path):
         def evaluates(**arguments):
             signal.raise_signal(signal.SIGTERM)
 
-        monkeypatch.setattr(sys.modules["medseq_tf.evaluate"], "evaluate", evaluates)
+        monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", evaluates)
         status, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
         assert (status, err) == (143, "medseq-tf: interrupted\n")
     finally:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from small_run import run_small
 
-from medseq_tf import experiment
-from medseq_tf.prepare import prepare
-from medseq_tf.readers import demo_files
-from medseq_tf.readers.demo import DemoCohort
-from medseq_tf.train import train
+from medseq_tf.dataset.prepare import prepare
+from medseq_tf.phantom import writers as demo_files
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.recipe import experiment
+from medseq_tf.training.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -1,8 +1,11 @@
-"""The package reads from top to bottom: a module imports only from modules above it."""
+"""The package reads from top to bottom: a folder imports only from folders above it."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,153 +16,130 @@ import medseq_tf
 
 PACKAGE = Path(medseq_tf.__file__).parent
 
-ROAD = [
+ROAD = (
     "errors",
     "files",
-    "yaml_text",
-    "experiment",
-    "space",
-    "cohort",
+    "execution",
+    "recipe",
     "readers",
-    "tfrecord",
-    "study_record",
-    "audit",
-    "prepared",
-    "requirements",
-    "prepare",
-    "selection",
-    "read_counts",
-    "sequences",
-    "augment",
-    "pipeline",
+    "phantom",
+    "dataset",
+    "input",
     "layers",
     "models",
-    "losses",
-    "point_metrics",
-    "thresholds",
-    "proportions",
-    "resampling",
-    "calibration",
-    "curves",
-    "auc_intervals",
-    "metric_intervals",
-    "pixel_metrics",
-    "metrics",
-    "cross_validation",
-    "operating_points",
-    "model_file",
-    "optimism",
     "runs",
-    "search",
-    "leakage",
-    "subgroups",
-    "cache",
-    "features",
-    "inference",
-    "evaluate",
-    "slice_values",
-    "explanation",
-    "explainer",
-    "explanation_quality",
-    "explain",
-    "figures",
-    "report",
-    "model_card",
-    "unsent",
-    "tracking",
-    "track",
-    "registry",
-    "painted_lesions",
-    "pretraining",
-    "fitting",
-    "train",
-    "serving_wire",
-    "serving_client",
-    "serving_graph",
-    "serving_model",
-    "export",
-    "saved_graph",
-    "answering",
-    "predict",
-    "mlflow_scoring",
-    "trial",
-    "oracles",
-    "cluster",
-    "tune",
+    "evaluation",
+    "reporting",
+    "training",
+    "serving",
+    "tuning",
     "cli",
-    "__main__",
-]
-LIGHT = {"cache", "slice_values", "model_file", "yaml_text",
-         "errors", "files", "experiment", "space", "cohort", "readers", "tfrecord",
-         "study_record", "audit", "prepared", "requirements", "prepare", "sequences",
-         "point_metrics",
-         "thresholds", "resampling", "proportions", "calibration", "curves", "auc_intervals",
-         "metric_intervals", "pixel_metrics", "metrics", "optimism", "runs", "search", "selection",
-         "read_counts", "leakage", "subgroups", "tracking", "painted_lesions", "trial",
-         "serving_wire", "serving_client",
-         "cli"}  # fmt: skip
+)
+ENTRANCES = ("__init__", "__main__", "tune")
+"""Files that lead into the package: they may import anything, and nothing imports them."""
+
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
+HOMES = {
+    "mlflow": ("runs/tracking.py", "runs/registry.py"),
+    "keras_tuner": ("tuning/oracles.py", "tuning/cluster.py"),
+    "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
+}
+"""A heavy library -> the files that may import it."""
+
+MOST_LINES = 600
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def modules():
-    return sorted(PACKAGE.rglob("*.py"))
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def station(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+NAMES = {dotted(path): path for path in MODULES}
 
 
 def imports(path: Path):
-    """Return (module, at the top level) of every import outside the __main__ guard."""
-    tree = ast.parse(path.read_text("utf-8"))
-    guards = [
-        node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
-    ]
-    skipped = {id(inner) for guard in guards for inner in ast.walk(guard)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        top = node in tree.body
+    """Yield the dotted name of every import of a file, wherever in it the import stands."""
+    package = dotted(path) if path.name == "__init__.py" else dotted(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, top) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "medseq_tf":
-            yield from ((f"medseq_tf.{alias.name}", top) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module, top
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            module = ".".join([*above, node.module or ""]) if node.level else node.module
+            for alias in node.names:
+                whole = f"{module}.{alias.name}"
+                yield whole if whole in NAMES or module == "medseq_tf" else module
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_upwards(path):
-    here = station(path)
-    if here == "__init__":
-        return
-    for module, _ in imports(path):
-        if module.startswith("medseq_tf."):
-            there = module.split(".")[1]
-            if there == "__version__":
-                continue
-            assert ROAD.index(there) <= ROAD.index(here), f"{here} imports {module}, which is below"
+def station(name: str) -> str:
+    return (name.split(".") + ["__init__"])[1]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_heavy_libraries_have_their_places(path):
-    here = station(path)
-    named = {module.split(".")[0] for module, _ in imports(path)}
-    assert "mlflow" not in named or here in ("tracking", "registry")
-    if here in LIGHT:
-        at_top = {module.split(".")[0] for module, top in imports(path) if top}
-        assert not at_top & HEAVY, f"{here} is imported by --help and must stay light"
-    if here in ("layers", "models") and path.name != "kernels.py":
-        assert "tensorflow" not in named, "layers and models are written in keras.ops alone"
+def test_a_folder_imports_only_from_folders_above_it():
+    wrong = []
+    for name, path in NAMES.items():
+        here = station(name)
+        if here in ENTRANCES:
+            continue
+        for module in imports(path):
+            if module.startswith("medseq_tf.") and module != "medseq_tf.__version__":
+                there = station(module)
+                if there not in ROAD or ROAD.index(there) > ROAD.index(here):
+                    wrong.append(f"{name} imports {module}")
+    assert wrong == []
+
+
+def test_no_circle_between_files():
+    graph = {
+        name: {module for module in imports(path) if module in NAMES} - {name, "medseq_tf"}
+        for name, path in NAMES.items()
+    }
+    assert graph["medseq_tf.training.train"] > {"medseq_tf.training.loop"}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_every_room_has_its_place():
+    top = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__pycache__")}
+    python = {name.removesuffix(".py") for name in top if "." not in name or name.endswith(".py")}
+    assert python == {*ROAD, *ENTRANCES}
+    assert len(top) < 25
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_file_is_short_and_opens_with_what_it_is(path):
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= MOST_LINES
+    assert ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_heavy_library_has_its_place(library):
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if library in {module.split(".")[0] for module in imports(path)}
+    }
+    assert found == set(HOMES[library])
+
+
+def test_layers_and_models_are_written_in_keras_ops_alone():
+    for path in [*(PACKAGE / "layers").glob("*.py"), *(PACKAGE / "models").glob("*.py")]:
+        if path.name != "kernels.py":
+            assert "tensorflow" not in {module.split(".")[0] for module in imports(path)}, path
 
 
 @pytest.mark.parametrize(
     "code",
     [
         "import medseq_tf",
-        "from medseq_tf import cli",
-        "import medseq_tf.experiment",
-        "import medseq_tf.readers, medseq_tf.prepare",
+        "import medseq_tf.cli",
+        "import medseq_tf.recipe.experiment, medseq_tf.tuning.space, medseq_tf.tuning.search",
+        "import medseq_tf.dataset.prepare, medseq_tf.dataset.splits, medseq_tf.dataset.leakage",
+        "import medseq_tf.runs.run, medseq_tf.runs.tracking",
+        "import medseq_tf.evaluation.metrics, medseq_tf.evaluation.cross_validation",
+        "import medseq_tf.serving.client, medseq_tf.tuning.trial",
     ],
 )
 def test_light_imports_leave_tensorflow_alone(code):
@@ -168,9 +148,34 @@ def test_light_imports_leave_tensorflow_alone(code):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_command_is_a_function_and_a_module():
-    assert callable(medseq_tf.prepare)
-    assert medseq_tf.prepare.prepare.__name__ == "prepare"
+@pytest.mark.parametrize("command", medseq_tf.COMMANDS)
+def test_a_command_is_a_function_with_a_true_signature(command):
+    function = getattr(medseq_tf, command)
+    assert inspect.isfunction(function)
+    assert function.__name__ == command
+    assert function.__module__ == f"medseq_tf.{medseq_tf.COMMANDS[command]}"
+    assert inspect.signature(function).parameters
+    assert command in dir(medseq_tf)
+
+
+def test_the_stub_says_the_same_as_the_package():
+    stub = (PACKAGE / "__init__.pyi").read_text("utf-8")
+    places = re.findall(r"^from medseq_tf\.(\S+) import (\w+) as \2$", stub, re.MULTILINE)
+    assert {name: place for place, name in places} == medseq_tf.COMMANDS
+
+
+def test_importing_the_entrance_of_tune_leaves_the_function_alone():
+    code = "import medseq_tf.tune; print(medseq_tf.tune.__module__, callable(medseq_tf.tune))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "medseq_tf.tuning.tune True"
+
+
+@pytest.mark.parametrize("words", [["-m", "medseq_tf", "tune"], ["-m", "medseq_tf.tune"]])
+def test_the_package_runs_as_a_module(words):
+    done = subprocess.run(
+        [sys.executable, *words, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "SPACE.yaml" in done.stdout
 
 
 def test_help_needs_no_more_than_the_command_line_library():

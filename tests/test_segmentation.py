@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from medseq_tf import experiment as recipes
-from medseq_tf import explain, metrics
 from medseq_tf.cli import cli
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluate import evaluate
-from medseq_tf.export import export
-from medseq_tf.inference import study_answers, study_probabilities
-from medseq_tf.pipeline import SliceStore, evaluation_batches, training_batches
-from medseq_tf.prepared import Prepared
-from medseq_tf.train import train
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.inference import study_answers, study_probabilities
+from medseq_tf.input.batches import SliceStore, evaluation_batches, training_batches
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.serving.export import export
+from medseq_tf.training.train import train
 
 SIDE = 16
 SMALL = (

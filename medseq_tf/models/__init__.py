@@ -5,9 +5,6 @@ from __future__ import annotations
 import keras
 
 from medseq_tf.errors import InputError
-from medseq_tf.experiment import Cnn3D
-from medseq_tf.experiment import Model as ModelSettings
-from medseq_tf.experiment import Segmenter as SegmenterSettings
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregators import AGGREGATORS, Recurrent
 from medseq_tf.models.classifier import SequenceClassifier
@@ -17,6 +14,9 @@ from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.models.volume import cnn_3d
+from medseq_tf.recipe.experiment import Cnn3D
+from medseq_tf.recipe.experiment import Model as ModelSettings
+from medseq_tf.recipe.experiment import Segmenter as SegmenterSettings
 
 __all__ = [
     "AGGREGATORS",

@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from medseq_tf.errors import InputError
-from medseq_tf.experiment import KerasApplication as KerasApplicationSettings
 from medseq_tf.layers import TimeDistributed, kernels
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models import applications
+from medseq_tf.recipe.experiment import KerasApplication as KerasApplicationSettings
 
 CHUNK = 16
 """Slices that pass at once through a network that is frozen whole."""

@@ -1,9 +1,8 @@
-"""Takes files on disk, or nothing for the demo; gives studies: `READERS[name](source) -> Scan`."""
+"""Readers: files on disk become studies, `READERS[name](source) -> Scan`."""
 
 from __future__ import annotations
 
 from medseq_tf.readers.atlas import scan_atlas
-from medseq_tf.readers.demo import scan_demo
 from medseq_tf.readers.dicom import scan_dicom
 from medseq_tf.readers.image_folder import scan_image_folder
 from medseq_tf.readers.study import (
@@ -31,5 +30,4 @@ READERS = {
     "volumes": scan_volumes,
     "atlas": scan_atlas,
     "dicom": scan_dicom,
-    "demo": scan_demo,
 }

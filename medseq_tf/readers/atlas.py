@@ -33,10 +33,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.execution.processes import isolated_map
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
-from medseq_tf.readers.processes import isolated_map
 from medseq_tf.readers.study import Finding, Scan, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume
 from medseq_tf.readers.volumes import Axis, Spacing, checked_axis, checked_spacing, cut_image

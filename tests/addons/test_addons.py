@@ -10,9 +10,11 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import cohen_kappa_score
 
-from medseq_tf import augment, experiment, metrics
-from medseq_tf.fitting import build_optimizer
-from medseq_tf.losses import LabelLoss
+from medseq_tf.evaluation import metrics
+from medseq_tf.input import augment
+from medseq_tf.models.losses import LabelLoss
+from medseq_tf.recipe import experiment
+from medseq_tf.training.loop import build_optimizer
 
 
 @pytest.fixture(scope="module")

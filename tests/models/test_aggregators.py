@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from model_checks import check_one_trace, check_padding, check_round_trip
 
-from medseq_tf import experiment
 from medseq_tf.models import AGGREGATORS, Recurrent
 from medseq_tf.models.aggregators import READOUTS
+from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([5, 1, 3], "int32")
 MASK = np.arange(5) < LENGTHS[:, None]

@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from model_checks import check_one_trace, check_padding, randomize_moving_statistics
 
-from medseq_tf import experiment, models
+from medseq_tf import models
 from medseq_tf.errors import InputError
 from medseq_tf.models import AGGREGATORS, ENCODERS
+from medseq_tf.recipe import experiment
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")

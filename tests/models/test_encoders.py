@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from model_checks import check_padding, check_round_trip, randomize_moving_statistics
 
-from medseq_tf import experiment
 from medseq_tf.layers import ConvolutionBlock, PerPosition, TimeDistributed
 from medseq_tf.models import ENCODERS, ConvFSMStack, Encoder
+from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([3, 1], "int32")
 

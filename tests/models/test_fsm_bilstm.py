@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseq_tf import experiment, models
+from medseq_tf import models
+from medseq_tf.recipe import experiment
 
 
 def convolution(size, channels, filters):

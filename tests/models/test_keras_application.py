@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 from model_checks import check_one_trace, check_padding, check_round_trip
 
-from medseq_tf import experiment, models
+from medseq_tf import models
 from medseq_tf.errors import InputError
-from medseq_tf.losses import LabelLoss
 from medseq_tf.models import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.applications import dtype_policy
+from medseq_tf.models.losses import LabelLoss
+from medseq_tf.recipe import experiment
 
 SHAPE = (32, 32, 1)
 LENGTHS = np.array([5, 1, 3], "int32")

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from medseq_tf import experiment, models
+from medseq_tf import models
+from medseq_tf.recipe import experiment
 
 
 def convolution(side, inputs, outputs, bias=True):

@@ -7,10 +7,10 @@ import pytest
 from model_checks import check_one_trace, check_padding, check_round_trip
 from scipy.special import logsumexp, softmax
 
-from medseq_tf import experiment
 from medseq_tf.models import AGGREGATORS
 from medseq_tf.models.pooling import GatedAttention, Pooling
 from medseq_tf.models.transformer import Transformer
+from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([5, 1, 3], "int32")
 SETTINGS = {

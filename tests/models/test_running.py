@@ -12,8 +12,9 @@ from model_checks import (
     randomize_moving_statistics,
 )
 
-from medseq_tf import experiment, models
+from medseq_tf import models
 from medseq_tf.models.classifier import PREFIXES
+from medseq_tf.recipe import experiment
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")

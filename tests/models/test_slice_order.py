@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from model_checks import check_padding
 
-from medseq_tf import experiment, models
+from medseq_tf import models
+from medseq_tf.recipe import experiment
 
 SHAPE = (8, 8, 1)
 LENGTHS = np.array([5, 1, 3], "int32")

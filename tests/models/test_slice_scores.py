@@ -16,12 +16,13 @@ from model_checks import (
 )
 from scipy.special import expit, logit, logsumexp
 
-from medseq_tf import experiment as recipes
-from medseq_tf import fitting, models
+from medseq_tf import models
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.input.batches import SliceStore, training_batches
 from medseq_tf.models.slice_scores import SliceScores
-from medseq_tf.pipeline import SliceStore, training_batches
-from medseq_tf.prepared import Prepared
-from medseq_tf.tracking import Tracker
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.runs.tracking import Tracker
+from medseq_tf.training import loop as fitting
 
 LENGTHS = np.array([5, 1, 3], "int32")
 SHAPE = (16, 16, 1)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseq_tf import experiment, models
+from medseq_tf import models
 from medseq_tf.errors import InputError
 from medseq_tf.models.torch_weights import fsm_bilstm_from_torch
+from medseq_tf.recipe import experiment
 
 GOLDEN = Path(__file__).with_name("torch_golden.npz")
 

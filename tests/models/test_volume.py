@@ -12,15 +12,16 @@ from model_checks import (
     randomize_moving_statistics,
 )
 
-from medseq_tf import answering, models
-from medseq_tf import experiment as recipes
+from medseq_tf import models
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluate import evaluate
-from medseq_tf.explain import study as explain_study
-from medseq_tf.export import export
+from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.explain.explain import study as explain_study
 from medseq_tf.models.volume import VolumeNetwork, resampling_weights
-from medseq_tf.prepared import Prepared
-from medseq_tf.train import train
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.serving import open_model as answering
+from medseq_tf.serving.export import export
+from medseq_tf.training.train import train
 
 LENGTHS = np.array([5, 1, 3], "int32")
 SHAPE = (12, 12, 2)

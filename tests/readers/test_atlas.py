@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import T1, write_atlas
 from medseq_tf.readers import atlas
 from medseq_tf.readers.atlas import Protocol, scan_atlas
-from medseq_tf.readers.demo import DemoCohort
-from medseq_tf.readers.demo_files import T1, write_atlas
 
 COHORT = DemoCohort(patients=3, seed=3, size=32)
 STEM = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"

@@ -13,11 +13,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom_writer import dicom_file, image
 
-from medseq_tf.prepare import prepare
+from medseq_tf.dataset.prepare import prepare
+from medseq_tf.execution.processes import isolated_map
 from medseq_tf.readers.dicom import scan_dicom
 from medseq_tf.readers.dicom_header import UnreadableDicom, read_dicom_header
 from medseq_tf.readers.intensities import stored_intensities
-from medseq_tf.readers.processes import isolated_map
 from medseq_tf.readers.simpleitk_volume import read_volume, voxels
 from medseq_tf.readers.study import UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume, read_header

@@ -12,9 +12,9 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from medseq_tf.errors import InputError
+from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.phantom.writers import ORIENTATIONS, write_volumes
 from medseq_tf.readers import READERS, UnreadableStudy
-from medseq_tf.readers.demo import DemoCohort, photographs
-from medseq_tf.readers.demo_files import ORIENTATIONS, write_volumes
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane
 from medseq_tf.readers.volume_header import UnreadableVolume, read_header, without_extension

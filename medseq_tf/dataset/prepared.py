@@ -1,0 +1,285 @@
+"""Takes the folder that `prepare` wrote; gives `Prepared`: its studies and, study by study, slices.
+
+dataset.json      format version, labels, modality, unit, size, counts, fingerprint, preparation
+studies.parquet   one row a study
+shards/*.tfrecord one `tf.train.Example` a study, each slice a lossless PNG
+audit.json, audit.txt   what was odd in the source
+test_reads.jsonl  how often its patients answered for figures, once they have; see `read_counts`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from medseq_tf import files
+from medseq_tf.dataset.audit import audit_text
+from medseq_tf.dataset.tfrecord import decode_example
+from medseq_tf.errors import InputError
+
+FORMAT_VERSION = 2
+LABELS_FILE = "CSV"
+"""What `dataset.json` calls a file of labels; its name may say whose it is."""
+READS = "test_reads.jsonl"
+KEYS = (
+    "label_names",
+    "modality",
+    "unit",
+    "size",
+    "storage",
+    "counts",
+    "fingerprint",
+    "preparation",
+    "studies",
+    "shards",
+)
+
+_whole: dict[tuple[int, ...], str] = {}
+"""The SHA-256 of the shards that this process has read, by what tells a changed file."""
+_hashing = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared data set, read from its folder; slices are read when they are asked for.
+
+    A shard's SHA-256 is compared with that of `dataset.json` when the process first reads from it,
+    and a study's id with that of its row whenever it is read: a shard of another preparation, or
+    in another's place, gives an error, never other slices.
+
+    Attributes:
+        path: the folder.
+        info: the content of `dataset.json`.
+        studies: one row a study: `study_id`, `patient_id` (salted hashes), `slices` (their number),
+            `split` (or null), `content_hash`, `slice_hashes` (None for a slice that says too
+            little), `source` (relative to the source), `shard`, `offset`, `length` (where its
+            example lies) and one float column `label.<name>` a label, nan where unknown.
+    """
+
+    path: Path
+    info: dict
+    studies: pd.DataFrame
+
+    @classmethod
+    def load(cls, path: str | Path) -> Prepared:
+        """Opens a prepared data set and checks that all its files are there, whole.
+
+        Raises:
+            InputError: if the folder is not a prepared data set, is of another format version, or
+                lacks files or parts of them.
+        """
+        path = Path(path)
+        info = _read_info(path)
+        _check_shards(path, info)
+        try:
+            table = (path / "studies.parquet").read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}/studies.parquet cannot be read; prepare again") from error
+        if hashlib.sha256(table).hexdigest() != info["studies"]["sha256"]:
+            raise InputError(
+                f"{path}/studies.parquet is not the one that dataset.json was written with; "
+                "prepare again"
+            )
+        studies = files.read_parquet(table)
+        needed = {f"label.{name}" for name in info["label_names"]}
+        if not needed <= set(studies) or not set(studies["shard"]) <= set(info["shards"]):
+            raise InputError(
+                f"{path}/dataset.json names labels or shards that studies.parquet does not have; "
+                "prepare again"
+            )
+        return cls(path, info, studies)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels, in the order of the columns of `labels`."""
+        return list(self.info["label_names"])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(studies, labels) float32: 0, 1, or nan where unknown."""
+        return self.studies[[f"label.{name}" for name in self.label_names]].to_numpy(np.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the content, the labels and the preparation of all studies."""
+        return self.info["fingerprint"]
+
+    @property
+    def audit(self) -> dict:
+        """What was odd in the source: `counts` by kind and the list of `findings`."""
+        return json.loads((self.path / "audit.json").read_text(encoding="utf-8"))
+
+    def audit_text(self, most: int | None = 10) -> str:
+        """The audit to be printed, with the first `most` findings of each kind (None: all)."""
+        return audit_text(self.audit, most)
+
+    def verify(self) -> None:
+        """Reads all shards and compares them with `dataset.json`; each once in a process.
+
+        Raises:
+            InputError: if a shard is another than the one that `prepare` wrote.
+        """
+        for shard in self.info.get("shards", ()):
+            self._open(shard).close()
+
+    def record(self, row: int) -> bytes:
+        """The serialised `tf.train.Example` of the study at `row`; safe from any thread.
+
+        Raises:
+            InputError: if its shard is another than the one that `prepare` wrote.
+        """
+        shard, offset, length = (self.studies[c].iat[row] for c in ("shard", "offset", "length"))
+        with self._open(shard) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _open(self, shard: str) -> io.FileIO:
+        """Opens a shard that is known to be whole."""
+        path = self.path / "shards" / shard
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing; copy the data set again, whole") from None
+        try:
+            if _digest(file) != self.info["shards"][shard]["sha256"]:
+                raise InputError(
+                    f"{path} is not the shard that dataset.json was written with (its SHA-256 "
+                    "differs); copy the data set again, whole, or prepare again"
+                )
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def encoded_slices(self, row: int) -> list[bytes]:
+        """The PNG files of the slices of the study at `row`, in scan order.
+
+        Raises:
+            InputError: if the study cannot be read.
+        """
+        return list(self._example(row)["slices"])
+
+    def _example(self, row: int) -> dict:
+        """The features of the study at `row`."""
+        wanted = self.studies["study_id"].iat[row]
+        try:
+            example = decode_example(self.record(row))
+            stored = example["study_id"][0].decode()
+        except InputError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError):
+            raise self._damaged(row) from None
+        if stored != wanted:
+            raise self._damaged(row)
+        return example
+
+    def slices(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Decodes slices of the study at `row`.
+
+        Returns:
+            (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
+        """
+        stored = self._decoded(row, "slices", indices)
+        offset = self.info["storage"]["offset"]
+        return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
+
+    def masks(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray | None:
+        """(T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`, or None without masks."""
+        masks = self._decoded(row, "masks", indices)
+        return None if masks is None else (masks > 0).astype(np.uint8)
+
+    def _decoded(self, row: int, name: str, indices: Sequence[int] | None) -> np.ndarray | None:
+        encoded = self._example(row).get(name)
+        try:
+            return None if encoded is None else _decode(encoded, indices)
+        except (ValueError, LookupError, TypeError, cv2.error):
+            raise self._damaged(row) from None
+
+    def _damaged(self, row: int) -> InputError:
+        return InputError(
+            f"{self.path}/shards/{self.studies['shard'].iat[row]}: study "
+            f"{self.studies['study_id'].iat[row]} is damaged; copy the data set again, whole"
+        )
+
+
+def _read_info(path: Path) -> dict:
+    try:
+        info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        version = info["format_version"]
+        if version == FORMAT_VERSION:
+            _check_keys(info)
+            forget_labels_file(info["preparation"])
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not a prepared data set (no dataset.json in it); make one with "
+            f"`medseq-tf prepare`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}/dataset.json cannot be read; prepare again") from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this version reads {FORMAT_VERSION}; "
+            f"prepare again"
+        )
+    return info
+
+
+def forget_labels_file(preparation: dict) -> None:
+    """Drops the name of the labels' file, which data sets and runs of version 0.1.0 hold."""
+    labels = preparation.get("options", {}).get("labels")
+    if isinstance(labels, str) and not labels.isdecimal():
+        preparation["options"]["labels"] = LABELS_FILE
+
+
+def _check_keys(info: dict) -> None:
+    """Raises a KeyError or ValueError if a key is missing or a shard is no plain file name."""
+    for key in KEYS:
+        info[key]
+    for name in info["shards"]:
+        if Path(name).name != name:
+            raise ValueError(f"{name} is a path")
+
+
+def _check_shards(path: Path, info: dict) -> None:
+    for name, shard in info["shards"].items():
+        size, file = shard["bytes"], path / "shards" / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing; copy the data set again, whole")
+        if file.stat().st_size != size:
+            raise InputError(
+                f"{file} has {file.stat().st_size} bytes where dataset.json says {size}; "
+                f"copy the data set again, whole"
+            )
+
+
+def _digest(file: io.FileIO) -> str:
+    """The SHA-256 of an open file, computed once in a process while the file stays as it is."""
+    found = os.fstat(file.fileno())
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _whole:
+        with _hashing:
+            if key not in _whole:
+                _whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _whole[key]
+
+
+def _decode(encoded: list[bytes], indices: Sequence[int] | None) -> np.ndarray:
+    chosen = encoded if indices is None else [encoded[i] for i in indices]
+    flags = cv2.IMREAD_UNCHANGED
+    slices = [cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen]
+    if any(image is None for image in slices):
+        raise ValueError("a slice is no picture")
+    return np.stack(slices)

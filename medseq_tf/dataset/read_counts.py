@@ -1,0 +1,133 @@
+"""Takes the folder of a prepared data set; counts how often its patients answered for a figure.
+
+Test patients who are read once say how good one recipe is. Read again and again, recipe after
+recipe, the best of these is too good, whether a search chose it or a person did. So every figure
+of test patients is counted in the data set's folder, in `test_reads.jsonl`, one line a read: which
+studies, and a hash of the recipe. Where the folder cannot be written, that is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseq_tf.dataset.prepared import READS, Prepared
+from medseq_tf.recipe.experiment import Experiment
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+FILE = READS
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads:
+    """How often some patients have answered for figures, this time included.
+
+    Attributes:
+      patients: how many they are.
+      times: reads of any of them.
+      recipes: different recipes, seeds included, that read them.
+      counted: whether the data set's folder could be written, so that the next read knows of this.
+    """
+
+    patients: int
+    times: int
+    recipes: int
+    counted: bool = True
+
+    def text(self) -> str:
+        """Return the count in words."""
+        often = "once" if self.times == 1 else f"{self.times} times"
+        words = f"the {self.patients} test patients have been read {often}"
+        if self.times > 1:
+            words += f", by {self.recipes} recipe{'s' * (self.recipes > 1)}"
+        if self.recipes > 1:
+            words += ": the best of these recipes is too good"
+        if not self.counted:
+            words += (
+                f" (the data set's folder cannot be written: reads from there are not counted in "
+                f"its {FILE})"
+            )
+        return words
+
+
+def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Reads:
+    """Count a read of some studies of a data set by a recipe, and return all reads of them.
+
+    Args:
+      prepared: the data set.
+      studies: ids of the studies that were scored.
+      recipe: what was scored.
+    """
+    row = {study: i for i, study in enumerate(prepared.studies["study_id"])}
+    rows = np.array(sorted({row[study] for study in studies}), np.int64)
+    own = {
+        "data": prepared.fingerprint[:16],
+        "studies": _packed(rows, len(row)),
+        "recipe": _recipe(recipe),
+    }
+    path, counted = prepared.path / FILE, True
+    try:
+        with open(path, "ab+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            before = file.read()
+            torn = b"" if not before or before.endswith(b"\n") else b"\n"  # a kill, in mid-line
+            file.write(torn + json.dumps(own).encode() + b"\n")
+    except OSError:
+        before, counted = _content(path), False
+    found = [own]
+    for line in _lines(before):
+        same = line.get("data") == own["data"]
+        if same and np.intersect1d(_unpacked(line.get("studies")), rows).size:
+            found.append(line)
+    patients = prepared.studies["patient_id"].iloc[rows].nunique()
+    return Reads(patients, len(found), len({line.get("recipe") for line in found}), counted)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _lines(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the reads of a file; what is no read, such as half a line, is passed over."""
+    for line in content.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _recipe(recipe: Experiment) -> str:
+    """Return a hash of all that decides a training."""
+    values = {k: v for k, v in recipe.flat().items() if k not in ("name", "description")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _packed(rows: np.ndarray, studies: int) -> str:
+    """Return rows as a bit a study, in hexadecimal digits."""
+    bits = np.zeros(studies, bool)
+    bits[rows] = True
+    return np.packbits(bits).tobytes().hex()
+
+
+def _unpacked(text: Any) -> np.ndarray:
+    try:
+        return np.flatnonzero(np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)))
+    except (TypeError, ValueError):
+        return np.empty(0, np.int64)

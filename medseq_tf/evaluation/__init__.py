@@ -1,0 +1,1 @@
+"""Predictions for studies, and what they are worth: metrics, comparisons, explanations."""

@@ -1,0 +1,1 @@
+"""Which slices, and which pixels, a diagnosis rests on."""

@@ -1,0 +1,184 @@
+"""Takes a model and prepared studies; gives one probability for every study and label.
+
+Of a segmenter it also gives how many pixels of each study's lesion were found.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.errors import Diverged
+from medseq_tf.evaluation.feature_store import FeatureStore
+from medseq_tf.input.batches import SliceStore, evaluation_batches, readable
+from medseq_tf.models import losses
+from medseq_tf.recipe.experiment import Experiment
+
+
+class Answers(NamedTuple):
+    """What a model says of studies.
+
+    Attributes:
+      probabilities: `(studies, labels)`; NaN for a study that the recipe leaves out.
+      pixels: of a segmenter, `(studies, 3)`: lesion pixels that are called lesion, other pixels
+        that are, and lesion pixels that are not; NaN where a mask is not known. Else None.
+      loss: of a segmenter, the training loss, a mean over slices, Dice being that of their study.
+    """
+
+    probabilities: np.ndarray
+    pixels: np.ndarray | None = None
+    loss: float = float("nan")
+
+
+def study_answers(
+    model: Any,
+    store: SliceStore,
+    rows: np.ndarray,
+    experiment: Experiment,
+    features: FeatureStore | None = None,
+) -> Answers:
+    """Return `study_probabilities` and, of a segmenter, how well it finds the lesions' pixels.
+
+    Pixels are those of the model's input, of the slices that answer for a study.
+    """
+    if not experiment.segments:
+        return Answers(study_probabilities(model, store, rows, experiment, features))
+    rows = np.asarray(rows, np.int64)
+    position = {int(row): i for i, row in enumerate(rows)}
+    total, count = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
+    pixels, sums = np.zeros((len(rows), 3)), np.zeros(2)
+    batches = evaluation_batches(store.prepared, rows, experiment, 1, store, masks=True)
+    forward = _forward_pixels(model, losses.build(experiment.loss, store.prepared.labels))
+    for inputs, masks, (row,) in readable(batches, store):
+        found = forward(inputs["slices"], inputs["lengths"], masks)
+        at = position[int(row)]
+        total[at] += found[0][0]
+        count[at] += 1
+        pixels[at] += found[1]
+        sums += found[2]
+    check_finite(total, store.prepared, rows)
+    with np.errstate(invalid="ignore"):
+        return Answers(total / count, pixels, float(sums[0] / sums[1]) if sums[1] else np.nan)
+
+
+def _forward_pixels(model: Any, loss: losses.PixelLoss) -> Any:
+    """Return a segmenter's inference graph for one study: its probability, pixels and loss."""
+    graphs = vars(model).setdefault("_study_probabilities", {})
+    if "pixels" not in graphs:
+        area, (height, width, _) = model.encoder.backbone, model.slice_shape
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((1, None, *model.slice_shape), tf.float32),
+                tf.TensorSpec((1,), tf.int32),
+                tf.TensorSpec((1, None, height, width), tf.float32),
+            ],
+            autograph=False,
+        )
+        def graph(slices: tf.Tensor, lengths: tf.Tensor, masks: tf.Tensor) -> tuple:
+            lesion = area.lesion(slices, lengths)
+            logits = model.classify(area.area(lesion, lengths), lengths)
+            called, is_lesion = lesion > 0, masks == 1
+            cells = (called & is_lesion, called & ~is_lesion, ~called & is_lesion)
+            pixels = tf.stack([tf.reduce_sum(tf.cast(cell, tf.float32)) for cell in cells])
+            unknown = tf.reduce_any(tf.math.is_nan(masks))
+            elements, known = loss.elementwise(masks, lesion)
+            sums = tf.stack([tf.reduce_sum(elements), tf.reduce_sum(known)])
+            return tf.sigmoid(logits), tf.where(unknown, np.nan, pixels), sums
+
+        graphs["pixels"] = graph
+    return graphs["pixels"]
+
+
+def study_probabilities(
+    model: Any,
+    store: SliceStore,
+    rows: np.ndarray,
+    experiment: Experiment,
+    features: FeatureStore | None = None,
+) -> np.ndarray:
+    """Return the probability of each label for each study.
+
+    A study that `sequence.evaluation` reads as several sequences gets their mean probability.
+
+    Args:
+      model: a `SequenceClassifier`.
+      store: the prepared data set's slices.
+      rows: rows of the prepared data set, `(studies,)`.
+      experiment: the recipe.
+      features: the slices' features, to be read in place of the slices. The same probabilities to
+        rounding (with `features.dtype` float16, that of float16).
+
+    Returns:
+      Probabilities `(studies, labels)` in the order of `rows`; NaN for a study that the recipe's
+      sequence policy leaves out.
+
+    Raises:
+      Diverged: the model gives a probability that is no number.
+    """
+    rows = np.asarray(rows, np.int64)
+    total = np.zeros((len(rows), len(store.prepared.label_names)))
+    count = np.zeros(len(rows))
+    position = {int(row): i for i, row in enumerate(rows)}
+    if features is None:
+        kind, shape = "slices", model.slice_shape
+        batches = evaluation_batches(store.prepared, rows, experiment, store=store)
+        batches = readable(batches, store)
+    else:
+        kind, shape = "features", (features.width,)
+        batches = features.evaluation_batches(rows)
+    forward = _forward(model, kind, shape)
+    for inputs, _, batch_rows in batches:
+        probabilities = forward(inputs[kind], inputs["lengths"]).numpy()
+        at = [position[int(row)] for row in np.asarray(batch_rows)]
+        np.add.at(total, at, probabilities)
+        np.add.at(count, at, 1)
+    check_finite(total, store.prepared, rows)
+    with np.errstate(invalid="ignore"):
+        return total / count[:, None]
+
+
+def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray) -> None:
+    """Refuse probabilities that are no number.
+
+    Args:
+      probabilities: `(studies, labels)`.
+      prepared: the data set.
+      rows: its rows that they are of, `(studies,)`.
+
+    Raises:
+      Diverged: one is NaN or infinite; names the first study.
+    """
+    wrong = np.asarray(rows)[~np.isfinite(probabilities).all(axis=1)]
+    if len(wrong):
+        first = prepared.studies["study_id"].iat[wrong[0]]
+        raise Diverged(
+            f"the model's probabilities of {len(wrong)} studies are no numbers (first: study "
+            f"{first}); in training, a smaller optimizer.learning_rate or optimizer.clip_norm=1 "
+            "may help"
+        )
+
+
+def _forward(model: Any, kind: str, shape: tuple[int, ...]) -> Any:
+    """Return the model's inference graph for slices or features of some shape.
+
+    It is traced once for all lengths and kept on the model.
+    """
+    graphs = vars(model).setdefault("_study_probabilities", {})
+    if kind not in graphs:
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((None, None, *shape), tf.float32),
+                tf.TensorSpec((None,), tf.int32),
+            ],
+            autograph=False,
+        )
+        def graph(inputs: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+            return tf.sigmoid(model({kind: inputs, "lengths": lengths}, training=False))
+
+        graphs[kind] = graph
+    return graphs[kind]

@@ -1,0 +1,115 @@
+"""Metrics of lesion pixels: how well the pixels that a segmenter calls lesion are the lesion's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.evaluation.metrics.metric_intervals import (
+    DESCRIBED,
+    FEW_PATIENTS,
+    LabelPredictions,
+    MetricEstimate,
+    label_row,
+)
+from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, owners_of, ratio
+from medseq_tf.evaluation.metrics.proportions import effective_interval
+from medseq_tf.evaluation.metrics.resampling import (
+    influences,
+    jackknife_groups,
+    jackknife_variance,
+    left_out_weights,
+)
+
+PIXEL_METRICS = ("dice", "iou", "pixel_recall", "pixel_precision")
+"""Means over the studies that have a lesion; each `_pooled` over the pixels of all studies."""
+
+
+def pixel_metrics(
+    found: Array, false: Array, missed: Array, weights: Array | None = None
+) -> dict[str, Array]:
+    """How well the pixels that a segmenter calls lesion are the lesion's.
+
+    A study whose mask is empty has no Dice, IoU or recall, and is left out of the means over
+    studies; a study with a lesion in which no pixel is called has 0 in all four. What is wrongly
+    called in studies without lesion counts in the pooled figures, where the pixels of all studies
+    are one picture; they are nan where that has neither a lesion nor a call.
+
+    Args:
+        found: (studies,) lesion pixels that are called lesion; nan: the study's mask is not known.
+        false: (studies,) other pixels that are called lesion.
+        missed: (studies,) lesion pixels that are not.
+        weights: (studies,) or (resamples, studies) counts.
+
+    Returns:
+        By the names of `PIXEL_METRICS`, then the same with `_pooled`, each () or (resamples,); nan
+        where undefined.
+    """
+    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    weights = np.ones(len(counts[0])) if weights is None else np.asarray(weights, dtype=float)
+    known = ~np.isnan(counts).any(axis=0)
+    counts, weights = [part[known] for part in counts], weights[..., known]
+    has_lesion = counts[0] + counts[2] > 0
+    by_study = _overlap(*(part[has_lesion] for part in counts))
+    of_lesions = weights[..., has_lesion]
+    total = of_lesions.sum(axis=-1)
+    means = {k: ratio(of_lesions @ np.nan_to_num(v), total) for k, v in by_study.items()}
+    pooled = _overlap(*(weights @ part for part in counts))
+    return means | {f"{name}_pooled": value for name, value in pooled.items()}
+
+
+def _overlap(found: Array, false: Array, missed: Array) -> dict[str, Array]:
+    return {
+        "dice": ratio(2 * found, 2 * found + false + missed),
+        "iou": ratio(found, found + false + missed),
+        "pixel_recall": ratio(found, found + missed),
+        "pixel_precision": ratio(found, found + false),
+    }
+
+
+def evaluate_pixels(
+    found: Array,
+    false: Array,
+    missed: Array,
+    label: str,
+    patients: Array | None = None,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """`pixel_metrics` with intervals over patients, as `metric_intervals` has them of a mean.
+
+    Args:
+        found: (studies,), as the next two as for `pixel_metrics`.
+        false: (studies,).
+        missed: (studies,).
+        label: What the masks are of.
+        patients: (studies,) owners; None: each study has its own.
+        confidence: Of the intervals.
+
+    Returns:
+        Rows as those of `metrics.evaluate_predictions`; `positives` are the studies with a lesion.
+    """
+    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    unknown = np.isnan(counts).any(axis=0)
+    has_lesion = np.where(unknown, np.nan, counts[0] + counts[2] > 0)
+    nowhere, owners = np.full(len(has_lesion), np.nan), owners_of(patients, len(has_lesion))
+    predictions = LabelPredictions(label, has_lesion, nowhere, nowhere, owners)
+    limits = class_limits(has_lesion, owners, ("positive",))
+    pieces = left_out_weights(jackknife_groups(owners))
+    without = [pixel_metrics(*counts, weights) for weights in pieces]
+    with_lesion, _ = predictions.patients_by_class()
+    few = 0 < with_lesion < FEW_PATIENTS
+    remark = f"{with_lesion} patients with a lesion: {DESCRIBED}" if few else ""
+    rows = []
+    for metric, value in pixel_metrics(*counts).items():
+        estimate = MetricEstimate(float(value), note="; ".join(limits))
+        if np.isfinite(value) and limits:
+            estimate = replace(estimate, note=f"no interval: {estimate.note}")
+        elif np.isfinite(value):
+            influence = influences(np.concatenate([part[metric] for part in without]))
+            variance = jackknife_variance(influence)
+            bounds = effective_interval(float(value), variance, with_lesion, confidence)
+            estimate = MetricEstimate(float(value), *bounds, "score, jackknife", remark)
+        rows.append(label_row(predictions, metric, estimate))
+    return pd.DataFrame(rows)

@@ -1,0 +1,102 @@
+"""Score intervals of figures in [0, 1], such as recall or the Brier score, and of their sums.
+
+A share of independent studies has Wilson's interval. Every other figure gets Wilson's interval of a
+share with the same variance: `effective_interval`. Figures are added and subtracted with their
+intervals by `combine`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from medseq_tf.evaluation.metrics.point_metrics import Array
+
+
+def wilson_interval(count: Array, n: Array, confidence: float = 0.95) -> tuple[Array, Array]:
+    """Wilson's score interval (1927) of a share `count / n` of independent observations, n > 0."""
+    z = stats.norm.ppf((1 + confidence) / 2)
+    count, n = np.asarray(count, dtype=float), np.asarray(n, dtype=float)
+    centre = (count + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * np.sqrt(np.maximum(count * (n - count), 0) / n + z**2 / 4)
+    low = np.where(count <= 0, 0.0, np.clip(centre - half, 0, 1))
+    high = np.where(count >= n, 1.0, np.clip(centre + half, 0, 1))
+    return low[()], high[()]
+
+
+def shrunk_ratio(variance: float, model: float, value: float, patients: float) -> float:
+    """The ratio of an estimated variance to a model's, drawn towards 1 where little is known.
+
+    Near 0 and 1 few patients differ, so that an estimated variance is itself a guess, and 0 at the
+    very end. The weight of the estimate is `4 value (1 - value)` times the number of patients,
+    that of the model is one patient.
+
+    Args:
+        variance: As estimated.
+        model: The variance that the figure would have by the model.
+        value: The figure, in [0, 1].
+        patients: Their number.
+    """
+    weight = 4 * value * (1 - value) * patients
+    return float((weight * variance / model + 1) / (weight + 1)) if weight > 0 else 1.0
+
+
+def effective_interval(
+    value: float, variance: float, patients: float, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's interval of a share of as many patients as give the figure's variance.
+
+    Args:
+        value: The figure, in [0, 1].
+        variance: Its estimated variance over patients.
+        patients: The number of patients that it is a figure of.
+        confidence: Of the interval.
+    """
+    model = value * (1 - value) / patients
+    ratio = shrunk_ratio(variance, model, value, patients)
+    size = patients / max(ratio, 1e-12)
+    low, high = wilson_interval(value * size, size, confidence)
+    return float(low), float(high)
+
+
+def combine(
+    coefficients: Array, values: Array, lows: Array, highs: Array, correlation: Array
+) -> tuple[float, float, float]:
+    """The interval of a sum of figures from their own (MOVER: Zou and Donner 2008).
+
+    The distances from the figures to their bounds take the place of standard errors, so that the
+    sum's interval is as lopsided as theirs. For the difference of two shares it is Newcombe's
+    (1998, method 10).
+
+    Args:
+        coefficients: (figures,) of the sum.
+        values: (figures,).
+        lows: (figures,) their lower bounds.
+        highs: (figures,) their upper bounds.
+        correlation: (figures, figures) of their estimates.
+
+    Returns:
+        The sum, its lower and its upper bound.
+    """
+    coefficients, values = np.asarray(coefficients, float), np.asarray(values, float)
+    down, up = values - np.asarray(lows, float), np.asarray(highs, float) - values
+    below = coefficients * np.where(coefficients > 0, down, up)
+    above = coefficients * np.where(coefficients > 0, up, down)
+    total = float(coefficients @ values)
+    low, high = (np.sqrt(max(part @ correlation @ part, 0.0)) for part in (below, above))
+    return total, float(total - low), float(total + high)
+
+
+def correlation(influences: Array) -> Array:
+    """Correlation (figures, figures) of figures from their (figures, patients) influences.
+
+    It is 0 between two figures of which one does not vary.
+    """
+    influences = np.asarray(influences, float)
+    centred = influences - influences.mean(axis=1, keepdims=True)
+    covariance = centred @ centred.T
+    spread = np.sqrt(np.diag(covariance))
+    scale = np.outer(spread, spread)
+    result = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-300)
+    np.fill_diagonal(result, 1.0)
+    return np.clip(result, -1, 1)

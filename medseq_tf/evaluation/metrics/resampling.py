@@ -1,0 +1,198 @@
+"""The bootstrap and the jackknife over patients: which studies stand in which sample.
+
+The unit of evaluation is the study. Where a patient has several, `patients` (studies,) names the
+owner of each, and whole patients are drawn.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, owners_of
+
+MOST_LEFT_OUT = 1000
+"""Groups that the jackknife leaves out in turn; of more patients, several make one group."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval; `note` says why a number is nan or to be doubted."""
+
+    value: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    note: str = ""
+
+
+def resample_weights(
+    labels: Array,
+    patients: Array | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    stratified: bool = True,
+) -> Array:
+    """How often each study stands in each bootstrap sample of patients.
+
+    Stratified by class, as many patients of each class are drawn, with replacement, as there are; a
+    patient with any positive study is of the positive class. That is right only for what does not
+    depend on prevalence. A study of unknown label has weight 0.
+
+    Args:
+        labels: (studies,) 0, 1 or nan.
+        patients: (studies,) owners; None: each study has its own.
+        resamples: Number of samples.
+        seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
+        stratified: Draw each class by itself; if not, as many patients as there are.
+
+    Returns:
+        (resamples, studies) float64.
+    """
+    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed, stratified)))
+
+
+def weight_chunks(
+    labels: Array, patients: Array | None, resamples: int, seed: int, stratified: bool = True
+) -> Iterator[Array]:
+    """`resample_weights` in pieces of about 16 MiB."""
+    labels = np.asarray(labels, dtype=float)
+    known = ~np.isnan(labels)
+    owner = np.unique(owners_of(patients, len(labels))[known], return_inverse=True)[1]
+    strata = ((np.bincount(owner, labels[known]) > 0) & stratified).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    rows = max(1, 2_000_000 // max(len(labels), 1))
+    for start in range(0, resamples, rows):
+        weights = np.zeros((min(rows, resamples - start), len(labels)))
+        weights[:, known] = _draw(strata, len(weights), rng)[:, owner]
+        yield weights
+
+
+def owners_by_content(labels: Array, probabilities: Array) -> Array:
+    """An owner for each study, numbered so that the order of the rows changes no resample."""
+    order = np.lexsort(np.column_stack([labels, probabilities]).astype(float).T)
+    patients = np.empty(len(order), dtype=np.int64)
+    patients[order] = np.arange(len(order))
+    return patients
+
+
+def _draw(strata: Array, resamples: int, rng: np.random.Generator) -> Array:
+    """How often each patient is drawn: (resamples, patients), each stratum by itself."""
+    counts = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        drawn = rng.integers(len(members), size=(resamples, len(members)))
+        flat = drawn + np.arange(resamples)[:, None] * len(members)
+        tally = np.bincount(flat.ravel(), minlength=flat.size)
+        counts[:, members] = tally.reshape(flat.shape)
+    return counts
+
+
+def bootstrap(
+    metric: Callable[..., Array],
+    labels: Array,
+    probabilities: Array,
+    patients: Array | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Any metric with its BCa interval over patients (Efron 1987), prevalence varying too.
+
+    For a metric of one's own. Near the end of its range it covers too seldom with few patients:
+    `metrics.evaluate_predictions` has better intervals of the known ones.
+
+    Args:
+        metric: `metric(labels, probabilities, weights=...)` -> () or (resamples,), as `auroc`; one
+            without an argument `weights` gets them as the third.
+        labels: (studies,) 0, 1 or nan.
+        probabilities: (studies,).
+        patients: (studies,) owners; None: each study has its own.
+        resamples: Number of bootstrap samples.
+        seed: Of `numpy.random.default_rng`.
+        confidence: Of the interval.
+    """
+    takes_weights = "weights" in inspect.signature(metric).parameters
+    known = ~np.isnan(np.asarray(labels, dtype=float))
+    patients = None if patients is None else owners_of(patients, len(known))[known]
+    labels, probabilities = (np.asarray(part)[known] for part in (labels, probabilities))
+    owners = owners_by_content(labels, probabilities) if patients is None else patients
+
+    def of(weights: Array | None) -> Array:
+        if takes_weights:
+            return np.asarray(metric(labels, probabilities, weights=weights))
+        return np.asarray(metric(labels, probabilities, weights))
+
+    value, nan = float(of(None)), float("nan")
+    limits = class_limits(labels, patients)
+    if not np.isfinite(value) or limits:
+        reason = "; ".join(limits) or "undefined: a class is never called"
+        return Estimate(value, nan, nan, f"no interval: {reason}" if np.isfinite(value) else reason)
+    chunks = weight_chunks(labels, owners, resamples, seed, stratified=False)
+    values = np.concatenate([of(weights) for weights in chunks])
+    groups = jackknife_groups(owners)
+    without = np.concatenate([of(weights) for weights in left_out_weights(groups)])
+    defined = values[np.isfinite(values)]
+    share = len(defined) / len(values)
+    if share < 0.5:
+        return Estimate(value, nan, nan, f"no interval: undefined in {1 - share:.1%} of resamples")
+    low, high = np.quantile(defined, _bca_tails(value, defined, influences(without), confidence))
+    notes = []
+    if share < 1:
+        notes.append(f"undefined in {1 - share:.1%} of the resamples, which are left out")
+    if low == high:
+        notes.append("the same in every resample: the interval understates the uncertainty")
+    return Estimate(value, float(low), float(high), "; ".join(notes))
+
+
+def _bca_tails(value: float, values: Array, influence: Array, confidence: float) -> Array:
+    """The two quantiles of bootstrap values that are the bounds (Efron 1987)."""
+    below = (np.mean(values < value) + np.mean(values <= value)) / 2
+    edge = 0.5 / len(values)
+    bias = stats.norm.ppf(np.clip(below, edge, 1 - edge))
+    spread = (influence**2).sum() ** 1.5
+    skew = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
+    z = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+    return stats.norm.cdf(bias + z / (1 - skew * z))
+
+
+def percentiles(values: Array, confidence: float) -> tuple[Array, Array, Array]:
+    """Bounds over the first axis and the share of values that are numbers; nan below a half."""
+    share = np.isfinite(values).mean(axis=0)
+    low, high = np.full(share.shape, np.nan), np.full(share.shape, np.nan)
+    enough = share >= 0.5
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    if enough.any():
+        low[enough], high[enough] = np.nanquantile(values[..., enough], tails, axis=0)
+    return low, high, share
+
+
+def jackknife_groups(owners: Array) -> Array:
+    """The group of patients (studies,) with which each study is left out, numbered from 0."""
+    return np.unique(owners, return_inverse=True)[1] % MOST_LEFT_OUT
+
+
+def left_out_weights(groups: Array) -> Iterator[Array]:
+    """Weights (groups, studies), 0 where a study is left out and else 1, in pieces of 16 MiB."""
+    count = int(groups.max()) + 1 if len(groups) else 0
+    rows = max(1, 2_000_000 // max(len(groups), 1))
+    for start in range(0, count, rows):
+        numbers = np.arange(start, min(start + rows, count))
+        yield (groups != numbers[:, None]).astype(float)
+
+
+def influences(values: Array) -> Array:
+    """What each group adds to a metric, from its values (groups,) without the group."""
+    known = np.isfinite(values)
+    if known.sum() < 2:
+        return np.zeros(len(values))
+    return np.where(known, np.mean(values[known]) - values, 0.0) * (len(values) - 1)
+
+
+def jackknife_variance(influence: Array) -> float:
+    """The variance of a metric from its influences (groups,)."""
+    count = len(influence)
+    return float((influence**2).sum() / (count * (count - 1))) if count > 1 else float("nan")

@@ -1,0 +1,242 @@
+"""Takes probabilities and truth; gives the threshold of each label, and what stands behind it.
+
+Of a single split the threshold is chosen on validation, and the test studies measure it. Of a
+cross-validated run the mean of all models is what is exported, and no patient is unseen by all of
+them. Its threshold is chosen on every patient's held-out predictions (their mean over the repeats),
+and measured with each fold left out of the choice in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation.metrics.point_metrics import Array
+
+FEW = 25
+"""Patients of a class; a threshold that stands on fewer has a note."""
+
+STANDS_ON = "stands on"
+OTHERS_GIVE = f"below {FEW} of a class, other patients may give quite another one"
+
+VALIDATION = "the validation patients"
+HELD_OUT = "the held-out predictions of all patients"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A label's threshold, who chose it, and what it was measured to do.
+
+    Attributes:
+        label: its name.
+        threshold: of the probability: positive from there on.
+        chosen_on: in words; empty where nothing could choose, and the threshold is 0.5.
+        positives: number of patients with a positive study behind it.
+        negatives: number of patients with a negative study behind it.
+        models: how many models' mean was measured at a time, where folds chose it.
+        members: how many models' mean the run exports.
+        sensitivity: value, low, high (95%, nan where the recipe was chosen on these patients), with
+            each fold left out of the choice; None of a single split, which its test studies
+            measure.
+        specificity: the same.
+        note: why the threshold is 0.5.
+    """
+
+    label: str
+    threshold: float = 0.5
+    chosen_on: str = ""
+    positives: int = 0
+    negatives: int = 0
+    models: int = 1
+    members: int = 1
+    sensitivity: tuple[float, float, float] | None = None
+    specificity: tuple[float, float, float] | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `metrics.json` keeps of it."""
+        return asdict(self)
+
+
+def of_nothing(labels: Sequence[str]) -> dict[str, OperatingPoint]:
+    """Thresholds of 0.5, for want of validation."""
+    note = "no validation studies: the thresholds are 0.5"
+    return {label: OperatingPoint(label, note=note) for label in labels}
+
+
+def of_validation(
+    truth: Array, probabilities: Array, patients: Array, labels: Sequence[str]
+) -> dict[str, OperatingPoint]:
+    """Thresholds by Youden's index on validation studies; 0.5 for a label of one class.
+
+    Args:
+        truth: (studies, labels) 0, 1 or nan.
+        probabilities: (studies, labels).
+        patients: (studies,) owners.
+        labels: names.
+    """
+    points = {}
+    for number, label in enumerate(labels):
+        own = (truth[:, [number]], probabilities[:, [number]], [label])
+        thresholds, notes = metrics.choose_thresholds(*own)
+        points[label] = OperatingPoint(
+            label,
+            float(thresholds[0]),
+            "" if notes else VALIDATION,
+            *_patients(truth[:, number], patients),
+            note="; ".join(notes),
+        )
+    return points
+
+
+def _patients(truth: Array, patients: Array) -> tuple[int, int]:
+    """How many patients have a positive, and how many a negative study."""
+    return tuple(len(np.unique(np.asarray(patients)[truth == kind])) for kind in (1, 0))
+
+
+def unseen(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Each study's mean over the repeats of what models said that had not seen it.
+
+    Args:
+        predictions: of the test studies of all folds: `study`, `patient`, `label`, `truth`,
+            `probability`, `fold` and `repeat`.
+
+    Returns:
+        One row a study and label; its fold is that of the first repeat.
+    """
+    ordered = predictions.sort_values("repeat", kind="stable")
+    columns = {name: (name, "first") for name in ("patient", "truth", "fold")}
+    grouped = ordered.groupby(["study", "label"], sort=True)
+    # The first of a group passes over missing values, so that an unknown truth stays one.
+    return grouped.agg(**columns, probability=("probability", "mean")).reset_index()
+
+
+def of_folds(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, OperatingPoint]:
+    """Thresholds by Youden's index on all patients, measured with each fold left out.
+
+    Args:
+        predictions: as for `unseen`.
+        labels: names.
+    """
+    table = unseen(predictions).assign(threshold=0.5, split="test", repeat=1)
+    points = {}
+    for label in labels:
+        own = table["label"] == label
+        truth, probability, fold = (
+            table.loc[own, name].to_numpy() for name in ("truth", "probability", "fold")
+        )
+        threshold, note = _chosen(truth, probability, label)
+        left_out = [_chosen(truth[fold != f], probability[fold != f], label)[0] for f in fold]
+        table.loc[own, "threshold"] = left_out
+        points[label] = OperatingPoint(
+            label,
+            threshold,
+            "" if note else HELD_OUT,
+            *_patients(truth, table.loc[own, "patient"].to_numpy()),
+            models=int(predictions["repeat"].nunique()),
+            members=int(predictions["fold"].nunique()),
+            note=note,
+        )
+    held_out = cross_validation.held_out(table, labels)
+    measured = cross_validation.evaluate_folds(held_out).set_index(["label", "metric"])
+    for label, point in points.items():
+        rates = {
+            name: tuple(map(float, measured.loc[(label, metric), ["value", "low", "high"]]))
+            for name, metric in (("sensitivity", "recall"), ("specificity", "specificity"))
+        }
+        points[label] = replace(point, **rates)
+    return points
+
+
+def without_intervals(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
+    """The same points of folds, for a recipe that was chosen on the patients who measured them."""
+    nothing = (float("nan"), float("nan"))
+    return {
+        label: replace(
+            point,
+            sensitivity=(point.sensitivity[0], *nothing),
+            specificity=(point.specificity[0], *nothing),
+        )
+        for label, point in points.items()
+    }
+
+
+def _chosen(truth: Array, probabilities: Array, label: str) -> tuple[float, str]:
+    arrays = (np.asarray(part, float)[:, None] for part in (truth, probabilities))
+    thresholds, notes = metrics.choose_thresholds(*arrays, [label])
+    return float(thresholds[0]), "; ".join(notes)
+
+
+def notes(points: Mapping[str, OperatingPoint]) -> list[str]:
+    """What is to be said of thresholds, in words."""
+    found = []
+    for label, point in points.items():
+        if point.note:
+            found.append(point.note)
+            continue
+        if point.sensitivity is not None:
+            found.append(f"{label}: {measured(point.to_dict())}")
+        if min(point.positives, point.negatives) < FEW:
+            found.append(
+                f"{label}: the threshold {point.threshold:.3f} {STANDS_ON} {point.positives} "
+                f"positive and {point.negatives} negative patients; {OTHERS_GIVE}"
+            )
+    return list(dict.fromkeys(found))
+
+
+def notes_of_folds(points: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """What is to be said of the folds' own thresholds, at which their test studies are called.
+
+    Args:
+        points: of each fold, by label, as `metrics.json` keeps them.
+    """
+    found = []
+    for label in points[0] if points else ():
+        own = [fold[label] for fold in points if fold.get(label, {}).get("chosen_on")]
+        counts = {name: [point[name] for point in own] for name in ("positives", "negatives")}
+        if own and min(min(values) for values in counts.values()) < FEW:
+            words = " and ".join(f"{_range(values)} {name[:-1]}" for name, values in counts.items())
+            found.append(f"{label}: each fold's own threshold {STANDS_ON} {words} patients")
+    return found
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def measured(point: Mapping[str, Any]) -> str:
+    """How a threshold was chosen and measured, in words; empty where that is not known.
+
+    Args:
+        point: an `OperatingPoint` as `metrics.json` keeps it.
+    """
+    if not point or not point["chosen_on"]:
+        return ""
+    words = (
+        f"threshold {point['threshold']:.3f}, chosen on {point['chosen_on']} "
+        f"({point['positives']} positive, {point['negatives']} negative)"
+    )
+    if point["sensitivity"] is None:
+        return words
+    rates = ", ".join(
+        f"{name} {_rate(point[name])}"
+        for name in ("sensitivity", "specificity")
+        if point[name][0] is not None
+    )
+    one = "one model" if point["models"] == 1 else f"the mean of {point['models']} models"
+    return (
+        f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
+        f"mean of all {point['members']}, which is exported, was not measured itself"
+    )
+
+
+def _rate(rate: Sequence[float | None]) -> str:
+    value, low, high = rate
+    known = low is not None and np.isfinite(low)
+    return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if known else "")

@@ -1,0 +1,1 @@
+"""Where work runs: worker processes beside this one."""

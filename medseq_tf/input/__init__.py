@@ -1,0 +1,1 @@
+"""What a model is shown: which slices, in what order, augmented, in batches."""

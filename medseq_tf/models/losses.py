@@ -1,0 +1,192 @@
+"""Takes labels (1, 0, or NaN where unknown) and logits; gives the loss of each study and label.
+
+For segmenters it takes lesion masks and the logits of their pixels, and gives that of each slice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from medseq_tf.errors import InputError
+from medseq_tf.recipe import experiment
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class LabelLoss(keras.losses.Loss):
+    """Weighted cross-entropy or focal loss on logits, over the labels that are known.
+
+    For a label y in {0, 1} and p = sigmoid(logit):
+
+        -w+ y (1 - p)^gamma log p  -  w- (1 - y) p^gamma log(1 - p)
+
+    With gamma = 0 this is the weighted cross-entropy of CheXNet (Rajpurkar et al. 2017, equation 1;
+    paper 2, section 2.1), otherwise the focal loss (Lin et al. 2017, equation 4). A NaN label is
+    unknown: it adds nothing to the loss, to its gradient, or to what the loss is divided by.
+
+    Args:
+      positive_weight: w+, one a label `(labels,)` or one for all.
+      negative_weight: w-, likewise.
+      gamma: focusing exponent, 0 for cross-entropy.
+      label_smoothing: s in [0, 1): the target becomes y (1 - s) + s / 2.
+    """
+
+    def __init__(
+        self,
+        positive_weight: float | list[float] = 1.0,
+        negative_weight: float | list[float] = 1.0,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        name: str = "label_loss",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.positive_weight = np.asarray(positive_weight, "float32").tolist()
+        self.negative_weight = np.asarray(negative_weight, "float32").tolist()
+        self.gamma = float(gamma)
+        self.label_smoothing = float(label_smoothing)
+
+    def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return the loss of every label and which labels are known.
+
+        Args:
+          y_true: `(batch, labels)`, 1, 0 or NaN.
+          y_pred: logits `(batch, labels)`.
+
+        Returns:
+          The losses `(batch, labels)`, 0 where the label is unknown, and the known ones as 1.0, the
+          others as 0.0. Their sums' quotient is the mean over the known labels.
+        """
+        logits = ops.cast(y_pred, "float32")
+        labels = ops.cast(y_true, "float32")
+        known = ops.cast(ops.logical_not(ops.isnan(labels)), "float32")
+        labels = ops.where(ops.isnan(labels), 0.0, labels)
+        labels = labels * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        positive = labels * ops.softplus(-logits)
+        negative = (1.0 - labels) * ops.softplus(logits)
+        if self.gamma:
+            positive = positive * ops.exp(-self.gamma * ops.softplus(logits))
+            negative = negative * ops.exp(-self.gamma * ops.softplus(-logits))
+        losses = positive * ops.convert_to_tensor(self.positive_weight, "float32") + (
+            negative * ops.convert_to_tensor(self.negative_weight, "float32")
+        )
+        return losses * known, known
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return each study's mean loss over its known labels, `(batch,)`; 0 if it has none."""
+        losses, known = self.elementwise(y_true, y_pred)
+        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "positive_weight": self.positive_weight,
+            "negative_weight": self.negative_weight,
+            "gamma": self.gamma,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class PixelLoss(keras.losses.Loss):
+    """Cross-entropy or focal loss of a slice's pixels, plus one minus the soft Dice of its batch.
+
+    For a mask g in {0, 1} and p = sigmoid(logit), the loss of a slice is
+
+        mean(-g (1 - p)^gamma log p - (1 - g) p^gamma log(1 - p))
+            + 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1)
+
+    where the mean is over the pixels of the slice and the sums are over those of all known slices
+    of the batch (gamma 0: Qi et al. 2019, X-Net; gamma > 0: after Zhou et al. 2019, D-UNet). So a
+    slice without lesion counts by what is wrongly found in it. A batch without any lesion has no
+    Dice, only the first term: a perfect Dice for finding nothing would teach a network to find
+    nothing, where few slices have a lesion. A slice of which any pixel of the mask is NaN is
+    unknown: it adds nothing to the loss, to its gradient, or to what the loss is divided by.
+
+    Args:
+      gamma: focusing exponent, 0 for cross-entropy.
+    """
+
+    def __init__(self, gamma: float = 0.0, name: str = "pixel_loss", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.gamma = float(gamma)
+        self._cross_entropy = LabelLoss(gamma=self.gamma)
+
+    def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return the loss of every slice and which slices are known.
+
+        Args:
+          y_true: masks `(batch, steps, height, width)`, 1, 0 or NaN.
+          y_pred: logits `(batch, steps, height, width)`.
+
+        Returns:
+          The losses `(batch, steps)`, 0 where the slice is unknown, and the known ones as 1.0, the
+          others as 0.0. Their sums' quotient is the mean over the known slices.
+        """
+        masks, logits = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
+        unknown = ops.any(ops.isnan(masks), axis=(-2, -1))
+        known = ops.cast(ops.logical_not(unknown), "float32")
+        masks = ops.where(unknown[..., None, None], 0.0, masks)
+        by_pixel, _ = self._cross_entropy.elementwise(masks, logits)
+        found = ops.sigmoid(logits) * known[..., None, None]
+        shared, lesions = ops.sum(found * masks), ops.sum(masks)
+        dice = (2.0 * shared + 1.0) / (ops.sum(found) + lesions + 1.0)
+        dice_loss = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
+        return (ops.mean(by_pixel, axis=(-2, -1)) + dice_loss) * known, known
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return each study's mean loss over its known slices, `(batch,)`; 0 if it has none."""
+        losses, known = self.elementwise(y_true, y_pred)
+        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "gamma": self.gamma}
+
+
+def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return w+ and w- of each label from the training studies.
+
+    Args:
+      labels: `(studies, labels)`, 1, 0 or NaN where unknown.
+      weights: `none`, `chexnet`, `balanced` or one positive weight a label; see
+        `experiment.Loss`. A label with one class only keeps weights of 1.
+
+    Returns:
+      w+ `(labels,)` and w- `(labels,)`.
+    """
+    ones = np.ones(labels.shape[1])
+    if isinstance(weights, list):
+        return np.asarray(weights, float), ones
+    positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
+    both = (positives > 0) & (negatives > 0)
+    if weights == "chexnet":
+        known = np.maximum(positives + negatives, 1)
+        return np.where(both, negatives / known, 1.0), np.where(both, positives / known, 1.0)
+    if weights == "balanced":
+        return np.where(both, negatives / np.maximum(positives, 1), 1.0), ones
+    return ones, ones
+
+
+def build(settings: experiment.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
+    """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`.
+
+    Raises:
+      InputError: `loss.weights` has another number of weights than there are labels.
+    """
+    if settings.name in experiment.PIXEL_LOSSES:
+        return PixelLoss(settings.gamma if settings.name == "dice_focal" else 0.0)
+    if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
+        raise InputError(
+            f"loss.weights has {len(settings.weights)} weights, the data set {labels.shape[1]} "
+            "labels; give one weight a label"
+        )
+    positive, negative = label_weights(labels, settings.weights)
+    return LabelLoss(
+        positive_weight=positive.tolist(),
+        negative_weight=negative.tolist(),
+        gamma=settings.gamma if settings.name == "focal" else 0.0,
+        label_smoothing=settings.label_smoothing,
+    )

@@ -1,0 +1,1 @@
+"""The phantom: a synthetic head with lesions, drawn from a seed, and its writers."""

@@ -1,0 +1,268 @@
+"""Takes runs and tables of predictions; gives matplotlib figures, each with what it shows in words.
+
+Bands are pointwise 95% intervals, by bootstrap over patients; with few patients they are too
+narrow. Of a cross-validated run the thin lines are the folds, each ranked by its own model, and the
+thick one is all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medseq_tf.evaluation import metrics
+from medseq_tf.runs.run import Run
+
+COLORS = ("#0b6e99", "#c4622d", "#4c8c4a", "#8a5aa8", "#b0891c")
+QUIET, FAINT = "#5c6b7a", "#d9e0e6"
+SIZE = (4.6, 3.7)
+
+
+class Drawing(NamedTuple):
+    """A figure, its title and what it shows in words."""
+
+    figure: Figure
+    title: str
+    words: str
+
+
+def _axis(size: tuple[float, float] = SIZE, **settings: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set(**settings)
+    return figure, axis
+
+
+def _legend(axis: Any, **settings: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize="small", **settings)
+
+
+def _judged(
+    predictions: pd.DataFrame, labels: Sequence[str]
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield name, colour and predictions of each label that has both classes."""
+    for number, label in enumerate(labels):
+        part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
+        if part["truth"].nunique() == 2:
+            yield label, COLORS[number % len(COLORS)], part
+
+
+def _arrays(part: pd.DataFrame, column: str = "probability") -> tuple[np.ndarray, np.ndarray]:
+    return part["truth"].to_numpy(float), part[column].to_numpy(float)
+
+
+def training(runs: Sequence[Run]) -> list[Drawing]:
+    """Draw loss and monitored metric by epoch, a line a run."""
+    monitor = runs[0].experiment.fit.monitor
+    name = "AUROC" if monitor == "auroc" else monitor.replace("_", " ")
+    losses, left = _axis(xlabel="epoch", ylabel="loss")
+    metric, right = _axis(xlabel="epoch", ylabel=f"validation {name}")
+    best = []
+    for number, run in enumerate(runs):
+        history, first = run.history, number == 0
+        epochs = history["epoch"]
+        left.plot(epochs, history["loss"], color=QUIET, label="training" if first else None)
+        if "val_loss" in history:
+            label = "validation" if first else None
+            left.plot(epochs, history["val_loss"], color=COLORS[1], linestyle="--", label=label)
+        if f"val_{monitor}" in history:
+            values = history[f"val_{monitor}"]
+            right.plot(epochs, values, color=COLORS[0], marker=".", linewidth=1)
+            smaller = monitor in ("loss", "brier")
+            best.append(values.min() if smaller else values.max())
+    left.set_ylim(0, None)
+    _legend(left)
+    ends = ", ".join(f"{run.history['loss'].iloc[-1]:.3f}" for run in runs)
+    words = f"Training and validation loss by epoch; the training loss ends at {ends}."
+    drawings = [Drawing(losses, "Loss by epoch", words)]
+    if best:
+        reached = ", ".join(f"{value:.3f}" for value in best)
+        words = (
+            f"Validation {name} by epoch; the best epoch reaches {reached}, which chose that epoch "
+            "(used for selection)."
+        )
+        drawings.append(Drawing(metric, f"Validation {name} by epoch", words))
+    return drawings
+
+
+def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000) -> Drawing:
+    """Draw the ROC curve of each label, with its band, and the operating point."""
+    figure, axis = _axis(
+        xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
+    )
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    words = []
+    for label, color, part in _judged(predictions, labels):
+        for fold in _folds(part):
+            points = metrics.roc_points(*_arrays(fold))
+            axis.plot(
+                points["false_positive_rate"],
+                points["sensitivity"],
+                color=color,
+                alpha=0.35,
+                lw=0.8,
+            )
+        band = metrics.roc_band(*_arrays(part), part["patient"].to_numpy(), resamples)
+        x = band["false_positive_rate"]
+        axis.plot(x, band["sensitivity"], color=color, label=label, drawstyle="steps-post")
+        if _has_band(part, labels):
+            axis.fill_between(x, band["low"], band["high"], color=color, alpha=0.15, step="post")
+        called = part["positive"].to_numpy(bool)
+        truth = part["truth"].to_numpy(float) == 1
+        point = (called[~truth].mean(), called[truth].mean())
+        axis.plot(*point, "o", color=color, markersize=6)
+        words.append(
+            f"{label}: the operating point finds {point[1]:.0%} of the positive studies and calls "
+            f"{point[0]:.0%} of the negative ones"
+        )
+    _legend(axis, loc="lower right")
+    return Drawing(figure, "ROC", _sentence("ROC curve", words))
+
+
+def precision_recall(
+    predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000
+) -> Drawing:
+    """Draw precision by recall of each label, with its band; chance is the share of positives."""
+    figure, axis = _axis(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.02))
+    words = []
+    for label, color, part in _judged(predictions, labels):
+        truth, probability = _arrays(part)
+        for fold in _folds(part):
+            points = metrics.precision_recall_points(*_arrays(fold))
+            axis.step(points["recall"], points["precision"], where="pre", color=color, alpha=0.35,
+                      lw=0.8)  # fmt: skip
+        band = metrics.precision_recall_band(
+            truth, probability, part["patient"].to_numpy(), resamples
+        )
+        axis.step(band["recall"], band["precision"], where="pre", color=color, label=label)
+        if _has_band(part, labels):
+            axis.fill_between(
+                band["recall"], band["low"], band["high"], color=color, alpha=0.15, step="pre"
+            )
+        axis.axhline(truth.mean(), color=color, linestyle=":", linewidth=0.8)
+        words.append(f"{label}: chance is at {truth.mean():.2f}")
+    _legend(axis, loc="lower left")
+    return Drawing(figure, "Precision and recall", _sentence("Precision by recall", words))
+
+
+def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8) -> Drawing:
+    """Draw the observed share of positives by predicted probability, before and after scaling."""
+    figure, axis = _axis(
+        xlabel="predicted probability",
+        ylabel="observed share of positives",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+    )
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    words = []
+    for label, color, part in _judged(predictions, labels):
+        before = metrics.reliability_curve(*_arrays(part), bins)
+        after = metrics.reliability_curve(*_arrays(part, "calibrated"), bins)
+        axis.plot(before["probability"], before["observed"], "o--", color=color, alpha=0.45,
+                  markersize=4, linewidth=0.9, label=f"{label}, as predicted")  # fmt: skip
+        axis.plot(after["probability"], after["observed"], "o-", color=color, markersize=5,
+                  label=f"{label}, scaled")  # fmt: skip
+        if _has_band(part, labels) and not part["study"].duplicated().any():
+            for row in after.itertuples():
+                axis.vlines(row.probability, row.low, row.high, color=color, linewidth=0.9)
+                axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
+                              textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
+        errors = []
+        for column in ("probability", "calibrated"):
+            truth, probability = _arrays(part, column)
+            value = metrics.expected_calibration_error(truth, probability)
+            studies = part["study"].to_numpy()
+            median, high = metrics.null_calibration_error(probability, studies=studies)
+            errors.append(f"{value:.3f} (if they were right {median:.3f}, to {high:.3f})")
+        words.append(
+            f"{label}: expected calibration error of the probabilities as predicted {errors[0]}, "
+            f"after scaling {errors[1]}"
+        )
+    _legend(axis, loc="upper left")
+    title = "Calibration before and after temperature scaling"
+    return Drawing(figure, title, _sentence("Observed share by predicted probability", words))
+
+
+def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000) -> Drawing:
+    """Draw the net benefit of acting on the scaled probability, on everyone, on no one."""
+    figure, axis = _axis(xlabel="probability at which one would act", ylabel="net benefit")
+    words, highest = [], 0.05
+    for label, color, part in _judged(predictions, labels):
+        curve = metrics.decision_curve(
+            *_arrays(part, "calibrated"), patients=part["patient"].to_numpy(), resamples=resamples
+        )
+        x = curve["threshold"]
+        axis.plot(x, curve["model"], color=color, label=f"model, {label}")
+        axis.plot(x, curve["everyone"], color=color, linestyle=":", linewidth=0.9,
+                  label="everyone" if len(labels) == 1 else None)  # fmt: skip
+        if _has_band(part, labels):
+            axis.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15)
+        useful = x[curve["model"] > np.maximum(curve["everyone"], 0) + 1e-12]
+        words.append(
+            f"{label}: better than acting on everyone or no one at {len(useful)} of {len(x)} "
+            "thresholds"
+        )
+        highest = max(highest, curve["high"].max(), part["truth"].mean())
+    axis.axhline(0, color=QUIET, linewidth=0.8, label="no one")
+    axis.set(xlim=(0, 1), ylim=(-0.25 * highest, 1.1 * highest))
+    _legend(axis, loc="upper right")
+    return Drawing(figure, "Decision curve", _sentence("Net benefit", words))
+
+
+def confusion(predictions: pd.DataFrame, labels: Sequence[str]) -> Drawing:
+    """Draw how many studies of each class were called what, a square a label."""
+    figure = Figure(figsize=(3.2 * len(labels), 3.2), layout="constrained")
+    words = []
+    for axis, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels, strict=True):
+        part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
+        truth, called = part["truth"] == 1, part["positive"].astype(bool)
+        counts = np.array(
+            [[(~truth & ~called).sum(), (~truth & called).sum()],
+             [(truth & ~called).sum(), (truth & called).sum()]]
+        )  # fmt: skip
+        axis.imshow(counts, cmap="Blues", vmin=0)
+        for (row, column), count in np.ndenumerate(counts):
+            shade = "w" if count > counts.max() / 2 else "k"
+            axis.text(column, row, count, ha="center", va="center", color=shade)
+        names = ["negative", "positive"]
+        axis.set(xticks=(0, 1), yticks=(0, 1), xticklabels=names, yticklabels=names)
+        axis.set(xlabel="called", ylabel="truth", title=label)
+        words.append(f"{label}: {counts[1, 1]} of {counts[1].sum()} positive studies called so")
+    return Drawing(figure, "Confusion", _sentence("Studies by class and call", words))
+
+
+def evaluation(
+    predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000
+) -> list[Drawing]:
+    """Draw all figures of the predictions of one split; none without both classes."""
+    if not any(_judged(predictions, labels)):
+        return []
+    drawn: list[Callable[..., Drawing]] = [roc, precision_recall, decision]
+    drawings = [draw(predictions, labels, resamples=resamples) for draw in drawn]
+    return [*drawings[:2], reliability(predictions, labels), drawings[2]]
+
+
+def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
+    """Whether intervals are drawn: not for several labels, nor of what was used for selection.
+
+    The column `selected`, where there is one, says of which studies that is so.
+    """
+    return len(labels) == 1 and not ("selected" in part and part["selected"].any())
+
+
+def _folds(part: pd.DataFrame) -> list[pd.DataFrame]:
+    """The folds' own predictions where there are several, of folds that have both classes."""
+    if "fold" not in part:
+        return []
+    folds = [fold for _, fold in part.groupby("fold")]
+    return [fold for fold in folds if fold["truth"].nunique() == 2]
+
+
+def _sentence(start: str, words: Sequence[str]) -> str:
+    return f"{start}. " + "; ".join(words) + "."

@@ -1,0 +1,1 @@
+"""The run folder, and what MLflow is told of it."""

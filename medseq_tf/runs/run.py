@@ -1,0 +1,248 @@
+"""Takes a run folder that `train` wrote; gives `Run`: its recipe, splits, model and figures.
+
+experiment.yaml      every value, as used          dataset.json   the data set it was trained on
+model.keras          the best epoch                history.csv    one row an epoch
+splits.json          study ids by split            metrics.json   thresholds, temperatures, metrics
+studies.json         content hash by study id, to know them again elsewhere
+slices.parquet       hashes of every slice, to know it and its copies again elsewhere
+predictions.parquet  study, patient, split, label, truth, probability, calibrated, fold, repeat
+run.json             status, MLflow run id, versions
+report.html          figures to look at            model_card.md   what it is and is not for
+fold_1/ ...          with --folds: one such run a fold, of all repeats, the pooled figures above
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseq_tf import files
+from medseq_tf.dataset import selection
+from medseq_tf.dataset.prepared import forget_labels_file
+from medseq_tf.dataset.read_counts import Reads
+from medseq_tf.errors import InputError
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.runs.model_file import load_model_file
+
+SLICES = "slices.parquet"
+METRICS_COLUMNS = [
+    "split",
+    "label",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "interval",
+    "n",
+    "positives",
+    "patients",
+    "threshold",
+    "note",
+    "question",
+]
+"""Of a table of metrics, one row a split, label and metric."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk."""
+
+    path: Path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike | Run) -> Run:
+        """Open a run folder.
+
+        Raises:
+          InputError: if the folder is no run folder.
+        """
+        if isinstance(path, Run):
+            return path
+        folder = Path(path)
+        if not (folder / "experiment.yaml").is_file():
+            near = sorted(p.parent.name for p in folder.parent.glob("*/experiment.yaml"))
+            known = f"; runs there: {', '.join(near[:8])}" if near else ""
+            raise InputError(f"{folder}: no run folder (experiment.yaml is missing){known}")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def experiment(self) -> recipes.Experiment:
+        """The recipe, as used."""
+        return recipes.load(self.path / "experiment.yaml")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """`run.json`: status, fingerprint of the data, MLflow run id, versions."""
+        return self._json("run.json")
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """`dataset.json` of the data set that the run was trained on."""
+        dataset = self._json("dataset.json")
+        forget_labels_file(dataset.get("preparation", {}))
+        return dataset
+
+    @property
+    def folds(self) -> list[Run]:
+        """The runs of a cross-validation, in order, repeat by repeat; empty for a single run."""
+        found = self.path.glob("fold_*/experiment.yaml")
+        return [Run(p.parent) for p in sorted(found, key=lambda p: int(p.parent.name[5:]))]
+
+    @property
+    def repeats(self) -> int:
+        """How often the patients were divided into folds."""
+        return int(self.info.get("repeats") or 1)
+
+    def of_repeat(self, repeat: int) -> list[Run]:
+        """The folds of a repeat, from 1."""
+        count = len(self.folds) // self.repeats
+        return self.folds[(repeat - 1) * count : repeat * count]
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Study ids by `train`, `validation` and `test`."""
+        return self._json("splits.json")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: loss, validation metrics, learning rate, seconds."""
+        return self._table("history.csv", pd.read_csv)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Metrics by split and label, with intervals over patients; validation last, with none."""
+        table = pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
+        return selection.labelled(table)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold of each label: on validation, of folds on their held-out patients."""
+        return self._json("metrics.json")["thresholds"]
+
+    @property
+    def operating_points(self) -> dict[str, dict[str, Any]]:
+        """How each label's threshold was chosen and measured; empty of runs that did not say."""
+        return self._json("metrics.json").get("operating_points", {})
+
+    @property
+    def question(self) -> str:
+        """What the intervals of the run's metrics are about; empty of runs that did not say."""
+        return self._json("metrics.json").get("question", "")
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperature of each label, fitted on validation; 1, or none, scales nothing."""
+        return self._json("metrics.json").get("temperatures", {})
+
+    @property
+    def cuts(self) -> dict[str, dict[str, float]]:
+        """By label, cuts of sensitivity at 90% specificity and the like, chosen on validation."""
+        return self._json("metrics.json").get("cuts", {})
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of thresholds and temperatures, where validation says too little."""
+        return self._json("metrics.json")["notes"]
+
+    @property
+    def reads(self) -> Reads | None:
+        """How often its test patients had been read when it was finished; None: not counted."""
+        counted = self.info.get("test_reads")
+        return None if counted is None else Reads(**counted)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The content hash of every study of the data set that the run was trained on, by id."""
+        return self._json("studies.json")
+
+    @property
+    def slices(self) -> pd.DataFrame | None:
+        """What it keeps to know its studies again, see `leakage.known_slices`; None before 0.2."""
+        path = self.path / SLICES
+        return files.read_parquet(path) if path.is_file() else None
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row a study and label: truth and probability."""
+        return self._table("predictions.parquet", files.read_parquet)
+
+    def model(self) -> Any:
+        """Load the Keras model of the best epoch.
+
+        Raises:
+          InputError: the file is damaged, or no model that `train` wrote.
+        """
+        return load_model_file(self._file("model.keras"))
+
+    def require_finished(self) -> None:
+        """Raise an InputError unless the run, and each of its folds, was trained to its end."""
+        missing = [run for run in (self, *self.folds) if run.info["status"] != "finished"]
+        if missing or len(self.folds) != (self.info.get("folds") or 0) * self.repeats:
+            status = missing[0].info["status"] if missing else "without some of its folds"
+            raise InputError(
+                f"{self.path}: the run is {status}; train --resume with the same recipe, data and "
+                "folds finishes it"
+            )
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if path.is_file():
+            return path
+        if name == "run.json":
+            raise InputError(f"{path} is missing: the folder is no whole run")
+        if self.folds:
+            raise InputError(f"{path}: a cross-validated run has none; take one of its folds")
+        raise InputError(
+            f"{path} is missing; the run's status is {self.info['status']}: finish it with train "
+            "--resume"
+        )
+
+    def _table(self, name: str, read: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+        path = self._file(name)
+        try:
+            return read(path)
+        except (ValueError, OSError):
+            raise InputError(
+                f"{path}: is damaged; it should be the table that train wrote"
+            ) from None
+
+    def _json(self, name: str) -> Any:
+        path = self._file(name)
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"{path}: is damaged; it should be the JSON that train wrote"
+            ) from None
+
+    def _repr_html_(self) -> str:
+        title = f"{html.escape(self.name)} ({self.info['status']})"
+        return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder; a kill frees the lock.
+
+    What killed processes left half written there is removed.
+
+    Raises:
+      InputError: another process is at work in the folder.
+    """
+    with files.locked(folder / ".lock", f"{folder}: another process is training there"):
+        for place, _, _ in os.walk(folder):
+            files.remove_abandoned(place)
+        yield

@@ -1,0 +1,1 @@
+"""SavedModels: exported, opened, served, asked."""

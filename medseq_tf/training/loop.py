@@ -1,0 +1,551 @@
+"""Takes a recipe, slices and a split; gives the model of the best epoch and the history of all."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from medseq_tf import models
+from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.evaluate import point_metrics
+from medseq_tf.evaluation.feature_store import FeatureStore, frozen_network, join, weights_digest
+from medseq_tf.evaluation.inference import Answers, study_answers
+from medseq_tf.files import atomic
+from medseq_tf.input.batches import (
+    SliceStore,
+    readable,
+    steps_per_epoch,
+    training_batches,
+    training_plan,
+)
+from medseq_tf.models import losses
+from medseq_tf.models.applications import dtype_policy
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.runs import tracking
+from medseq_tf.training.pretraining import pretrain
+
+CHECKPOINT = "checkpoint.npz"
+
+SAVING_SHARE = 0.05
+"""Of the time that epochs take: no more goes into saving the state after each."""
+
+
+class Fitter:
+    """The training loop of one run.
+
+    An update is the gradient of the mean loss over all known labels of `fit.accumulate` batches:
+    the batches' gradients of the *summed* loss are added and divided by the number of labels, so
+    unequal batches and patients weigh as they should. Batch normalisation uses the statistics of
+    each batch by itself. A group that the end of the epoch cuts short is applied there.
+
+    A network that is frozen whole takes no part in the training step: the rest of the model learns
+    from its features, stored (`features.use`) or computed for each batch. A group of batches is
+    then one padded batch, the same mathematically, unless the rest has batch statistics.
+
+    The state (model variables, seeds of dropout included, those of the best epoch, optimizer,
+    position in the epoch, history) is saved only between updates, in one file that replaces the
+    last one whole; without a network that is frozen whole, which never changes. `model.keras` is
+    written once, at the end.
+
+    Args:
+      recipe: the recipe.
+      store: the prepared data set's slices.
+      split: rows of the prepared data set, by `train`, `validation` and perhaps `test`.
+      folder: the run folder.
+      tracker: where figures go.
+      verbose: show progress.
+      features: the folder for stored features; None: in memory alone.
+
+    Attributes:
+      model: the `SequenceClassifier`; after `run`, that of the best epoch.
+      features: its `FeatureStore`, or None.
+    """
+
+    def __init__(
+        self,
+        recipe: Experiment,
+        store: SliceStore,
+        split: Mapping[str, np.ndarray],
+        folder: Path,
+        tracker: tracking.Tracker,
+        verbose: bool = True,
+        features: Path | None = None,
+    ):
+        self.recipe, self.store, self.split = recipe, store, split
+        self.folder, self.tracker, self.verbose = folder, tracker, verbose
+        labels = store.prepared.labels
+        side = recipe.input.size
+        with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
+            self.model = models.build(
+                recipe.model,
+                input_shape=(side, side, recipe.input.channels),
+                labels=labels.shape[1],
+                seed=recipe.seed,
+                skip_padding=not recipe.fit.jit,
+            )
+        self.features = None
+        if recipe.uses_features:
+            self.features = FeatureStore(self.model, store, recipe, features, verbose)
+        self.network = frozen_network(self.model)
+        self.digest = weights_digest(self.network) if self.network is not None else None
+        if recipe.pretraining:
+            self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
+        fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
+        self.variables = [v for v in self.model.variables if id(v) not in fixed]
+        joined = self.network is not None and not learns_statistics(self.variables)
+        self.together = recipe.fit.accumulate if joined else 1
+        self.at_once = self.together == recipe.fit.accumulate and not recipe.fit.jit
+        self.best: list[np.ndarray] = []
+        shown = training_plan(store.prepared, split["train"], recipe, epoch=0)
+        shown = sorted({sequence.study for batch in shown for sequence in batch})
+        self.loss = losses.build(recipe.loss, labels[shown])  # studies left out have no say
+        self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
+        updates = math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs
+        self.rate = learning_rate(recipe.optimizer, updates)
+        self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
+        self.optimizer.build(self.model.trainable_variables)
+        self.accumulated = [
+            tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
+            for v in ([] if self.at_once else self.model.trainable_variables)
+        ]
+        self._stream: Iterator | None = None
+        self.epoch, self.batch = 0, 0
+        self.loss_sum, self.known = 0.0, 0.0
+        self.seconds = 0.0
+        self.saved, self.saving_seconds = time.monotonic(), 0.0
+        self.history: list[dict[str, float]] = []
+        self._build_steps()
+
+    def _build_steps(self) -> None:
+        jit = self.recipe.fit.jit
+        kind, shape = "slices", self.model.slice_shape
+        lengths_spec = tf.TensorSpec((None,), tf.int32)
+        if self.network is not None:
+            slices_spec = tf.TensorSpec((None, None, *shape), tf.float32)
+            kind, shape = "features", self.network.compute_output_shape((None, *shape))[1:]
+
+            @tf.function(input_signature=[slices_spec, lengths_spec], autograph=False)
+            def extract(slices: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+                return tf.cast(self.model.extract(slices, lengths), tf.float32)
+
+            self._extract = extract
+        any_shape = [
+            tf.TensorSpec((None, None, *shape), tf.float32),
+            lengths_spec,
+            tf.TensorSpec(self._judged_shape, tf.float32),
+        ]
+
+        def gradients_of(
+            inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor
+        ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+            with tf.GradientTape() as tape:
+                logits, judged = self.model.examples({kind: inputs, "lengths": lengths}, labels)
+                elements, known = self.loss.elementwise(judged, logits)
+                total = tf.reduce_sum(elements)
+                scaled = self.optimizer.scale_loss(total)
+            gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
+            return gradients, tf.stack([total, tf.reduce_sum(known)])
+
+        @tf.function(input_signature=None if jit else any_shape, jit_compile=jit, autograph=False)
+        def accumulate(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            gradients, totals = gradients_of(inputs, lengths, labels)
+            for variable, gradient in zip(self.accumulated, gradients, strict=True):
+                if gradient is not None:
+                    variable.assign_add(tf.cast(gradient, tf.float32))
+            return totals
+
+        @tf.function(input_signature=[tf.TensorSpec((), tf.float32)], autograph=False)
+        def update(known: tf.Tensor) -> None:
+            known = tf.maximum(known, 1.0)
+            self._apply([variable / known for variable in self.accumulated])
+            for variable in self.accumulated:
+                variable.assign(tf.zeros_like(variable))
+
+        @tf.function(input_signature=any_shape, autograph=False)
+        def step(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            gradients, totals = gradients_of(inputs, lengths, labels)
+            known = tf.maximum(totals[1], 1.0)
+            gradients = [
+                tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
+                for v, g in zip(self.model.trainable_variables, gradients, strict=True)
+            ]
+            self._apply(gradients)
+            return totals
+
+        self._kind, self._accumulate, self._update, self._step = kind, accumulate, update, step
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        # Here, once: Keras's optimizer would compute the rate anew for every weight that decays.
+        self.optimizer.learning_rate.assign(self.rate(self.optimizer.iterations))
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+
+    @property
+    def _judged_shape(self) -> tuple[int | None, ...]:
+        """The shape of a batch's labels, or of a segmenter's masks."""
+        if self.recipe.segments:
+            return (None, None, *self.model.slice_shape[:2])
+        return (None, len(self.store.prepared.label_names))
+
+    def run(self) -> None:
+        """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
+
+        Raises:
+          Diverged: the loss became NaN or infinite.
+          InputError: a study cannot be read, or the saved state not be gone on with.
+          Stopped: interrupted with Ctrl-C.
+        """
+        restored = self.restore()
+        self.saved = time.monotonic()
+        with _interrupts() as interrupted:
+            if self.recipe.pretraining and not restored:
+                self._pretrain(interrupted)
+            try:
+                while not self._over():
+                    if self.features is not None:
+                        self._prepare_features(interrupted)
+                    self._run_epoch(interrupted)
+            finally:
+                self._stream = None  # and with it the batches that are made ahead
+        for variable, value in zip(self.variables, self.best, strict=True):
+            variable.assign(value)
+        with atomic(self.folder / "model.keras") as temporary:
+            self.model.save(temporary)
+
+    def _pretrain(self, interrupted: list[bool]) -> None:
+        rows = self.split["train"]
+        pretrain(self.model, self.store, rows, self.recipe, self.verbose, lambda: bool(interrupted))
+        if interrupted:
+            raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
+
+    def _prepare_features(self, interrupted: list[bool]) -> None:
+        rows = {part: self.split[part] for part in ("train", "validation")}
+        try:
+            self.features.prepare_training(rows["train"], self.epoch, lambda: bool(interrupted))
+            plain = [(int(row), None) for row in rows["validation"]]
+            self.features.prepare(plain, lambda: bool(interrupted))
+        except Stopped as stop:
+            raise Stopped(f"{self.folder}: {stop}; --resume goes on") from None
+
+    def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        """Yield what is left of the epoch; of features, `together` batches as one."""
+        rows = self.split["train"]
+        if self.features is not None:
+            yield from self.features.training_batches(rows, self.epoch, self.batch, self.together)
+            return
+        if self._stream is None:  # through all epochs: none waits for its first batches
+            batches = training_batches(
+                self.store.prepared,
+                rows,
+                self.recipe,
+                self.epoch,
+                self.batch,
+                self.store,
+                epochs=self.recipe.fit.epochs - self.epoch,
+            )
+            self._stream = readable(batches, self.store)
+        batches = itertools.islice(self._stream, self.steps - self.batch)
+        if self.network is None:
+            yield from batches
+            return
+        while group := list(itertools.islice(map(self._featured, batches), self.together)):
+            yield join(group)
+
+    def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
+        inputs, labels = batch
+        features = self._extract(inputs["slices"], inputs["lengths"]).numpy()
+        return {"features": features, "lengths": inputs["lengths"].numpy()}, labels.numpy()
+
+    def _run_epoch(self, interrupted: list[bool]) -> None:
+        recipe, started = self.recipe.fit, time.monotonic()
+        before = self.seconds
+        bar = self._bar()
+        totals: list[tf.Tensor] = []
+        for inputs, labels in self._batches():
+            work = self._step if self.at_once else self._accumulate
+            totals.append(work(inputs[self._kind], inputs["lengths"], labels))
+            self.batch = min(self.batch + self.together, self.steps)
+            if self.batch % recipe.accumulate and self.batch < self.steps:
+                continue
+            total, known = tf.add_n(totals).numpy()
+            self._check(total)
+            if not self.at_once:
+                self._update(known)
+            totals.clear()
+            self.loss_sum += float(total)
+            self.known += float(known)
+            bar.update(self.batch, [("loss", self.loss_sum / max(self.known, 1.0))], finalize=False)
+            self.seconds = before + time.monotonic() - started
+            if interrupted:
+                self.save()
+                raise Stopped(f"{self.folder}: stopped in epoch {self.epoch + 1}; --resume goes on")
+            if time.monotonic() - self.saved > recipe.checkpoint_minutes * 60:
+                self.save()
+        self.seconds = before + time.monotonic() - started
+        self._end_epoch(bar)
+        if interrupted or self._over() or self._is_time_to_save():
+            self.save()
+        if interrupted:
+            raise Stopped(f"{self.folder}: stopped after epoch {self.epoch}; --resume goes on")
+
+    def _bar(self) -> keras.utils.Progbar:
+        if not self.verbose:
+            return keras.utils.Progbar(self.steps, verbose=0)
+        print(f"Epoch {self.epoch + 1}/{self.recipe.fit.epochs}")
+        shown = ["loss", "val_loss", f"val_{self.recipe.fit.monitor}"]
+        verbose = 1 if keras.utils.is_interactive_logging_enabled() and _interactive() else 2
+        return keras.utils.Progbar(
+            self.steps, verbose=verbose, stateful_metrics=shown, unit_name="batch"
+        )
+
+    def _check(self, total: float) -> None:
+        if not np.isfinite(total):
+            raise Diverged(
+                f"the loss became {total} in epoch {self.epoch + 1}, batch {self.batch}; a "
+                "smaller optimizer.learning_rate or optimizer.clip_norm=1 may help"
+            )
+
+    def _end_epoch(self, bar: keras.utils.Progbar) -> None:
+        row: dict[str, float] = {
+            "epoch": self.epoch + 1,
+            "loss": self.loss_sum / max(self.known, 1.0),
+            **self._validate(),
+            "learning_rate": float(self.rate(self.optimizer.iterations)),
+            "seconds": round(self.seconds, 3),
+        }
+        shown = [
+            (k, row[k]) for k in ("loss", "val_loss", f"val_{self.recipe.fit.monitor}") if k in row
+        ]
+        bar.update(self.steps, shown, finalize=True)
+        self.history.append(row)
+        if self.best_epoch() == len(self.history):
+            self.best = [variable.numpy() for variable in self.variables]
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum = self.known = self.seconds = 0.0
+        with atomic(self.folder / "history.csv") as temporary:
+            pd.DataFrame(self.history).to_csv(temporary, index=False)
+        self.tracker.metrics({k: v for k, v in row.items() if k != "epoch"}, step=self.epoch)
+
+    def _validate(self) -> dict[str, float]:
+        rows = self.split["validation"]
+        if len(rows) == 0:
+            return {}
+        answers = study_answers(self.model, self.store, rows, self.recipe, self.features)
+        labels = self.store.prepared.labels[rows]
+        values = epoch_metrics(labels, answers.probabilities, self.loss)
+        if answers.pixels is not None:
+            values |= {"loss": answers.loss, **pixel_means(answers)}
+        return {f"val_{k}": v for k, v in values.items()}
+
+    def best_epoch(self) -> int:
+        """Return the number of the best epoch so far: by the monitor, then by validation loss."""
+        key = f"val_{self.recipe.fit.monitor}"
+        if not self.history or key not in self.history[-1]:
+            return len(self.history)
+        sign = -1.0 if self.recipe.fit.monitor in ("loss", "brier") else 1.0
+
+        def rank(row: dict[str, float]) -> tuple[float, float]:
+            return _or_worst(sign * row[key]), _or_worst(-row["val_loss"])
+
+        return max(self.history, key=rank)["epoch"]
+
+    def _over(self) -> bool:
+        return self.epoch >= self.recipe.fit.epochs or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.fit.patience
+        if patience is None or not len(self.split["validation"]):
+            return False
+        return len(self.history) - self.best_epoch() >= patience if self.history else False
+
+    def _is_time_to_save(self) -> bool:
+        """Whether the state of an epoch that has ended is worth the time that saving it takes."""
+        since = time.monotonic() - self.saved
+        minutes = self.recipe.fit.checkpoint_minutes
+        return since >= min(60 * minutes, self.saving_seconds / SAVING_SHARE)
+
+    def save(self) -> None:
+        """Write the state between two updates, whole or not at all."""
+        started = time.monotonic()
+        state = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "loss_sum": self.loss_sum,
+            "known": self.known,
+            "seconds": self.seconds,
+            "history": self.history,
+            "network": self.digest,
+        }
+        arrays = {f"model_{i}": v.numpy() for i, v in enumerate(self.variables)}
+        arrays |= {f"best_{i}": value for i, value in enumerate(self.best)}
+        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
+        with atomic(self.folder / CHECKPOINT) as temporary, open(temporary, "wb") as file:
+            np.savez(file, state=np.array(json.dumps(state)), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        self.saved = time.monotonic()
+        self.saving_seconds = self.saved - started
+
+    def restore(self) -> bool:
+        """Go on from the saved state, if there is one; return whether there was."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return False
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
+                state = json.loads(str(saved["state"]))
+                self._check_network(path, state.pop("network", None))
+                best = range(len(self.variables) if state["history"] else 0)
+                best = [saved[f"best_{i}"] for i in best]
+                for i, variable in enumerate(self.variables):
+                    variable.assign(saved[f"model_{i}"])
+                for i, variable in enumerate(self.optimizer.variables):
+                    variable.assign(saved[f"optimizer_{i}"])
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise InputError(
+                f"{path}: is damaged, so the run cannot go on; start anew in another --out"
+            ) from None
+        self.best = best
+        for key, value in state.items():
+            setattr(self, key, value)
+        return True
+
+    def _check_network(self, path: Path, digest: str | None) -> None:
+        if digest != self.digest:
+            raise InputError(
+                f"{path}: the run began with other weights of the frozen network than are there "
+                "now, so it cannot go on; start anew in another --out"
+            )
+
+
+def learns_statistics(variables: list[keras.Variable]) -> bool:
+    """Whether a model's variables hold moving statistics, apart from seeds of dropout."""
+    return any(not v.trainable and np.issubdtype(v.dtype, np.floating) for v in variables)
+
+
+def _or_worst(value: float) -> float:
+    return value if value == value else -np.inf
+
+
+def epoch_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss | losses.PixelLoss
+) -> dict[str, float]:
+    """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
+
+    Args:
+      labels: `(studies, labels)`, NaN where unknown.
+      probabilities: `(studies, labels)`, NaN for a study that was left out.
+      loss: the training loss; that of pixels says nothing of probabilities.
+    """
+    kept = ~np.isnan(probabilities).any(1)
+    if isinstance(loss, losses.PixelLoss):
+        return point_metrics(labels[kept], probabilities[kept])
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    logits = np.log(clipped) - np.log1p(-clipped)
+    elements, known = loss.elementwise(labels[kept], logits[kept])
+    count = float(np.sum(known))
+    values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
+    return values | point_metrics(labels[kept], probabilities[kept])
+
+
+def pixel_means(answers: Answers) -> dict[str, float]:
+    """Return a segmenter's metrics of lesion pixels, as means over studies."""
+    values = metrics.pixel_metrics(*answers.pixels.T)
+    return {name: float(values[name]) for name in metrics.PIXEL_METRICS}
+
+
+def learning_rate(settings: recipes.Optimizer, updates: int) -> Callable[[Any], Any]:
+    """Return the rate by the number of updates so far; `updates` is the length of the schedule."""
+    warmup = round(settings.warmup * updates)
+    first = settings.learning_rate / max(warmup, 1)
+    if settings.schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=first,
+            decay_steps=max(updates - warmup, 1),
+            warmup_target=settings.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    if warmup:
+        return keras.optimizers.schedules.PolynomialDecay(
+            initial_learning_rate=first,
+            decay_steps=warmup,
+            end_learning_rate=settings.learning_rate,
+        )
+    return lambda done: settings.learning_rate
+
+
+def build_optimizer(
+    settings: recipes.Optimizer, precision: str = "float32"
+) -> keras.optimizers.Optimizer:
+    """Return the recipe's optimizer, at the recipe's rate; a schedule is `learning_rate`'s."""
+    common = {
+        "learning_rate": settings.learning_rate,
+        "clipnorm": None,
+        "global_clipnorm": settings.clip_norm,
+    }
+    if settings.name == "sgd":
+        optimizer = keras.optimizers.SGD(
+            momentum=settings.beta_1, weight_decay=settings.weight_decay, **common
+        )
+    else:
+        kinds = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
+        decay = {}
+        if settings.name == "adamw":
+            kinds, decay = (
+                {"adamw": keras.optimizers.AdamW},
+                {"weight_decay": settings.weight_decay},
+            )
+        optimizer = kinds[settings.name](
+            beta_1=settings.beta_1,
+            beta_2=settings.beta_2,
+            epsilon=settings.epsilon,
+            **decay,
+            **common,
+        )
+    if precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _interactive() -> bool:
+    """Whether a line can be drawn over: a terminal or a notebook, not a log file."""
+    return sys.stdout.isatty() or "ipykernel" in sys.modules
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[bool]]:
+    """Collect Ctrl-C instead of raising, so that an update is never cut in two; twice raises."""
+    caught: list[bool] = []
+
+    def note(signum: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(True)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: KeyboardInterrupt cannot come here either
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGINT, before)

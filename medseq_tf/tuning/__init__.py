@@ -1,0 +1,1 @@
+"""The search for a recipe: space, trials, oracles, and the command `tune`."""

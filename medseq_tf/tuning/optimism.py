@@ -1,0 +1,150 @@
+"""Takes the held-out predictions of a search's trials; says how much too good the best of them is.
+
+Bootstrap bias-corrected cross-validation (Tsamardinos, Greasidou and Borboudakis 2018): patients
+are drawn with replacement; the trial that is best on those drawn is scored on those who were not.
+That score, on average, is what to expect of a trial that is chosen so. No trial is trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.evaluation import metrics
+
+RESAMPLES = 500
+COLUMNS = ("study", "patient", "fold", "label", "truth", "probability", "threshold")
+"""Of a trial's held-out predictions, one row a fold, study and label."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The best trial's score, and what it is when corrected for having been chosen.
+
+    Attributes:
+      score: of the best trial, as the search compared them.
+      corrected: what to expect on patients who did not choose it; nan where it cannot be said.
+      trials: among how many it was the best.
+      note: why it cannot be said.
+    """
+
+    score: float
+    corrected: float
+    trials: int
+    note: str = ""
+
+    def text(self, metric: str) -> str:
+        """Return both in words."""
+        words = f"{metric} {self.score:.3f}, the best of {self.trials} trials, is too good"
+        if np.isnan(self.corrected):
+            return f"{words}; by how much cannot be said: {self.note}"
+        is_worse = self.corrected > self.score if metric == "brier" else self.corrected < self.score
+        if not is_worse:
+            return (
+                f"{words}; by how much cannot be said: {self.corrected:.3f} when corrected for the "
+                "choice (bootstrap, Tsamardinos 2018) is no worse, by chance of so few patients"
+            )
+        return (
+            f"{words}: about {self.corrected:.3f} when corrected for the choice (bootstrap, "
+            "Tsamardinos 2018)"
+        )
+
+
+def held_out(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions by which a trial is scored, with `COLUMNS`.
+
+    Args:
+      predictions: of a trial's run: those of its `test` studies, else of its `validation`.
+    """
+    scored = predictions[predictions["split"] == "test"]
+    if scored.empty:
+        scored = predictions[predictions["split"] == "validation"]
+    if "fold" not in scored:
+        scored = scored.assign(fold=1)
+    return scored[list(COLUMNS)].reset_index(drop=True)
+
+
+def correct(
+    trials: Mapping[str, pd.DataFrame],
+    metric: str,
+    smaller_is_better: bool = False,
+    seed: int = 0,
+) -> tuple[float, str]:
+    """Return the corrected score of the best of some trials, and why there is none.
+
+    A trial's score is the mean over its folds of the mean over the labels, as `tune` compares them.
+
+    Args:
+      trials: held-out predictions with `COLUMNS`, by the trial's name; of the same studies.
+      metric: one of `metrics.METRICS`.
+      smaller_is_better: whether the smallest score wins.
+      seed: of the draws.
+    """
+    if metric not in metrics.METRICS:
+        return float("nan"), f"{metric} is not resampled"
+    if not trials:
+        return float("nan"), "no trial has kept its predictions"
+    every = pd.concat([t[["patient", "truth"]] for t in trials.values()])
+    positive = every.groupby("patient")["truth"].max().fillna(0) > 0
+    chosen, fewest = _draws(positive, seed), min(positive.sum(), (~positive).sum())
+    if fewest < 2:
+        return float("nan"), "it takes two patients of each class"
+    both = [_scores(table, metric, chosen, positive.index) for table in trials.values()]
+    inside, outside = (np.array([scores[i] for scores in both]) for i in (0, 1))
+    inside = np.where(np.isnan(inside), np.inf, inside if smaller_is_better else -inside)
+    winner = inside.argmin(axis=0)
+    values = outside[winner, np.arange(len(winner))]
+    if np.isnan(values).mean() > 0.5:
+        return float("nan"), "too few patients of a class are left out of the draws"
+    return float(np.nanmean(values)), ""
+
+
+def _draws(positive: pd.Series, seed: int) -> np.ndarray:
+    """Return how often each patient is drawn, `(resamples, patients)`, as many of each class."""
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((RESAMPLES, len(positive)), np.int16)
+    for group in (positive, ~positive):
+        members = np.flatnonzero(group)
+        if len(members):
+            shares = np.full(len(members), 1 / len(members))
+            counts[:, members] = rng.multinomial(len(members), shares, RESAMPLES)
+    return counts
+
+
+def _scores(
+    table: pd.DataFrame, metric: str, drawn: np.ndarray, patients: pd.Index
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a trial's score of each draw on the patients drawn, and on the others."""
+    by_fold: dict[int, list[np.ndarray]] = {}
+    for (fold, _), part in table.groupby(["fold", "label"], sort=True):
+        part = part[part["truth"].notna()]
+        counts = drawn[:, patients.get_indexer(part["patient"])].astype(float)
+        arrays = [part[name].to_numpy(float) for name in ("truth", "probability", "threshold")]
+        both = [_metric(metric, *arrays, weights) for weights in (counts, (counts == 0) * 1.0)]
+        by_fold.setdefault(fold, []).append(np.array(both))
+    folds = np.array([_mean(np.array(labels)) for labels in by_fold.values()])
+    inside, outside = _mean(folds)
+    return inside, outside
+
+
+def _metric(
+    metric: str, truth: np.ndarray, probability: np.ndarray, threshold: np.ndarray, weights
+) -> np.ndarray:
+    """Return a metric of each resample, `(resamples,)`; nan where it cannot be said."""
+    if metric in metrics.RANKING:
+        values = metrics.RANKING[metric](truth, probability, weights)
+    elif metric == "brier":
+        values = metrics.brier(truth, probability, weights)
+    else:
+        values = getattr(metrics.confusion(truth, probability, threshold, weights), metric)
+    return np.broadcast_to(values, len(weights))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis of what is a number; nan where nothing is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(0))

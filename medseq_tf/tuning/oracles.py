@@ -1,0 +1,395 @@
+"""Takes a space; gives a `Ledger`, which hands out its points as trials and books their results.
+
+KerasTuner's oracles choose the points: at random, by Bayesian optimisation, by Hyperband or on a
+grid. Their state is written whole after every change, so that a search that was killed at any
+moment goes on where it was; a trial that was in flight is handed out again.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from keras_tuner import HyperParameters, Objective, oracles
+from keras_tuner.engine import hyperparameters
+from keras_tuner.src.engine.conditions import Parent
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from medseq_tf.files import write_json
+from medseq_tf.tuning.search import BASE
+from medseq_tf.tuning.space import Setting, Space, Values
+
+TUNERS = ("bayesian", "random", "hyperband", "grid")
+HYPERBAND_FACTOR = 3
+NOISE = 1e-2
+"""Variance of a score's noise as a share of the variance of all scores: folds of a few dozen
+patients are far from exact."""
+CANDIDATES = 1000
+"""Points of each kind among which Bayesian optimisation chooses."""
+
+
+# -------------------------------------------------------------------------------- the space
+
+
+def hyperparameters_of(space: Space) -> HyperParameters:
+    """Return KerasTuner's view of a space, with all its conditions declared up front.
+
+    Choices go by their labels. What is the recipe's own value, where it is among the alternatives,
+    is the default, which a grid tries first.
+    """
+    declared = HyperParameters()
+    recipe = space.base.flat()
+    for setting in space.settings:
+        declared.merge([_hyperparameter(setting, recipe)])
+    return declared
+
+
+def _hyperparameter(setting: Setting, recipe: dict[str, Any]) -> Any:
+    common = {
+        "name": setting.name,
+        "conditions": [Parent(name, list(labels)) for name, labels in setting.when.items()],
+    }
+    if setting.kind == "choice":
+        alternatives = setting.alternatives.items()
+        own = (
+            label
+            for label, values in alternatives
+            if all(key in recipe and recipe[key] == value for key, value in values.items())
+        )
+        labels = list(setting.alternatives)
+        return hyperparameters.Choice(values=labels, default=next(own, labels[0]), **common)
+    kind = hyperparameters.Int if setting.kind == "int" else hyperparameters.Float
+    own = recipe.get(setting.name)
+    inside = isinstance(own, int | float) and setting.low <= own <= setting.high
+    step = 1 if setting.kind == "int" and not setting.log and not setting.step else setting.step
+    on_grid = step is None or (inside and not setting.log and (own - setting.low) % step == 0)
+    return kind(
+        min_value=setting.low,
+        max_value=setting.high,
+        step=step,
+        sampling="log" if setting.log else "linear",
+        default=own if inside and on_grid else None,
+        **common,
+    )
+
+
+# ------------------------------------------------------------------------------- the oracles
+
+
+class _Durable:
+    """An oracle whose files are written whole, and that forgets a trial it had half begun.
+
+    Numbers are rounded to three digits: finer differences are noise, and a table of them reads ill.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        found = super().populate_space(trial_id)
+        if found.get("values"):
+            found["values"] = self._rounded(found["values"])
+        return found
+
+    def _rounded(self, values: Values) -> Values:
+        ranges = {hp.name: hp for hp in self.hyperparameters.space if hasattr(hp, "min_value")}
+
+        def rounded(name: str, value: Any) -> Any:
+            if not isinstance(value, float) or name not in ranges or ranges[name].step is not None:
+                return value
+            return min(max(float(f"{value:.3g}"), ranges[name].min_value), ranges[name].max_value)
+
+        return {name: rounded(name, value) for name, value in values.items()}
+
+    def save(self) -> None:
+        write_json(self._get_oracle_fname(), self.get_state())
+
+    def _save_trial(self, trial: Any) -> None:
+        write_json(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
+
+    def reload(self) -> None:
+        super().reload()
+        self.trials = {name: self.trials[name] for name in self.start_order}
+
+
+class RandomOracle(_Durable, oracles.RandomSearchOracle):
+    """Points drawn at random, none twice."""
+
+
+class BayesianOracle(_Durable, oracles.BayesianOptimizationOracle):
+    """KerasTuner's Gaussian process and confidence bound, asked about many points at once.
+
+    KerasTuner looks for the best bound with 50 gradient descents, whose gradients are differences:
+    seconds to minutes a trial, and of no use along choices. Here it is the best of many points, at
+    random and near the best that are known. What is drawn depends on the seed and on the number of
+    trials alone, so a search that was stopped draws as if it had not been.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        completed = [t for t in self.trials.values() if t.status == "COMPLETED"]
+        if len(completed) < self.num_initial_points:
+            return super().populate_space(trial_id)
+        rng = np.random.default_rng([self.seed, len(self.trials)])
+        with threadpool_limits(1), warnings.catch_warnings():  # small matrices: threads cost more
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound
+            x, y = self._known(completed)
+            points = [self._rounded(self._point(vector)) for vector in self._candidates(x, y, rng)]
+            mean, sd = self.gpr.predict(np.array([*map(self._vector, points)]), return_std=True)
+        for i in np.argsort(mean - self.beta * sd, kind="stable"):
+            if not self._duplicate(points[i]):
+                return {"status": "RUNNING", "values": points[i]}
+        return super()._random_populate_space()
+
+    def _known(self, completed: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Fit the process; return points and scores, the smaller the better.
+
+        A trial that still runs stands there with what is expected of it, on the dark side, so that
+        another worker is sent elsewhere.
+        """
+        sign = -1.0 if self.objective.direction == "max" else 1.0
+        x = np.array([self._vector(trial.hyperparameters.values) for trial in completed])
+        y = np.array([sign * trial.score for trial in completed])
+        self.gpr.fit(x, y)
+        running = [trial.hyperparameters.values for trial in self.ongoing_trials.values()]
+        if running:
+            there = np.array([self._vector(values) for values in running])
+            mean, sd = self.gpr.predict(there, return_std=True)
+            x, y = np.concatenate([x, there]), np.concatenate([y, mean + sd])
+            self.gpr.fit(x, y)
+        return x, y
+
+    def _candidates(self, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return points of the unit cube, anywhere and near the five best: `(points, settings)`."""
+        anywhere = rng.random((CANDIDATES, x.shape[1]))
+        best = x[np.argsort(y, kind="stable")[:5]]
+        near = best[rng.integers(len(best), size=CANDIDATES)]
+        near = np.clip(near + rng.normal(0, 0.1, near.shape), 0, 1)
+        redrawn = rng.random(near.shape) < 1 / x.shape[1]
+        return np.concatenate([anywhere, np.where(redrawn, rng.random(near.shape), near)])
+
+    def _point(self, vector: np.ndarray) -> Values:
+        """Return the active settings at a point of the unit cube."""
+        values: Values = {}
+        for hp, share in zip(self.hyperparameters.space, vector, strict=True):
+            if all(condition.is_active(values) for condition in hp.conditions):
+                values[hp.name] = hp.prob_to_value(float(share))
+        return values
+
+    def _vector(self, values: Values) -> np.ndarray:
+        """Return a point of the unit cube; a setting that is not active stands at its default."""
+        return np.array(
+            [hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self.hyperparameters.space]
+        )
+
+
+class HyperbandOracle(_Durable, oracles.HyperbandOracle):
+    """Many trials of few epochs, the best of them again with more."""
+
+
+class GridOracle(_Durable, oracles.GridSearchOracle):
+    """Every combination; a range without a step counts as ten values, unrounded."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        return oracles.GridSearchOracle.populate_space(self, trial_id)
+
+    def get_state(self) -> dict[str, Any]:
+        # KerasTuner keeps the order of the combinations in memory only.
+        return super().get_state() | {
+            "ordered": self._in_order(),
+            "populate_next": list(self._populate_next),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        for name in state["ordered"]:
+            self._ordered_ids.insert(name)
+        self._populate_next = list(state["populate_next"])
+
+    def _in_order(self) -> list[str]:
+        links, found = self._ordered_ids, []
+        index = links._next_index.get(None)
+        while index is not None:
+            found.append(links._memory[index])
+            index = links._next_index.get(index)
+        return found
+
+
+def _oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
+    common = {
+        "objective": Objective(space.objective.metric, space.objective.direction),
+        "hyperparameters": hyperparameters_of(space),
+        "seed": seed + 1,  # KerasTuner takes 0 for none
+        "max_consecutive_failed_trials": 10**9,  # reaching it would leave a chief locked up
+    }
+    if tuner == "hyperband":
+        epochs = space.base.fit.epochs
+        return HyperbandOracle(max_epochs=epochs, factor=HYPERBAND_FACTOR, **common)
+    if tuner == "bayesian":
+        at_random = max(3, min(3 * len(space.settings), (trials or 30) // 3))
+        return BayesianOracle(num_initial_points=at_random, alpha=NOISE, **common, max_trials=None)
+    kind = RandomOracle if tuner == "random" else GridOracle
+    return kind(**common, max_trials=None)
+
+
+# -------------------------------------------------------------------------------- the ledger
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is to do next.
+
+    Attributes:
+      kind: `run` a trial; `wait` and ask again; `stop`: there is nothing more to do.
+      trial: the trial's name.
+      values: the point of the space.
+      epochs: how many epochs to train, where the tuner decides that; None: as the recipe says.
+    """
+
+    kind: Literal["run", "wait", "stop"]
+    trial: str = ""
+    values: Values = field(default_factory=dict)
+    epochs: int | None = None
+
+
+def _locked(method: Any) -> Any:
+    @functools.wraps(method)
+    def wrapped(self: Ledger, *args: Any) -> Any:
+        with self._lock:
+            return method(self, *args)
+
+    return wrapped
+
+
+class Ledger:
+    """The trials of a search: handed out to workers, booked with their results; thread-safe.
+
+    Args:
+      space: what varies.
+      folder: where the state is kept; one that holds a state goes on with it.
+      tuner: one of `TUNERS`.
+      seed: decides every draw.
+      trials: how many to hand out in all, besides the base; None: as many as the tuner has.
+      minutes: after this time no new trial begins; None: no limit.
+      base: hand out the recipe as it is, first.
+      base_done: that trial has a result already.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        folder: Path,
+        tuner: str,
+        seed: int,
+        trials: int | None,
+        minutes: float | None,
+        base: bool,
+        base_done: bool,
+    ):
+        self._limit = trials
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._lock = threading.RLock()
+        self._has_base = base
+        self._base = "waiting" if base and not base_done else "done"
+        self._losses: dict[str, int] = {}
+        self._exhausted = False
+        self.metric = space.objective.metric
+        self._oracle = _oracle(space, tuner, seed, trials)
+        self._oracle.verbose = 0
+        self._oracle._set_project_dir(str(folder), "oracle")
+        if Path(self._oracle._get_oracle_fname()).is_file():
+            self._oracle.reload()
+            if tuner == "bayesian":  # trials may be more than the search began with
+                fresh = _oracle(space, tuner, seed, trials)
+                self._oracle.num_initial_points = fresh.num_initial_points
+
+    @_locked
+    def next(self, worker: str) -> Order:
+        """Return a worker's order: the trial that it has, until that is finished, or a new one."""
+        if self._base in ("waiting", worker):
+            self._base = worker
+            return Order("run", BASE)
+        oracle = self._oracle
+        if worker not in oracle.ongoing_trials and not oracle._retry_queue and self._spent():
+            return Order("stop")
+        trial = oracle.create_trial(worker)
+        if trial.status == "IDLE":
+            return Order("wait")
+        if trial.status == "STOPPED":
+            self._exhausted = True
+            return Order("stop")
+        values = dict(trial.hyperparameters.values)
+        epochs = values.get("tuner/epochs")
+        own = {
+            name: float(f"{value:.10g}") if isinstance(value, float) else value  # 0.1 + 0.2 is 0.3
+            for name, value in values.items()
+            if not name.startswith("tuner/")
+        }
+        return Order("run", trial.trial_id, own, epochs)
+
+    def _spent(self) -> bool:
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return late or (self._limit is not None and len(self._oracle.trials) >= self._limit)
+
+    @_locked
+    def status(self, name: str) -> Literal["unknown", "open", "done"]:
+        """Return whether a trial was handed out, and whether its result is still to come."""
+        if name == BASE:
+            if not self._has_base or self._base == "waiting":
+                return "unknown"
+            return "done" if self._base == "done" else "open"
+        if name not in self._oracle.trials:
+            return "unknown"
+        return "open" if self._oracle.trials[name].status == "RUNNING" else "done"
+
+    @_locked
+    def finish(self, name: str, score: float | None, reason: str = "") -> bool:
+        """Book a trial's score, or why it failed; False if it had been booked before."""
+        if name == BASE:
+            before, self._base = self._base, "done"
+            return before != "done"
+        oracle = self._oracle
+        trial = oracle.trials.get(name)
+        if trial is None or trial.status != "RUNNING":
+            return False
+        oracle._retry_queue = [other for other in oracle._retry_queue if other != name]
+        if score is None:
+            trial.status, trial.message = "FAILED", reason
+        else:
+            oracle.update_trial(name, {self.metric: score})
+            trial.status = "COMPLETED"
+        oracle.end_trial(trial)
+        oracle.save()  # KerasTuner saves before it takes the trial off its list
+        return True
+
+    @_locked
+    def lost(self, worker: str) -> tuple[str, bool] | None:
+        """Take back the trial of a worker that is gone, to hand it out once more.
+
+        Returns:
+          The trial and whether it is given up, two workers being gone that had it; None if the
+          worker had none.
+        """
+        oracle = self._oracle
+        oracle.tuner_ids.discard(worker)
+        if self._base == worker:
+            name = BASE
+            self._base = "waiting"
+        elif worker in oracle.ongoing_trials:
+            name = oracle.ongoing_trials.pop(worker).trial_id
+            oracle._retry_queue.append(name)
+            oracle.save()
+        else:
+            return None
+        self._losses[name] = self._losses.get(name, 0) + 1
+        return name, self._losses[name] > 1
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is running and nothing will be handed out any more."""
+        with self._lock:
+            idle = not self._oracle.ongoing_trials and not self._oracle._retry_queue
+            return idle and self._base == "done" and (self._exhausted or self._spent())

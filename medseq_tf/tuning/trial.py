@@ -1,0 +1,405 @@
+"""Takes a trial's folder with its `job.json`; gives `result.json`: the score, or why there is none.
+
+A trial is trained in a process of its own, so that memory is given back whole, and a crash, or the
+kernel's killing of a process that wants too much memory, costs that trial alone. The process ends
+with the one that started it.
+
+job.json      what to train and on which studies   run/         the run folder, its models left out
+result.json   score, spread, figures, or reason    log.txt      what the process said
+tracking.json the MLflow run, to go on with
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import medseq_tf
+from medseq_tf.errors import InputError, Stopped, is_out_of_memory
+from medseq_tf.files import write_json
+
+JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
+HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")
+"""What a trial tells besides its objective, as means over its folds."""
+
+_STOP_SECONDS = 60
+_LEFT = 3
+
+
+# ----------------------------------------------------------------- in the process that asks
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a trial's folder, or None if there is none yet."""
+    try:
+        return json.loads((folder / RESULT).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def run(
+    folder: Path,
+    job: dict[str, Any],
+    variables: dict[str, str] | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Train a trial in a process of its own and return its result; one that is there is returned.
+
+    Args:
+      folder: the trial's own folder. What an interrupted process left there is gone on with.
+      job: what to train; see `evaluate`.
+      variables: of the environment, that differ from this process's.
+      abandoned: asked every second; once true, the process is killed and None returned.
+
+    Raises:
+      KeyboardInterrupt: passed on after the process has saved its state.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (found := result(folder)) is not None:
+        return found
+    write_json(folder / JOB, job)
+    started = time.monotonic()
+    process = _start(folder, variables or {})
+    try:
+        while not _ended(process, 1.0):
+            if abandoned():
+                return None
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(KeyboardInterrupt):
+            _ended(process, _STOP_SECONDS)
+        raise
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+    if (found := result(folder)) is None:
+        found = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
+        write_json(folder / RESULT, found)
+    return found
+
+
+def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> dict[str, Any]:
+    """Return the result of a trial that failed, in a folder if it has one."""
+    return {
+        "status": "failed",
+        "reason": " ".join(reason.split())[:500],
+        "score": None,
+        "seconds": round(seconds, 1),
+        "mlflow_run_id": _tracked(folder) if folder is not None else None,
+    }
+
+
+def checked(found: Any) -> dict[str, Any]:
+    """Return the result of a trial that came from elsewhere, its known fields alone.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not isinstance(found, dict):
+        raise ValueError("the result of a trial is a mapping")
+    known = {}
+    for name, holds in _FIELDS.items():
+        if name in found and not holds(found[name]):
+            raise ValueError(f"{name} cannot be {str(found[name])[:40]!r}")
+        if name in found:
+            known[name] = found[name]
+    status, score = known.get("status"), known.get("score")
+    if status is None or (status == "finished") != (score is not None):
+        raise ValueError("a trial has finished with a score, or failed without one")
+    return {"reason": "", "seconds": 0.0, "score": None, **known}
+
+
+def is_name(name: Any) -> bool:
+    """Whether a trial can be called so; its folder is."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e300  # which no NaN is
+
+
+def _is_or_is_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 1000 and all(map(_is_number, value))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a mapping of names to numbers, some of them unknown."""
+    is_table = isinstance(value, dict) and len(value) <= 1000
+    return is_table and all(v is None or _is_number(v) for v in value.values())
+
+
+def _is_predictions(value: Any) -> bool:
+    """Whether a value is a table of held-out predictions, column by column; see `optimism`."""
+    from medseq_tf.tuning.optimism import COLUMNS
+
+    if not isinstance(value, dict) or set(value) != set(COLUMNS):
+        return False
+    if not all(isinstance(column, list) for column in value.values()):
+        return False
+    texts = [text for name in ("study", "patient", "label") for text in value[name]]
+    numbers = [number for name in ("fold", "probability", "threshold") for number in value[name]]
+    return (
+        len({len(column) for column in value.values()}) == 1
+        and all(isinstance(text, str) and len(text) <= 1000 for text in texts)
+        and all(map(_is_number, numbers))
+        and all(truth in (0, 1, None) for truth in value["truth"])
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "status": lambda value: value in ("finished", "failed"),
+    "reason": lambda value: isinstance(value, str) and len(value) <= 1000,
+    "score": _is_or_is_none(_is_number),
+    "sd": _is_or_is_none(_is_number),
+    "folds": _is_list,
+    "metrics": _is_table,
+    "epochs": _is_list,
+    "seconds": _is_number,
+    "peak_mib": _is_number,
+    "held_out": _is_predictions,
+    "mlflow_run_id": _is_or_is_none(lambda value: re.fullmatch("[0-9a-f]{1,64}", str(value))),
+}
+
+
+def _tracked(folder: Path) -> str | None:
+    """Return the MLflow run that a trial began, if it did."""
+    kept = folder / TRACKING
+    return json.loads(kept.read_text("utf-8"))["run_id"] if kept.is_file() else None
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a process that finds this package and says little of its own."""
+    package = str(Path(medseq_tf.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path, **variables}
+
+
+def _start(folder: Path, variables: dict[str, str]) -> subprocess.Popen:
+    with open(folder / LOG, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "medseq_tf.tuning.trial", str(folder)],
+            stdin=subprocess.PIPE,  # its end tells the process that this one has ended
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(variables),
+            start_new_session=True,  # Ctrl-C reaches it once, through this process
+        )
+
+
+def _ended(process: subprocess.Popen, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _why(status: int, folder: Path) -> str:
+    """Say why a process ended without a result."""
+    if status == -signal.SIGKILL:
+        return "killed (signal 9), as the system does when memory runs out"
+    if status < 0:
+        return f"its process crashed: {signal.Signals(-status).name}; see {folder / LOG}"
+    lines = (folder / LOG).read_text("utf-8", errors="replace").strip().splitlines()
+    last = f": {lines[-1]}" if lines else ""
+    return f"its process ended with status {status}{last}; see {folder / LOG}"
+
+
+# ----------------------------------------------------------------------- in the trial's process
+
+
+def main(folder: Path) -> int:
+    """Train the trial of a folder and write its result; return the exit status."""
+    end_with_parent()
+    started = time.monotonic()
+    try:
+        found = evaluate(folder)
+    except (Stopped, KeyboardInterrupt):
+        return 130
+    except InputError as error:
+        found = failure(str(error), folder)
+    except Exception as error:  # whatever a trial does, the search goes on
+        traceback.print_exc()
+        first = str(error).strip().splitlines() or [""]
+        kind = type(error).__name__
+        what = "out of memory" if is_out_of_memory(error) else kind
+        found = failure(f"{what}: {first[0]}", folder)
+    found["seconds"] = round(time.monotonic() - started, 1)
+    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    write_json(folder / RESULT, found)
+    return 0
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """Train a trial's recipe on its splits and return its result; `job.json` says what and how.
+
+    The score of a split is that of its held-out studies (its `test`), by the epoch that its
+    `validation` chose; without held-out studies, the validation score of that epoch.
+
+    Raises:
+      InputError: the recipe is impossible, or its loss is no number.
+    """
+    from medseq_tf.dataset.prepared import Prepared
+    from medseq_tf.recipe import experiment as recipes
+    from medseq_tf.runs.tracking import Section, Tracker
+    from medseq_tf.training.train import train
+
+    job = json.loads((folder / JOB).read_text("utf-8"))
+    prepared = Prepared.load(job["data"])
+    if prepared.fingerprint != job["fingerprint"]:
+        raise InputError(f"{job['data']}: is not the data set of the search")
+    recipe = recipes.from_values(job["recipe"], job["title"])
+    splits = _rows(prepared, json.loads(Path(job["splits"]).read_text("utf-8"))["splits"])
+    tracker = _tracker(folder, job, Tracker)
+    status = "FAILED"
+    try:
+        tracker.params(job["params"])
+        tracker.announce(job["metric"])
+        tracker.dataset(Path(job["data"]).name, prepared.fingerprint, prepared.info["counts"])
+        shown = dict.fromkeys(("loss", "val_loss", f"val_{recipe.fit.monitor}"))
+        finished = train(
+            recipe,
+            prepared,
+            out=folder / RUN,
+            splits=splits if len(splits) > 1 else splits[0],
+            repeats=job.get("repeats", 1),
+            resume=(folder / RUN / "run.json").is_file(),
+            features=job["features"],
+            track=Section(tracker, tuple(shown | {f"val_{job['metric']}": None})),
+            verbose=False,
+        )
+        found = _score(finished, job["metric"])
+        _tell(tracker, finished, found, job["metric"])
+        for part in finished.folds or [finished]:
+            (part.path / "model.keras").unlink(missing_ok=True)  # the best recipe is trained anew
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(status)
+    return {**found, "mlflow_run_id": tracker.run_id}
+
+
+def _rows(prepared: Any, splits: list[dict[str, list[str]]]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    row = {study: i for i, study in enumerate(prepared.studies["study_id"])}
+    return [
+        {
+            part: np.sort(np.array([row[study] for study in studies], np.int64))
+            for part, studies in split.items()
+        }
+        for split in splits
+    ]
+
+
+def _tracker(folder: Path, job: dict[str, Any], kind: Any) -> Any:
+    """Return the trial's MLflow run: the one that an interrupted process began, or a new one."""
+    tracker = kind(
+        folder,
+        job["title"],
+        parent=job["mlflow_parent"],
+        run_id=_tracked(folder),
+        enabled=job["track"],
+        system_metrics=True,
+    )
+    write_json(folder / TRACKING, {"run_id": tracker.run_id})
+    return tracker
+
+
+def _score(run: Any, metric: str) -> dict[str, Any]:
+    """Return a run's score, its spread over the folds, and further metrics as means."""
+    from medseq_tf.evaluation.evaluate import fold_table
+    from medseq_tf.tuning import optimism
+
+    held_out = optimism.held_out(run.predictions)
+    by_fold = fold_table(held_out).drop(columns="label").groupby("fold").mean()
+    scores = by_fold[metric]
+    if scores.isna().any():
+        raise InputError(f"{metric} cannot be judged in fold {scores.index[scores.isna()][0]}")
+    epochs = [int(part.history["epoch"].iloc[-1]) for part in run.folds or [run]]
+    return {
+        "status": "finished",
+        "reason": "",
+        "score": float(scores.mean()),
+        "sd": float(scores.std(ddof=1)) if len(scores) > 1 else None,
+        "folds": [float(score) for score in scores],
+        "metrics": {name: float(by_fold[name].mean()) for name in (*HEADLINES, metric)},
+        "epochs": epochs,
+        "held_out": _plain(held_out),
+    }
+
+
+def _plain(table: Any) -> dict[str, list]:
+    """Return a table as JSON holds it: its columns as lists, of probabilities seven digits."""
+    return {
+        name: [float(f"{value:.7g}") for value in column]
+        if column.dtype.kind == "f"
+        else column.tolist()
+        for name, column in table.items()
+    }
+
+
+def _tell(tracker: Any, run: Any, found: dict[str, Any], metric: str) -> None:
+    """Log a trial's figures: its scores by fold, pictures, predictions and the whole recipe."""
+    tracker.metrics({metric: found["score"], **found["metrics"]})
+    if found["sd"] is not None:
+        tracker.metrics({f"{metric}_sd": found["sd"]})
+        for fold, score in enumerate(found["folds"], start=1):
+            tracker.metrics({f"{metric}_by_fold": score}, step=fold)
+    log_figures(tracker, run)
+    for name in ("experiment.yaml", "run.json", "splits.json", "metrics.json"):
+        tracker.artifact(run.path / name)
+
+
+def log_figures(tracker: Any, run: Any) -> None:
+    """Log a run's curves, its ROC and precision-recall curves and its confusion as pictures."""
+    from medseq_tf.reporting import figures
+
+    predictions, labels = run.predictions, run.dataset["label_names"]
+    part = "test" if (predictions["split"] == "test").any() else "validation"
+    judged = predictions[predictions["split"] == part].assign(selected=part == "validation")
+    drawings = [
+        *figures.training(run.folds or [run]),
+        figures.roc(judged, labels),
+        figures.precision_recall(judged, labels),
+        figures.confusion(judged, labels),
+    ]
+    for figure, title, _ in drawings:
+        name = re.sub(r"\W+", "_", title.lower()).strip("_")
+        tracker.figure(figure, f"figures/{name}.png")
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        os._exit(_LEFT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,366 @@
+"""Figures that chose themselves are labelled and have no interval; reads of test patients count."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_run import SMALL, run_small
+
+from medseq_tf.dataset import read_counts, selection
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation import evaluate as evaluation
+from medseq_tf.recipe import experiment as recipes
+from medseq_tf.reporting import figures, model_card, report
+from medseq_tf.tuning import optimism
+
+
+def predictions(rng, split, count=40, effect=1.0):
+    truth = np.arange(count) % 2
+    probability = 1 / (1 + np.exp(-effect * truth + effect / 2 - rng.normal(size=count)))
+    return pd.DataFrame(
+        {
+            "study": [f"{split}{i}" for i in range(count)],
+            "patient": [f"{split}{i}" for i in range(count)],
+            "slices": 5,
+            "split": split,
+            "label": "lesion",
+            "truth": truth.astype(float),
+            "probability": probability,
+            "calibrated": probability,
+            "threshold": 0.5,
+            "positive": probability >= 0.5,
+        }
+    )
+
+
+# ------------------------------------------------------------------------- validation's figures
+
+
+@pytest.fixture
+def both(rng):
+    return pd.concat([predictions(rng, "validation"), predictions(rng, "test")], ignore_index=True)
+
+
+def test_validation_stands_last_labelled_and_without_an_interval(both):
+    judged = evaluation.judge(both, ["lesion"], resamples=50)
+    for table in (judged.table, judged.calibration):
+        assert list(dict.fromkeys(table["split"])) == ["test", "validation"]
+        of_validation = table[table["split"] == "validation"]
+        bounds = [n for n in table if n.endswith(("low", "high")) and "null" not in n]
+        assert bounds
+        assert of_validation[bounds].isna().all(axis=None)
+        assert of_validation["note"].str.contains("used for selection").all()
+        assert table[table["split"] == "test"][bounds].notna().any(axis=None)
+        assert not table[table["split"] == "test"]["note"].str.contains("used for selection").any()
+    groups = judged.subgroups
+    assert groups.loc[groups["split"] == "validation", ["low", "high"]].isna().all(axis=None)
+    text = evaluation.text(judged.table)
+    assert text.count("used for selection") == 1
+    lines = [line for line in text.splitlines() if line.startswith("validation")]
+    assert lines
+    assert len({line.rpartition(" ")[2] for line in lines}) == 1, "one note for all"
+    assert all(" to " not in line for line in lines)
+
+
+def test_a_comparison_on_validation_concludes_nothing(both):
+    of_validation = both[both["split"] == "validation"]
+    found = evaluation.compare_tables(
+        {"a": of_validation, "b": of_validation.assign(probability=0.3)}, ["lesion"], 50
+    )
+    assert found.differences[["low", "high", "p"]].isna().all(axis=None)
+    assert found.table[["low", "high"]].isna().all(axis=None)
+    assert "used for selection" in found.text()
+
+
+def test_no_band_is_drawn_of_what_was_used_for_selection(both):
+    def bands(table):
+        drawing = figures.roc(table, ["lesion"], resamples=50)
+        return len(drawing.figure.axes[0].collections)
+
+    assert bands(both[both["split"] == "test"].assign(selected=False)) == 1
+    assert bands(both[both["split"] == "validation"].assign(selected=True)) == 0
+
+
+@pytest.fixture(scope="module")
+def data(demo_data, tmp_path_factory):
+    """A copy of the demo cohort, whose count of reads no other test raises."""
+    copy = tmp_path_factory.mktemp("data") / "prepared"
+    shutil.copytree(demo_data, copy, ignore=shutil.ignore_patterns(read_counts.FILE))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    return run_small(data, tmp_path_factory.mktemp("runs") / "first", "fit.epochs=1")
+
+
+def test_the_model_card_puts_the_test_patients_first(run):
+    card = model_card.card(run)
+    rows = [line for line in card.splitlines() if line.startswith(("| test", "| validation"))]
+    kinds = [line.split("|")[1].strip() for line in rows]
+    assert list(dict.fromkeys(kinds)) == ["test", "validation, used for selection"]
+    of_validation = [line for line in rows if line.startswith("| validation")]
+    assert all(line.split("|")[5].strip() == "-" for line in of_validation)
+    assert "others with 95% intervals" not in card
+    assert "have been read once" in card
+
+
+def test_a_run_of_before_is_shown_without_the_intervals_that_it_stored(run, tmp_path):
+    import json
+
+    copy = tmp_path / "old"
+    shutil.copytree(run.path, copy)
+    stored = json.loads((copy / "metrics.json").read_text("utf-8"))
+    for row in stored["table"]:
+        row |= {"low": 0.6, "high": 0.9, "note": ""}
+    stored["table"].sort(key=lambda row: row["split"] == "test")
+    (copy / "metrics.json").write_text(json.dumps(stored), "utf-8")
+    table = type(run)(copy).metrics
+    assert table["split"].iloc[0] == "test"
+    assert table.loc[table["split"] == "validation", ["low", "high"]].isna().all(axis=None)
+
+
+# --------------------------------------------------------------- where a recipe was chosen
+
+
+def chosen(prepared, rows, **more):
+    patients = " ".join(sorted(selection.keys(prepared.studies.iloc[rows])))
+    choice = {"by": "search s", "cohort": "12 patients", "score": "auroc 0.9", **more}
+    return recipes.from_values({"chosen": [{**choice, "patients": patients}]})
+
+
+def test_a_recipe_knows_the_patients_it_was_chosen_on(demo_data):
+    prepared = Prepared.load(demo_data)
+    recipe = chosen(prepared, np.arange(12))
+    count, of, last = selection.chosen_on(recipe, prepared.studies)
+    assert (count, of, last.by) == (12, 40, "search s")
+    assert selection.chosen_on(recipe, prepared.studies.iloc[12:])[0] == 0
+    assert selection.note(recipe, prepared.studies.iloc[12:]) == ""
+    assert "chosen on 12 of these 40 patients" in selection.note(recipe, prepared.studies)
+    assert recipes.from_values(recipe.model_dump(mode="json")) == recipe
+    assert not any(key.startswith("chosen") for key in recipe.flat())
+    assert "chosen" not in recipes.Experiment().to_yaml()
+
+
+@pytest.mark.parametrize("preset", ["adrenal", "fsm_bilstm", "fsm_bilstm_ct"])
+def test_presets_chosen_on_a_cohort_say_so(preset):
+    words = selection.origins(recipes.load(preset, ["seed=1"]))
+    assert len(words) == 1
+    assert words[0].startswith("the recipe was chosen on ")
+    assert words[0].endswith("its figures on those patients are too good")
+
+
+def test_other_ids_do_not_hide_them(demo_data):
+    """The same studies prepared from a listing with one file more have other salted ids."""
+    prepared = Prepared.load(demo_data)
+    recipe = chosen(prepared, np.arange(12))
+    renamed = prepared.studies.assign(patient_id=prepared.studies["patient_id"].str[::-1])
+    assert selection.chosen_on(recipe, renamed)[:2] == (12, 40)
+
+
+# ------------------------------------------------------------------------- the best of many
+
+
+def equal_trials(trials, patients, seed, true=0.70, folds=5, repeats=2):
+    """Held-out predictions of trials that are all alike, over repeated folds."""
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(seed)
+    truth = np.arange(patients) % 2
+    tables = {}
+    for trial in range(trials):
+        own = rng.normal(size=patients) + np.sqrt(2) * norm.ppf(true) * truth
+        parts = []
+        for repeat in range(repeats):
+            fold = np.empty(patients, int)
+            for kind in (0, 1):
+                members = np.flatnonzero(truth == kind)
+                dealt = np.random.default_rng([seed, repeat, kind]).permutation(len(members))
+                fold[members] = folds * repeat + dealt % folds
+            score = own + 0.3 * rng.normal(size=patients)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "study": np.arange(patients),
+                        "patient": np.arange(patients),
+                        "fold": fold,
+                        "label": "lesion",
+                        "truth": truth,
+                        "probability": 1 / (1 + np.exp(-score)),
+                        "threshold": 0.5,
+                    }
+                )
+            )
+        tables[f"{trial:04d}"] = pd.concat(parts, ignore_index=True)
+    return tables
+
+
+def score(table):
+    return evaluation.fold_table(table).groupby("fold")["auroc"].mean().mean()
+
+
+@pytest.mark.slow
+def test_the_best_of_twenty_equal_trials_is_corrected_to_what_they_are():
+    best, corrected = [], []
+    for seed in range(20):
+        trials = equal_trials(20, 62, seed)
+        best.append(max(map(score, trials.values())))
+        corrected.append(optimism.correct(trials, "auroc")[0])
+    print(f"true 0.70: best of 20 {np.mean(best):.3f}, corrected {np.mean(corrected):.3f}")
+    assert np.mean(best) > 0.76
+    assert abs(np.mean(corrected) - 0.70) < 0.025
+
+
+@pytest.mark.parametrize("metric", ["auroc", "accuracy", "brier"])
+def test_one_trial_alone_is_hardly_corrected(metric):
+    trials = equal_trials(1, 60, 0)
+    expected = evaluation.fold_table(trials["0000"]).groupby("fold")[metric].mean().mean()
+    value, note = optimism.correct(trials, metric, smaller_is_better=metric == "brier")
+    assert value == pytest.approx(expected, abs=0.03)
+    assert note == ""
+
+
+def test_a_trial_that_is_truly_better_keeps_its_score():
+    trials = equal_trials(5, 80, 0) | {"good": equal_trials(1, 80, 1, true=0.95)["0000"]}
+    assert optimism.correct(trials, "auroc")[0] == pytest.approx(score(trials["good"]), abs=0.02)
+
+
+def test_where_it_cannot_be_corrected_that_is_said():
+    one_positive = equal_trials(2, 20, 0)
+    for table in one_positive.values():
+        table["truth"] = (table["patient"] == 3).astype(float)
+    assert "two patients of each class" in optimism.correct(one_positive, "auroc")[1]
+    assert "kept its predictions" in optimism.correct({}, "auroc")[1]
+    words = optimism.Corrected(0.8, float("nan"), 3, "why").text("auroc")
+    assert "cannot be said: why" in words
+
+
+@pytest.mark.parametrize(
+    ("metric", "score", "corrected", "is_said"),
+    [("auroc", 0.8, 0.7, True), ("auroc", 0.7, 0.8, False), ("brier", 0.2, 0.3, True)]
+    + [("brier", 0.3, 0.2, False), ("auroc", 0.7, 0.7, False)],
+)
+def test_a_correction_that_makes_it_no_worse_is_no_correction(metric, score, corrected, is_said):
+    words = optimism.Corrected(score, corrected, 3).text(metric)
+    assert ("is too good: about" in words) == is_said
+    assert ("by how much cannot be said" in words) != is_said
+    assert f"{corrected:.3f} when corrected for the choice" in words
+
+
+# ----------------------------------------------------------------------------- test reads
+
+
+def test_every_figure_of_the_test_patients_counts(data, run, tmp_path):
+    first = evaluation.evaluate(run, data, resamples=20)
+    times = first.reads.times
+    assert times >= 2, "the training's own figures, and these"
+    assert first.reads.recipes == 1
+    assert f"have been read {times} times, by 1 recipe" in first.text()
+    assert evaluation.evaluate(run, data, resamples=20).reads.times == times + 1
+    assert evaluation.evaluate(run, data, split="validation", resamples=20).reads is None
+    other = run_small(data, tmp_path / "other", "fit.epochs=1", "seed=1")
+    assert (other.reads.times, other.reads.recipes) == (times + 2, 2)
+    evaluation.compare([run, other], data, "validation", resamples=20)
+    evaluation.compare([run, other], data, resamples=20)
+    assert evaluation.evaluate(run, data, resamples=20).reads.times == times + 5
+    words = "the best of these recipes is too good"
+    assert words in model_card.card(other)
+    assert words in report.page(other)
+    assert not np.isnan(Prepared.load(data).labels).any(), "the data set opens as before"
+
+
+def test_other_patients_have_another_count(data):
+    prepared = Prepared.load(data)
+    studies, recipe = prepared.studies["study_id"], recipes.Experiment(seed=7)
+    few = read_counts.record(prepared, studies[:3], recipe)
+    again = read_counts.record(prepared, studies[:2], recipe)
+    assert again.times == few.times + 1
+    assert again.patients == 2
+    with open(prepared.path / read_counts.FILE, "a") as file:
+        file.write('{"data": "half a line')
+    assert read_counts.record(prepared, studies[:2], recipe).times == again.times + 1
+    assert read_counts.record(prepared, studies[:2], recipe).times == again.times + 2
+
+
+def test_a_data_set_that_cannot_be_written_is_read_all_the_same(data, monkeypatch):
+    import builtins
+
+    prepared, whole = Prepared.load(data), open
+
+    def read_only(path, mode="r", *rest, **more):
+        if str(path).endswith(read_counts.FILE) and mode != "rb":
+            raise PermissionError(13, "Permission denied")
+        return whole(path, mode, *rest, **more)
+
+    monkeypatch.setattr(builtins, "open", read_only)
+    found = read_counts.record(prepared, prepared.studies["study_id"], recipes.Experiment())
+    assert not found.counted
+    assert "cannot be written" in found.text()
+
+
+def _read_often(path, seed):
+    prepared = Prepared.load(path)
+    for _ in range(20):
+        read_counts.record(prepared, prepared.studies["study_id"], recipes.Experiment(seed=seed))
+
+
+def test_reads_at_once_are_all_counted(demo_data, tmp_path):
+    shutil.copytree(demo_data, tmp_path / "data", ignore=shutil.ignore_patterns(read_counts.FILE))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_read_often, [tmp_path / "data"] * 2, (1, 2)))
+    prepared = Prepared.load(tmp_path / "data")
+    found = read_counts.record(prepared, prepared.studies["study_id"][:1], recipes.Experiment())
+    assert (found.times, found.recipes) == (41, 3)
+
+
+def test_a_run_of_a_chosen_recipe_has_no_interval_on_the_patients_who_chose_it(data, tmp_path):
+    """A searched recipe, cross-validated on the patients of the search."""
+    from medseq_tf.training.train import train
+
+    prepared = Prepared.load(data)
+    recipe = recipes.load(chosen(prepared, np.arange(30)), [*SMALL, "fit.epochs=1"])
+    run = train(recipe, data, tmp_path / "run", folds=2, track=False, verbose=False)
+    assert run.metrics[["low", "high"]].isna().all(axis=None)
+    words = "chosen on 30 of these 40 patients"
+    assert run.metrics["note"].str.contains(words).all()
+    for point in run.operating_points.values():
+        assert point["sensitivity"][1:] == point["specificity"][1:] == [None, None]
+    said = next(note for note in run.notes if "with each fold left out" in note)
+    assert " to " not in said, "no interval"
+    assert words in evaluation.evaluate(run, data, resamples=20).text()
+    page, card = report.page(run), model_card.card(run)
+    assert words in page
+    assert words in card
+    assert "--nested" in card
+    assert "AUROC has no interval" in page
+    assert recipes.load(run.path / "experiment.yaml").chosen == recipe.chosen
+
+
+def test_a_comparison_with_a_chosen_recipe_concludes_nothing(data, run, tmp_path):
+    copy = tmp_path / "chosen"
+    shutil.copytree(run.path, copy)
+    everyone = chosen(Prepared.load(data), np.arange(40))
+    (copy / "experiment.yaml").write_text(
+        run.experiment.model_copy(update={"chosen": everyone.chosen}).to_yaml(), "utf-8"
+    )
+    found = evaluation.compare([run, copy], resamples=20)
+    assert found.differences[["low", "high", "p"]].isna().all(axis=None)
+    table = found.table.set_index("model")
+    assert table.loc["chosen", "low"].isna().all()
+    assert table.loc["first", "low"].notna().any()
+    assert "chosen on 8 of these 8 patients" in found.text()
+
+
+def test_preparing_anew_does_not_forget_the_reads(tmp_path):
+    from medseq_tf.dataset.prepare import prepare
+
+    arguments = {"out": tmp_path / "d", "patients": 6, "size": 16, "workers": 1, "progress": False}
+    prepared = prepare("demo", **arguments)
+    read_counts.record(prepared, prepared.studies["study_id"], recipes.Experiment())
+    again = prepare("demo", overwrite=True, **arguments)
+    assert again.fingerprint == prepared.fingerprint
+    assert read_counts.record(again, again.studies["study_id"], recipes.Experiment()).times == 2

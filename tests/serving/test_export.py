@@ -1,0 +1,335 @@
+"""Exports: whole or absent, checked, and answering where there is no Keras."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from served import data, exported, pictures, small_run
+from serving_protos import messages
+
+from medseq_tf import cli
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.errors import InputError
+from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.batches import SliceStore
+from medseq_tf.recipe import experiment
+from medseq_tf.runs.run import Run
+from medseq_tf.serving import export as export_module
+from medseq_tf.serving.export import describe, export
+from medseq_tf.serving.wire import Description
+
+CLEAN = """
+import sys
+sys.modules["keras"] = sys.modules["medseq_tf"] = None
+import numpy as np, tensorflow as tf
+try:
+    import keras
+except ImportError:
+    pass
+loaded = tf.saved_model.load(sys.argv[1])
+files = np.load(sys.argv[2], allow_pickle=False)["files"]
+rows = tf.constant([[bytes(file) for file in files]])
+ask = loaded.signatures["serving_default"]
+answer = ask(image_bytes=rows, lengths=tf.constant([len(files)]))
+print(answer["probability"].numpy()[0, 0], answer["running_probability"].shape)
+"""
+
+
+def stored_files(row):
+    return Prepared.load(data()).encoded_slices(row)
+
+
+def keras_probability(row):
+    run, prepared = small_run(), Prepared.load(data())
+    store = SliceStore(prepared, run.experiment)
+    return study_probabilities(run.model(), store, np.array([row]), run.experiment)[0, 0]
+
+
+def test_a_checked_version(tmp_path):
+    done = exported()
+    assert done.path.name == str(done.version) == "1"
+    assert done.difference <= 1e-5
+    assert done.studies >= 5
+    found = {str(p.relative_to(done.path)) for p in done.path.rglob("*") if p.is_file()}
+    assert {
+        "saved_model.pb",
+        "assets/description.json",
+        "assets/experiment.yaml",
+        "assets.extra/tf_serving_warmup_requests",
+    } <= found
+    assert not [p for p in done.path.parent.iterdir() if p.name.startswith(".")]
+    run = small_run()
+    description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
+    assert description == describe(run)
+    assert description.thresholds == run.thresholds
+    assert experiment.load(done.path / "assets/experiment.yaml") == run.experiment
+
+
+def test_it_answers_where_keras_cannot_be_imported(tmp_path):
+    files = stored_files(3)
+    longest = max(map(len, files))
+    padded = np.array([file.ljust(longest, b"\0") for file in files], f"S{longest}")
+    np.savez(tmp_path / "files.npz", files=padded)
+    words = [sys.executable, "-c", CLEAN, str(exported().path), str(tmp_path / "files.npz")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    probability, shape = done.stdout.split(" ", 1)
+    assert float(probability) == pytest.approx(keras_probability(3), abs=1e-5)
+    assert f"{len(files)}, 1" in shape
+
+
+def a_file(model, recipe, description, folder):
+    (folder / "saved_model.pb").write_bytes(b"a model")
+
+
+def test_versions_count_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    out = tmp_path / "model"
+    (out / "7").mkdir(parents=True)
+    (out / "not a version").mkdir()
+    assert export(small_run(), out).path == out / "8"
+    assert export(small_run(), out, version=3, batching=True).path == out / "3"
+    with pytest.raises(InputError, match="3 exists already"):
+        export(small_run(), out, version=3)
+    with pytest.raises(InputError, match="from 1 up"):
+        export(small_run(), out, version=0)
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def checked(studies=None):
+    """The check of the version that is there."""
+    run = small_run()
+    recipe, description = run.experiment, describe(run)
+    studies = studies or export_module._demo_studies(recipe, run)
+    return export_module._check(
+        exported().path, [run.model()], recipe, run, description, studies
+    )  # fmt: skip
+
+
+def test_a_model_with_another_number_fails_the_check(monkeypatch):
+    monkeypatch.setattr(export_module, "_expected", lambda *a: np.full((6, 1), 0.123))
+    with pytest.raises(InputError, match="differ from the Keras model's by"):
+        checked()
+
+
+def test_a_model_that_answers_garbage_fails_the_check():
+    with pytest.raises(InputError, match="answers no picture with a probability"):
+        export_module._check_refusals(lambda **request: request, [b"a file"])
+
+
+def test_a_model_that_fails_the_check_is_not_there(tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise InputError("another number")
+
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", fails)
+    with pytest.raises(InputError, match="another number"):
+        export(small_run(), tmp_path / "model", batching=True)
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_what_a_killed_export_left_is_removed_and_another_s_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    out = tmp_path / "model"
+    for name in (".partial-0123456789ab", "1", "my notes"):
+        (out / name).mkdir(parents=True)
+        (out / name / "saved_model.pb").write_text("x")
+    assert export(small_run(), out).version == 2
+    assert sorted(p.name for p in out.iterdir()) == ["1", "2", "my notes"]
+
+
+def test_two_exports_at_once_are_two_versions(tmp_path, monkeypatch):
+    out, inside = tmp_path / "model", []
+
+    def one_at_a_time(model, recipe, description, folder):
+        inside.append(folder)
+        assert len([p for p in out.iterdir() if p.is_dir() and not p.name.isdecimal()]) == 1
+        (folder / "saved_model.pb").write_bytes(b"a model")
+
+    monkeypatch.setattr(export_module, "_save", one_at_a_time)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(lambda _: export(small_run(), out), range(2)))
+    assert sorted(exported.version for exported in done) == [1, 2]
+    assert sorted(p.name for p in out.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "variables.data; No space left on device"),
+        tf.errors.UnknownError(None, None, "variables.index; No space left on device"),
+    ],
+    ids=["Python", "exhausted", "unknown"],
+)
+def test_a_full_disk_is_one_line_with_the_model_s_name(tmp_path, monkeypatch, capsys, full):
+    def fails(*arguments):
+        raise full
+
+    monkeypatch.setattr(export_module, "_save", fails)
+    words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert "No space left on device" in line
+    assert str(tmp_path / "model" / "1") in line
+    assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, number, status):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
+    words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "model")]
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == "medseq-tf: interrupted; nothing was written\n"
+    assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.slow
+def test_checked_on_a_data_set():
+    studies = export_module._studies_of(data(), describe(small_run()))
+    assert len(studies) == 8
+    assert len({len(study.files) for study in studies}) > 3
+    assert checked(studies) <= 1e-5
+
+
+def test_a_data_set_that_is_prepared_otherwise(tmp_path):
+    from medseq_tf.dataset.prepare import prepare
+
+    other = prepare("demo", out=tmp_path / "other", patients=2, size=24, workers=1, progress=False)
+    with pytest.raises(InputError, match=r"prepared otherwise.*32 pixels"):
+        export(small_run(), tmp_path / "model", data=other)
+
+
+def test_warm_up_requests_are_tensorflow_serving_s():
+    path = exported().path / "assets.extra" / "tf_serving_warmup_requests"
+    records = [bytes(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
+    loaded = tf.saved_model.load(str(exported().path))
+    assert 1 < len(records) <= 1000
+    for record in records:
+        request = messages()["PredictionLog"].FromString(record).predict_log.request
+        assert request.model_spec.name == "lesion"
+        ask = loaded.signatures[request.model_spec.signature_name]
+        inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
+        assert ask(**inputs)
+
+
+def test_the_batching_configuration_has_tensorflow_serving_s_fields():
+    text = (exported().path.parent / "batching.config").read_text("utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    fields = dict(re.split(r":\s*|\s*\{\s*value:\s*", line.rstrip(" }")) for line in lines if line)
+    assert fields == {
+        "max_batch_size": "8",
+        "batch_timeout_micros": "5000",
+        "max_enqueued_batches": "128",
+        "num_batch_threads": "2",
+        "pad_variable_length_inputs": "true",
+    }
+
+
+def test_an_unfinished_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in small_run().path.iterdir():
+        if file.is_file():
+            (run / file.name).write_bytes(file.read_bytes())
+    info = json.loads((run / "run.json").read_text("utf-8"))
+    (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
+    with pytest.raises(InputError, match="the run is stopped"):
+        export(run, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "modality"), [("int16", "CT"), ("uint16", "MR")])
+def test_folds_of_16_bit_intensities(tmp_path, dtype, modality):
+    """A cross-validated run on volumes, checked on made-up studies of their kind."""
+    from small_run import run_small
+
+    from medseq_tf.dataset.prepare import prepare
+    from medseq_tf.phantom.cohort import DemoCohort
+    from medseq_tf.phantom.writers import write_volumes
+
+    cohort = DemoCohort(patients=20, size=40, difficulty=0.0)
+    source = write_volumes(cohort, tmp_path / "volumes")
+    prepared = prepare(
+        "volumes", source, out=tmp_path / "data", size=32, workers=1, progress=False,
+        modality=modality,
+    )  # fmt: skip
+    windows = ["input.windows=[[40, 80], [300, 2000]]"] if modality == "CT" else []
+    run = run_small(prepared, tmp_path / "run", "fit.epochs=1", *windows, folds=2)
+    assert len(Run.load(run).folds) == 2
+    done = export(run, tmp_path / "model")
+    assert done.difference <= 1e-5
+    description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
+    assert (description.members, description.bits) == (2, 16)
+    loaded = tf.saved_model.load(str(done.path))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="no 16-bit greyscale PNG"):
+        loaded.signatures["serving_default"](
+            image_bytes=tf.constant([pictures(1)]), lengths=tf.constant([1])
+        )
+
+
+def test_no_raw_path_of_this_machine_in_what_is_written():
+    for path in exported().path.rglob("*"):
+        if path.suffix in (".json", ".yaml"):
+            assert str(Path.home()) not in path.read_text("utf-8")
+            assert str(data()) not in path.read_text("utf-8")
+
+
+def test_the_command_has_the_defaults_of_its_function():
+    words = ["run", "--out", "model"]
+    found = cli.cli.commands["export"].make_context("export", words).params
+    parameters = inspect.signature(export).parameters
+    assert found.keys() == parameters.keys()
+    for name in found.keys() - {"run", "out"}:
+        assert found[name] == parameters[name].default, name
+
+
+@pytest.mark.parametrize("name", ["export", "predict"])
+def test_the_command_as_a_module(name):
+    words = [sys.executable, "-m", f"medseq_tf.{name}", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert f"medseq_tf.{name} [OPTIONS]" in done.stdout
+
+
+def test_the_command_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    monkeypatch.setattr(export_module, "_check", lambda *a: 2e-8)
+    words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "m")]
+    monkeypatch.setattr(sys, "argv", [*words, "--batching"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (caught.value.code, err) == (0, "")
+    assert f"model:  {tmp_path / 'm' / '1'}" in out
+    assert "2.0e-08 from the Keras model" in out
+    assert (tmp_path / "m" / "batching.config").is_file()
+    monkeypatch.setattr(sys, "argv", ["medseq-tf", "export", str(tmp_path), "--out", "m"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert "no run folder" in capsys.readouterr().err

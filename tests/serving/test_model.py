@@ -1,0 +1,320 @@
+"""The graph from bytes to probabilities: the prepared road's numbers, for every kind of recipe."""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from served import pictures
+
+from medseq_tf import models
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.records import STORAGE, Recipe, study_record
+from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
+from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.batches import SliceStore
+from medseq_tf.readers.pictures import decode_picture
+from medseq_tf.readers.study import Slices, StudySource
+from medseq_tf.recipe import experiment
+from medseq_tf.serving.model import ServingModel
+from medseq_tf.serving.wire import Description
+
+SIZE = 24
+LABELS = ["a", "b"]
+NETWORK = {
+    "input.size": 20,
+    "model.encoder.filters": [3],
+    "model.encoder.kernels": [5],
+    "model.encoder.strides": [2],
+    "model.encoder.paddings": [0],
+    "model.aggregator.units": 4,
+    "model.aggregator.layers": 1,
+    "model.head.units": [3],
+    "sequence.length": 4,
+}
+PER_POSITION = {
+    "model.encoder.weights": "per_position",
+    "model.encoder.positions": 4,
+    "sequence.fill": True,
+}
+ONE_WAY = {"model.aggregator.bidirectional": False, "model.aggregator.readout": "last"}
+PRETRAINED = [
+    "input.size=32",
+    "model.encoder.name=keras_application",
+    "model.encoder.network=MobileNet",
+    "model.encoder.weights=none",
+    "model.encoder.dense=[{units: 5}]",
+    "input.mean=0",
+    "input.std=1",
+    *(f"{key}={value}".lower() for key, value in ONE_WAY.items()),
+    "sequence.length=4",
+    "model.aggregator.units=4",
+    "sequence.evaluation.policy=paper",
+]
+
+
+class Drawn(StudySource):
+    def __init__(self, images):
+        super().__init__("drawn", "nobody", {}, None)
+        object.__setattr__(self, "images", images)
+
+    def read(self):
+        return Slices(self.images)
+
+
+class InMemory(Prepared):
+    def record(self, row):
+        return self.studies["record"].iat[row]
+
+
+def recipe_of(values):
+    overrides = values if isinstance(values, list) else [f"{k}={v}" for k, v in values.items()]
+    return experiment.load(experiment.Experiment(), overrides)
+
+
+def description_of(dtype, most_slices=40, labels=LABELS):
+    modality = {"uint8": "photograph", "int16": "CT", "uint16": "MR"}[dtype]
+    return Description(
+        name="a run",
+        labels=labels,
+        thresholds=dict.fromkeys(labels, 0.5),
+        temperatures=dict.fromkeys(labels, 1.0),
+        modality=modality,
+        unit="any",
+        bits=8 if dtype == "uint8" else 16,
+        offset=STORAGE[dtype]["offset"],
+        size=SIZE,
+        aspect="pad",
+        most_slices=most_slices,
+        preparation={},
+    )
+
+
+def model_of(recipe, seed=0, labels=LABELS):
+    """A random model with answers far apart."""
+    size = recipe.input.size
+    model = models.build(recipe.model, (size, size, recipe.input.channels), len(labels), seed=seed)
+    for weight in model.head.trainable_variables:
+        weight.assign(4 * weight)
+    return model
+
+
+def prepared_road(model_list, recipe, dtype, studies):
+    """What evaluation says of studies of images, by way of a prepared data set."""
+    how = Recipe((), dtype, SIZE, "pad")
+    records = [
+        study_record(Drawn(images), f"study-{i}", how).framed for i, images in enumerate(studies)
+    ]
+    table = pd.DataFrame(
+        {
+            "study_id": [f"study-{i}" for i in range(len(studies))],
+            "slices": [len(images) for images in studies],
+            "shard": "",
+            "record": [framed[HEADER_BYTES:-FOOTER_BYTES] for framed in records],
+            **{f"label.{name}": np.nan for name in LABELS},
+        }
+    )
+    modality = description_of(dtype).modality
+    info = {"label_names": LABELS, "storage": STORAGE[dtype], "modality": modality}
+    store = SliceStore(InMemory("memory", info, table), recipe)
+    rows = np.arange(len(studies))
+    return np.mean([study_probabilities(m, store, rows, recipe) for m in model_list], axis=0)
+
+
+def images_of(files, dtype):
+    if dtype == "uint8":
+        return [decode_picture(file) for file in files]
+    flags = cv2.IMREAD_UNCHANGED
+    values = [cv2.imdecode(np.frombuffer(file, np.uint8), flags) for file in files]
+    offset = STORAGE[dtype]["offset"]
+    return [(value.astype(np.int32) + offset).astype(dtype) for value in values]
+
+
+def request(studies, extra=0):
+    """A request padded as TF Serving pads: with the first element, which may be anything."""
+    width = max(map(len, studies)) + extra
+    rows = [files + [studies[0][0]] * (width - len(files)) for files in studies]
+    lengths = tf.constant([len(files) for files in studies], tf.int32)
+    return {"image_bytes": tf.constant(rows, tf.string), "lengths": lengths}
+
+
+BARE = {key: value for key, value in NETWORK.items() if "aggregator" not in key}
+COUNTS = (1, 3, 4, 5, 11)
+CASES = {
+    "even": ("uint8", NETWORK),
+    "even, filled": ("uint8", {**NETWORK, "sequence.fill": "true"}),
+    "paper": ("uint8", {**NETWORK, "sequence.evaluation.policy": "paper"}),
+    "all, one way": ("uint8", {**NETWORK, **ONE_WAY, "sequence.evaluation.policy": "all"}),
+    "all, thinned": (
+        "uint8",
+        {**NETWORK, "sequence.evaluation.policy": "all", "sequence.evaluation.length": 6},
+    ),
+    "attention": ("uint8", {**BARE, "model.aggregator.name": "attention"}),
+    "transformer": ("uint8", {**BARE, "model.aggregator.name": "transformer"}),
+    "per position": ("uint8", {**NETWORK, **PER_POSITION, "sequence.evaluation.policy": "paper"}),
+    "neighbours": ("uint8", {**NETWORK, "input.neighbours": 1}),
+    "CT windows": ("int16", {**NETWORK, "input.windows": [[0, 20000], [5000, 60000]]}),
+    "CT windows and neighbours": (
+        "int16",
+        {**NETWORK, "input.windows": [[0, 20000], [5000, 60000]], "input.neighbours": 2},
+    ),
+    "MR percentiles": ("uint16", {**NETWORK, "input.percentiles": [0.2, 0.9]}),
+    "MR percentiles and neighbours": ("uint16", {**NETWORK, "input.neighbours": 1}),
+    "pretrained, enlarged": ("uint8", PRETRAINED),
+    "mirrored, lesion map": (
+        "uint8",
+        {
+            **NETWORK,
+            "input.grey_window": [120, 90],
+            "model.encoder.mirrored": "true",
+            "model.encoder.pooling": "lesion_map",
+        },
+    ),
+}
+
+
+MORE = {"even, filled", "all, thinned", "attention", "transformer", "neighbours", "CT windows"}
+MORE |= {"MR percentiles and neighbours", "pretrained, enlarged"}
+NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in MORE else []) for n in CASES]
+
+
+@functools.cache
+def case(name):
+    dtype, values = CASES[name]
+    recipe = recipe_of(values)
+    model = model_of(recipe)
+    served = ServingModel([model], recipe, description_of(dtype))
+    pixel = np.uint8 if dtype == "uint8" else np.uint16
+    files = [pictures(n, seed=n, size=20 + 9 * i, dtype=pixel) for i, n in enumerate(COUNTS)]
+    if dtype == "uint8":
+        files[2] = pictures(COUNTS[2], seed=2, size=41, kind=".jpg")
+    studies = [images_of(study, dtype) for study in files]
+    return served, files, prepared_road([model], recipe, dtype, studies), recipe, model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_give_the_prepared_road_s_number(name):
+    served, files, expected, *_ = case(name)
+    assert np.ptp(expected, axis=0).min() > 1e-3, "the studies have to differ"
+    for signature in ("serving_default", "probability"):
+        ask = getattr(served, signature)
+        alone = [ask(**request([study]))["probability"][0] for study in files]
+        np.testing.assert_allclose(alone, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_merged_requests_give_each_patient_what_it_gets_alone(name):
+    served, files, expected, *_ = case(name)
+    for order in (slice(None), slice(None, None, -1)):
+        merged = served.serving_default(**request(files[order], extra=3))
+        np.testing.assert_allclose(merged["probability"], expected[order], rtol=0, atol=1e-5)
+        running = merged["running_probability"].numpy()
+        for study, own in zip(files[order], running, strict=True):
+            alone = served.serving_default(**request([study]))["running_probability"][0]
+            np.testing.assert_allclose(own[: len(study)], alone, rtol=0, atol=1e-5)
+            assert not own[len(study) :].any()
+
+
+@pytest.mark.parametrize("name", ["even", "all, one way"])
+def test_beyond_a_study_s_length_nothing_is_read(name):
+    served, files, expected, *_ = case(name)
+    for junk in (b"", b"not a picture", b"\xff\xd8\xff broken"):
+        rows = tf.constant([files[3] + [junk] * 4])
+        answer = served.serving_default(image_bytes=rows, lengths=tf.constant([len(files[3])]))
+        np.testing.assert_allclose(answer["probability"][0], expected[3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["all, one way", "even", "paper", "per position"])
+def test_the_last_running_probability_is_the_answer(name):
+    served, files, expected, *_ = case(name)
+    for study, probability in zip(files, expected, strict=True):
+        running = served.serving_default(**request([study]))["running_probability"][0]
+        assert running.shape == (len(study), len(LABELS))
+        assert np.all((running.numpy() > 0) & (running.numpy() < 1))
+        np.testing.assert_allclose(running[-1], probability, rtol=0, atol=1e-5)
+
+
+def test_with_every_slice_shown_it_is_the_answer_to_the_first_slices_alone():
+    served, files, *_ = case("all, one way")
+    running = served.serving_default(**request([files[3]]))["running_probability"][0]
+    for t in range(len(files[3])):
+        alone = served.serving_default(**request([files[3][: t + 1]]))["probability"][0]
+        np.testing.assert_allclose(running[t], alone, rtol=0, atol=1e-5)
+
+
+def test_tensors_give_what_the_keras_model_gives(rng):
+    served, *_, model = case("even")
+    slices = rng.normal(size=(3, 5, 20, 20, 1)).astype(np.float32)
+    lengths = np.int32([5, 2, 1])
+    logits = model({"slices": slices, "lengths": lengths}, training=False)
+    slices[1, 2:] = np.nan  # what lies beyond a study's length is ignored
+    answer = served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant(lengths))
+    np.testing.assert_allclose(answer["probability"], tf.sigmoid(logits), rtol=0, atol=1e-5)
+    running = answer["running_probability"].numpy()
+    np.testing.assert_allclose(running[0, 4], answer["probability"][0], rtol=0, atol=1e-5)
+    assert not running[1, 2:].any()
+
+
+def test_folds_are_averaged():
+    recipe = recipe_of(NETWORK)
+    folds = [model_of(recipe, seed=seed) for seed in (1, 2)]
+    served = ServingModel(folds, recipe, description_of("uint8"))
+    files = [pictures(n, seed=n) for n in (3, 9)]
+    studies = [images_of(study, "uint8") for study in files]
+    expected = prepared_road(folds, recipe, "uint8", studies)
+    answer = served.serving_default(**request(files))
+    np.testing.assert_allclose(answer["probability"], expected, rtol=0, atol=1e-5)
+    last = [answer["running_probability"][i, n - 1] for i, n in enumerate((3, 9))]
+    np.testing.assert_allclose(last, expected, rtol=0, atol=1e-5)
+
+
+FILE = pictures(1)[0]
+WRONG = {
+    "no slices": ([[]], [0], r"lengths\[0\] is below 1"),
+    "a length of 0": ([[FILE], [FILE]], [1, 0], r"lengths\[1\] is below 1"),
+    "a negative length": ([[FILE]], [-3], r"lengths\[0\] is below 1"),
+    "a length beyond the slices": (
+        [[FILE, FILE]],
+        [3],
+        r"lengths\[0\] = 3, but image_bytes holds 2 slices a study",
+    ),
+    "more lengths than studies": ([[FILE]], [1, 1], "lengths has 2 values, image_bytes has 1"),
+    "no study": (np.zeros((0, 3), object), [], "holds no study"),
+    "more slices than the limit": ([[FILE] * 41], [41], "= 41; at most 40 slices"),
+    "no picture": ([[FILE, b"x" * 99]], [2], r"image_bytes\[0, 1\] is no JPEG or PNG picture"),
+    "an empty file": ([[FILE, b""]], [2], r"image_bytes\[0, 1\] is cut short or empty"),
+    "16 bits": ([pictures(1, dtype=np.uint16)], [1], r"image_bytes\[0, 0\] has 16 bits"),
+    "half a PNG": ([[FILE[: len(FILE) // 2]]], [1], "PNG"),
+    "half a JPEG": ([[pictures(1, size=90, kind=".jpg")[0][:400]]], [1], "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request_is_an_error_that_says_what(name):
+    served, *_ = case("even")
+    image_bytes, lengths, words = WRONG[name]
+    shape = np.shape(np.array(image_bytes, object))
+    image_bytes = tf.constant(np.array(image_bytes, object).tolist(), tf.string, shape=shape)
+    for ask in (served.serving_default, served.probability):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            ask(image_bytes=image_bytes, lengths=tf.constant(lengths, tf.int32))
+
+
+def test_wrong_tensors_are_an_error_that_says_what():
+    served, *_ = case("even")
+    slices = np.zeros((1, 2, 20, 20, 1), np.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="slices holds 2 slices a study"):
+        served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant([3]))
+    slices[0, 0, 3, 3] = np.inf
+    with pytest.raises(tf.errors.InvalidArgumentError, match="values that are no number"):
+        served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant([2]))
+
+
+def test_it_describes_itself():
+    served, *_ = case("even")
+    texts = served.describe(question=tf.constant(["", "x"]))["description"].numpy()
+    assert [Description.from_json(text) for text in texts] == [description_of("uint8")] * 2
