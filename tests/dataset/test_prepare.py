@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseq_tf.dataset.prepare import Prepared, prepare
+from medseq_tf.dataset.prepare import READERS, Prepared, prepare
 from medseq_tf.dataset.records import FEWEST_TELLING_PIXELS, is_telling, slice_hash, to_square
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs, write_image_folder
@@ -210,7 +210,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 
 KILLED = """
 import sys
-from medseq_tf.prepare import prepare
+from medseq_tf.dataset.prepare import prepare
 if __name__ == "__main__":
     prepare("demo", out=sys.argv[1], patients=70, size=48, workers=int(sys.argv[2]))
 """
@@ -687,7 +687,7 @@ def test_written_folders_and_the_demo_reader_agree(tmp_path):
 
 def test_workers_import_neither_tensorflow_nor_pandas():
     code = (
-        "import sys, medseq_tf.study_record as s; "
+        "import sys, medseq_tf.dataset.records as s; "
         "sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras', 'pandas')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

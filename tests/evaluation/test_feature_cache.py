@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_network
 from click.testing import CliRunner
-from test_features import VARIED, entries, filling, make, plain
+from test_feature_store import VARIED, entries, filling, make, plain
 
 from medseq_tf import cli
 from medseq_tf.dataset.prepared import Prepared
@@ -93,7 +93,8 @@ def test_what_is_in_use_stays_until_the_user_is_gone(tmp_path):
 
 def test_a_killed_process_uses_nothing_any_more(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from medseq_tf import cache\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from medseq_tf.evaluation import feature_cache as cache\n"
         "with cache.in_use(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])

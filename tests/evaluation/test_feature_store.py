@@ -235,9 +235,10 @@ FILL = """
 import os, signal, sys
 import numpy as np
 import tiny_network
-from medseq_tf import features, models
-from medseq_tf.pipeline import SliceStore
-from medseq_tf.prepared import Prepared
+from medseq_tf import models
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation import feature_store as features
+from medseq_tf.input.batches import SliceStore
 tiny_network.install()
 recipe = tiny_network.recipe()
 model = models.build(recipe.model, (32, 32, 1), labels=1, seed=0)

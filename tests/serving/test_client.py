@@ -231,7 +231,7 @@ def test_a_version_can_be_named(server):
 def test_it_needs_no_tensorflow():
     code = (
         "import sys; sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
-        "from medseq_tf.serving_client import ServingClient\n"
+        "from medseq_tf.serving.client import ServingClient\n"
         "ServingClient('http://127.0.0.1:1/v1/models/m')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

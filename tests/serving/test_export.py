@@ -309,13 +309,6 @@ def test_the_command_has_the_defaults_of_its_function():
         assert found[name] == parameters[name].default, name
 
 
-@pytest.mark.parametrize("name", ["export", "predict"])
-def test_the_command_as_a_module(name):
-    words = [sys.executable, "-m", f"medseq_tf.{name}", "--help"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert f"medseq_tf.{name} [OPTIONS]" in done.stdout
-
-
 def test_the_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(export_module, "_save", a_file)
     monkeypatch.setattr(export_module, "_check", lambda *a: 2e-8)

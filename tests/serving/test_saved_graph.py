@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-from test_serving_model import description_of, model_of, recipe_of
+from test_model import description_of, model_of, recipe_of
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving.model import ServingModel

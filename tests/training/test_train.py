@@ -239,7 +239,7 @@ def test_ctrl_c_after_the_last_epoch_is_a_stop_and_no_failure(demo_data, tmp_pat
 def test_kill_minus_nine_and_the_command_again(finished, demo_data, tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from medseq_tf import fitting\n"
+        "from medseq_tf.training import loop as fitting\n"
         "save = fitting.Fitter.save\n"
         "def die(self):\n"
         "    save(self)\n"

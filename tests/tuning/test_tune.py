@@ -522,9 +522,9 @@ def test_memory_stays_flat_over_100_trials(demo_data, tmp_path):
     """Of the process that searches: its trials are trained in others."""
     code = f"""
 import json, sys, psutil
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
 import test_tune
-from medseq_tf import trial, tune
+from medseq_tf.tuning import trial, tune
 seen = []
 def run(folder, job, variables=None, abandoned=None):
     seen.append(psutil.Process().memory_info().rss)
