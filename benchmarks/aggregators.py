@@ -31,9 +31,9 @@ import numpy as np
 import pandas as pd
 from bench_features import machine
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import Diverged, InputError
-from medseq_tf.recipe import experiment
 
 if TYPE_CHECKING:
     from medseq_tf.runs.run import Run
@@ -184,7 +184,7 @@ def finished_run(cohort: Cohort, overrides: Sequence[str], folder: Path) -> Run:
 
     overrides = [*cohort.overrides, *overrides]
     return train(
-        experiment.load(cohort.preset, [s for s in overrides if fits(s, overrides)]),
+        recipes.load(cohort.preset, [s for s in overrides if fits(s, overrides)]),
         cohort.data,
         folder,
         folds=cohort.folds,

@@ -27,7 +27,7 @@ from side_by_side import Time, aim, machine, timed
 
 if TYPE_CHECKING:
     from medseq_tf.dataset.prepared import Prepared
-    from medseq_tf.recipe.experiment import Experiment
+    from medseq_tf.recipe import Experiment
     from medseq_tf.training.loop import Fitter
 
 SLICES = 23
@@ -55,9 +55,9 @@ def cohort(folder: Path, studies: int, slices: int = SLICES) -> Prepared:
 
 def recipe(*overrides: str) -> Experiment:
     """The preset, without its augmentation."""
-    from medseq_tf.recipe import experiment
+    from medseq_tf import recipe as recipes
 
-    return experiment.load("vgg19_lstm", [*SETTINGS, *overrides])
+    return recipes.load("vgg19_lstm", [*SETTINGS, *overrides])
 
 
 def fitter(prepared: Prepared, folder: Path, features: Path | None, *overrides: str) -> Fitter:

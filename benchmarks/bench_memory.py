@@ -53,12 +53,12 @@ def cohort(folder: Path, patients: int, slices: int, size: int = 64) -> Prepared
 
 def fitter(prepared: Prepared, folder: Path, *settings: str) -> Fitter:
     """The training of the recipe `fsm_bilstm`, on four fifths of the studies."""
+    from medseq_tf import recipe as recipes
     from medseq_tf.input.batches import SliceStore
-    from medseq_tf.recipe import experiment
     from medseq_tf.runs.tracking import Tracker
     from medseq_tf.training.loop import Fitter
 
-    recipe = experiment.load("fsm_bilstm", list(settings))
+    recipe = recipes.load("fsm_bilstm", list(settings))
     rows = np.arange(len(prepared))
     split = {"train": rows[len(rows) // 5 :], "validation": rows[: len(rows) // 5]}
     folder.mkdir(parents=True, exist_ok=True)

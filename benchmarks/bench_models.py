@@ -32,9 +32,9 @@ import torch_peers
 from side_by_side import Ratio, Time, aim, alternate, machine, median, ratio, table
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.models import losses
 from medseq_tf.models.aggregators import recurrent
-from medseq_tf.recipe import experiment
 from medseq_tf.training.loop import build_optimizer, learning_rate
 
 BATCH, STEPS, SIDE = 16, 15, 64
@@ -59,9 +59,9 @@ class KerasTimeDistributed(keras.layers.TimeDistributed):
         return super().call(inputs, training=training)
 
 
-def preset(*settings: str) -> experiment.Experiment:
+def preset(*settings: str) -> recipes.Experiment:
     """The recipe, read out by the last states, as PyTorch's networks are."""
-    return experiment.load("fsm_bilstm", ["model.aggregator.readout=concat", *settings])
+    return recipes.load("fsm_bilstm", ["model.aggregator.readout=concat", *settings])
 
 
 def build(*settings: str) -> models.SequenceClassifier:

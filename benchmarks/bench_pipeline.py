@@ -43,9 +43,9 @@ def cohort(folder: Path, patients: int) -> Path:
 
 def ours(pictures: Path, folder: Path) -> tuple[dict[str, Callable[[], int]], Callable]:
     """Epochs of this package's pipeline, and what gives the batches of one."""
+    from medseq_tf import recipe as recipes
     from medseq_tf.dataset.prepare import prepare
     from medseq_tf.input.batches import SliceStore, training_batches
-    from medseq_tf.recipe import experiment
 
     prepared = prepare("image-folder", pictures, out=folder / "prepared", size=64, progress=False)
     rows = np.arange(len(prepared))
@@ -53,7 +53,7 @@ def ours(pictures: Path, folder: Path) -> tuple[dict[str, Callable[[], int]], Ca
     number = iter(range(10**6))
 
     def batches(cache: str) -> Callable:
-        recipe = experiment.load("fsm_bilstm_paper", [*settings, f"fit.cache={cache}"])
+        recipe = recipes.load("fsm_bilstm_paper", [*settings, f"fit.cache={cache}"])
         store = SliceStore(prepared, recipe)
         return lambda: training_batches(
             prepared, rows, recipe, EPOCHS * next(number), store=store, epochs=EPOCHS

@@ -33,11 +33,11 @@ import tensorflow as tf
 from side_by_side import aim
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import records as study_record
 from medseq_tf.input import sampling as sequences
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.pictures import decode_picture
-from medseq_tf.recipe import experiment
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.wire import Description
 
@@ -58,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.rounds, given.requests, given.seconds = 20, 500, 5.0
-    recipe = experiment.load(given.preset, given.overrides)
+    recipe = recipes.load(given.preset, given.overrides)
     size, channels = recipe.input.size, recipe.input.channels
     model = models.build(recipe.model, (size, size, channels), 1, seed=0)
     files = _files(given.side)

@@ -41,12 +41,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits as splitting
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.input import sampling as sequences
 from medseq_tf.input.batches import SliceStore, study_input, study_key
-from medseq_tf.recipe import experiment
 
 if TYPE_CHECKING:
     from medseq_tf.runs.run import Run
@@ -85,10 +85,10 @@ def answers(run: Run, prepared: Prepared, split: str) -> pd.DataFrame:
 
 
 def in_orders(
-    model: Any, recipe: experiment.Experiment, store: SliceStore, row: int, key: int
+    model: Any, recipe: recipes.Experiment, store: SliceStore, row: int, key: int
 ) -> dict[str, float]:
     """A study's probability in scan order, backwards and in `DRAWS` random orders."""
-    images = study_input(store, row, experiment.Augment(), np.zeros(2, np.int32))
+    images = study_input(store, row, recipes.Augment(), np.zeros(2, np.int32))
     (shown,) = sequences.evaluation_sequences(len(images), recipe.sequence)
     images, count = images.numpy()[shown], len(shown)
     features = np.asarray(model.extract(images[None], np.array([count])))[0]
@@ -178,9 +178,7 @@ def along(values: np.ndarray) -> np.ndarray:
 def descriptions(prepared: Prepared) -> dict[str, np.ndarray]:
     """What the logistic regressions see of each study, (studies, values), by its name."""
     windows = {"CT": [[40, 80]]}.get(prepared.info["modality"])
-    recipe = experiment.Experiment(
-        input={"size": min(64, prepared.info["size"]), "windows": windows}
-    )
+    recipe = recipes.Experiment(input={"size": min(64, prepared.info["size"]), "windows": windows})
     store = SliceStore(prepared, recipe)
     found: dict[str, list[np.ndarray]] = {
         name: []
@@ -203,7 +201,7 @@ def cross_validated(prepared: Prepared, values: np.ndarray) -> metrics.Estimate:
     """AUROC of a logistic regression, the mean over patient-level folds."""
     labels = prepared.labels[:, 0]
     scores, fold_of = np.zeros(len(labels)), np.zeros(len(labels), int)
-    split = experiment.Split(given=False)
+    split = recipes.Split(given=False)
     for number, rows in enumerate(splitting.folds(prepared.studies, FOLDS, split)):
         rest = np.concatenate([rows["train"], rows["validation"]])
         rest = rest[~np.isnan(labels[rest])]

@@ -33,12 +33,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pandas as pd
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits as cohort
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas
-from medseq_tf.recipe import experiment
 
 MODELS = ("fsm_bilstm", "xnet", "unet", "dunet")
 LENGTH = 15
@@ -59,7 +59,7 @@ def main() -> None:
         prepared = _prepared(folder, options)
         _describe(prepared, options)
         recipes = {name: _recipe(name, options) for name in MODELS}
-        split = experiment.Split(seed=options.seed, given=False)
+        split = recipes.Split(seed=options.seed, given=False)
         if options.folds:
             splits = cohort.folds(prepared.studies, options.folds, split)
         else:
@@ -131,19 +131,19 @@ def _prepared(folder: Path, options: argparse.Namespace) -> Prepared:
     return prepare("atlas", source, out=place, size=options.size, **whole)
 
 
-def _recipe(name: str, options: argparse.Namespace) -> experiment.Experiment:
+def _recipe(name: str, options: argparse.Namespace) -> recipes.Experiment:
     settings = [f"input.size={options.size}", f"seed={options.seed}"]
     if options.epochs:
         settings += [f"fit.epochs={options.epochs}", "fit.patience=null"]
     if name == "fsm_bilstm":
-        return experiment.load(name, settings + _smaller_kernels(options.size))
+        return recipes.load(name, settings + _smaller_kernels(options.size))
     if options.width:
         settings.append(f"model.encoder.width={options.width}")
     if options.slices:
         settings.append(f"sequence.per_study={options.slices}")
     if options.quick:
         settings += ["fit.batch_size=4", "optimizer.learning_rate=3e-3"]
-    return experiment.load(name, settings)
+    return recipes.load(name, settings)
 
 
 def _smaller_kernels(size: int) -> list[str]:
@@ -154,7 +154,7 @@ def _smaller_kernels(size: int) -> list[str]:
 
 
 def _trained(
-    recipe: experiment.Experiment, prepared: Prepared, splits: Any, folder: Path, resume: bool
+    recipe: recipes.Experiment, prepared: Prepared, splits: Any, folder: Path, resume: bool
 ) -> tuple[Any, dict[str, Any]]:
     from medseq_tf.training.train import train
 

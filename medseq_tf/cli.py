@@ -268,9 +268,9 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
-    from medseq_tf.recipe import experiment
+    from medseq_tf import recipe as recipes
 
-    experiment.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
+    recipes.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
     from medseq_tf.evaluation.evaluate import fold_text, text
     from medseq_tf.runs.tracking import public_uri

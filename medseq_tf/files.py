@@ -97,12 +97,12 @@ def locked(file: str | os.PathLike, refusal: str, wait: bool = False) -> Iterato
     Where the file system knows no locks, there is none.
 
     Args:
-      file: the lock's file; its folder is made.
-      refusal: what to say if another process has it.
-      wait: wait until it is free instead.
+        file: the lock's file; its folder is made.
+        refusal: what to say if another process has it.
+        wait: wait until it is free instead.
 
     Raises:
-      InputError: another process has it.
+        InputError: another process has it.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def destination(out: str | os.PathLike, option: str = "--out") -> Path:
     """Return where an output goes: a symbolic link stands for the place it points to.
 
     Raises:
-      InputError: a link that leads in a circle.
+        InputError: a link that leads in a circle.
     """
     path = Path(out)
     if not path.is_symlink():

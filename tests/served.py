@@ -68,7 +68,7 @@ def pictures(count, seed=0, size=40, dtype=np.uint8, kind=".png"):
 
 
 class Server:
-    """Answers as a TensorFlow Serving that holds one model.
+    """Predictions as a TensorFlow Serving that holds one model.
 
     Attributes:
         port: of REST.

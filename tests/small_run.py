@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medseq_tf.recipe import experiment as recipes
+from medseq_tf import recipe as recipes
 from medseq_tf.training.train import train
 
 SMALL = (

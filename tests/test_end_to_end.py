@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from small_run import run_small
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.phantom import writers as demo_files
 from medseq_tf.phantom.cohort import DemoCohort
-from medseq_tf.recipe import experiment
 from medseq_tf.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def test_segmenters_learn_to_find_lesions_on_few_slices(network, tmp_path):
         "fit.epochs=8",
         "fit.patience=null",
     )
-    recipe = experiment.load(network, settings)
+    recipe = recipes.load(network, settings)
     run = train(recipe, data, tmp_path / "run", track=False, verbose=False)
     test = run.metrics[run.metrics["split"] == "test"].set_index("metric")["value"]
     assert test["dice"] > 0.3

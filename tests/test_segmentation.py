@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from medseq_tf import recipe as recipes
 from medseq_tf.cli import cli
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.explain import explain
-from medseq_tf.evaluation.inference import study_answers, study_probabilities
+from medseq_tf.evaluation.inference import study_predictions, study_probabilities
 from medseq_tf.input.batches import SliceStore, evaluation_batches, training_batches
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.serving.export import export
 from medseq_tf.training.train import train
 
@@ -164,7 +164,7 @@ def test_pixels_are_those_of_the_lesion_map(run, demo_data):
     store = SliceStore(prepared, run.experiment)
     row = int(np.flatnonzero(prepared.labels[:, 0] == 1)[0])
     model = run.model()
-    answers = study_answers(model, store, [row], run.experiment)
+    answers = study_predictions(model, store, [row], run.experiment)
     alone = study_probabilities(model, store, [row], run.experiment)
     np.testing.assert_allclose(answers.probabilities, alone, atol=1e-5)
     found = explain.study(run, prepared, prepared.studies["study_id"].iat[row])

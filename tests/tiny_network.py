@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from medseq_tf import recipe as recipes
 from medseq_tf.models import applications
-from medseq_tf.recipe import experiment as recipes
 
 SETTINGS = (
     "input.size=32",

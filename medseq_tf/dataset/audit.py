@@ -1,47 +1,47 @@
-"""Takes the findings of a reader and of `prepare`; gives the audit, as a dict and as text."""
+"""Takes the audit entries of a reader and of `prepare`; gives the audit, as a dict and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from medseq_tf.errors import printable
-from medseq_tf.readers import Finding, natural_key
+from medseq_tf.readers import AuditEntry, natural_key
 
 
-def build_audit(findings: Iterable[Finding], counts: dict[str, int]) -> dict:
+def build_audit(audit_entries: Iterable[AuditEntry], counts: dict[str, int]) -> dict:
     """The audit as plain data.
 
     Args:
-        findings: in any order.
+        audit_entries: in any order.
         counts: of `studies`, `patients` and `slices` in the data set.
 
     Returns:
-        `data_set` (the counts), `counts` (findings by kind) and `findings`, each a dict of `kind`,
+        `data_set` (the counts), `counts` (of entries by kind) and `entries`, each a dict of `kind`,
         `where` and `detail`, ordered by kind, then by where in natural order.
     """
-    ordered = sorted(findings, key=lambda f: (f.kind, natural_key(f.where), f.detail))
+    ordered = sorted(audit_entries, key=lambda f: (f.kind, natural_key(f.where), f.detail))
     by_kind: dict[str, int] = {}
-    for finding in ordered:
-        by_kind[finding.kind] = by_kind.get(finding.kind, 0) + 1
+    for entry in ordered:
+        by_kind[entry.kind] = by_kind.get(entry.kind, 0) + 1
     entries = [{"kind": f.kind, "where": f.where, "detail": f.detail} for f in ordered]
-    return {"data_set": dict(counts), "counts": by_kind, "findings": entries}
+    return {"data_set": dict(counts), "counts": by_kind, "entries": entries}
 
 
 def audit_text(audit: dict, most: int | None = None) -> str:
-    """The audit for a reader: every kind with its count, and its findings by name.
+    """The audit for a reader: every kind with its count, and its audit entries by name.
 
     Args:
         audit: as `build_audit` gives it.
-        most: how many findings of each kind are named; None: all.
+        most: how many audit entries of each kind are named; None: all.
     """
     counts = audit["data_set"]
     lines = [
         f"{counts['studies']} studies of {counts['patients']} patients, {counts['slices']} slices; "
-        f"{len(audit['findings'])} findings"
+        f"{len(audit['entries'])} entries"
     ]
     for kind, count in audit["counts"].items():
         lines.append(f"{count:>6}  {kind}")
-        named = [entry for entry in audit["findings"] if entry["kind"] == kind][:most]
+        named = [entry for entry in audit["entries"] if entry["kind"] == kind][:most]
         lines += [" " * 10 + _one_line(entry) for entry in named]
         if len(named) < count:
             lines.append(" " * 10 + f"... and {count - len(named)} more, see audit.txt")

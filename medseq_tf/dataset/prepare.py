@@ -38,7 +38,7 @@ from medseq_tf.dataset.prepared import FORMAT_VERSION, LABELS_FILE, READS, Prepa
 from medseq_tf.dataset.records import (
     STORAGE,
     Aspect,
-    Recipe,
+    StorageSpec,
     StudyRecord,
     start_worker,
     study_record,
@@ -48,8 +48,8 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.files import destination, locked, naming
-from medseq_tf.phantom.cohort import scan_demo
-from medseq_tf.readers import Finding, Scan, StudySource
+from medseq_tf.phantom.cohort import index_demo
+from medseq_tf.readers import AuditEntry, SourceIndex, StudySource
 from medseq_tf.readers.study import kinds_text, source_salt
 
 __all__ = ["Prepared", "prepare"]
@@ -65,7 +65,7 @@ BYTES_TOGETHER = 2 * 2**20
 MOST_TOGETHER = 8
 FILES_SYNCED_TOGETHER = 4
 
-READERS = {**readers.READERS, "demo": scan_demo}
+READERS = {**readers.READERS, "demo": index_demo}
 """Name -> reader; the demo reads no files."""
 
 _IMPORTED_BY_WORKERS = ("medseq_tf.dataset.records",)
@@ -117,10 +117,10 @@ def prepare(
         start_server(*_IMPORTED_BY_WORKERS, *_IMPORTED_BY_READERS_WORKERS.get(reader, ()))
     scan = _scan(reader, source, labels, size, options)
     if strict:
-        _refuse_left_out(scan.findings)
+        _refuse_left_out(scan.audit_entries)
     if not scan.studies:
         raise InputError(
-            f"{source or reader} holds no study that can be used{_kinds(scan.findings)}"
+            f"{source or reader} holds no study that can be used{_kinds(scan.audit_entries)}"
         )
     job = _Job.of(reader, {"labels": labels, **options}, scan, size, aspect)
     with _preparing(out):
@@ -187,7 +187,7 @@ def _foreign(data_set: Path) -> Iterator[Path]:
             yield path
 
 
-def _scan(reader: str, source: str | Path | None, labels, size: int, options: dict) -> Scan:
+def _scan(reader: str, source: str | Path | None, labels, size: int, options: dict) -> SourceIndex:
     if reader not in READERS:
         near = difflib.get_close_matches(reader, READERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -206,15 +206,15 @@ def _scan(reader: str, source: str | Path | None, labels, size: int, options: di
     return scan(source, **given)
 
 
-def _refuse_left_out(findings: Iterable[Finding]) -> None:
-    for finding in findings:
-        if finding.kind in LEFT_OUT:
-            reason = f"{finding.where}: {finding.kind}"
-            raise InputError(f"{reason} ({finding.detail}); with strict=False it is left out")
+def _refuse_left_out(audit_entries: Iterable[AuditEntry]) -> None:
+    for entry in audit_entries:
+        if entry.kind in LEFT_OUT:
+            reason = f"{entry.where}: {entry.kind}"
+            raise InputError(f"{reason} ({entry.detail}); with strict=False it is left out")
 
 
-def _kinds(findings: Iterable[Finding]) -> str:
-    counted = kinds_text(findings)
+def _kinds(audit_entries: Iterable[AuditEntry]) -> str:
+    counted = kinds_text(audit_entries)
     return f"; found: {counted}" if counted else ""
 
 
@@ -225,14 +225,14 @@ def _kinds(findings: Iterable[Finding]) -> str:
 class _Job:
     """A scan, how it is to be stored, and the salt of its ids."""
 
-    scan: Scan
-    recipe: Recipe
+    scan: SourceIndex
+    recipe: StorageSpec
     preparation: dict
     salt: bytes
 
     @classmethod
-    def of(cls, reader: str, options: dict, scan: Scan, size: int, aspect: Aspect) -> _Job:
-        recipe = Recipe(tuple(scan.label_names), scan.dtype, size, aspect)
+    def of(cls, reader: str, options: dict, scan: SourceIndex, size: int, aspect: Aspect) -> _Job:
+        recipe = StorageSpec(tuple(scan.label_names), scan.dtype, size, aspect)
         if options.get("labels") is not None and scan.root:
             options = options | {"labels": LABELS_FILE}  # its name may say whose it is
         preparation = {
@@ -297,11 +297,14 @@ def _write_all(
     """Writes the data set into the partial folder."""
     with _executor(workers, job.scan) as executor:
         shards = list(_shards(folder, job, executor, strict, progress))
-    findings = [*job.scan.findings, *itertools.chain.from_iterable(s.findings for s in shards)]
+    audit_entries = [
+        *job.scan.audit_entries,
+        *itertools.chain.from_iterable(s.audit_entries for s in shards),
+    ]
     rows = [row for shard in shards for row in shard.rows]
     if not rows:
-        raise InputError(f"{source} holds no slice that can be read{_kinds(findings)}")
-    _write_data_set(folder, job, shards, rows, findings)
+        raise InputError(f"{source} holds no slice that can be read{_kinds(audit_entries)}")
+    _write_data_set(folder, job, shards, rows, audit_entries)
 
 
 # ------------------------------------------------------------------------------- the partial folder
@@ -397,16 +400,16 @@ class _Shard:
     bytes: int
     sha256: str
     rows: list[dict]
-    findings: list[Finding]
+    audit_entries: list[AuditEntry]
 
     def dump(self) -> bytes:
-        findings = [vars(finding) for finding in self.findings]
-        return json.dumps({**vars(self), "findings": findings}).encode()
+        audit_entries = [vars(entry) for entry in self.audit_entries]
+        return json.dumps({**vars(self), "audit_entries": audit_entries}).encode()
 
     @classmethod
     def load(cls, data: bytes) -> _Shard:
         values = json.loads(data)
-        values["findings"] = [Finding(**finding) for finding in values["findings"]]
+        values["audit_entries"] = [AuditEntry(**entry) for entry in values["audit_entries"]]
         return cls(**values)
 
 
@@ -452,13 +455,13 @@ def _write_shard(
 ) -> _Shard:
     name = f"{number:05}.tfrecord"
     partial = folder / "shards" / f"{name}.partial"
-    digest, offset, rows, findings = hashlib.sha256(), 0, [], []
+    digest, offset, rows, audit_entries = hashlib.sha256(), 0, [], []
     with open(partial, "wb") as file:
         for study in chunk:
             record = next(records)
-            findings += record.findings
+            audit_entries += record.audit_entries
             if strict:
-                _refuse_left_out(record.findings)
+                _refuse_left_out(record.audit_entries)
             if record.framed:
                 rows.append(_row(job, study, record, name, offset))
                 with naming(partial):
@@ -471,7 +474,7 @@ def _write_shard(
         partial.rename(folder / "shards" / name)
     else:
         partial.unlink()
-    shard = _Shard(name, offset, digest.hexdigest(), rows, findings)
+    shard = _Shard(name, offset, digest.hexdigest(), rows, audit_entries)
     _write(folder / "progress" / f"{number:05}.json", shard.dump())
     return shard
 
@@ -496,12 +499,12 @@ def _row(job: _Job, study: StudySource, record: StudyRecord, shard: str, offset:
 
 # ----------------------------------------------------------------------------- the worker processes
 
-_Task = tuple[StudySource, str, Recipe]
+_Task = tuple[StudySource, str, StorageSpec]
 _Executor = Callable[[Iterable[_Task]], Iterator[StudyRecord]]
 
 
 @contextlib.contextmanager
-def _executor(workers: int | None, scan: Scan) -> Iterator[_Executor]:
+def _executor(workers: int | None, scan: SourceIndex) -> Iterator[_Executor]:
     """Maps `study_record` over tasks, in order, with few studies in flight.
 
     A study that ends its worker process is left out; with one worker it is read in this process.
@@ -526,7 +529,7 @@ def _executor(workers: int | None, scan: Scan) -> Iterator[_Executor]:
         )
 
 
-def _studies_together(scan: Scan, workers: int) -> int:
+def _studies_together(scan: SourceIndex, workers: int) -> int:
     """How many studies a worker is given at a time: several where they are small and many."""
     studies = len(scan.studies)
     size = sum(size for _, size in scan.listing) / studies
@@ -536,20 +539,20 @@ def _studies_together(scan: Scan, workers: int) -> int:
 
 def _left_out(task: _Task) -> StudyRecord:
     reason = "reading it ended its process, or took too long"
-    return StudyRecord(findings=[Finding("study left out", task[0].source, reason)])
+    return StudyRecord(audit_entries=[AuditEntry("study left out", task[0].source, reason)])
 
 
 # ------------------------------------------------------------------------- the data set's own files
 
 
 def _write_data_set(
-    folder: Path, job: _Job, shards: list[_Shard], rows: list[dict], findings: list[Finding]
+    folder: Path, job: _Job, shards: list[_Shard], rows: list[dict], audit_entries: list[AuditEntry]
 ) -> None:
     """Writes everything beside the shards."""
-    findings = findings + _copies(rows)
+    audit_entries = audit_entries + _copies(rows)
     counts = _counts(rows, job.scan.label_names)
     studies = _parquet(rows)
-    audit = build_audit(findings, {k: counts[k] for k in ("studies", "patients", "slices")})
+    audit = build_audit(audit_entries, {k: counts[k] for k in ("studies", "patients", "slices")})
     info = {
         "format_version": FORMAT_VERSION,
         "label_names": job.scan.label_names,
@@ -618,10 +621,10 @@ def _fingerprint(job: _Job, rows: list[dict]) -> str:
     return _digest(repr((FORMAT_VERSION, job.scan.label_names, job.scan.dtype, stored, studies)))
 
 
-def _copies(rows: list[dict]) -> list[Finding]:
+def _copies(rows: list[dict]) -> list[AuditEntry]:
     """Slices whose pixels were seen before; where two patients share one, one of them may leak."""
     first: dict[str, tuple[dict, int]] = {}
-    findings = []
+    audit_entries = []
     for row in rows:
         for place, digest in enumerate(row["slice_hashes"]):
             if digest is None:
@@ -637,8 +640,8 @@ def _copies(rows: list[dict]) -> list[Finding]:
             else:
                 kind = "copy of a slice in another patient"
             detail = f"same picture as {_slice_name(other, other_place)}"
-            findings.append(Finding(kind, _slice_name(row, place), detail))
-    return findings
+            audit_entries.append(AuditEntry(kind, _slice_name(row, place), detail))
+    return audit_entries
 
 
 def _slice_name(row: dict, place: int) -> str:

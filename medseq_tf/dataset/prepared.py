@@ -119,11 +119,14 @@ class Prepared:
 
     @property
     def audit(self) -> dict:
-        """What was odd in the source: `counts` by kind and the list of `findings`."""
-        return json.loads((self.path / "audit.json").read_text(encoding="utf-8"))
+        """What was odd in the source: `counts` by kind and the list of `entries`."""
+        audit = json.loads((self.path / "audit.json").read_text(encoding="utf-8"))
+        if "findings" in audit:  # as version 0.1 called them
+            audit["entries"] = audit.pop("findings")
+        return audit
 
     def audit_text(self, most: int | None = 10) -> str:
-        """The audit to be printed, with the first `most` findings of each kind (None: all)."""
+        """The audit to be printed, with the first `most` audit entries of each kind (None: all)."""
         return audit_text(self.audit, most)
 
     def verify(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from medseq_tf.dataset.prepared import READS, Prepared
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 
 try:
     import fcntl
@@ -33,10 +33,11 @@ class Reads:
     """How often some patients have answered for figures, this time included.
 
     Attributes:
-      patients: how many they are.
-      times: reads of any of them.
-      recipes: different recipes, seeds included, that read them.
-      counted: whether the data set's folder could be written, so that the next read knows of this.
+        patients: how many they are.
+        times: reads of any of them.
+        recipes: different recipes, seeds included, that read them.
+        counted: whether the data set's folder could be written, so that the next read knows of
+          this.
     """
 
     patients: int
@@ -64,9 +65,9 @@ def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Re
     """Count a read of some studies of a data set by a recipe, and return all reads of them.
 
     Args:
-      prepared: the data set.
-      studies: ids of the studies that were scored.
-      recipe: what was scored.
+        prepared: the data set.
+        studies: ids of the studies that were scored.
+        recipe: what was scored.
     """
     row = {study: i for i, study in enumerate(prepared.studies["study_id"])}
     rows = np.array(sorted({row[study] for study in studies}), np.int64)

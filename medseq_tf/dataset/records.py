@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 
 from medseq_tf.dataset.tfrecord import encode_example, frame
-from medseq_tf.readers import Finding, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers import AuditEntry, Slices, StudySource, UnreadableStudy
 
 Aspect = Literal["pad", "stretch"]
 
@@ -52,7 +52,7 @@ _PACKED = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StorageSpec:
     """How slices are stored: (size, size), `pad` or `stretch`, intensities of `dtype`."""
 
     label_names: tuple[str, ...]
@@ -71,15 +71,15 @@ class StudyRecord:
         slice_hashes: one hash a slice, see `slice_hash`; None for a slice of which fewer than
             `FEWEST_TELLING_PIXELS` native pixels differ from its most common value, which says too
             little about where it came from.
-        slice_names: what the slices are called in findings; empty: by their number.
-        findings: what was odd about the study.
+        slice_names: what the slices are called in audit entries; empty: by their number.
+        audit_entries: what was odd about the study.
     """
 
     framed: bytes = b""
     content_hash: str = ""
     slice_hashes: list[str | None] = field(default_factory=list)
     slice_names: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    audit_entries: list[AuditEntry] = field(default_factory=list)
 
 
 def start_worker() -> None:
@@ -88,21 +88,21 @@ def start_worker() -> None:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
-def study_record_of(task: tuple[StudySource, str, Recipe]) -> StudyRecord:
+def study_record_of(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
     """`study_record` of a study, its id and a recipe, in one argument."""
     return study_record(*task)
 
 
-def study_record(study: StudySource, study_id: str, recipe: Recipe) -> StudyRecord:
+def study_record(study: StudySource, study_id: str, recipe: StorageSpec) -> StudyRecord:
     """Reads a study, brings its slices to one size and encodes them."""
     try:
         slices = study.read()
     except UnreadableStudy as error:
-        left_out = Finding("study left out", study.source, error.reason)
-        return StudyRecord(findings=[*error.findings, left_out])
+        left_out = AuditEntry("study left out", study.source, error.reason)
+        return StudyRecord(audit_entries=[*error.audit_entries, left_out])
     except MemoryError:
         reason = "takes more memory than a process may have"
-        return StudyRecord(findings=[Finding("study left out", study.source, reason)])
+        return StudyRecord(audit_entries=[AuditEntry("study left out", study.source, reason)])
     _check(slices, recipe)
     hashes = [slice_hash(image) for image in slices.images]
     mask_hashes = [slice_hash(mask) for mask in slices.masks or []]
@@ -120,7 +120,7 @@ def study_record(study: StudySource, study_id: str, recipe: Recipe) -> StudyReco
         content_hash=hashlib.sha256(f"{hashes} {mask_hashes}".encode()).hexdigest(),
         slice_hashes=[digest if tells[digest] else None for digest in hashes],
         slice_names=slices.names,
-        findings=slices.findings + _mixed_sizes(study, slices),
+        audit_entries=slices.audit_entries + _mixed_sizes(study, slices),
     )
 
 
@@ -176,7 +176,7 @@ def _encoded(squares: Iterable[np.ndarray]) -> list[bytes]:
     return encoded
 
 
-def _stored(image: np.ndarray, recipe: Recipe) -> np.ndarray:
+def _stored(image: np.ndarray, recipe: StorageSpec) -> np.ndarray:
     shrinks = max(image.shape) >= recipe.size
     if recipe.aspect == "stretch":
         shrinks = min(image.shape) >= recipe.size
@@ -188,7 +188,7 @@ def _stored(image: np.ndarray, recipe: Recipe) -> np.ndarray:
     return square
 
 
-def _stored_mask(mask: np.ndarray, recipe: Recipe) -> np.ndarray:
+def _stored_mask(mask: np.ndarray, recipe: StorageSpec) -> np.ndarray:
     nearest = cv2.INTER_NEAREST_EXACT
     return np.uint8(255) * (to_square(mask, recipe.size, recipe.aspect, nearest) > 0)
 
@@ -214,17 +214,17 @@ def slice_hash(image: np.ndarray) -> str:
     return digest.hexdigest()[:32]
 
 
-def _mixed_sizes(study: StudySource, slices: Slices) -> list[Finding]:
+def _mixed_sizes(study: StudySource, slices: Slices) -> list[AuditEntry]:
     sizes: dict[tuple[int, int], int] = {}
     for image in slices.images:
         sizes[image.shape] = sizes.get(image.shape, 0) + 1
     if len(sizes) == 1:
         return []
     counted = ", ".join(f"{count} of {w} x {h}" for (h, w), count in sizes.items())
-    return [Finding("mixed sizes in a study", study.source, counted)]
+    return [AuditEntry("mixed sizes in a study", study.source, counted)]
 
 
-def _check(slices: Slices, recipe: Recipe) -> None:
+def _check(slices: Slices, recipe: StorageSpec) -> None:
     """Holds a reader to its contract."""
     assert slices.images, "a study without slices is an UnreadableStudy"
     assert all(i.ndim == 2 and i.size and i.dtype == recipe.dtype for i in slices.images)

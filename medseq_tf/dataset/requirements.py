@@ -11,7 +11,7 @@ from typing import Any
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, note, printable
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 
 CUT_ALONG_AN_AXIS = ("volumes", "atlas")
 PLANES = ("axial", "coronal", "sagittal")
@@ -21,11 +21,11 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
     """Refuse a data set that is prepared otherwise than a recipe needs.
 
     Args:
-      recipe: of which `requires` is read.
-      prepared: the data set.
+        recipe: of which `requires` is read.
+        prepared: the data set.
 
     Raises:
-      InputError: says what the recipe needs and what to prepare again with.
+        InputError: says what the recipe needs and what to prepare again with.
     """
     needs = recipe.requires
     stored = reading(prepared.info)
@@ -68,10 +68,10 @@ def reading(info: dict[str, Any]) -> dict[str, Any]:
     """What a data set says of how it was read and stored; None for what it does not say.
 
     Args:
-      info: its `dataset.json`.
+        info: its `dataset.json`.
 
     Returns:
-      `modality`, `unit`, `size`, `aspect`, `axis` (of volumes) and `spacing`.
+        `modality`, `unit`, `size`, `aspect`, `axis` (of volumes) and `spacing`.
     """
     preparation = info["preparation"]
     settled = {**(preparation.get("options") or {}), **(preparation.get("resolved") or {})}

@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from medseq_tf.recipe.experiment import Chosen, Experiment
+from medseq_tf.recipe import Chosen, Experiment
 
 LABEL = "used for selection"
 VALIDATION = (
@@ -33,7 +33,7 @@ def keys(studies: pd.DataFrame) -> set[str]:
     """Return short hashes by which the patients of some studies are known again.
 
     Args:
-      studies: rows of `Prepared.studies`.
+        studies: rows of `Prepared.studies`.
     """
     return {*studies["patient_id"].map(_key), *studies["content_hash"].map(_key)}
 
@@ -57,8 +57,8 @@ def note(recipe: Experiment, studies: pd.DataFrame) -> str:
     """Return what is to be said of a recipe's figures over some studies; nothing where all is well.
 
     Args:
-      recipe: the recipe of the figures.
-      studies: rows of `Prepared.studies` that were scored.
+        recipe: the recipe of the figures.
+        studies: rows of `Prepared.studies` that were scored.
     """
     count, of, choice = chosen_on(recipe, studies)
     if choice is None:

@@ -22,10 +22,10 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.evaluation import cross_validation, metrics, operating_points
-from medseq_tf.evaluation.inference import Answers, study_answers
+from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.input.batches import SliceStore
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import METRICS_COLUMNS, Run
 
 SHOWN = (
@@ -64,22 +64,22 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-      table: one row a split, label and metric: value, low, high (95% interval), interval (its
-        method: see `medseq_tf.metric_intervals`, or `cross_validation`), n, positives, patients,
-        threshold, note, question. With folds, `auroc_pooled` and `average_precision_pooled`
-        besides; of a segmenter, those of `metrics.pixel_metrics`.
-      predictions: one row a study and label: study, patient, slices (their number), split, label,
-        truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
-        positive (the call), cuts of other operating points (see `with_operating_points`) and, for
-        cross-validated runs, fold; of a segmenter, the lesion's pixels `found`, `false` and
-        `missed`.
-      calibration: see `calibration_table`.
-      confusion: one row a split and label: patients by truth and call. A patient is positive, or
-        called positive, if one of the studies is.
-      subgroups: one row a split, subgroup, group, label and metric of `SUBGROUP_METRICS`.
-      audit: what the run's splits share, if asked for.
-      comparison: with other runs, if asked for.
-      reads: how often the test patients have answered for figures, if they are test patients.
+        table: one row a split, label and metric: value, low, high (95% interval), interval (its
+          method: see `medseq_tf.metric_intervals`, or `cross_validation`), n, positives, patients,
+          threshold, note, question. With folds, `auroc_pooled` and `average_precision_pooled`
+          besides; of a segmenter, those of `metrics.pixel_metrics`.
+        predictions: one row a study and label: study, patient, slices (their number), split, label,
+          truth, probability, calibrated (after temperature scaling), threshold (of `probability`),
+          positive (the call), cuts of other operating points (see `with_operating_points`) and, for
+          cross-validated runs, fold; of a segmenter, the lesion's pixels `found`, `false` and
+          `missed`.
+        calibration: see `calibration_table`.
+        confusion: one row a split and label: patients by truth and call. A patient is positive, or
+          called positive, if one of the studies is.
+        subgroups: one row a split, subgroup, group, label and metric of `SUBGROUP_METRICS`.
+        audit: what the run's splits share, if asked for.
+        comparison: with other runs, if asked for.
+        reads: how often the test patients have answered for figures, if they are test patients.
     """
 
     table: pd.DataFrame
@@ -136,12 +136,12 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-      table: as `Evaluation.table`, with the column `model` in front, over the studies that every
-        model was tested on.
-      differences: one row a label, metric and pair of models: `model`, `other`, `difference`, its
-        95% interval, `p` (two-sided), `p_adjusted` (Holm's, for all tests of the table), `method`,
-        `note`.
-      notes: studies that are left out.
+        table: as `Evaluation.table`, with the column `model` in front, over the studies that every
+          model was tested on.
+        differences: one row a label, metric and pair of models: `model`, `other`, `difference`, its
+          95% interval, `p` (two-sided), `p_adjusted` (Holm's, for all tests of the table),
+          `method`, `note`.
+        notes: studies that are left out.
     """
 
     table: pd.DataFrame
@@ -193,19 +193,19 @@ def evaluate(
     """Predict the studies of one split and score them by patient.
 
     Args:
-      run: a run folder. A cross-validated run is scored on each fold's own studies; with
-        `split="all"` its folds' probabilities are averaged.
-      data: the prepared data set of the run; for `split="all"` one that the run has never seen.
-      split: `validation`, `test` or `all`.
-      resamples: of the bootstrap over patients, by which intervals of folds are found.
-      subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
-        `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
-      audit: look for patients and slices that the run's splits share; with `split="all"`, for
-        copies of the run's slices in the data set.
-      compare: other runs, tested on the same patients.
+        run: a run folder. A cross-validated run is scored on each fold's own studies; with
+          `split="all"` its folds' probabilities are averaged.
+        data: the prepared data set of the run; for `split="all"` one that the run has never seen.
+        split: `validation`, `test` or `all`.
+        resamples: of the bootstrap over patients, by which intervals of folds are found.
+        subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
+          `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
+        audit: look for patients and slices that the run's splits share; with `split="all"`, for
+          copies of the run's slices in the data set.
+        compare: other runs, tested on the same patients.
 
     Raises:
-      InputError: the data set does not fit the run or the split.
+        InputError: the data set does not fit the run or the split.
     """
     if resamples < 1:
         raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
@@ -214,7 +214,7 @@ def evaluate(
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     groups = _groups(prepared, subgroups)
     predictions = predict_split(run, prepared, split)
-    result = judge(predictions, prepared.label_names, resamples, groups)
+    result = evaluate_predictions(predictions, prepared.label_names, resamples, groups)
     tables = ("table", "calibration", "subgroups")
     contents = dict(
         zip(prepared.studies["study_id"], prepared.studies["content_hash"], strict=True)
@@ -244,7 +244,7 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
     """Return a run's predictions, as `Evaluation.predictions`, of one split of a data set.
 
     Raises:
-      InputError: the data set does not fit the run or the split.
+        InputError: the data set does not fit the run or the split.
     """
     if split not in SPLIT_NAMES:
         raise InputError(f"split = {split!r}: expected one of {', '.join(SPLIT_NAMES)}")
@@ -279,7 +279,7 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
     return predictions
 
 
-def judge(
+def evaluate_predictions(
     predictions: pd.DataFrame,
     label_names: Sequence[str],
     resamples: int = 2000,
@@ -288,10 +288,10 @@ def judge(
     """Return all figures of a table of predictions, which may hold several splits.
 
     Args:
-      predictions: as `Evaluation.predictions`.
-      label_names: the labels.
-      resamples: of the bootstrap over patients, by which intervals of folds are found.
-      groups: subgroups by study id, a column each; see `medseq_tf.subgroups`.
+        predictions: as `Evaluation.predictions`.
+        label_names: the labels.
+        resamples: of the bootstrap over patients, by which intervals of folds are found.
+        groups: subgroups by study id, a column each; see `medseq_tf.subgroups`.
     """
     label_names = list(label_names)
     return Evaluation(
@@ -312,10 +312,10 @@ def selection_marked(
     """Return metrics by split, labelled where the recipe was chosen on the patients themselves.
 
     Args:
-      table: one row a split and metric.
-      recipe: of the model.
-      predictions: that the metrics are of.
-      contents: the content hash of each study, by id.
+        table: one row a split and metric.
+        recipe: of the model.
+        predictions: that the metrics are of.
+        contents: the content hash of each study, by id.
     """
     if not len(table) or not recipe.chosen:
         return table
@@ -375,7 +375,7 @@ def audit_unseen(run: Run, prepared: Prepared) -> leakage.Audit:
     """Return what a data set that a run has not seen shares with the run's own.
 
     Raises:
-      InputError: the run does not say which slices it was trained on.
+        InputError: the run does not say which slices it was trained on.
     """
     known = run.slices
     if known is None:
@@ -465,7 +465,7 @@ def _rows(run: Run, prepared: Prepared, split: str) -> np.ndarray:
 
 def predict_rows(run: Run, store: SliceStore, rows: np.ndarray, split: str) -> pd.DataFrame:
     """Return the predictions of a run's best model for some rows of a prepared data set."""
-    answers = study_answers(run.model(), store, rows, run.experiment)
+    answers = study_predictions(run.model(), store, rows, run.experiment)
     table = predictions_table(store.prepared, rows, answers, split, run.thresholds)
     return with_cuts(calibrated(table, run.temperatures), stored_cuts(run))
 
@@ -478,9 +478,9 @@ def stored_cuts(run: Run) -> dict[str, dict[str, float]]:
 def _ensemble(run: Run, store: SliceStore) -> pd.DataFrame:
     """Return the mean of a run's models, at the run's own thresholds, as `export` writes it."""
     rows, parts = np.arange(len(store.prepared)), run.folds or [run]
-    answers = [study_answers(part.model(), store, rows, part.experiment) for part in parts]
+    answers = [study_predictions(part.model(), store, rows, part.experiment) for part in parts]
     if len(answers) > 1:  # there is no mask that the folds have in common
-        answers = [Answers(np.mean([part.probabilities for part in answers], axis=0))]
+        answers = [Predictions(np.mean([part.probabilities for part in answers], axis=0))]
     table = predictions_table(store.prepared, rows, answers[0], "all", run.thresholds)
     cuts = {} if run.folds else stored_cuts(run)
     return with_cuts(calibrated(table, run.temperatures), cuts)
@@ -489,18 +489,18 @@ def _ensemble(run: Run, store: SliceStore) -> pd.DataFrame:
 def predictions_table(
     prepared: Prepared,
     rows: np.ndarray,
-    answers: Answers,
+    answers: Predictions,
     split: str,
     thresholds: Mapping[str, float],
 ) -> pd.DataFrame:
     """Return one row a study and label; studies that the recipe leaves out are left out.
 
     Args:
-      prepared: the data set.
-      rows: its rows, `(studies,)`.
-      answers: the model's.
-      split: the split's name, kept as a column.
-      thresholds: by label.
+        prepared: the data set.
+        rows: its rows, `(studies,)`.
+        answers: the model's.
+        split: the split's name, kept as a column.
+        thresholds: by label.
     """
     studies = prepared.studies.iloc[rows]
     pixels = {}
@@ -568,8 +568,8 @@ def with_cuts(predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]
     """Return a table of predictions with the cuts of `choose_cuts`, a column each.
 
     Args:
-      predictions: as `Evaluation.predictions`.
-      cuts: by label and metric; what is not there is not known.
+        predictions: as `Evaluation.predictions`.
+        cuts: by label and metric; what is not there is not known.
     """
     if not any(cuts.values()):
         return predictions
@@ -692,9 +692,9 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
     columns say what they would have by chance, and there is no interval of it.
 
     Returns:
-      One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
-      `after_low`, `after_high` (95%, over patients), `before_null`, `before_null_high`,
-      `after_null`, `after_null_high` (median and 95th percentile of right probabilities), `note`.
+        One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
+        `after_low`, `after_high` (95%, over patients), `before_null`, `before_null_high`,
+        `after_null`, `after_null_high` (median and 95th percentile of right probabilities), `note`.
     """
     rows = []
     for (split, label), part in predictions.groupby(["split", "label"], sort=False):
@@ -772,10 +772,10 @@ def subgroup_table(
     """Return the metrics of `SUBGROUP_METRICS` in parts of the studies.
 
     Args:
-      predictions: as `Evaluation.predictions`.
-      label_names: the labels.
-      groups: subgroups by study id, a column each; thirds by the number of slices come first.
-      resamples: of the bootstrap over patients, by which intervals of folds are found.
+        predictions: as `Evaluation.predictions`.
+        label_names: the labels.
+        groups: subgroups by study id, a column each; thirds by the number of slices come first.
+        resamples: of the bootstrap over patients, by which intervals of folds are found.
     """
     counts = predictions.drop_duplicates("study").set_index("study")["slices"]
     columns = {"slices": subgroups.thirds(counts)}
@@ -810,13 +810,13 @@ def compare(
     """Compare runs on the studies that all of them were tested on.
 
     Args:
-      runs: at least two run folders.
-      data: a prepared data set to predict anew; None: the predictions that the runs hold.
-      split: `test` or `validation`, or `all` of a data set that no run has seen.
-      resamples: of the bootstrap over patients, by which intervals of folds are found.
+        runs: at least two run folders.
+        data: a prepared data set to predict anew; None: the predictions that the runs hold.
+        split: `test` or `validation`, or `all` of a data set that no run has seen.
+        resamples: of the bootstrap over patients, by which intervals of folds are found.
 
     Raises:
-      InputError: fewer than two runs, other labels, or no study in common.
+        InputError: fewer than two runs, other labels, or no study in common.
     """
     runs = [Run.load(run) for run in runs]
     if len(runs) < 2:
@@ -869,7 +869,7 @@ def compare_tables(
     """Compare tables of predictions, by the models' names, on the studies in all of them.
 
     Raises:
-      InputError: no study in common, or two tables that disagree on its label.
+        InputError: no study in common, or two tables that disagree on its label.
     """
     label_names = list(label_names)
     shared = set.intersection(*(set(table["study"]) for table in predictions.values()))
@@ -979,9 +979,9 @@ def point_metrics(
     """Return every metric as its mean over the labels that have both classes, without intervals.
 
     Args:
-      labels: `(studies, labels)`, 1, 0 or NaN where unknown.
-      probabilities: `(studies, labels)`.
-      thresholds: one, `(labels,)` or `(studies, labels)`.
+        labels: `(studies, labels)`, 1, 0 or NaN where unknown.
+        probabilities: `(studies, labels)`.
+        thresholds: one, `(labels,)` or `(studies, labels)`.
     """
     thresholds = np.broadcast_to(thresholds, labels.shape)
     by_label = [

@@ -44,11 +44,11 @@ def feature_folder(place: str | os.PathLike | None = None) -> Path:
     """Return the folder for features, made if need be.
 
     Args:
-      place: the folder; default: `MEDSEQ_TF_FEATURES`, or else `medseq_tf/features` in the user's
-        cache (`XDG_CACHE_HOME` or `~/.cache`).
+        place: the folder; default: `MEDSEQ_TF_FEATURES`, or else `medseq_tf/features` in the user's
+          cache (`XDG_CACHE_HOME` or `~/.cache`).
 
     Raises:
-      InputError: it cannot be written to, anyone may write to it, or its limit is no number.
+        InputError: it cannot be written to, anyone may write to it, or its limit is no number.
     """
     folder = _named(place)
     try:
@@ -107,7 +107,7 @@ def limit_of(folder: Path) -> Limit:
     """Return a folder's limit: `MEDSEQ_TF_FEATURES_GIB`, or what was set, or 20 GiB.
 
     Raises:
-      InputError: it is no number of GiB.
+        InputError: it is no number of GiB.
     """
     if value := os.environ.get(VARIABLE):
         return Limit(_bytes(value, VARIABLE), VARIABLE)
@@ -176,7 +176,7 @@ def in_use(folder: Path) -> Iterator[Path]:
     """Keep what is used from now on from being removed; a kill ends that too.
 
     Yields:
-      A file; when it is touched, what was used before is let go.
+        A file; when it is touched, what was used before is let go.
     """
     with contextlib.ExitStack() as held:
         while True:
@@ -209,7 +209,7 @@ def make_room(folder: Path, most: int) -> tuple[int, int]:
     """Remove the least recently used entries until at most `most` bytes are left, or in use.
 
     Returns:
-      How many bytes are left, and how many entries were removed.
+        How many bytes are left, and how many entries were removed.
     """
     for part in _parts(folder):
         files.remove_abandoned(part)
@@ -239,14 +239,14 @@ class Cache:
     """What lies in a folder of features.
 
     Attributes:
-      folder: the folder.
-      entries: how many studies and views of them have features there.
-      bytes: their size.
-      limit: the folder's limit in bytes.
-      limit_source: where the limit is set.
-      users: how many processes use the folder now.
-      oldest: when the least recently used entry was used, seconds since 1970; None: no entry.
-      removed: how many entries were removed.
+        folder: the folder.
+        entries: how many studies and views of them have features there.
+        bytes: their size.
+        limit: the folder's limit in bytes.
+        limit_source: where the limit is set.
+        users: how many processes use the folder now.
+        oldest: when the least recently used entry was used, seconds since 1970; None: no entry.
+        removed: how many entries were removed.
     """
 
     folder: Path
@@ -282,12 +282,13 @@ def cache(
     """Show what is kept of frozen networks' features, limit it, or remove it.
 
     Args:
-      features: the folder; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
-      limit: GiB that may be kept from now on; the least recently used entries above it are removed.
-      clear: remove all entries. What a process at work uses stays.
+        features: the folder; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
+        limit: GiB that may be kept from now on; the least recently used entries above it are
+          removed.
+        clear: remove all entries. What a process at work uses stays.
 
     Raises:
-      InputError: the limit is no number of GiB, or the folder cannot be changed.
+        InputError: the limit is no number of GiB, or the folder cannot be changed.
     """
     folder, removed = _named(features), 0
     try:

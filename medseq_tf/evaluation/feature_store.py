@@ -56,7 +56,7 @@ from medseq_tf.input.batches import (
 )
 from medseq_tf.input.sampling import StudySequence
 from medseq_tf.models import PretrainedEncoder, SequenceClassifier
-from medseq_tf.recipe.experiment import Augment, Experiment
+from medseq_tf.recipe import Augment, Experiment
 
 __all__ = ["FeatureStore", "feature_folder", "frozen_network", "join", "weights_digest"]
 
@@ -103,7 +103,7 @@ def join(batches: Sequence[tuple[Inputs, np.ndarray]]) -> tuple[Inputs, np.ndarr
     """Join batches of features, each padded by itself, to one.
 
     Args:
-      batches: `({"features": (B, T, F), "lengths": (B,)}, labels (B, labels))`.
+        batches: `({"features": (B, T, F), "lengths": (B,)}, labels (B, labels))`.
     """
     steps = max(inputs["features"].shape[1] for inputs, _ in batches)
     features = [
@@ -191,15 +191,15 @@ class FeatureStore:
     in even chunks: its features never depend on which other studies are computed.
 
     Args:
-      model: a `SequenceClassifier` whose network is frozen whole.
-      slices: the prepared data set's slices.
-      experiment: the recipe.
-      folder: where features are kept, as `feature_folder` gives it; None: in memory alone, computed
-        anew by every store.
-      verbose: show progress.
+        model: a `SequenceClassifier` whose network is frozen whole.
+        slices: the prepared data set's slices.
+        experiment: the recipe.
+        folder: where features are kept, as `feature_folder` gives it; None: in memory alone,
+          computed anew by every store.
+        verbose: show progress.
 
     Attributes:
-      computed: number of studies and views that this store has computed.
+        computed: number of studies and views that this store has computed.
     """
 
     def __init__(
@@ -337,13 +337,13 @@ class FeatureStore:
         """Compute what is missing of all that will be drawn from `epoch` to the next redraw.
 
         Args:
-          rows: rows of the prepared data set to train on.
-          epoch: number of the epoch, from 0.
-          stopped: asked after every study.
+            rows: rows of the prepared data set to train on.
+            epoch: number of the epoch, from 0.
+            stopped: asked after every study.
 
         Raises:
-          InputError: a study cannot be read, or a feature not be kept.
-          Stopped: `stopped` said so; what is on disk stays there.
+            InputError: a study cannot be read, or a feature not be kept.
+            Stopped: `stopped` said so; what is on disk stays there.
         """
         generation = self.generation(epoch)
         if generation == self._generation:
@@ -378,8 +378,8 @@ class FeatureStore:
         """Compute what is missing of some (row, draw), each written as soon as it is there.
 
         Raises:
-          InputError: a study cannot be read, or a feature not be kept.
-          Stopped: `stopped` said so; what is on disk stays there.
+            InputError: a study cannot be read, or a feature not be kept.
+            Stopped: `stopped` said so; what is on disk stays there.
         """
         wanted = sorted(set(wanted) - self._checked, key=lambda pair: (pair[0], pair[1] or ()))
         progress = _Progress(len({row for row, _ in wanted}), len(wanted), self.verbose)
@@ -408,7 +408,7 @@ class FeatureStore:
         """Remove what is neither in use nor fits beside what is missing.
 
         Raises:
-          InputError: the disk has no room for what is missing.
+            InputError: the disk has no room for what is missing.
         """
         if self._files is None or not missing:
             return
@@ -504,7 +504,7 @@ class FeatureStore:
         """Return the features (L, F) of the study at `row`, in one view or plain.
 
         Raises:
-          InputError: the study cannot be read, or its features not be kept.
+            InputError: the study cannot be read, or its features not be kept.
         """
         pair = (row, draw)
         if pair not in self._checked:
@@ -527,14 +527,14 @@ class FeatureStore:
         """Yield one epoch of training: the sequences of `pipeline.training_batches` as features.
 
         Args:
-          rows: rows of the prepared data set to train on.
-          epoch: number of the epoch, from 0.
-          first_batch: where to start.
-          together: batches that are joined to one.
+            rows: rows of the prepared data set to train on.
+            epoch: number of the epoch, from 0.
+            first_batch: where to start.
+            together: batches that are joined to one.
 
         Yields:
-          `({"features": float32 (B, T, F), "lengths": int32 (B,)}, labels float32 (B, labels))`,
-          padded with 0.
+            `({"features": float32 (B, T, F), "lengths": int32 (B,)}, labels float32 (B, labels))`,
+            padded with 0.
         """
         plan = training_plan(self.slices.prepared, rows, self.experiment, epoch)
         for start in range(first_batch, len(plan), together):
@@ -548,7 +548,7 @@ class FeatureStore:
         """Yield the sequences of `pipeline.evaluation_batches` as features of plain slices.
 
         Yields:
-          As `training_batches`, and rows int32 (B,), the study of each sequence.
+            As `training_batches`, and rows int32 (B,), the study of each sequence.
         """
         self.prepare((int(row), None) for row in rows)
         for batch in evaluation_plan(self.slices.prepared, rows, self.experiment, batch_size):

@@ -15,17 +15,17 @@ from medseq_tf.errors import Diverged
 from medseq_tf.evaluation.feature_store import FeatureStore
 from medseq_tf.input.batches import SliceStore, evaluation_batches, readable
 from medseq_tf.models import losses
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """What a model says of studies.
 
     Attributes:
-      probabilities: `(studies, labels)`; NaN for a study that the recipe leaves out.
-      pixels: of a segmenter, `(studies, 3)`: lesion pixels that are called lesion, other pixels
-        that are, and lesion pixels that are not; NaN where a mask is not known. Else None.
-      loss: of a segmenter, the training loss, a mean over slices, Dice being that of their study.
+        probabilities: `(studies, labels)`; NaN for a study that the recipe leaves out.
+        pixels: of a segmenter, `(studies, 3)`: lesion pixels that are called lesion, other pixels
+          that are, and lesion pixels that are not; NaN where a mask is not known. Else None.
+        loss: of a segmenter, the training loss, a mean over slices, Dice being that of their study.
     """
 
     probabilities: np.ndarray
@@ -33,19 +33,19 @@ class Answers(NamedTuple):
     loss: float = float("nan")
 
 
-def study_answers(
+def study_predictions(
     model: Any,
     store: SliceStore,
     rows: np.ndarray,
     experiment: Experiment,
     features: FeatureStore | None = None,
-) -> Answers:
+) -> Predictions:
     """Return `study_probabilities` and, of a segmenter, how well it finds the lesions' pixels.
 
     Pixels are those of the model's input, of the slices that answer for a study.
     """
     if not experiment.segments:
-        return Answers(study_probabilities(model, store, rows, experiment, features))
+        return Predictions(study_probabilities(model, store, rows, experiment, features))
     rows = np.asarray(rows, np.int64)
     position = {int(row): i for i, row in enumerate(rows)}
     total, count = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
@@ -61,7 +61,7 @@ def study_answers(
         sums += found[2]
     check_finite(total, store.prepared, rows)
     with np.errstate(invalid="ignore"):
-        return Answers(total / count, pixels, float(sums[0] / sums[1]) if sums[1] else np.nan)
+        return Predictions(total / count, pixels, float(sums[0] / sums[1]) if sums[1] else np.nan)
 
 
 def _forward_pixels(model: Any, loss: losses.PixelLoss) -> Any:
@@ -105,19 +105,19 @@ def study_probabilities(
     A study that `sequence.evaluation` reads as several sequences gets their mean probability.
 
     Args:
-      model: a `SequenceClassifier`.
-      store: the prepared data set's slices.
-      rows: rows of the prepared data set, `(studies,)`.
-      experiment: the recipe.
-      features: the slices' features, to be read in place of the slices. The same probabilities to
-        rounding (with `features.dtype` float16, that of float16).
+        model: a `SequenceClassifier`.
+        store: the prepared data set's slices.
+        rows: rows of the prepared data set, `(studies,)`.
+        experiment: the recipe.
+        features: the slices' features, to be read in place of the slices. The same probabilities to
+          rounding (with `features.dtype` float16, that of float16).
 
     Returns:
-      Probabilities `(studies, labels)` in the order of `rows`; NaN for a study that the recipe's
-      sequence policy leaves out.
+        Probabilities `(studies, labels)` in the order of `rows`; NaN for a study that the recipe's
+        sequence policy leaves out.
 
     Raises:
-      Diverged: the model gives a probability that is no number.
+        Diverged: the model gives a probability that is no number.
     """
     rows = np.asarray(rows, np.int64)
     total = np.zeros((len(rows), len(store.prepared.label_names)))
@@ -145,12 +145,12 @@ def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray
     """Refuse probabilities that are no number.
 
     Args:
-      probabilities: `(studies, labels)`.
-      prepared: the data set.
-      rows: its rows that they are of, `(studies,)`.
+        probabilities: `(studies, labels)`.
+        prepared: the data set.
+        rows: its rows that they are of, `(studies,)`.
 
     Raises:
-      Diverged: one is NaN or infinite; names the first study.
+        Diverged: one is NaN or infinite; names the first study.
     """
     wrong = np.asarray(rows)[~np.isfinite(probabilities).all(axis=1)]
     if len(wrong):

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from medseq_tf.recipe import experiment
+from medseq_tf import recipe as recipes
 
 Parameters = dict[str, tf.Tensor]
 
@@ -103,7 +103,7 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 # -------------------------------------------------------------------------------------- rotation
 
 
-def draw_rotation(count, seed: tf.Tensor, settings: experiment.Rotation) -> Parameters:
+def draw_rotation(count, seed: tf.Tensor, settings: recipes.Rotation) -> Parameters:
     """Draws `radians` (count,), uniform in ±degrees."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
     limit = math.radians(settings.degrees)
@@ -144,7 +144,7 @@ def _rotate(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # --------------------------------------------------------------------------------- resized crop
 
 
-def draw_resized_crop(count, seed: tf.Tensor, settings: experiment.ResizedCrop) -> Parameters:
+def draw_resized_crop(count, seed: tf.Tensor, settings: recipes.ResizedCrop) -> Parameters:
     """Draws `scale` (count,), the share of the side that is kept, and where: `y`, `x` in [0, 1).
 
     `y` and `x` are the shares of the free play above and left of the crop.
@@ -176,7 +176,7 @@ def _crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # ------------------------------------------------------------------------------------------ flip
 
 
-def draw_flip(count, seed: tf.Tensor, settings: experiment.Flip) -> Parameters:
+def draw_flip(count, seed: tf.Tensor, settings: recipes.Flip) -> Parameters:
     """Draws `flip` (count,) bool."""
     return {"flip": _draw(count, seed, settings.p, 0)[0]}
 
@@ -189,7 +189,7 @@ def apply_flip(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # -------------------------------------------------------------------------------- Gaussian noise
 
 
-def draw_gaussian_noise(count, seed: tf.Tensor, settings: experiment.GaussianNoise) -> Parameters:
+def draw_gaussian_noise(count, seed: tf.Tensor, settings: recipes.GaussianNoise) -> Parameters:
     """Draws `std` (count,), on the 0..1 scale, of a uniform variance; and a `seed` (count, 2)."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
     std = tf.sqrt(_between(*settings.variance, uniform[:, 0])) / 255.0
@@ -214,7 +214,7 @@ def _add_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # --------------------------------------------------------------------------------- Gaussian blur
 
 
-def draw_gaussian_blur(count, seed: tf.Tensor, settings: experiment.GaussianBlur) -> Parameters:
+def draw_gaussian_blur(count, seed: tf.Tensor, settings: recipes.GaussianBlur) -> Parameters:
     """Draws `weights` (count, largest kernel): OpenCV's Gaussian of a random odd kernel size.
 
     Every odd size of the range is equally likely; sigma is OpenCV's for that size.
@@ -252,7 +252,7 @@ def _blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # ------------------------------------------------------------------------------- grid distortion
 
 
-def draw_grid_distortion(count, seed: tf.Tensor, settings: experiment.GridDistortion) -> Parameters:
+def draw_grid_distortion(count, seed: tf.Tensor, settings: recipes.GridDistortion) -> Parameters:
     """Draws `y`, `x` (count, steps), each cell's source extent, uniform in 1 ± limit."""
     chosen, uniform = _draw(count, seed, settings.p, 2 * settings.steps)
     extents = _between(1.0 - settings.limit, 1.0 + settings.limit, uniform)
@@ -285,7 +285,7 @@ def _distort_grid(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 
 
 def draw_optical_distortion(
-    count, seed: tf.Tensor, settings: experiment.OpticalDistortion
+    count, seed: tf.Tensor, settings: recipes.OpticalDistortion
 ) -> Parameters:
     """Draws `coefficient` (count,), uniform in ±limit: above 0 barrel, below 0 pincushion."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
@@ -313,7 +313,7 @@ def _distort_as_a_lens(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # -------------------------------------------------------------------------------- coarse dropout
 
 
-def draw_coarse_dropout(count, seed: tf.Tensor, settings: experiment.CoarseDropout) -> Parameters:
+def draw_coarse_dropout(count, seed: tf.Tensor, settings: recipes.CoarseDropout) -> Parameters:
     """Draws `y`, `x` (count, holes) in [0, 1), and `size` (count,), the holes' side in pixels.
 
     `y` and `x` are the shares of the free play above and left of a hole, which lies inside the
@@ -355,7 +355,7 @@ AUGMENTATIONS = {
     "optical_distortion": (draw_optical_distortion, apply_optical_distortion),
     "coarse_dropout": (draw_coarse_dropout, apply_coarse_dropout),
 }
-"""(draw, apply) of each field of `experiment.Augment`, in the order of application."""
+"""(draw, apply) of each field of `recipes.Augment`, in the order of application."""
 
 
 def normalise(images: tf.Tensor, mean: float, std: float) -> tf.Tensor:
@@ -368,7 +368,7 @@ def augment(
     images: tf.Tensor,
     sequence_ids: tf.Tensor,
     seed: tf.Tensor,
-    settings: experiment.Augment,
+    settings: recipes.Augment,
     mean: float,
     std: float,
 ) -> tf.Tensor:

@@ -23,7 +23,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.input import sampling as sequences
 from medseq_tf.input.augment import augment
 from medseq_tf.input.sampling import StudySequence
-from medseq_tf.recipe.experiment import Augment, Experiment, Input
+from medseq_tf.recipe import Augment, Experiment, Input
 
 PREFETCH = 2
 """Finished batches that wait for the model."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment
 
 BUCKET_BATCHES = 8
 """Batches whose sequences are sorted by length together: little padding, yet ever new batches."""
@@ -50,7 +50,7 @@ def spread_evenly(length: int, count: int) -> np.ndarray:
 
 
 def _paper(length: int, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draws the sequences of paper 1's sampler (table 2; see `experiment.Sequence`)."""
+    """Draws the sequences of paper 1's sampler (table 2; see `recipes.Sequence`)."""
     if length < count:
         return [np.sort(rng.integers(length, size=count)) for _ in range(count)]
     if length == count:
@@ -58,12 +58,12 @@ def _paper(length: int, count: int, rng: np.random.Generator) -> list[np.ndarray
     return [start + np.arange(count) for start in range(length - count)]
 
 
-def _short(length: int, settings: experiment.Sequence) -> np.ndarray:
+def _short(length: int, settings: recipes.Sequence) -> np.ndarray:
     """Gives the one sequence of a study of at most `settings.length` slices."""
     return spread_evenly(length, settings.length if settings.fill else length)
 
 
-def _draw(length: int, settings: experiment.Sequence, rng: np.random.Generator) -> list[np.ndarray]:
+def _draw(length: int, settings: recipes.Sequence, rng: np.random.Generator) -> list[np.ndarray]:
     count = settings.length
     if settings.policy == "paper":
         return _paper(length, count, rng)
@@ -89,7 +89,7 @@ def _check_not_empty(length: int) -> None:
 
 
 def study_sequences(
-    length: int, settings: experiment.Sequence, rng: np.random.Generator
+    length: int, settings: recipes.Sequence, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Draws the training sequences of one study for one epoch.
 
@@ -113,7 +113,7 @@ def study_sequences(
     return sequences
 
 
-def evaluation_sequences(length: int, settings: experiment.Sequence) -> list[np.ndarray]:
+def evaluation_sequences(length: int, settings: recipes.Sequence) -> list[np.ndarray]:
     """Gives the sequences that answer for one study in evaluation: at least one, always the same.
 
     `evaluation.length`, or else `length`, is the number of slices n; order is always scan order.
@@ -149,7 +149,7 @@ def evaluation_sequences(length: int, settings: experiment.Sequence) -> list[np.
 
 def plan_epoch(
     slice_counts: Sequence[int] | np.ndarray,
-    settings: experiment.Sequence,
+    settings: recipes.Sequence,
     seed: int,
     epoch: int,
     keys: Sequence[int] | None = None,

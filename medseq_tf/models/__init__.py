@@ -14,9 +14,9 @@ from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.models.volume import cnn_3d
-from medseq_tf.recipe.experiment import Cnn3D
-from medseq_tf.recipe.experiment import Model as ModelSettings
-from medseq_tf.recipe.experiment import Segmenter as SegmenterSettings
+from medseq_tf.recipe import Cnn3D
+from medseq_tf.recipe import Model as ModelSettings
+from medseq_tf.recipe import Segmenter as SegmenterSettings
 
 __all__ = [
     "AGGREGATORS",

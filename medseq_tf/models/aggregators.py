@@ -10,7 +10,7 @@ from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.pooling import Pooling, attention, pooling
 from medseq_tf.models.slice_scores import slice_scores
 from medseq_tf.models.transformer import transformer
-from medseq_tf.recipe.experiment import Recurrent as RecurrentSettings
+from medseq_tf.recipe import Recurrent as RecurrentSettings
 
 READOUTS = ("last", "last_backward", "concat", "mean", "max")
 BACKWARD_READOUTS = ("last_backward", "concat")

@@ -16,9 +16,9 @@ from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.keras_application import keras_application
 from medseq_tf.models.lesion_area import LesionArea
 from medseq_tf.models.segmenters import Segmenter
-from medseq_tf.recipe.experiment import ConvFSM as ConvFSMSettings
-from medseq_tf.recipe.experiment import Pixels as PixelsSettings
-from medseq_tf.recipe.experiment import Segmenter as SegmenterSettings
+from medseq_tf.recipe import ConvFSM as ConvFSMSettings
+from medseq_tf.recipe import Pixels as PixelsSettings
+from medseq_tf.recipe import Segmenter as SegmenterSettings
 
 POOLINGS = ("flatten", "average", "max", "lesion_map")
 

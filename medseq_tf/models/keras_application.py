@@ -10,7 +10,7 @@ from medseq_tf.layers import TimeDistributed, kernels
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models import applications
-from medseq_tf.recipe.experiment import KerasApplication as KerasApplicationSettings
+from medseq_tf.recipe import KerasApplication as KerasApplicationSettings
 
 CHUNK = 16
 """Slices that pass at once through a network that is frozen whole."""

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -28,10 +28,10 @@ class LabelLoss(keras.losses.Loss):
     unknown: it adds nothing to the loss, to its gradient, or to what the loss is divided by.
 
     Args:
-      positive_weight: w+, one a label `(labels,)` or one for all.
-      negative_weight: w-, likewise.
-      gamma: focusing exponent, 0 for cross-entropy.
-      label_smoothing: s in [0, 1): the target becomes y (1 - s) + s / 2.
+        positive_weight: w+, one a label `(labels,)` or one for all.
+        negative_weight: w-, likewise.
+        gamma: focusing exponent, 0 for cross-entropy.
+        label_smoothing: s in [0, 1): the target becomes y (1 - s) + s / 2.
     """
 
     def __init__(
@@ -53,12 +53,13 @@ class LabelLoss(keras.losses.Loss):
         """Return the loss of every label and which labels are known.
 
         Args:
-          y_true: `(batch, labels)`, 1, 0 or NaN.
-          y_pred: logits `(batch, labels)`.
+            y_true: `(batch, labels)`, 1, 0 or NaN.
+            y_pred: logits `(batch, labels)`.
 
         Returns:
-          The losses `(batch, labels)`, 0 where the label is unknown, and the known ones as 1.0, the
-          others as 0.0. Their sums' quotient is the mean over the known labels.
+            The losses `(batch, labels)`, 0 where the label is unknown, and the known ones as 1.0,
+              the
+            others as 0.0. Their sums' quotient is the mean over the known labels.
         """
         logits = ops.cast(y_pred, "float32")
         labels = ops.cast(y_true, "float32")
@@ -107,7 +108,7 @@ class PixelLoss(keras.losses.Loss):
     unknown: it adds nothing to the loss, to its gradient, or to what the loss is divided by.
 
     Args:
-      gamma: focusing exponent, 0 for cross-entropy.
+        gamma: focusing exponent, 0 for cross-entropy.
     """
 
     def __init__(self, gamma: float = 0.0, name: str = "pixel_loss", **kwargs: Any):
@@ -119,12 +120,13 @@ class PixelLoss(keras.losses.Loss):
         """Return the loss of every slice and which slices are known.
 
         Args:
-          y_true: masks `(batch, steps, height, width)`, 1, 0 or NaN.
-          y_pred: logits `(batch, steps, height, width)`.
+            y_true: masks `(batch, steps, height, width)`, 1, 0 or NaN.
+            y_pred: logits `(batch, steps, height, width)`.
 
         Returns:
-          The losses `(batch, steps)`, 0 where the slice is unknown, and the known ones as 1.0, the
-          others as 0.0. Their sums' quotient is the mean over the known slices.
+            The losses `(batch, steps)`, 0 where the slice is unknown, and the known ones as 1.0,
+              the
+            others as 0.0. Their sums' quotient is the mean over the known slices.
         """
         masks, logits = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
         unknown = ops.any(ops.isnan(masks), axis=(-2, -1))
@@ -150,12 +152,12 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
     """Return w+ and w- of each label from the training studies.
 
     Args:
-      labels: `(studies, labels)`, 1, 0 or NaN where unknown.
-      weights: `none`, `chexnet`, `balanced` or one positive weight a label; see
-        `experiment.Loss`. A label with one class only keeps weights of 1.
+        labels: `(studies, labels)`, 1, 0 or NaN where unknown.
+        weights: `none`, `chexnet`, `balanced` or one positive weight a label; see
+          `recipes.Loss`. A label with one class only keeps weights of 1.
 
     Returns:
-      w+ `(labels,)` and w- `(labels,)`.
+        w+ `(labels,)` and w- `(labels,)`.
     """
     ones = np.ones(labels.shape[1])
     if isinstance(weights, list):
@@ -170,13 +172,13 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
     return ones, ones
 
 
-def build(settings: experiment.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
+def build(settings: recipes.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
     """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`.
 
     Raises:
-      InputError: `loss.weights` has another number of weights than there are labels.
+        InputError: `loss.weights` has another number of weights than there are labels.
     """
-    if settings.name in experiment.PIXEL_LOSSES:
+    if settings.name in recipes.PIXEL_LOSSES:
         return PixelLoss(settings.gamma if settings.name == "dice_focal" else 0.0)
     if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
         raise InputError(

@@ -10,8 +10,8 @@ from keras import ops
 
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
-from medseq_tf.recipe.experiment import Attention as AttentionSettings
-from medseq_tf.recipe.experiment import Pooling as PoolingSettings
+from medseq_tf.recipe import Attention as AttentionSettings
+from medseq_tf.recipe import Pooling as PoolingSettings
 
 MODES = ("mean", "max", "sum", "log_sum_exp")
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.pooling import Pooling
-from medseq_tf.recipe.experiment import SliceScores as SliceScoresSettings
+from medseq_tf.recipe import SliceScores as SliceScoresSettings
 
 POOLINGS = ("mean", "max", "log_sum_exp")
 TARGETS = ("slice", "study")

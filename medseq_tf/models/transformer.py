@@ -10,7 +10,7 @@ from keras import ops
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.pooling import Pooling, masked_softmax
-from medseq_tf.recipe.experiment import Transformer as TransformerSettings
+from medseq_tf.recipe import Transformer as TransformerSettings
 
 EPSILON = 1e-6
 

@@ -11,7 +11,7 @@ from keras import ops
 from medseq_tf.layers import BatchNormalization
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
-from medseq_tf.recipe.experiment import Cnn3D as Cnn3DSettings
+from medseq_tf.recipe import Cnn3D as Cnn3DSettings
 
 POOLINGS = ("average", "max")
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers.study import Scan, Slices, StudySource
+from medseq_tf.readers.study import Slices, SourceIndex, StudySource
 
 LABELS = {
     1: ("lesion",),
@@ -152,7 +152,7 @@ class DemoStudy(StudySource):
         return Slices(list(photographs(study.volume)), list(study.mask))
 
 
-def scan_demo(
+def index_demo(
     source: None = None,
     patients: int = 240,
     seed: int = 0,
@@ -163,7 +163,7 @@ def scan_demo(
     difficulty: float = 0.2,
     lesion_size: float = 1.0,
     contrast: float = 1.0,
-) -> Scan:
+) -> SourceIndex:
     """The studies of a `DemoCohort` with these settings; there is no source to read.
 
     Raises:
@@ -186,7 +186,7 @@ def scan_demo(
         DemoStudy(name, name, cohort.labels_of(number), None, cohort, number)
         for number, name in enumerate(patient_names(cohort))
     ]
-    return Scan(
+    return SourceIndex(
         studies,
         list(cohort.label_names),
         listing=[(repr(cohort), 0)],

@@ -1,33 +1,33 @@
-"""Readers: files on disk become studies, `READERS[name](source) -> Scan`."""
+"""Readers: files on disk become studies, `READERS[name](source) -> SourceIndex`."""
 
 from __future__ import annotations
 
-from medseq_tf.readers.atlas import scan_atlas
-from medseq_tf.readers.dicom import scan_dicom
-from medseq_tf.readers.image_folder import scan_image_folder
+from medseq_tf.readers.atlas import index_atlas
+from medseq_tf.readers.dicom import index_dicom
+from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.study import (
-    Finding,
-    Scan,
+    AuditEntry,
     Slices,
+    SourceIndex,
     StudySource,
     UnreadableStudy,
     natural_key,
 )
-from medseq_tf.readers.volumes import scan_volumes
+from medseq_tf.readers.volumes import index_volumes
 
 __all__ = [
     "READERS",
-    "Finding",
-    "Scan",
+    "AuditEntry",
     "Slices",
+    "SourceIndex",
     "StudySource",
     "UnreadableStudy",
     "natural_key",
 ]
 
 READERS = {
-    "image-folder": scan_image_folder,
-    "volumes": scan_volumes,
-    "atlas": scan_atlas,
-    "dicom": scan_dicom,
+    "image-folder": index_image_folder,
+    "volumes": index_volumes,
+    "atlas": index_atlas,
+    "dicom": index_dicom,
 }

@@ -10,7 +10,7 @@ in two folders of other names, may be two people, and is an error.
 Masks. All masks of a session are merged. Lesion is what lies above half of a mask's largest value,
 so that 0/1 and 0/255 say the same. A mask on another grid than its image is resampled to it (the
 nearest voxel in space) if its extent covers 90% of the image's; otherwise, as what it leaves out is
-not known to be free of lesion, the session is left out. Either is a finding.
+not known to be free of lesion, the session is left out. Either is an audit entry.
 
 Sequences. A session's volume is brought to one orientation (`orientation`), cut along `axis`, and
 the slices from `extent[0]` to `extent[1]` of the stack kept, both rounded down: 18 to 131 of 189
@@ -37,7 +37,7 @@ from medseq_tf.execution.processes import isolated_map
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
-from medseq_tf.readers.study import Finding, Scan, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.study import AuditEntry, Slices, SourceIndex, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume
 from medseq_tf.readers.volumes import Axis, Spacing, checked_axis, checked_spacing, cut_image
 
@@ -158,7 +158,7 @@ def _is_count(value) -> bool:
 
 @dataclass(frozen=True)
 class AtlasStudy(StudySource):
-    """Some slices of a session; `reports` on one study of each keeps findings from repeating."""
+    """Some slices of a session; `reports` on one study of each: entries do not repeat."""
 
     root: str
     session: Session
@@ -171,18 +171,18 @@ class AtlasStudy(StudySource):
         """Reads the session, unless it was the last one read, and takes its slices."""
         files = (self.session.image, *self.session.masks)
         stamps = tuple(_stamp(Path(self.root, file)) for file in files)
-        images, masks, findings = _session_slices(
+        images, masks, audit_entries = _session_slices(
             self.root, self.session, self.axis, self.spacing, stamps
         )
         return Slices(
             [images[place] for place in self.places],
             [masks[place] for place in self.places],
-            list(findings) if self.reports else [],
+            list(audit_entries) if self.reports else [],
             [f"{self.session.image} slice {place + 1}" for place in self.places],
         )
 
 
-def scan_atlas(
+def index_atlas(
     source: str | Path,
     sequences: int = 2,
     length: int = 15,
@@ -193,7 +193,7 @@ def scan_atlas(
     seed: int = 0,
     axis: Axis = "axial",
     spacing: float | tuple[float, float, float] | None = None,
-) -> Scan:
+) -> SourceIndex:
     """Finds the sessions of an ATLAS release, reads their masks and draws sequences.
 
     Args:
@@ -218,7 +218,7 @@ def scan_atlas(
     tasks = [(str(folder.root), session, axis, spacing) for session in sessions]
     studies = []
     for session, profile in zip(sessions, isolated_map(_profile, tasks, _no_profile), strict=True):
-        folder.findings += profile.findings
+        folder.audit_entries += profile.audit_entries
         if profile.reason:
             folder.found("study left out", session.image, profile.reason)
         else:
@@ -230,11 +230,11 @@ def scan_atlas(
         "whole": whole,
         "extent": list(protocol.extent),
     }
-    return Scan(
+    return SourceIndex(
         studies,
         [LABEL],
         "MR",
-        folder.findings,
+        folder.audit_entries,
         folder.listing,
         folder.root,
         DTYPES["MR"],
@@ -346,7 +346,7 @@ class _Profile:
     """Which slices of a session have a lesion, or the reason why it is left out."""
 
     has_lesion: tuple[bool, ...] = ()
-    findings: list[Finding] = field(default_factory=list)
+    audit_entries: list[AuditEntry] = field(default_factory=list)
     reason: str = ""
 
 
@@ -360,11 +360,11 @@ def _profile(task: tuple[str, Session, Axis, Spacing]) -> _Profile:
     root, session, axis, spacing = task
     try:
         image = read_geometry(Path(root, session.image))
-        mask, findings = _lesion_mask(root, session, image)
+        mask, audit_entries = _lesion_mask(root, session, image)
         slices = _cut_mask(mask, axis, spacing)
     except UnreadableVolume as error:
         return _Profile(reason=str(error))
-    return _Profile(tuple(map(bool, slices.any(axis=(1, 2)))), findings)
+    return _Profile(tuple(map(bool, slices.any(axis=(1, 2)))), audit_entries)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -381,14 +381,14 @@ def _session_slices(root: str, session: Session, axis: Axis, spacing: Spacing, s
     from medseq_tf.readers.simpleitk_volume import read_volume
 
     try:
-        image, findings = read_volume(Path(root, session.image), session.image)
+        image, audit_entries = read_volume(Path(root, session.image), session.image)
         mask, _ = _lesion_mask(root, session, image)
         masks = _cut_mask(mask, axis, spacing)
         cut = cut_image(image, axis, spacing)
     except UnreadableVolume as error:
         raise UnreadableStudy(str(error)) from None
     images, odd = stored_intensities(cut, "MR", session.image)
-    return images, masks, (*findings, *odd)
+    return images, masks, (*audit_entries, *odd)
 
 
 def _cut_mask(mask, axis: Axis, spacing: Spacing) -> np.ndarray:
@@ -400,7 +400,7 @@ def _lesion_mask(root: str, session: Session, image):
     from medseq_tf.readers import simpleitk_volume as volume
 
     merged = np.zeros(image.GetSize(), np.uint8)
-    findings = []
+    audit_entries = []
     for name in session.masks:
         try:
             mask, _ = volume.read_volume(Path(root, name), name)
@@ -413,7 +413,7 @@ def _lesion_mask(root: str, session: Session, image):
             detail = f"its extent covers {coverage:.0%} of the image's"
             if coverage < SMALLEST_COVERAGE:
                 raise UnreadableVolume(f"a lesion mask is on another grid and {detail}")
-            findings.append(Finding("mask on another grid", name, f"resampled; {detail}"))
+            audit_entries.append(AuditEntry("mask on another grid", name, f"resampled; {detail}"))
             lesion = volume.nearest_on(lesion, image)
         merged |= volume.voxels(lesion)
-    return volume.image_like(image, merged), findings
+    return volume.image_like(image, merged), audit_entries

@@ -14,7 +14,8 @@ series a study of its patient.
 Order. Slices stand by the projection of ImagePositionPatient on the normal of
 ImageOrientationPatient, and are turned as `orientation` says: an axial series goes from the feet
 up. File names and InstanceNumber are not looked at. Frames of a multi-frame file are slices like
-others; without positions of their own they keep the file's order. Also handled, each a finding:
+others; without positions of their own they keep the file's order. Also handled, and named in the
+audit:
 
     several orientations or sizes   the largest group of one orientation, size and pixel spacing
     duplicate positions             the first in time, echo, acquisition, then instance number
@@ -29,11 +30,11 @@ Intensities. Rescale slope and intercept are applied, frame by frame: HU for CT;
 SimpleITK does. Where CT and MR stand side by side, the one with more studies is read unless
 `modality` says which.
 
-Privacy. Text of the header, and file names, which may hold a name, go into no finding or error.
+Privacy. Text of the header, and file names, which may hold a name, go into no audit entry or error.
 Files are called by number: `python -m medseq_tf.readers.dicom SOURCE` lists number and path. A
 study is called by a hash of its StudyInstanceUID and PatientID. Its patient is PatientID or, where
-that is empty, the study itself (a finding), unless the labels say whose it is; `prepare` hashes
-it.
+that is empty, the study itself (an audit entry), unless the labels say whose it is; `prepare`
+hashes it.
 
 Labels. One rule for the whole table says what the key of a row is (`labels`, `matching`): the
 StudyInstanceUID, the AccessionNumber, the PatientID, or the name of the folder directly under the
@@ -86,9 +87,9 @@ from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_u
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
 from medseq_tf.readers.study import (
     MOST_SLICES,
-    Finding,
-    Scan,
+    AuditEntry,
     Slices,
+    SourceIndex,
     StudySource,
     UnreadableStudy,
     kinds_text,
@@ -135,15 +136,15 @@ class DicomStudy(StudySource):
     spacing: Spacing
 
     def read(self) -> Slices:
-        """Decodes every picture that can be decoded; the others become findings."""
+        """Decodes every picture that can be decoded; the others become audit entries."""
         if len(self.pictures) > MOST_SLICES:
             count = len(self.pictures)
             raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
-        images, pictures, findings, beyond = [], [], [], 0
+        images, pictures, audit_entries, beyond = [], [], [], 0
         for picture, image in _decoded(self.root, self.pictures):
             if image is None:
                 where = f"{self.source} file {picture.number}"
-                findings.append(Finding("unreadable image", where, "damaged or cut short"))
+                audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
             else:
                 if self.modality == CT and image.dtype.kind == "i":
                     # Slice by slice it stays in the processor's cache; only fractions and MR need
@@ -153,8 +154,8 @@ class DicomStudy(StudySource):
                 images.append(image)
                 pictures.append(picture)
         if not images:
-            raise UnreadableStudy("no slice can be read", findings)
-        findings += beyond_range(beyond, sum(image.size for image in images), self.source)
+            raise UnreadableStudy("no slice can be read", audit_entries)
+        audit_entries += beyond_range(beyond, sum(image.size for image in images), self.source)
         images, odd = stored_intensities(np.stack(images), self.modality, self.source)
         if self.tilt == "correct":
             images = upright(images, [picture.frame for picture in pictures])
@@ -163,10 +164,12 @@ class DicomStudy(StudySource):
         slices = [to_plane(image.T[:, :, None], cosines, plane)[0] for image in images]
         if self.spacing is not None:
             slices = _evenly_spaced(slices, pictures, plane, self.spacing)
-        return Slices([np.ascontiguousarray(image) for image in slices], findings=findings + odd)
+        return Slices(
+            [np.ascontiguousarray(image) for image in slices], audit_entries=audit_entries + odd
+        )
 
 
-def scan_dicom(
+def index_dicom(
     source: str | Path,
     labels: str | Path | None = None,
     columns: Sequence[str] | None = None,
@@ -176,7 +179,7 @@ def scan_dicom(
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
-) -> Scan:
+) -> SourceIndex:
     """Finds the studies under a folder that have labels.
 
     Args:
@@ -207,19 +210,19 @@ def scan_dicom(
     if labels is None:
         raise InputError("dicom needs labels, a CSV with one row a patient or study")
     table = read_labels(labels, columns, STUDY_COLUMNS, match and (match, "study"))
-    findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
-    by_study = _grouped(folder, table.path.resolve(), findings)
+    audit_entries = [AuditEntry(f.kind, "name withheld", f.detail) for f in folder.audit_entries]
+    by_study = _grouped(folder, table.path.resolve(), audit_entries)
     listing = [*folder.listing, table.listing]
     hashed = functools.partial(_hash, source_salt(listing))
-    chosen = list(_chosen_series(by_study, hashed, series, modality, fewest_slices, findings))
+    chosen = list(_chosen_series(by_study, hashed, series, modality, fewest_slices, audit_entries))
     if not chosen:
-        found = kinds_text(findings) or "no file"
+        found = kinds_text(audit_entries) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {found}")
-    modality = modality or _most_frequent_modality(chosen, findings)
+    modality = modality or _most_frequent_modality(chosen, audit_entries)
     studies = []
-    match, matched = _matched(chosen, modality, table, folder, match, findings)
+    match, matched = _matched(chosen, modality, table, folder, match, audit_entries)
     for found, row, patient in matched:
-        findings += found.findings
+        audit_entries += found.audit_entries
         studies.append(
             DicomStudy(
                 source=found.name,
@@ -241,18 +244,20 @@ def scan_dicom(
         "spacing": spacing and list(spacing),
         "match": match,
     }
-    return Scan(studies, table.names, modality, findings, listing, root, DTYPES[modality], resolved)
+    return SourceIndex(
+        studies, table.names, modality, audit_entries, listing, root, DTYPES[modality], resolved
+    )
 
 
-def _most_frequent_modality(chosen: Sequence[_Found], findings: list[Finding]) -> str:
+def _most_frequent_modality(chosen: Sequence[_Found], audit_entries: list[AuditEntry]) -> str:
     (modality, most), *others = Counter(found.modality for found in chosen).most_common()
     for other, count in others:
         if count == most:
             raise InputError(
                 f"{most} studies are {modality} and {count} are {other}; give --modality"
             )
-        findings.append(
-            Finding(
+        audit_entries.append(
+            AuditEntry(
                 "modality taken",
                 modality,
                 f"{most} studies are, {count} are {other}; give --modality {other} for those",
@@ -268,19 +273,19 @@ def find_dicom_studies(
     fewest_slices: int = 3,
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
-) -> tuple[list[DicomStudy], list[Finding]]:
+) -> tuple[list[DicomStudy], list[AuditEntry]]:
     """Finds the studies under a folder, without labels: those to be predicted.
 
     Args:
         source: the folder.
-        series: see `scan_dicom`, as the other arguments.
+        series: see `index_dicom`, as the other arguments.
         modality: studies of another one are left out.
         fewest_slices: of a series that is used.
         tilt: `keep` or `correct`.
         spacing: mm to resample to.
 
     Returns:
-        The studies, and findings on what is left out.
+        The studies, and audit entries on what is left out.
 
     Raises:
         InputError: if the source or a setting cannot be used.
@@ -288,12 +293,12 @@ def find_dicom_studies(
     root, spacing = Path(source), checked_spacing(spacing)
     _check_settings(modality, fewest_slices, tilt)
     folder = Folder(root)
-    findings = [Finding(f.kind, "name withheld", f.detail) for f in folder.findings]
-    by_study = _grouped(folder, root, findings)
+    audit_entries = [AuditEntry(f.kind, "name withheld", f.detail) for f in folder.audit_entries]
+    by_study = _grouped(folder, root, audit_entries)
     hashed = functools.partial(_hash, source_salt(folder.listing))
     studies = []
-    for found in _chosen_series(by_study, hashed, series, modality, fewest_slices, findings):
-        findings += found.findings
+    for found in _chosen_series(by_study, hashed, series, modality, fewest_slices, audit_entries):
+        audit_entries += found.audit_entries
         studies.append(
             DicomStudy(
                 source=found.name,
@@ -307,7 +312,7 @@ def find_dicom_studies(
                 spacing=spacing,
             )
         )
-    return studies, findings
+    return studies, audit_entries
 
 
 def _check_settings(modality, fewest_slices, tilt) -> None:
@@ -332,7 +337,7 @@ _Series = list[_File]
 _Studies = dict[str, dict[str, _Series]]
 
 
-def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
+def _grouped(folder: Folder, labels: Path, audit_entries: list[AuditEntry]) -> _Studies:
     """The files with pictures by study, then by series."""
     by_study: _Studies = defaultdict(lambda: defaultdict(list))
     for number, file in _numbered(folder):
@@ -342,14 +347,16 @@ def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
         try:
             header = read_dicom_header(path)
         except NotDicom as error:
-            findings.append(Finding("odd file", f"file {number}", str(error)))
+            audit_entries.append(AuditEntry("odd file", f"file {number}", str(error)))
         except UnreadableDicom as error:
-            findings.append(Finding("unreadable image", f"file {number}", str(error)))
+            audit_entries.append(AuditEntry("unreadable image", f"file {number}", str(error)))
         else:
             if header is None:
                 continue
             if not header.study_uid or not header.series_uid:
-                findings.append(Finding("odd file", f"file {number}", "no study or series UID"))
+                audit_entries.append(
+                    AuditEntry("odd file", f"file {number}", "no study or series UID")
+                )
                 continue
             study = by_study[f"{header.study_uid} {header.patient_id}"]
             study[header.series_uid].append(_File(number, file.name, header))
@@ -357,7 +364,7 @@ def _grouped(folder: Folder, labels: Path, findings: list[Finding]) -> _Studies:
 
 
 def _numbered(folder: Folder) -> Iterator[tuple[int, object]]:
-    """The files with the numbers that findings call them by."""
+    """The files with the numbers that audit entries call them by."""
     return enumerate(folder.files, start=1)
 
 
@@ -371,7 +378,7 @@ class _Found(NamedTuple):
     rank: tuple
     description: str
     pictures: tuple[Picture, ...]
-    findings: list[Finding]
+    audit_entries: list[AuditEntry]
 
 
 def _chosen_series(
@@ -380,18 +387,18 @@ def _chosen_series(
     wanted: str,
     modality: str | None,
     fewest_slices: int,
-    findings: list[Finding],
+    audit_entries: list[AuditEntry],
 ) -> Iterator[_Found]:
     for study, by_series in by_study.items():
         name = f"study-{hashed(study)}"
         usable = []
         for series_uid, files in by_series.items():
             series_name = f"{name}/series-{hashed(series_uid)}"
-            files = _images_of_slices(files, series_name, findings)
+            files = _images_of_slices(files, series_name, audit_entries)
             found = _stack(files, name if wanted != "all" else series_name) if files else None
             if found and len(found.pictures) < fewest_slices:
                 detail = f"{len(found.pictures)} slices, fewer than {fewest_slices}"
-                findings.append(Finding("series of few slices", series_name, detail))
+                audit_entries.append(AuditEntry("series of few slices", series_name, detail))
             elif found:
                 usable.append(found)
         usable = [found for found in usable if modality in (None, found.modality)]
@@ -404,14 +411,14 @@ def _chosen_series(
         if usable:
             yield max(usable, key=lambda found: found.rank)
         else:
-            findings.append(Finding("study left out", name, "no series that can be used"))
+            audit_entries.append(AuditEntry("study left out", name, "no series that can be used"))
 
 
 def _hash(salt: bytes, uid: str) -> str:
     return hashlib.sha256(salt + uid.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _images_of_slices(files: _Series, name: str, findings: list[Finding]) -> _Series:
+def _images_of_slices(files: _Series, name: str, audit_entries: list[AuditEntry]) -> _Series:
     """The files of a series that are pictures of slices; the others are counted by reason."""
     reasons: Counter[str] = Counter()
     kept = []
@@ -421,8 +428,8 @@ def _images_of_slices(files: _Series, name: str, findings: list[Finding]) -> _Se
             reasons[reason] += 1
         else:
             kept.append(file)
-    findings += [
-        Finding(reason, name, f"{count} images left out") for reason, count in reasons.items()
+    audit_entries += [
+        AuditEntry(reason, name, f"{count} images left out") for reason, count in reasons.items()
     ]
     return kept
 
@@ -461,7 +468,7 @@ def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
 
 def _stack(files: _Series, name: str) -> _Found:
     """A series' pictures in order, one a position, and what was odd about them."""
-    findings: list[Finding] = []
+    audit_entries: list[AuditEntry] = []
     groups: dict[tuple, list[Picture]] = defaultdict(list)
     for file in files:
         for picture in _pictures(file):
@@ -470,19 +477,19 @@ def _stack(files: _Series, name: str) -> _Found:
     others = sum(map(len, groups.values())) - len(pictures)
     if others:
         detail = f"{others} images left out, {len(pictures)} kept"
-        findings.append(Finding("several orientations or sizes in a series", name, detail))
+        audit_entries.append(AuditEntry("several orientations or sizes in a series", name, detail))
     pictures, repeated = _one_a_position(pictures)
     if repeated:
         detail = f"{repeated} images left out"
-        findings.append(Finding("duplicate slice positions", name, detail))
-    findings += _findings_on_spacing(pictures, name)
+        audit_entries.append(AuditEntry("duplicate slice positions", name, detail))
+    audit_entries += _findings_on_spacing(pictures, name)
     inverted = sum(file.header.is_inverted for file in files)
     if inverted:
-        findings.append(Finding("MONOCHROME1", name, f"{inverted} images inverted"))
+        audit_entries.append(AuditEntry("MONOCHROME1", name, f"{inverted} images inverted"))
     rescalings = {(p.frame.slope, p.frame.intercept) for p in pictures}
     if len(rescalings) > 1:
         detail = f"{len(rescalings)} pairs of slope and intercept; each image is given its own"
-        findings.append(Finding("several rescalings in a series", name, detail))
+        audit_entries.append(AuditEntry("several rescalings in a series", name, detail))
     header = files[0].header
     is_axial = plane_of(_cosines(pictures[0].frame)) == "axial"
     is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")
@@ -501,7 +508,7 @@ def _stack(files: _Series, name: str) -> _Found:
         rank=(is_axial, is_original, len(pictures), -header.series_number, header.series_uid),
         description=header.series_description,
         pictures=tuple(pictures),
-        findings=findings,
+        audit_entries=audit_entries,
     )
 
 
@@ -574,11 +581,11 @@ def _one_a_position(pictures: list[Picture]) -> tuple[list[Picture], int]:
     return kept, len(pictures) - len(kept)
 
 
-def _findings_on_spacing(pictures: list[Picture], name: str) -> list[Finding]:
+def _findings_on_spacing(pictures: list[Picture], name: str) -> list[AuditEntry]:
     frames = [picture.frame for picture in pictures]
     if len(frames) < 2:
         return []
-    findings = []
+    audit_entries = []
     steps = np.diff(_places(frames))
     typical = float(np.median(steps))
     multiples = np.rint(steps / typical)
@@ -586,19 +593,19 @@ def _findings_on_spacing(pictures: list[Picture], name: str) -> list[Finding]:
     if is_gap.any():
         missing = int((multiples[is_gap] - 1).sum())
         after = ", ".join(str(place + 1) for place in np.flatnonzero(is_gap)[:10])
-        findings.append(
-            Finding("missing slice positions", name, f"{missing} missing, after slice {after}")
+        audit_entries.append(
+            AuditEntry("missing slice positions", name, f"{missing} missing, after slice {after}")
         )
     rest = steps[~is_gap]
     if rest.size and np.ptp(rest) > VARIES_BY * typical:
         detail = f"{rest.min():.2f} to {rest.max():.2f} mm between slices"
-        findings.append(Finding("variable slice spacing", name, detail))
+        audit_entries.append(AuditEntry("variable slice spacing", name, detail))
     step = np.array(frames[-1].position) - np.array(frames[0].position)
     cosine = abs(step @ _normal(frames[0])) / np.linalg.norm(step)
     tilt = float(np.degrees(np.arccos(min(cosine, 1.0))))
     if tilt > SMALLEST_TILT_DEGREES:
-        findings.append(Finding("gantry tilt", name, f"{tilt:.1f} degrees"))
-    return findings
+        audit_entries.append(AuditEntry("gantry tilt", name, f"{tilt:.1f} degrees"))
+    return audit_entries
 
 
 # --------------------------------------------------------------------------------- labels to series
@@ -623,7 +630,7 @@ def _matched(
     table: LabelTable,
     folder: Folder,
     match: Match | None,
-    findings: list[Finding],
+    audit_entries: list[AuditEntry],
 ) -> tuple[Match, list[tuple[_Found, LabelRow, str]]]:
     """The identifier that keys are; the studies that have a row, with it and their patient."""
     rules = _rules(table, match)
@@ -636,28 +643,30 @@ def _matched(
         )
     table.refuse_rivals(name for s in chosen for name in s.identifiers[taken])
     if len(rules) > 1:
-        findings.append(Finding("labels matched", "labels", f"by {taken}"))
+        audit_entries.append(AuditEntry("labels matched", "labels", f"by {taken}"))
     is_of_a_study = table.key in PATIENT_COLUMNS and taken.startswith(("study", "accession"))
     near, matched = lines_alike(table.lines), []
     for found in chosen:
         key = keys.get(found.name)
         if found.modality != modality:
             detail = f"{found.modality} in a data set of {modality}"
-            findings.append(Finding("study left out", found.name, detail))
+            audit_entries.append(AuditEntry("study left out", found.name, detail))
         elif key is None or table.rows[key].is_unknown:
             detail = "every label is empty"
             if key is None:
                 detail = why_unmatched(found.identifiers[taken], near, "labels")
-            findings.append(Finding("patient without label", found.name, f"{detail}; left out"))
+            audit_entries.append(
+                AuditEntry("patient without label", found.name, f"{detail}; left out")
+            )
         else:
             row = table.rows[key]
             matched.append((found, row._replace(patient=None) if is_of_a_study else row))
-    findings += table.findings(set(keys.values()))
-    return taken, _with_patients(matched, findings)
+    audit_entries += table.audit_entries(set(keys.values()))
+    return taken, _with_patients(matched, audit_entries)
 
 
 def _with_patients(
-    matched: list[tuple[_Found, LabelRow]], findings: list[Finding]
+    matched: list[tuple[_Found, LabelRow]], audit_entries: list[AuditEntry]
 ) -> list[tuple[_Found, LabelRow, str]]:
     """Adds to each study whose it is: as the labels say, or else by its PatientID.
 
@@ -696,12 +705,12 @@ def _with_patients(
             )
         if not has_id and row.patient is None:
             detail = "taken for the only study of its patient"
-            findings.append(Finding("study without PatientID", found.name, detail))
+            audit_entries.append(AuditEntry("study without PatientID", found.name, detail))
         known.append((found, row, patient))
     joined = sum(len(own) > 1 for own in ids.values())
     if joined:
         detail = f"{joined} patients have several PatientIDs; the labels' patient column holds"
-        findings.append(Finding("patients joined by the labels", "labels", detail))
+        audit_entries.append(AuditEntry("patients joined by the labels", "labels", detail))
     return known
 
 

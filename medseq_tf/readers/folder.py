@@ -1,4 +1,4 @@
-"""Takes a source folder; gives the files in it that a reader wants, and findings on the others.
+"""A source folder: the files in it that a reader wants, and audit entries on the others.
 
 No file outside the source is read: a symbolic link that leads out of it is left out and named.
 """
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers.study import Finding, natural_key
+from medseq_tf.readers.study import AuditEntry, natural_key
 
 
 class File(NamedTuple):
@@ -27,13 +27,13 @@ class File(NamedTuple):
 
 
 class Folder:
-    """The files under a root, in natural order, and findings on everything else.
+    """The files under a root, in natural order, and audit entries on everything else.
 
     Attributes:
         root: the source.
         files: those with a wanted extension; all where none is named.
         folders: names of the folders directly under the root.
-        findings: what was found and left out.
+        audit_entries: what was found and left out.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Folder:
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; give the folder that holds the images")
         self.root = root
-        self.findings: list[Finding] = []
+        self.audit_entries: list[AuditEntry] = []
         self.folders: list[str] = []
         self._extensions = extensions
         self._resolved = root.resolve()
@@ -68,8 +68,8 @@ class Folder:
         return list(map(tuple, self.files))
 
     def found(self, kind: str, where: PurePosixPath | str, detail: str = "") -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(kind, str(where), detail))
+        """Adds an audit entry."""
+        self.audit_entries.append(AuditEntry(kind, str(where), detail))
 
     def holds(self, name: str) -> bool:
         """Whether a relative path leads to something inside the source."""

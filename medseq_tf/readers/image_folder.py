@@ -7,7 +7,7 @@ Where a number stands in two class folders, `same_numbers` says whether it is th
 with a study a class, or two `different` ones; nothing else can tell.
 
 A slice is one file: .jpg .jpeg .png .bmp .tif .tiff in any case, 8 bits a sample, one picture a
-file. Colour is read as luma. What does not fit is left out and named in the findings.
+file. Colour is read as luma. What does not fit is left out and named in the audit entries.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import (
     MOST_SLICES,
-    Finding,
-    Scan,
+    AuditEntry,
     Slices,
+    SourceIndex,
     StudySource,
     UnreadableStudy,
     natural_key,
@@ -56,20 +56,20 @@ class PictureStudy(StudySource):
     files: tuple[str, ...]
 
     def read(self) -> Slices:
-        """Decodes every file that can be decoded; the others become findings."""
+        """Decodes every file that can be decoded; the others become audit entries."""
         if len(self.files) > MOST_SLICES:
             raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
-        images, names, findings = [], [], []
+        images, names, audit_entries = [], [], []
         with silenced():
             for name in self.files:
                 try:
                     images.append(decode_picture(_read_bytes(os.path.join(self.root, name))))
                     names.append(name)
                 except UnreadablePicture as error:
-                    findings.append(Finding("unreadable image", name, str(error)))
+                    audit_entries.append(AuditEntry("unreadable image", name, str(error)))
         if not images:
-            raise UnreadableStudy("no slice can be read", findings)
-        return Slices(images, findings=findings, names=names)
+            raise UnreadableStudy("no slice can be read", audit_entries)
+        return Slices(images, audit_entries=audit_entries, names=names)
 
 
 def _read_bytes(path: str) -> bytes:
@@ -82,14 +82,14 @@ def _read_bytes(path: str) -> bytes:
         raise UnreadablePicture(f"cannot be opened ({error.strerror})") from None
 
 
-def scan_image_folder(
+def index_image_folder(
     source: str | Path,
     labels: str | Path | None = None,
     layout: Layout | None = None,
     positive: str | None = None,
     columns: Sequence[str] | None = None,
     same_numbers: SameNumbers | None = None,
-) -> Scan:
+) -> SourceIndex:
     """Lists the studies of a folder of photographs.
 
     Args:
@@ -153,7 +153,9 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
     return normal_id(match["patient"]), int(match["bracketed"] or match["plain"])
 
 
-def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumbers | None) -> Scan:
+def _scan_classes(
+    folder: Folder, positive: str | None, same_numbers: SameNumbers | None
+) -> SourceIndex:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
     spelt: dict[str, tuple[str, str]] = {}
     for picture in folder.files:
@@ -187,11 +189,11 @@ def _scan_classes(folder: Folder, positive: str | None, same_numbers: SameNumber
     ]
     if same_numbers != "different":
         _find_patients_in_two_classes(folder, studies, same_numbers)
-    return Scan(
+    return SourceIndex(
         sources,
         label_names,
         "photograph",
-        folder.findings,
+        folder.audit_entries,
         folder.listing,
         folder.root,
         resolved={"layout": "class", "modality": "photograph", "same_numbers": same_numbers},
@@ -285,7 +287,7 @@ def _find_patients_in_two_classes(
 # ---------------------------------------------------------------------------------- patient layout
 
 
-def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
+def _scan_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
     files = defaultdict(list)
     for picture in folder.files:
         patient, is_inside, _ = picture.name.partition("/")
@@ -321,12 +323,12 @@ def _scan_patients(folder: Folder, labels: LabelTable) -> Scan:
     for patient in folder.folders:
         if patient not in files:
             folder.found("patient without images", patient)
-    folder.findings += labels.findings(set(keys.values()))
-    return Scan(
+    folder.audit_entries += labels.audit_entries(set(keys.values()))
+    return SourceIndex(
         studies,
         labels.names,
         "photograph",
-        folder.findings,
+        folder.audit_entries,
         [*folder.listing, labels.listing],
         folder.root,
         resolved={"layout": "patient", "modality": "photograph", "match": "folder"},

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.matching import normal_id
-from medseq_tf.readers.study import Finding
+from medseq_tf.readers.study import AuditEntry
 
 PATIENT_COLUMNS = ("patient_id", "patient", "id")
 SPLITS = {
@@ -101,12 +101,12 @@ class LabelTable(NamedTuple):
         """The line of each key's row."""
         return {key: row.line for key, row in self.rows.items()}
 
-    def findings(self, used: Collection[str]) -> list[Finding]:
+    def audit_entries(self, used: Collection[str]) -> list[AuditEntry]:
         """What is odd about the rows, given the keys of those that belong to a study."""
         unused = [row.line for key, row in self.rows.items() if key not in used]
         return [
-            *(Finding("label for an unknown patient", f"labels line {line}") for line in unused),
-            *(Finding("row given twice", f"labels line {line}") for line in self.repeated),
+            *(AuditEntry("label for an unknown patient", f"labels line {line}") for line in unused),
+            *(AuditEntry("row given twice", f"labels line {line}") for line in self.repeated),
         ]
 
 

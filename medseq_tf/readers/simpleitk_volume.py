@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from medseq_tf.readers.silence import silenced
-from medseq_tf.readers.study import Finding
+from medseq_tf.readers.study import AuditEntry
 from medseq_tf.readers.volume_header import (
     LARGEST_VOXELS,
     SAMPLE_BYTES,
@@ -40,24 +40,26 @@ _IMAGE_IO = {
 _UNREADABLE = "SimpleITK cannot read it: damaged, or an impossible geometry"
 
 
-def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[Finding]]:
-    """Reads one volume; of a file with several (4-D) the first, which is a finding.
+def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[AuditEntry]]:
+    """Reads one volume; of a file with several (4-D) the first, which is an audit entry.
 
     Args:
         path: the file.
-        where: what findings call it.
+        where: what audit entries call it.
 
     Returns:
-        A 3-D image of one value a voxel (a 2-D file has one slice), and findings.
+        A 3-D image of one value a voxel (a 2-D file has one slice), and audit entries.
 
     Raises:
         UnreadableVolume: if there is none.
     """
     header = read_header(path)
     volumes = math.prod(header.size[3:])
-    findings = []
+    audit_entries = []
     if volumes > 1:
-        findings.append(Finding("4-D volume", where, f"the first of its {volumes} volumes is used"))
+        audit_entries.append(
+            AuditEntry("4-D volume", where, f"the first of its {volumes} volumes is used")
+        )
     try:
         with silenced():
             image = _image(path, header)
@@ -70,7 +72,7 @@ def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[Finding]]:
         image = sitk.JoinSeries(image)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UnreadableVolume("holds colour, vectors or complex numbers, not intensities")
-    return image, findings
+    return image, audit_entries
 
 
 def read_geometry(path: Path) -> sitk.Image:

@@ -1,6 +1,6 @@
-"""Takes what a reader found; gives it one shape for every file format: studies, slices, findings.
+"""What a reader finds, in one shape for every file format: studies, slices, audit entries.
 
-A reader is a function `scan_<name>(source, ...) -> Scan`. Scanning only lists files; pixels are
+A reader is a function `index_<name>(source, ...) -> SourceIndex`. It only lists files; pixels are
 decoded later, study by study and in worker processes, by `StudySource.read`.
 """
 
@@ -25,7 +25,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditEntry:
     """One entry of the audit: a kind (`unreadable image`), where (a relative path), and why."""
 
     kind: str
@@ -33,11 +33,11 @@ class Finding:
     detail: str = ""
 
 
-def kinds_text(findings: Iterable[Finding]) -> str:
-    """How many findings of each kind there are, and why the first of each that says so."""
+def kinds_text(audit_entries: Iterable[AuditEntry]) -> str:
+    """How many audit entries of each kind there are, and why the first of each that says so."""
     by_kind: dict[str, list[str]] = {}
-    for finding in findings:
-        by_kind.setdefault(finding.kind, []).append(finding.detail)
+    for entry in audit_entries:
+        by_kind.setdefault(entry.kind, []).append(entry.detail)
     texts = []
     for kind, details in by_kind.items():
         why = next(filter(None, details), "")
@@ -46,15 +46,15 @@ def kinds_text(findings: Iterable[Finding]) -> str:
 
 
 class UnreadableStudy(Exception):
-    """A study of which no slice can be used; carries the findings made while reading it."""
+    """A study of which no slice can be used; carries the audit entries made while reading it."""
 
-    def __init__(self, reason: str, findings: list[Finding] | None = None):
+    def __init__(self, reason: str, audit_entries: list[AuditEntry] | None = None):
         super().__init__(reason)
         self.reason = reason
-        self.findings = findings or []
+        self.audit_entries = audit_entries or []
 
     def __reduce__(self):
-        return UnreadableStudy, (self.reason, self.findings)
+        return UnreadableStudy, (self.reason, self.audit_entries)
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Slices:
     Attributes:
         images: T arrays (H, W), uint8 for photographs, int16 (HU) or uint16 otherwise, native size.
         masks: T arrays (H, W) uint8 of 0 and 1 on the grid of their image, or None.
-        findings: what was odd while reading, such as an unreadable image.
-        names: what each image is called in findings (its source-relative path); empty: its number.
+        audit_entries: what was odd while reading, such as an unreadable image.
+        names: what each image is called in the audit (its source-relative path); empty: its number.
     """
 
     images: list[np.ndarray]
     masks: list[np.ndarray] | None = None
-    findings: list[Finding] = field(default_factory=list)
+    audit_entries: list[AuditEntry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
 
@@ -101,14 +101,14 @@ class StudySource(abc.ABC):
 
 
 @dataclass
-class Scan:
+class SourceIndex:
     """What a reader found under a source, without decoding a pixel.
 
     Attributes:
         studies: in natural order of `source`.
         label_names: the labels, in the order of the label vector.
         modality: `photograph`, `CT` or `MR`.
-        findings: what was odd, counted and named in the audit.
+        audit_entries: what was odd, counted and named in the audit.
         listing: (relative path, size in bytes) of every file that the scan relies on.
         root: the folder that the listing is relative to, or None for studies without files.
         dtype: what `Slices.images` hold: `uint8`, `int16` or `uint16`.
@@ -120,7 +120,7 @@ class Scan:
     studies: list[StudySource]
     label_names: list[str]
     modality: str = "photograph"
-    findings: list[Finding] = field(default_factory=list)
+    audit_entries: list[AuditEntry] = field(default_factory=list)
     listing: list[tuple[str, int]] = field(default_factory=list)
     root: Path | None = None
     dtype: str = "uint8"

@@ -16,8 +16,8 @@ than `58 (10).jpg` are left out, and so are those that lie elsewhere than in fol
 the path, where most lie there. Of an `atlas` lesion masks are left out, and beside volumes that are
 called as its images are, those that are not.
 
-Whatever is left out is a finding. A study is called by its path. A DICOM study is called by a hash:
-its files may hold a name.
+Whatever is left out is an audit entry. A study is called by its path. A DICOM study is called by a
+hash: its files may hold a name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from medseq_tf.readers.dicom import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
 from medseq_tf.readers.study import (
-    Finding,
+    AuditEntry,
     Slices,
     StudySource,
     UnreadableStudy,
@@ -47,7 +47,7 @@ PHOTOGRAPH = "photograph"
 LABELS = "labels.csv"
 """The file of labels that readers look for in a source; it is no odd file."""
 
-_Found = tuple[list[StudySource], list[Finding]]
+_Found = tuple[list[StudySource], list[AuditEntry]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class _Part(StudySource):
 
 def find_studies(
     path: str | Path, modality: str, preparation: Mapping[str, Any]
-) -> tuple[list[StudySource], list[Finding]]:
+) -> tuple[list[StudySource], list[AuditEntry]]:
     """Finds the studies of a path.
 
     Args:
@@ -78,7 +78,7 @@ def find_studies(
             `resolved` (layout, axis, spacing, and so on).
 
     Returns:
-        The studies in natural order, and findings on what is left out.
+        The studies in natural order, and audit entries on what is left out.
 
     Raises:
         InputError: if nothing there is of a kind that this model reads.
@@ -95,16 +95,16 @@ def find_studies(
         return [_volume(path.parent, path.name, str(path), modality, preparation)], []
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file or folder")
-    studies, findings = _in_folder(path, modality, preparation)
-    return sorted(studies, key=lambda study: natural_key(study.source)), findings
+    studies, audit_entries = _in_folder(path, modality, preparation)
+    return sorted(studies, key=lambda study: natural_key(study.source)), audit_entries
 
 
-def study_of(finding: Finding, studies: Sequence[StudySource]) -> StudySource | None:
-    """The study that a finding is about; None where it is about none of them, or about all."""
+def study_of(entry: AuditEntry, studies: Sequence[StudySource]) -> StudySource | None:
+    """The study that an audit entry is about; None where it is about none of them, or about all."""
     if len(studies) == 1:
         return studies[0]
     by_source = {study.source: study for study in studies}
-    where = finding.where
+    where = entry.where
     while where:
         if where in by_source:
             return by_source[where]
@@ -125,30 +125,32 @@ def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Fo
     pictures = [name for name in names if not name.lower().endswith(volume_header.EXTENSIONS)]
     reader = preparation.get("reader")
     if reader == "dicom" and modality != PHOTOGRAPH:
-        studies, findings = _dicom_studies(path, modality, preparation)
+        studies, audit_entries = _dicom_studies(path, modality, preparation)
         if studies or not volumes:
-            _refuse_nothing(path, modality, studies, findings, bool(pictures))
-            return studies, findings
-    others = [Finding(f.kind, str(path / f.where), f.detail) for f in folder.findings]
+            _refuse_nothing(path, modality, studies, audit_entries, bool(pictures))
+            return studies, audit_entries
+    others = [AuditEntry(f.kind, str(path / f.where), f.detail) for f in folder.audit_entries]
     if pictures and modality == PHOTOGRAPH and (reader == "image-folder" or not volumes):
-        studies, findings = _picture_studies(path, pictures, preparation)
+        studies, audit_entries = _picture_studies(path, pictures, preparation)
         left = volumes
     elif volumes:
-        studies, findings = _volumes(path, volumes, modality, preparation)
+        studies, audit_entries = _volumes(path, volumes, modality, preparation)
         left = pictures
     elif modality != PHOTOGRAPH:
-        studies, findings = _dicom_studies(path, modality, preparation)
-        _refuse_nothing(path, modality, studies, findings, bool(pictures))
-        return studies, findings
+        studies, audit_entries = _dicom_studies(path, modality, preparation)
+        _refuse_nothing(path, modality, studies, audit_entries, bool(pictures))
+        return studies, audit_entries
     else:
-        counts = Counter(finding.kind for finding in others)
+        counts = Counter(entry.kind for entry in others)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise InputError(
             f"{path}: holds no image ({', '.join(image_folder.EXTENSIONS)}), which is what this "
             "model reads" + (f"; found: {kinds}" if kinds else "")
         )
     detail = "of another kind than the studies that are read there"
-    return studies, findings + others + [Finding("odd file", str(path / n), detail) for n in left]
+    return studies, audit_entries + others + [
+        AuditEntry("odd file", str(path / n), detail) for n in left
+    ]
 
 
 def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,12 +172,12 @@ def _refuse_nothing(
     path: Path,
     modality: str,
     studies: list[StudySource],
-    findings: list[Finding],
+    audit_entries: list[AuditEntry],
     has_pictures: bool,
 ) -> None:
     """Raises an InputError for a folder in which nothing is a DICOM study."""
     of_the_walk = ("odd file", "empty folder", "symbolic link out of the source")
-    if studies or not all(finding.kind in of_the_walk for finding in findings):
+    if studies or not all(entry.kind in of_the_walk for entry in audit_entries):
         return
     if has_pictures:
         raise InputError(
@@ -189,21 +191,21 @@ def _refuse_nothing(
 
 
 def _volumes(path: Path, names: list[str], modality: str, preparation: Mapping[str, Any]) -> _Found:
-    studies, findings = [], []
+    studies, audit_entries = [], []
     is_atlas = preparation.get("reader") == "atlas"
     as_images = {name for name in names if is_atlas and _IMAGE.fullmatch(PurePosixPath(name).name)}
     for name in names:
         shown = str(path / name)
         if _is_mask(name, preparation):
-            findings.append(Finding("odd file", shown, "a lesion mask by its name"))
+            audit_entries.append(AuditEntry("odd file", shown, "a lesion mask by its name"))
         elif as_images and name not in as_images:
             detail = "neither a T1 image nor a lesion mask by its name"
-            findings.append(Finding("odd file", shown, detail))
+            audit_entries.append(AuditEntry("odd file", shown, detail))
         else:
             studies.append(_volume(path, name, shown, modality, preparation))
     if not studies:
         raise InputError(f"{path}: holds lesion masks, but no image")
-    return studies, findings
+    return studies, audit_entries
 
 
 def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
@@ -250,7 +252,7 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
 def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Found:
     layout = _layout(preparation)
     groups, odd = {"patient": _by_folder, "class": _by_class}.get(layout, _by_names)(names)
-    findings = [Finding("odd file", str(path / name), why) for name, why in odd.items()]
+    audit_entries = [AuditEntry("odd file", str(path / name), why) for name, why in odd.items()]
     studies = []
     for study, files in groups:
         shown = str(path / study)
@@ -258,8 +260,8 @@ def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any
     is_unknown = layout is None and preparation.get("reader") == "image-folder"
     if is_unknown and len(groups) > len({PurePosixPath(name).parent for name in names}):
         detail = "studies are told apart by the names of their images; the run does not say how"
-        findings.append(Finding("layout not known", str(path), f"{detail} its own were"))
-    return studies, findings
+        audit_entries.append(AuditEntry("layout not known", str(path), f"{detail} its own were"))
+    return studies, audit_entries
 
 
 _Groups = tuple[list[tuple[str, list[str]]], dict[str, str]]

@@ -42,7 +42,7 @@ from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
-from medseq_tf.readers.study import MODALITIES, Scan, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_header import (
     EXTENSIONS,
     UnreadableVolume,
@@ -79,12 +79,12 @@ class VolumeStudy(StudySource):
         from medseq_tf.readers.simpleitk_volume import read_volume
 
         try:
-            image, findings = read_volume(Path(self.root, self.file), self.file)
+            image, audit_entries = read_volume(Path(self.root, self.file), self.file)
             cut = cut_image(image, self.axis, self.spacing)
         except UnreadableVolume as error:
             raise UnreadableStudy(str(error)) from None
         images, odd = stored_intensities(cut, self.modality, self.file)
-        return Slices(images, findings=findings + odd)
+        return Slices(images, audit_entries=audit_entries + odd)
 
 
 def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False) -> np.ndarray:
@@ -112,7 +112,7 @@ def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False)
     return np.array(cut, order="C")
 
 
-def scan_volumes(
+def index_volumes(
     source: str | Path,
     labels: str | Path | None = None,
     columns: Sequence[str] | None = None,
@@ -120,7 +120,7 @@ def scan_volumes(
     modality: str | None = None,
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
-) -> Scan:
+) -> SourceIndex:
     """Lists the volumes under a folder that have labels.
 
     Args:
@@ -179,11 +179,11 @@ def scan_volumes(
         "spacing": spacing and list(spacing),
         "match": match,
     }
-    return Scan(
+    return SourceIndex(
         studies,
         table.names,
         modality,
-        folder.findings,
+        folder.audit_entries,
         listing,
         root,
         DTYPES[modality],
@@ -225,7 +225,7 @@ def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
 
 
 def _headers(folder: Folder) -> dict[str, VolumeHeader]:
-    """The headers of the files that can be read; the others become findings."""
+    """The headers of the files that can be read; the others become audit entries."""
     headers = {}
     for file in folder.files:
         try:
@@ -274,7 +274,7 @@ def _are_fractions(values: np.ndarray) -> bool:
 def _matched(
     folder: Folder, headers: dict[str, VolumeHeader], table: LabelTable, match: Match | None
 ) -> tuple[Match, dict[str, tuple[str, LabelRow]]]:
-    """The rule, and the key and row of every readable file that has one; the rest: findings."""
+    """The rule, and the key and row of every readable file; the rest: audit entries."""
     stated = match or ("path" if table.key in STUDY_COLUMNS else None)
     rules = [stated] if stated else get_args(Match)
     readings = {
@@ -303,7 +303,7 @@ def _matched(
             folder.found("patient without label", file.name, f"{detail}; left out")
         else:
             matched[file.name] = key, table.rows[key]
-    folder.findings += table.findings(set(keys.values()))
+    folder.audit_entries += table.audit_entries(set(keys.values()))
     return taken, matched
 
 

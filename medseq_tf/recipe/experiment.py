@@ -516,7 +516,7 @@ class Model(Settings):
 # ---------------------------------------------------------------------------- the pretraining
 
 
-class PaintedLesions(Settings):
+class SyntheticLesions(Settings):
     """Before the fit, the encoder learns to find lesions that are painted into slices of those
     training studies whose labels are all 0; the encoder is `conv_fsm` with pooling `lesion_map`.
 
@@ -739,7 +739,7 @@ class Experiment(Settings):
     sequence: Sequence = Sequence()
     augment: Augment = Augment()
     model: Model = Model()
-    pretraining: PaintedLesions | None = None
+    pretraining: SyntheticLesions | None = None
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     split: Split = Split()
@@ -879,14 +879,15 @@ def load(
     """Load a recipe and override some of its values.
 
     Args:
-      preset_or_file: a preset's name (see `presets`), the path of a YAML file, or an `Experiment`.
-      overrides: `dotted.key=value`, the value in YAML; `augment.rotation=null` switches one off.
+        preset_or_file: a preset's name (see `presets`), the path of a YAML file, or an
+          `Experiment`.
+        overrides: `dotted.key=value`, the value in YAML; `augment.rotation=null` switches one off.
 
     Returns:
-      The validated `Experiment`.
+        The validated `Experiment`.
 
     Raises:
-      InputError: one line that names the key, its value and what would be valid.
+        InputError: one line that names the key, its value and what would be valid.
     """
     return from_values(*plain_values(preset_or_file, overrides))
 

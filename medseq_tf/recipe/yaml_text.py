@@ -58,11 +58,11 @@ def yaml_values(text: str, origin: str) -> Any:
     """Return the values of a YAML text.
 
     Args:
-      text: one document.
-      origin: what errors call it.
+        text: one document.
+        origin: what errors call it.
 
     Raises:
-      InputError: one line that says what is wrong and where.
+        InputError: one line that says what is wrong and where.
     """
     if len(text) > LONGEST:
         raise InputError(f"{origin}: has more than {LONGEST // 1024} KiB, so it is no recipe")
@@ -82,12 +82,12 @@ def read_yaml(path: str | os.PathLike, kind: str) -> Any:
     """Return the values of a YAML file.
 
     Args:
-      path: the file, which errors name.
-      kind: what is expected in it, such as `recipe`.
+        path: the file, which errors name.
+        kind: what is expected in it, such as `recipe`.
 
     Raises:
-      InputError: one line that says what is wrong and where.
-      OSError: the file cannot be opened.
+        InputError: one line that says what is wrong and where.
+        OSError: the file cannot be opened.
     """
     with Path(path).open("rb") as file:
         data = file.read(LONGEST + 1)

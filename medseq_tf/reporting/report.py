@@ -127,18 +127,18 @@ def report(
     """Write a run's report anew, with its data also what the model looked at.
 
     Args:
-      run: a finished run.
-      data: the prepared data set of the run: for the audit, sources, and chosen studies (the surest
-        wrong ones, a right one of each class) with the importance of their slices.
-      images: also show those studies' slices with heat overlays. They are images of patients.
-      out: the file; default `report.html` in the run's folder, with images
-        `report_with_images.html`.
+        run: a finished run.
+        data: the prepared data set of the run: for the audit, sources, and chosen studies (the
+          surest wrong ones, a right one of each class) with the importance of their slices.
+        images: also show those studies' slices with heat overlays. They are images of patients.
+        out: the file; default `report.html` in the run's folder, with images
+          `report_with_images.html`.
 
     Returns:
-      The file.
+        The file.
 
     Raises:
-      InputError: the run is not finished, or the data do not fit it.
+        InputError: the run is not finished, or the data do not fit it.
     """
     run = Run.load(run)
     run.require_finished()
@@ -192,11 +192,11 @@ def page(
     """Return the report of a finished run as HTML.
 
     Args:
-      run: the run.
-      audit: what its splits share.
-      shown: explanations of chosen studies.
-      images: whether to show their slices.
-      groups: subgroups by study id, as for `evaluate.judge`.
+        run: the run.
+        audit: what its splits share.
+        shown: explanations of chosen studies.
+        images: whether to show their slices.
+        groups: subgroups by study id, as for `evaluate.evaluate_predictions`.
     """
     predictions, table = run.predictions, run.metrics
     labels = run.dataset["label_names"]

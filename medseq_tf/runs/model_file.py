@@ -38,7 +38,7 @@ def load_model_file(path: Path) -> Any:
     """Load a Keras model that `train` wrote.
 
     Raises:
-      InputError: one line that names the file and the reason.
+        InputError: one line that names the file and the reason.
     """
     try:
         _check(path)

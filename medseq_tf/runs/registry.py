@@ -27,16 +27,16 @@ def register_saved_model(
     """Log an exported SavedModel to MLflow and register it, for `mlflow models serve`.
 
     Args:
-      path: the SavedModel's folder.
-      name: of the registered model.
-      run_id: the MLflow run that it belongs to; None, or one that is not there: a new one.
-      example: a study to show how to ask; never a patient's, for it is kept with the model.
+        path: the SavedModel's folder.
+        name: of the registered model.
+        run_id: the MLflow run that it belongs to; None, or one that is not there: a new one.
+        example: a study to show how to ask; never a patient's, for it is kept with the model.
 
     Returns:
-      The model's URI, `models:/name/1`.
+        The model's URI, `models:/name/1`.
 
     Raises:
-      InputError: MLflow cannot be used, or does not take the name.
+        InputError: MLflow cannot be used, or does not take the name.
     """
     mlflow = _mlflow()
     import pandas
@@ -107,12 +107,12 @@ def crown(uri: str, alias: str, description: str) -> None:
     """Give a registered model's version an alias, such as `champion`, and a description.
 
     Args:
-      uri: as `register_saved_model` returned it.
-      alias: it leaves the version that had it.
-      description: Markdown, such as a model card.
+        uri: as `register_saved_model` returned it.
+        alias: it leaves the version that had it.
+        description: Markdown, such as a model card.
 
     Raises:
-      InputError: MLflow cannot be used.
+        InputError: MLflow cannot be used.
     """
     client = _mlflow().MlflowClient()
     from mlflow.exceptions import MlflowException
@@ -129,7 +129,7 @@ def download_saved_model(uri: str) -> Path:
     """Return the folder of the SavedModel behind an MLflow model's URI.
 
     Raises:
-      InputError: MLflow has no such model, or it is none that `export` registered.
+        InputError: MLflow has no such model, or it is none that `export` registered.
     """
     mlflow = _mlflow()
     from mlflow.exceptions import MlflowException

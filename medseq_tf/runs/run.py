@@ -25,11 +25,11 @@ from typing import Any
 import pandas as pd
 
 from medseq_tf import files
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import forget_labels_file
 from medseq_tf.dataset.read_counts import Reads
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
@@ -62,7 +62,7 @@ class Run:
         """Open a run folder.
 
         Raises:
-          InputError: if the folder is no run folder.
+            InputError: if the folder is no run folder.
         """
         if isinstance(path, Run):
             return path
@@ -183,7 +183,7 @@ class Run:
         """Load the Keras model of the best epoch.
 
         Raises:
-          InputError: the file is damaged, or no model that `train` wrote.
+            InputError: the file is damaged, or no model that `train` wrote.
         """
         return load_model_file(self._file("model.keras"))
 
@@ -240,7 +240,7 @@ def locked(folder: Path) -> Iterator[None]:
     What killed processes left half written there is removed.
 
     Raises:
-      InputError: another process is at work in the folder.
+        InputError: another process is at work in the folder.
     """
     with files.locked(folder / ".lock", f"{folder}: another process is training there"):
         for place, _, _ in os.walk(folder):

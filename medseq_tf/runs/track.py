@@ -31,9 +31,9 @@ class Tracked:
     """What was sent.
 
     Attributes:
-      path: the run's folder, or the search's.
-      records: how many were sent.
-      ended: how many MLflow runs were ended that a killed process had left running.
+        path: the run's folder, or the search's.
+        records: how many were sent.
+        ended: how many MLflow runs were ended that a killed process had left running.
     """
 
     path: Path
@@ -48,13 +48,13 @@ def track(run: str | os.PathLike | Run) -> Tracked:
     what waits by itself.
 
     Args:
-      run: a run folder, or the folder of a search.
+        run: a run folder, or the folder of a search.
 
     Returns:
-      What was sent.
+        What was sent.
 
     Raises:
-      InputError: the folder is neither, is being worked in, or MLflow cannot be used.
+        InputError: the folder is neither, is being worked in, or MLflow cannot be used.
     """
     folder = run.path if isinstance(run, Run) else Path(run)
     if not (folder / "search.json").is_file():

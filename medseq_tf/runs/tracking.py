@@ -68,17 +68,17 @@ class Tracker:
     sent by the next tracker of the run, or by `medseq-tf track`, once and in order.
 
     Args:
-      folder: the run folder; unsent records are kept there.
-      name: the run's name.
-      experiment: the MLflow experiment's name.
-      parent: `reference` of the run that this one belongs to.
-      run_id: an earlier MLflow run to go on with (`--resume`).
-      enabled: False tracks nothing.
-      system_metrics: sample processor, memory, disk, network and, where there is one, GPU.
+        folder: the run folder; unsent records are kept there.
+        name: the run's name.
+        experiment: the MLflow experiment's name.
+        parent: `reference` of the run that this one belongs to.
+        run_id: an earlier MLflow run to go on with (`--resume`).
+        enabled: False tracks nothing.
+        system_metrics: sample processor, memory, disk, network and, where there is one, GPU.
 
     Attributes:
-      enabled: whether anything is tracked.
-      run_id: of the MLflow run; None as long as MLflow has not given it one.
+        enabled: whether anything is tracked.
+        run_id: of the MLflow run; None as long as MLflow has not given it one.
     """
 
     def __init__(
@@ -258,8 +258,8 @@ class _Outage:
     """What is known of an address where MLflow cannot be used, by all trackers of the process.
 
     Attributes:
-      next_try: when it is to be asked again, on the clock of `time.monotonic`.
-      said: whether the user knows.
+        next_try: when it is to be asked again, on the clock of `time.monotonic`.
+        said: whether the user knows.
     """
 
     def __init__(self):
@@ -288,14 +288,14 @@ def send_unsent(folder: Path, run_id: str | None = None) -> tuple[int, dict[str,
     """Send what waits in a folder, once and in order.
 
     Args:
-      folder: of a run, a search or a trial.
-      run_id: its MLflow run, where it has one, for records of version 0.1.0, which do not say.
+        folder: of a run, a search or a trial.
+        run_id: its MLflow run, where it has one, for records of version 0.1.0, which do not say.
 
     Returns:
-      How many records were sent, and the ids of their MLflow runs by the runs' names.
+        How many records were sent, and the ids of their MLflow runs by the runs' names.
 
     Raises:
-      InputError: MLflow cannot be used; what was not sent waits on.
+        InputError: MLflow cannot be used; what was not sent waits on.
     """
     unsent, sent, runs = Unsent(folder), 0, {}
 
@@ -322,7 +322,7 @@ def terminate(run_id: str, status: str) -> bool:
     """End an MLflow run that a killed process left running; return whether there was such a one.
 
     Raises:
-      InputError: MLflow cannot be used.
+        InputError: MLflow cannot be used.
     """
     try:
         client = connect()
@@ -556,7 +556,7 @@ def is_there(client: Any, run_id: str | None) -> bool:
     """Return whether MLflow knows a run.
 
     Raises:
-      MlflowException: it does not answer.
+        MlflowException: it does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -580,9 +580,9 @@ class Section:
     It stands where a `Tracker` would, and passes on nothing else.
 
     Args:
-      tracker: the run.
-      names: the metrics that are passed on.
-      prefix: such as `fold_1/`.
+        tracker: the run.
+        names: the metrics that are passed on.
+        prefix: such as `fold_1/`.
     """
 
     def __init__(self, tracker: Tracker, names: Sequence[str], prefix: str = ""):

@@ -34,7 +34,7 @@ class Unsent:
     """The records that wait in a folder.
 
     Args:
-      folder: of a run or a search.
+        folder: of a run or a search.
     """
 
     def __init__(self, folder: Path):
@@ -74,11 +74,11 @@ class Unsent:
         """Deliver a tracker's records in order and take out each that is; return how many.
 
         Args:
-          tracker: whose.
-          deliver: sends a record and returns the MLflow run's id.
+            tracker: whose.
+            deliver: sends a record and returns the MLflow run's id.
 
         Raises:
-          Exception: whatever stopped it; that record and those behind it wait on.
+            Exception: whatever stopped it; that record and those behind it wait on.
         """
         with self._lock():
             records, sent = self.read(), 0

@@ -28,7 +28,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.records import Recipe, study_record
+from medseq_tf.dataset.records import StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example, frame
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
@@ -36,7 +36,7 @@ from medseq_tf.files import PARTIAL, atomic, destination, locked, naming, remove
 from medseq_tf.input.batches import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.study import Slices, StudySource
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.runs import registry, tracking
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.model import ServingModel
@@ -101,21 +101,21 @@ def export(
     model's probabilities to 1e-5; to garbage it has to answer with an error.
 
     Args:
-      run: a run folder. Of a cross-validated run the folds' probabilities are averaged.
-      out: the model's folder; its name is what TF Serving calls the model.
-      version: the number of the version; default: the next one.
-      batching: also write a batching configuration for TF Serving beside the versions.
-      warmup: add requests that TF Serving sends itself when it loads the model.
-      data: a prepared data set to check the model on, the run's own or one prepared alike; default:
-        studies of the synthetic cohort.
-      most_slices: of a study; more are refused.
-      register: a name to register the model under in MLflow, for `mlflow models serve`.
+        run: a run folder. Of a cross-validated run the folds' probabilities are averaged.
+        out: the model's folder; its name is what TF Serving calls the model.
+        version: the number of the version; default: the next one.
+        batching: also write a batching configuration for TF Serving beside the versions.
+        warmup: add requests that TF Serving sends itself when it loads the model.
+        data: a prepared data set to check the model on, the run's own or one prepared alike;
+          default: studies of the synthetic cohort.
+        most_slices: of a study; more are refused.
+        register: a name to register the model under in MLflow, for `mlflow models serve`.
 
     Returns:
-      What was written.
+        What was written.
 
     Raises:
-      InputError: the run is not finished, the version exists, or the check failed.
+        InputError: the run is not finished, the version exists, or the check failed.
     """
     run = Run.load(run)
     run.require_finished()
@@ -302,7 +302,7 @@ def _demo_studies(recipe: Experiment, run: Run) -> list[_Study]:
         if number == 3 and dtype == "uint8":
             images = [_decoded(file) for file in files]
         source = _Drawn("made-up", "nobody", {}, None, images)
-        framed = study_record(source, "made-up", Recipe((), dtype, size, aspect)).framed
+        framed = study_record(source, "made-up", StorageSpec((), dtype, size, aspect)).framed
         studies.append(_Study(files, framed[HEADER_BYTES:-FOOTER_BYTES]))
     return studies
 

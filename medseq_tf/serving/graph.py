@@ -12,9 +12,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from medseq_tf import recipe as recipes
 from medseq_tf.input import sampling as sequences
 from medseq_tf.input.batches import scale_intensities
-from medseq_tf.recipe import experiment
 
 LARGEST_SIDE = 8192
 LARGEST_PIXELS = 16 * 2**20
@@ -354,7 +354,7 @@ def _quantile(below: tf.Tensor, pixels: tf.Tensor, quantile: float) -> tf.Tensor
     return tf.where(share < 0.5, before + step * share, after - step * (1 - share))
 
 
-def to_input(images: tf.Tensor, ranges: tf.Tensor, settings: experiment.Input) -> tf.Tensor:
+def to_input(images: tf.Tensor, ranges: tf.Tensor, settings: recipes.Input) -> tf.Tensor:
     """Scales intensities to the ranges and normalises them.
 
     Args:
@@ -386,7 +386,7 @@ class Sequences:
     lengths: tf.Tensor
 
 
-def evaluation_sequences(lengths: tf.Tensor, settings: experiment.Sequence) -> Sequences:
+def evaluation_sequences(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequences:
     """Gives what `sequences.evaluation_sequences` gives, of several studies at once.
 
     Args:
@@ -425,8 +425,8 @@ def _paper(lengths: tf.Tensor, count: int) -> Sequences:
 
 
 def _drawn(length: int, count: int) -> np.ndarray:
-    evaluation = experiment.Evaluation(policy="paper", length=count)
-    settings = experiment.Sequence(evaluation=evaluation)
+    evaluation = recipes.Evaluation(policy="paper", length=count)
+    settings = recipes.Sequence(evaluation=evaluation)
     return np.stack(sequences.evaluation_sequences(length, settings))
 
 

@@ -36,11 +36,11 @@ class Scorer:
         """Give one row a study and label, or one with an `error` for a study that is refused.
 
         Args:
-          model_input: one row a study, see the module.
-          params: none are known.
+            model_input: one row a study, see the module.
+            params: none are known.
 
         Returns:
-          Columns study (its name, or its place), label, probability, threshold, positive, error.
+            Columns study (its name, or its place), label, probability, threshold, positive, error.
         """
         rows = []
         for place, row in enumerate(model_input.to_dict(orient="records")):

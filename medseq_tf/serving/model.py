@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from medseq_tf import recipe as recipes
 from medseq_tf.input.batches import grey_levels, pad
 from medseq_tf.layers import kernels
-from medseq_tf.recipe import experiment
 from medseq_tf.serving import graph as serving_graph
 from medseq_tf.serving.graph import Sequences, Stored, require
 from medseq_tf.serving.wire import Description
@@ -35,9 +35,7 @@ class ServingModel(tf.Module):
         describe: `question` string (B,), whatever it holds, to `description` string (B,): JSON.
     """
 
-    def __init__(
-        self, models: Sequence[Any], recipe: experiment.Experiment, description: Description
-    ):
+    def __init__(self, models: Sequence[Any], recipe: recipes.Experiment, description: Description):
         super().__init__(name="medseq_tf")
         answers = _Answers(models, recipe, description)
         size, channels = recipe.input.size, recipe.input.channels
@@ -63,7 +61,7 @@ def _graph(function: Any, *specification: tf.TensorSpec) -> Any:
 
 
 def _finite(**answers: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Answers (B, ...) as they are; a request of which one is no number gets an error."""
+    """Predictions (B, ...) as they are; a request of which one is no number gets an error."""
     each = [
         tf.reduce_all(tf.math.is_finite(values), axis=tuple(range(1, len(values.shape))))
         for values in answers.values()

@@ -75,12 +75,12 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
     """Open a model by its name.
 
     Args:
-      model: a run folder; a SavedModel's folder, or the one above it with its versions, of which
-        the highest is taken; `models:/NAME/1` or `runs:/ID/model` of MLflow; the address of a
-        served model, see `serving_client`.
+        model: a run folder; a SavedModel's folder, or the one above it with its versions, of which
+          the highest is taken; `models:/NAME/1` or `runs:/ID/model` of MLflow; the address of a
+          served model, see `serving_client`.
 
     Raises:
-      InputError: there is no such model, or it is none of these.
+        InputError: there is no such model, or it is none of these.
     """
     if isinstance(model, Run):
         return _of_run(model)
@@ -119,7 +119,7 @@ def open_saved_model(folder: str | os.PathLike) -> GraphModel:
     Python or open a connection; see `saved_graph`.
 
     Raises:
-      InputError: it cannot be loaded, is another model, or does more than to compute.
+        InputError: it cannot be loaded, is another model, or does more than to compute.
     """
     try:
         check_saved_model(folder)

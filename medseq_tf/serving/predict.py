@@ -18,12 +18,12 @@ from pathlib import Path
 
 import click
 
-from medseq_tf.dataset.records import Recipe, StudyRecord, start_worker, study_record_of
+from medseq_tf.dataset.records import StorageSpec, StudyRecord, start_worker, study_record_of
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
 from medseq_tf.errors import InputError, printable
 from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
-from medseq_tf.readers.study import Finding, Slices, StudySource, UnreadableStudy, kinds_text
+from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.client import RequestRefused, check_answer, refuse_credentials
@@ -33,7 +33,7 @@ from medseq_tf.serving.wire import Description
 DTYPES = {"photograph": "uint8", "CT": "int16", "MR": "uint16"}
 LEFT_OUT = "study left out"
 NAMED = 20
-"""How many findings of a kind on a study are named; the others are counted."""
+"""How many audit entries of a kind on a study are named; the others are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +91,21 @@ def predict(
     `if __name__ == "__main__":` in a script.
 
     Args:
-      model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
-        see `answering.open_model`.
-      paths: files and folders of studies; see `readers.unlabelled`.
-      running: also give the probability after each slice.
-      workers: processes that read; default: one a core. 1: this process, which a damaged file that
-        crashes its decoder then ends.
-      strict: a study that would be left out is an error.
-      progress: show a progress bar on standard error.
+        model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
+          see `answering.open_model`.
+        paths: files and folders of studies; see `readers.unlabelled`.
+        running: also give the probability after each slice.
+        workers: processes that read; default: one a core. 1: this process, which a damaged file
+          that crashes its decoder then ends.
+        strict: a study that would be left out is an error.
+        progress: show a progress bar on standard error.
 
     Returns:
-      One prediction a study and label, in the order of the paths.
+        One prediction a study and label, in the order of the paths.
 
     Raises:
-      InputError: the model or a path cannot be used; later, the model's server went away, or, with
-        `strict`, a study is left out.
+        InputError: the model or a path cannot be used; later, the model's server went away, or,
+          with `strict`, a study is left out.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: is not a number of processes, 1 or more")
@@ -127,19 +127,19 @@ class _Found:
 
     study: StudySource
     path: str
-    findings: tuple[Finding, ...] = ()
+    audit_entries: tuple[AuditEntry, ...] = ()
 
 
 def _found(paths: Sequence[str | os.PathLike], description: Description) -> list[_Found]:
     """Return the studies of all paths; a path without one is a study that cannot be read.
 
     Raises:
-      InputError: a path does not exist, or none can be used.
+        InputError: a path does not exist, or none can be used.
     """
     studies, unusable = [], []
     for path in map(os.fspath, paths):
         try:
-            found, findings = find_studies(path, description.modality, description.preparation)
+            found, audit_entries = find_studies(path, description.modality, description.preparation)
         except InputError as error:
             if len(paths) == 1 or not os.path.exists(path):
                 raise
@@ -147,29 +147,31 @@ def _found(paths: Sequence[str | os.PathLike], description: Description) -> list
             reason = str(error).removeprefix(f"{Path(path)}: ")
             studies.append(_left_out(path, reason, path))
         else:
-            studies += _of_path(path, found, findings)
+            studies += _of_path(path, found, audit_entries)
     if len(unusable) == len(paths):
         raise unusable[0]
     return studies
 
 
-def _of_path(path: str, studies: list[StudySource], findings: list[Finding]) -> list[_Found]:
-    odd: dict[str | None, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        if finding.kind != LEFT_OUT:
-            about = study_of(finding, studies)
-            odd[about.source if about else None].append(finding)
+def _of_path(
+    path: str, studies: list[StudySource], audit_entries: list[AuditEntry]
+) -> list[_Found]:
+    odd: dict[str | None, list[AuditEntry]] = defaultdict(list)
+    for entry in audit_entries:
+        if entry.kind != LEFT_OUT:
+            about = study_of(entry, studies)
+            odd[about.source if about else None].append(entry)
     found = [_Found(study, path, tuple(odd[study.source])) for study in studies]
     found += [
-        _left_out(finding.where, finding.detail, path)
-        for finding in findings
-        if finding.kind == LEFT_OUT
+        _left_out(entry.where, entry.detail, path)
+        for entry in audit_entries
+        if entry.kind == LEFT_OUT
     ]
     if not found:
-        kinds = kinds_text(findings)
+        kinds = kinds_text(audit_entries)
         found.append(_left_out(path, f"no study that can be used ({kinds})", path))
     of_path = tuple(odd[None])
-    found[0] = dataclasses.replace(found[0], findings=of_path + found[0].findings)
+    found[0] = dataclasses.replace(found[0], audit_entries=of_path + found[0].audit_entries)
     return found
 
 
@@ -197,7 +199,7 @@ def _predictions(
     progress: bool,
 ) -> Iterator[Prediction]:
     sources = [found.study for found in studies]
-    recipe = Recipe((), DTYPES[description.modality], description.size, description.aspect)
+    recipe = StorageSpec((), DTYPES[description.modality], description.size, description.aspect)
     bar = click.progressbar(
         length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
     )
@@ -211,7 +213,7 @@ def _predictions(
 
 
 def _records(
-    studies: list[StudySource], recipe: Recipe, workers: int | None
+    studies: list[StudySource], recipe: StorageSpec, workers: int | None
 ) -> Iterator[StudyRecord]:
     """Yield what `prepare` would store of each study, in order."""
     tasks = [(study, "", recipe) for study in studies]
@@ -222,17 +224,17 @@ def _records(
         yield from isolated_map(study_record_of, tasks, _ended, workers, initializer=start_worker)
 
 
-def _ended(task: tuple[StudySource, str, Recipe]) -> StudyRecord:
+def _ended(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
     reason = "reading it ended its process, or took too long"
-    return StudyRecord(findings=[Finding(LEFT_OUT, task[0].source, reason)])
+    return StudyRecord(audit_entries=[AuditEntry(LEFT_OUT, task[0].source, reason)])
 
 
 def _of_study(
     model: Model, description: Description, found: _Found, record: StudyRecord, running: bool
 ) -> Iterator[Prediction]:
-    findings = [*found.findings, *record.findings]
-    left_out = [f.detail for f in findings if f.kind == LEFT_OUT]
-    warnings = _warnings([f for f in findings if f.kind != LEFT_OUT])
+    audit_entries = [*found.audit_entries, *record.audit_entries]
+    left_out = [f.detail for f in audit_entries if f.kind == LEFT_OUT]
+    warnings = _warnings([f for f in audit_entries if f.kind != LEFT_OUT])
     blank = Prediction(found.study.source, warnings=warnings, path=found.path)
     if not record.framed:
         yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
@@ -262,11 +264,11 @@ def _of_study(
         )
 
 
-def _warnings(findings: list[Finding]) -> tuple[str, ...]:
-    """A line a finding; of many of one kind the first, and how many more there are."""
-    by_kind: dict[str, list[Finding]] = defaultdict(list)
-    for finding in findings:
-        by_kind[finding.kind].append(finding)
+def _warnings(audit_entries: list[AuditEntry]) -> tuple[str, ...]:
+    """A line an audit entry; of many of one kind the first, and how many more there are."""
+    by_kind: dict[str, list[AuditEntry]] = defaultdict(list)
+    for entry in audit_entries:
+        by_kind[entry.kind].append(entry)
     lines = []
     for kind, found in by_kind.items():
         lines += map(_text, found[:NAMED])
@@ -275,8 +277,8 @@ def _warnings(findings: list[Finding]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _text(finding: Finding) -> str:
-    return f"{finding.kind} ({finding.where})" + (f": {finding.detail}" if finding.detail else "")
+def _text(entry: AuditEntry) -> str:
+    return f"{entry.kind} ({entry.where})" + (f": {entry.detail}" if entry.detail else "")
 
 
 # ------------------------------------------------------------------------------------- for people

@@ -57,7 +57,7 @@ def check_saved_model(folder: str | os.PathLike) -> None:
     """Raise for a SavedModel that is damaged, or does more than to compute.
 
     Raises:
-      InputError: one line that names the folder and the operation.
+        InputError: one line that names the folder and the operation.
     """
     path = Path(folder) / "saved_model.pb"
     if path.stat().st_size > LARGEST:

@@ -21,11 +21,12 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.evaluate import point_metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, frozen_network, join, weights_digest
-from medseq_tf.evaluation.inference import Answers, study_answers
+from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import (
     SliceStore,
@@ -36,8 +37,7 @@ from medseq_tf.input.batches import (
 )
 from medseq_tf.models import losses
 from medseq_tf.models.applications import dtype_policy
-from medseq_tf.recipe import experiment as recipes
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.runs import tracking
 from medseq_tf.training.pretraining import pretrain
 
@@ -65,17 +65,17 @@ class Fitter:
     written once, at the end.
 
     Args:
-      recipe: the recipe.
-      store: the prepared data set's slices.
-      split: rows of the prepared data set, by `train`, `validation` and perhaps `test`.
-      folder: the run folder.
-      tracker: where figures go.
-      verbose: show progress.
-      features: the folder for stored features; None: in memory alone.
+        recipe: the recipe.
+        store: the prepared data set's slices.
+        split: rows of the prepared data set, by `train`, `validation` and perhaps `test`.
+        folder: the run folder.
+        tracker: where figures go.
+        verbose: show progress.
+        features: the folder for stored features; None: in memory alone.
 
     Attributes:
-      model: the `SequenceClassifier`; after `run`, that of the best epoch.
-      features: its `FeatureStore`, or None.
+        model: the `SequenceClassifier`; after `run`, that of the best epoch.
+        features: its `FeatureStore`, or None.
     """
 
     def __init__(
@@ -207,9 +207,9 @@ class Fitter:
         """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
 
         Raises:
-          Diverged: the loss became NaN or infinite.
-          InputError: a study cannot be read, or the saved state not be gone on with.
-          Stopped: interrupted with Ctrl-C.
+            Diverged: the loss became NaN or infinite.
+            InputError: a study cannot be read, or the saved state not be gone on with.
+            Stopped: interrupted with Ctrl-C.
         """
         restored = self.restore()
         self.saved = time.monotonic()
@@ -346,7 +346,7 @@ class Fitter:
         rows = self.split["validation"]
         if len(rows) == 0:
             return {}
-        answers = study_answers(self.model, self.store, rows, self.recipe, self.features)
+        answers = study_predictions(self.model, self.store, rows, self.recipe, self.features)
         labels = self.store.prepared.labels[rows]
         values = epoch_metrics(labels, answers.probabilities, self.loss)
         if answers.pixels is not None:
@@ -451,9 +451,9 @@ def epoch_metrics(
     """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
 
     Args:
-      labels: `(studies, labels)`, NaN where unknown.
-      probabilities: `(studies, labels)`, NaN for a study that was left out.
-      loss: the training loss; that of pixels says nothing of probabilities.
+        labels: `(studies, labels)`, NaN where unknown.
+        probabilities: `(studies, labels)`, NaN for a study that was left out.
+        loss: the training loss; that of pixels says nothing of probabilities.
     """
     kept = ~np.isnan(probabilities).any(1)
     if isinstance(loss, losses.PixelLoss):
@@ -466,7 +466,7 @@ def epoch_metrics(
     return values | point_metrics(labels[kept], probabilities[kept])
 
 
-def pixel_means(answers: Answers) -> dict[str, float]:
+def pixel_means(answers: Predictions) -> dict[str, float]:
     """Return a segmenter's metrics of lesion pixels, as means over studies."""
     values = metrics.pixel_metrics(*answers.pixels.T)
     return {name: float(values[name]) for name in metrics.PIXEL_METRICS}

@@ -12,8 +12,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError
 from medseq_tf.input.batches import SliceStore
 from medseq_tf.models import ConvFSMStack, SequenceClassifier
-from medseq_tf.recipe.experiment import Experiment, PaintedLesions
-from medseq_tf.training.synthetic_lesions import paint, vary
+from medseq_tf.recipe import Experiment, SyntheticLesions
+from medseq_tf.training.synthetic_lesions import add_lesion, vary
 
 PAINTED = 0.75
 """Share of the sequences that get a lesion."""
@@ -25,7 +25,7 @@ def healthy(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return those of `rows` whose labels are known and all 0.
 
     Raises:
-      InputError: there is none.
+        InputError: there is none.
     """
     rows = np.asarray(rows)
     found = rows[(prepared.labels[rows] == 0).all(axis=1)]
@@ -51,16 +51,16 @@ def pretrain(
     lesion map. Everything is drawn from `recipe.seed`; on a CPU the weights are bitwise the same.
 
     Args:
-      model: its encoder is a `ConvFSMStack` with a lesion map.
-      store: the prepared data set's slices.
-      rows: the training studies.
-      recipe: the recipe.
-      verbose: show progress.
-      interrupted: asked before every step; if true, the function returns.
+        model: its encoder is a `ConvFSMStack` with a lesion map.
+        store: the prepared data set's slices.
+        rows: the training studies.
+        recipe: the recipe.
+        verbose: show progress.
+        interrupted: asked before every step; if true, the function returns.
 
     Raises:
-      Diverged: the loss became NaN or infinite.
-      InputError: no training study is without a finding, or one cannot be read.
+        Diverged: the loss became NaN or infinite.
+        InputError: no training study is without a finding, or one cannot be read.
     """
     settings, rows = recipe.pretraining, healthy(store.prepared, rows)
     stack = model.encoder.backbone.layer
@@ -73,7 +73,7 @@ def pretrain(
         if interrupted():
             return
         rng = np.random.default_rng([recipe.seed, number])
-        loss = float(step(*painted_batch(store, rows, recipe, rng)))
+        loss = float(step(*lesion_batch(store, rows, recipe, rng)))
         if not np.isfinite(loss):
             raise Diverged(
                 f"the loss became {loss} in step {number + 1} of the pretraining; a smaller "
@@ -83,7 +83,7 @@ def pretrain(
     model.encoder.backbone.trainable = not settings.frozen
 
 
-def painted_batch(
+def lesion_batch(
     store: SliceStore,
     rows: Sequence[int] | np.ndarray,
     recipe: Experiment,
@@ -92,14 +92,14 @@ def painted_batch(
     """Return the slices and masks of one step.
 
     Args:
-      store: the prepared data set's slices.
-      rows: studies without a finding.
-      recipe: the recipe.
-      rng: what is drawn from.
+        store: the prepared data set's slices.
+        rows: studies without a finding.
+        recipe: the recipe.
+        rng: what is drawn from.
 
     Returns:
-      float32 `(N, H, W, channels)`, the model's input, and float32 `(N, H, W)`, 1 where a lesion
-      was painted.
+        float32 `(N, H, W, channels)`, the model's input, and float32 `(N, H, W)`, 1 where a lesion
+        was painted.
     """
     settings, images, masks = recipe.pretraining, [], []
     for row in rng.choice(rows, settings.studies, replace=settings.studies > len(rows)):
@@ -111,7 +111,7 @@ def painted_batch(
         slices = (store.slices(int(row), chosen).astype(np.float32) - low) / (high - low)
         mask = np.zeros_like(slices)
         if rng.random() < PAINTED:
-            slices, mask = paint(slices, settings, rng)
+            slices, mask = add_lesion(slices, settings, rng)
         slices, mask = vary(slices, mask, rng)
         intensities = (slices * (high - low) + low)[..., None]
         images.append(np.clip((intensities - ranges[:, 0]) / (ranges[:, 1] - ranges[:, 0]), 0, 1))
@@ -121,7 +121,7 @@ def painted_batch(
 
 
 def _step(
-    stack: ConvFSMStack, settings: PaintedLesions, slice_shape: tuple[int, int, int]
+    stack: ConvFSMStack, settings: SyntheticLesions, slice_shape: tuple[int, int, int]
 ) -> Callable[..., tf.Tensor]:
     """Return the function that makes one update of `stack` and gives its loss."""
     warmup = max(settings.steps // 10, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from medseq_tf.recipe.experiment import PaintedLesions
+from medseq_tf.recipe import SyntheticLesions
 
 SKULL = 5
 """Pixels that are taken off a head's outline, for scalp and skull, of a slice of 64."""
@@ -23,10 +23,10 @@ def tissue(slices: np.ndarray) -> np.ndarray:
     """Return which pixels are tissue inside the skull.
 
     Args:
-      slices: float32 `(T, H, W)`, the grey-level window as 0 to 1.
+        slices: float32 `(T, H, W)`, the grey-level window as 0 to 1.
 
     Returns:
-      float32 `(T, H, W)`, 0 or 1.
+        float32 `(T, H, W)`, 0 or 1.
     """
     reach = max(1, round(SKULL * slices.shape[1] / 64))
     kernel = np.ones((2 * (reach // 2) + 1,) * 2, np.uint8)
@@ -47,20 +47,20 @@ def _inside(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return cv2.erode(head, kernel, borderValue=0).astype(np.float32)
 
 
-def paint(
-    slices: np.ndarray, settings: PaintedLesions, rng: np.random.Generator
+def add_lesion(
+    slices: np.ndarray, settings: SyntheticLesions, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Paint one or two lesions into neighbouring slices.
 
     Args:
-      slices: float32 `(T, H, W)`, neighbours in scan order, the grey-level window as 0 to 1, not
-        clipped.
-      settings: sizes, contrasts.
-      rng: what is drawn from.
+        slices: float32 `(T, H, W)`, neighbours in scan order, the grey-level window as 0 to 1, not
+          clipped.
+        settings: sizes, contrasts.
+        rng: what is drawn from.
 
     Returns:
-      The slices, changed, and float32 `(T, H, W)`: 1 where a lesion is, else 0. Without tissue
-      nothing is painted.
+        The slices, changed, and float32 `(T, H, W)`: 1 where a lesion is, else 0. Without tissue
+        nothing is painted.
     """
     where = tissue(slices)
     changed, mask = slices.copy(), np.zeros_like(slices)
@@ -76,7 +76,7 @@ def paint(
     return changed, mask.astype(np.float32)
 
 
-def _lesion(where: np.ndarray, settings: PaintedLesions, rng: np.random.Generator) -> np.ndarray:
+def _lesion(where: np.ndarray, settings: SyntheticLesions, rng: np.random.Generator) -> np.ndarray:
     """Return float32 `(T, H, W)`: how much of each pixel is lesion, 0 outside of the tissue."""
     steps, height, width = where.shape
     middle = rng.integers(steps)
@@ -105,9 +105,9 @@ def vary(
     """Mirror, turn, scale and shift slices and their mask alike; vary contrast, level and noise.
 
     Args:
-      slices: float32 `(T, H, W)`, the grey-level window as 0 to 1.
-      mask: float32 `(T, H, W)`.
-      rng: what is drawn from.
+        slices: float32 `(T, H, W)`, the grey-level window as 0 to 1.
+        mask: float32 `(T, H, W)`.
+        rng: what is drawn from.
     """
     if rng.random() < 0.5:
         slices, mask = slices[:, :, ::-1], mask[:, :, ::-1]

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import medseq_tf
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import read_counts, selection
 from medseq_tf.dataset import splits as cohort
 from medseq_tf.dataset.prepared import Prepared
@@ -38,13 +39,12 @@ from medseq_tf.evaluation.evaluate import (
     selection_marked,
 )
 from medseq_tf.evaluation.feature_store import feature_folder
-from medseq_tf.evaluation.inference import Answers, study_answers
+from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.input.batches import SliceStore
 from medseq_tf.models import losses
-from medseq_tf.recipe import experiment as recipes
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.reporting import model_card, report
 from medseq_tf.runs.run import SLICES, Run, locked
 from medseq_tf.runs.tracking import Section, Tracker
@@ -76,31 +76,31 @@ def train(
     bit for bit on a CPU.
 
     Args:
-      experiment: a preset's name, a YAML file, or an `Experiment`.
-      data: the folder of a prepared data set.
-      out: the run folder; default `runs/<name>`.
-      name: the run's name; default the recipe's.
-      overrides: `dotted.key=value`, as with `--set`.
-      folds: cross-validate over this many patient-level folds: one run a fold, pooled at the end.
-        All folds of a repeat start from the same weights.
-      repeats: divide the patients into folds anew this many times, each time from other weights,
-        so that the figures are means over the luck of the folds and of the start.
-      splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
-        cross-validated, with `repeats` those of one repeat after the other (as many as there are
-        where each divides the patients at random). Studies that are in none are left alone.
-      resume: go on with an interrupted run in `out`, to bitwise the same weights.
-      features: the folder where features of a network that is frozen whole are kept, for this run
-        and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
-      track: log to MLflow; a tracker: into its run, which is not ended.
-      verbose: show progress.
+        experiment: a preset's name, a YAML file, or an `Experiment`.
+        data: the folder of a prepared data set.
+        out: the run folder; default `runs/<name>`.
+        name: the run's name; default the recipe's.
+        overrides: `dotted.key=value`, as with `--set`.
+        folds: cross-validate over this many patient-level folds: one run a fold, pooled at the end.
+          All folds of a repeat start from the same weights.
+        repeats: divide the patients into folds anew this many times, each time from other weights,
+          so that the figures are means over the luck of the folds and of the start.
+        splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
+          cross-validated, with `repeats` those of one repeat after the other (as many as there are
+          where each divides the patients at random). Studies that are in none are left alone.
+        resume: go on with an interrupted run in `out`, to bitwise the same weights.
+        features: the folder where features of a network that is frozen whole are kept, for this run
+          and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
+        track: log to MLflow; a tracker: into its run, which is not ended.
+        verbose: show progress.
 
     Returns:
-      The finished run.
+        The finished run.
 
     Raises:
-      InputError: the recipe or the data cannot be used, or `out` is taken.
-      Diverged: the loss became NaN or infinite.
-      Stopped: interrupted with Ctrl-C; `resume` goes on.
+        InputError: the recipe or the data cannot be used, or `out` is taken.
+        Diverged: the loss became NaN or infinite.
+        Stopped: interrupted with Ctrl-C; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
@@ -366,9 +366,11 @@ def _tracked(
 def _finish(fitter: Fitter) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
     prepared, split = fitter.store.prepared, fitter.split
-    nothing = Answers(np.empty((0, len(prepared.label_names))))
+    nothing = Predictions(np.empty((0, len(prepared.label_names))))
     answers = {
-        part: study_answers(fitter.model, fitter.store, split[part], fitter.recipe, fitter.features)
+        part: study_predictions(
+            fitter.model, fitter.store, split[part], fitter.recipe, fitter.features
+        )
         for part in ("validation", "test")
         if len(split[part])
     }
@@ -377,7 +379,7 @@ def _finish(fitter: Fitter) -> None:
         points = choose_operating_points(
             prepared, split["validation"], answers["validation"].probabilities
         )
-    notes = operating_points.notes(points) + cohort.unjudged(prepared.studies, split)
+    notes = operating_points.notes(points) + cohort.unrankable(prepared.studies, split)
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, answers.get(part, nothing), part, thresholds)

@@ -76,12 +76,12 @@ def work(
     """Train trials until there are no more.
 
     Args:
-      source: hands them out.
-      worker: this worker's name.
-      folder: the search's folder on this machine.
-      here: what jobs need to know of this machine: `data`, `splits` and `features`, paths.
-      still_mine: asked every second for the trial that is being trained; once false, it is left.
-      environment: variables for the trials' processes.
+        source: hands them out.
+        worker: this worker's name.
+        folder: the search's folder on this machine.
+        here: what jobs need to know of this machine: `data`, `splits` and `features`, paths.
+        still_mine: asked every second for the trial that is being trained; once false, it is left.
+        environment: variables for the trials' processes.
     """
     while (order := source.next(worker))["kind"] != "stop":
         if order["kind"] == "wait":
@@ -111,15 +111,16 @@ def work_for_chief(
     """Train trials of a chief until it has no more.
 
     Args:
-      address: `HOST:PORT` of the chief.
-      worker: this worker's name, its own.
-      data: the search's prepared data set on this machine.
-      folder: where trials are kept on this machine; the chief's own folder, if this is its machine.
-      features: the folder of stored features.
-      key: `Space.key` of the search that is meant; None: any.
+        address: `HOST:PORT` of the chief.
+        worker: this worker's name, its own.
+        data: the search's prepared data set on this machine.
+        folder: where trials are kept on this machine; the chief's own folder, if this is its
+          machine.
+        features: the folder of stored features.
+        key: `Space.key` of the search that is meant; None: any.
 
     Raises:
-      InputError: another search or other data, or the chief is gone.
+        InputError: another search or other data, or the chief is gone.
     """
     chief = Chief(address)
     search = chief.greet()
@@ -154,7 +155,7 @@ class Chief:
     """A search elsewhere, as a worker sees it.
 
     Raises:
-      InputError: on any question that has no answer for `PATIENCE` seconds.
+        InputError: on any question that has no answer for `PATIENCE` seconds.
     """
 
     def __init__(self, address: str):
@@ -229,17 +230,17 @@ class Server:
     """Serves a source of trials until it is stopped.
 
     Attributes:
-      port: where it listens.
-      failure: the error that a question met, if one did; the source is not asked again.
+        port: where it listens.
+        failure: the error that a question met, if one did; the source is not asked again.
 
     Args:
-      source: hands out trials and takes results.
-      greeting: what the search is.
-      host: the address to listen at.
-      port: 0: any that is free.
+        source: hands out trials and takes results.
+        greeting: what the search is.
+        host: the address to listen at.
+        port: 0: any that is free.
 
     Raises:
-      InputError: the address cannot be had.
+        InputError: the address cannot be had.
     """
 
     def __init__(self, source: Source, greeting: dict[str, Any], host: str, port: int = 0):
@@ -340,11 +341,11 @@ class LocalWorkers:
     """Worker processes on this machine, which end with this one.
 
     Args:
-      count: how many.
-      address: of the chief.
-      data: the prepared data set.
-      folder: of the search.
-      features: the folder of stored features.
+        count: how many.
+        address: of the chief.
+        data: the prepared data set.
+        folder: of the search.
+        features: the folder of stored features.
     """
 
     def __init__(self, count: int, address: str, data: Path, folder: Path, features: str | None):

@@ -25,10 +25,10 @@ class Corrected:
     """The best trial's score, and what it is when corrected for having been chosen.
 
     Attributes:
-      score: of the best trial, as the search compared them.
-      corrected: what to expect on patients who did not choose it; nan where it cannot be said.
-      trials: among how many it was the best.
-      note: why it cannot be said.
+        score: of the best trial, as the search compared them.
+        corrected: what to expect on patients who did not choose it; nan where it cannot be said.
+        trials: among how many it was the best.
+        note: why it cannot be said.
     """
 
     score: float
@@ -57,7 +57,7 @@ def held_out(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions by which a trial is scored, with `COLUMNS`.
 
     Args:
-      predictions: of a trial's run: those of its `test` studies, else of its `validation`.
+        predictions: of a trial's run: those of its `test` studies, else of its `validation`.
     """
     scored = predictions[predictions["split"] == "test"]
     if scored.empty:
@@ -78,10 +78,10 @@ def correct(
     A trial's score is the mean over its folds of the mean over the labels, as `tune` compares them.
 
     Args:
-      trials: held-out predictions with `COLUMNS`, by the trial's name; of the same studies.
-      metric: one of `metrics.METRICS`.
-      smaller_is_better: whether the smallest score wins.
-      seed: of the draws.
+        trials: held-out predictions with `COLUMNS`, by the trial's name; of the same studies.
+        metric: one of `metrics.METRICS`.
+        smaller_is_better: whether the smallest score wins.
+        seed: of the draws.
     """
     if metric not in metrics.METRICS:
         return float("nan"), f"{metric} is not resampled"

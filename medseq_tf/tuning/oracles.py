@@ -243,10 +243,10 @@ class Order:
     """What a worker is to do next.
 
     Attributes:
-      kind: `run` a trial; `wait` and ask again; `stop`: there is nothing more to do.
-      trial: the trial's name.
-      values: the point of the space.
-      epochs: how many epochs to train, where the tuner decides that; None: as the recipe says.
+        kind: `run` a trial; `wait` and ask again; `stop`: there is nothing more to do.
+        trial: the trial's name.
+        values: the point of the space.
+        epochs: how many epochs to train, where the tuner decides that; None: as the recipe says.
     """
 
     kind: Literal["run", "wait", "stop"]
@@ -268,14 +268,14 @@ class Ledger:
     """The trials of a search: handed out to workers, booked with their results; thread-safe.
 
     Args:
-      space: what varies.
-      folder: where the state is kept; one that holds a state goes on with it.
-      tuner: one of `TUNERS`.
-      seed: decides every draw.
-      trials: how many to hand out in all, besides the base; None: as many as the tuner has.
-      minutes: after this time no new trial begins; None: no limit.
-      base: hand out the recipe as it is, first.
-      base_done: that trial has a result already.
+        space: what varies.
+        folder: where the state is kept; one that holds a state goes on with it.
+        tuner: one of `TUNERS`.
+        seed: decides every draw.
+        trials: how many to hand out in all, besides the base; None: as many as the tuner has.
+        minutes: after this time no new trial begins; None: no limit.
+        base: hand out the recipe as it is, first.
+        base_done: that trial has a result already.
     """
 
     def __init__(
@@ -370,8 +370,8 @@ class Ledger:
         """Take back the trial of a worker that is gone, to hand it out once more.
 
         Returns:
-          The trial and whether it is given up, two workers being gone that had it; None if the
-          worker had none.
+            The trial and whether it is given up, two workers being gone that had it; None if the
+            worker had none.
         """
         oracle = self._oracle
         oracle.tuner_ids.discard(worker)

@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import files
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment as recipes
-from medseq_tf.recipe.experiment import Chosen, Experiment
+from medseq_tf.recipe import Chosen, Experiment
 from medseq_tf.runs.run import Run
 from medseq_tf.tuning import optimism
 from medseq_tf.tuning.optimism import Corrected
@@ -50,7 +50,7 @@ class Search:
         """Open a search folder.
 
         Raises:
-          InputError: if the folder holds no search.
+            InputError: if the folder holds no search.
         """
         if isinstance(path, Search):
             return path
@@ -138,7 +138,7 @@ class Search:
         """The best trial's recipe, as in `best.yaml`.
 
         Raises:
-          InputError: no trial has finished.
+            InputError: no trial has finished.
         """
         if (trial := self.best_trial) is None:
             raise InputError(f"{self.path}: no trial has finished, so none is the best")
@@ -174,7 +174,7 @@ class Search:
         """The best trial's score, and what it is when corrected for being the best of many.
 
         Raises:
-          InputError: no trial has finished.
+            InputError: no trial has finished.
         """
         if (best := self.best_trial) is None:
             raise InputError(f"{self.path}: no trial has finished, so none is the best")
@@ -213,8 +213,9 @@ class Search:
         explains the differences between these trials, not what would help elsewhere.
 
         Returns:
-          One row a setting: `setting`, `importance` (they add up to 1), the most important on top;
-          empty with fewer than 8 finished trials.
+            One row a setting: `setting`, `importance` (they add up to 1), the most important on
+              top;
+            empty with fewer than 8 finished trials.
         """
         from sklearn.ensemble import RandomForestRegressor
         from sklearn.inspection import permutation_importance

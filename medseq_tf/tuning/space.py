@@ -35,9 +35,9 @@ from typing import Any, Literal
 import pydantic
 import yaml
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment as recipes
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.recipe.yaml_text import read_yaml
 
 METRICS = tuple(name for name in recipes.MONITORS if name != "loss")
@@ -64,12 +64,12 @@ class Objective:
     """What a trial is scored by, over patients who are not its training's.
 
     Attributes:
-      metric: one of `METRICS`; for several labels its mean.
-      folds: patient-level folds, each held out in turn; None: none.
-      repeats: how often the patients are divided into folds anew; without folds, how often some
-        are held out at random; None: once, or not at all.
-      validation: the score is that of the best epoch on the recipe's own validation split, which
-        also chose the epoch. With none of the three, `tune` decides by the number of patients.
+        metric: one of `METRICS`; for several labels its mean.
+        folds: patient-level folds, each held out in turn; None: none.
+        repeats: how often the patients are divided into folds anew; without folds, how often some
+          are held out at random; None: once, or not at all.
+        validation: the score is that of the best epoch on the recipe's own validation split, which
+          also chose the epoch. With none of the three, `tune` decides by the number of patients.
     """
 
     metric: str = "auroc"
@@ -105,14 +105,14 @@ class Setting:
     """A setting that varies, or a named bundle of several.
 
     Attributes:
-      name: the recipe's dotted key, or a bundle's own name.
-      kind: `choice` (also of a bundle), `int` or `float`.
-      alternatives: of a choice: by label, the recipe's keys and values that it stands for.
-      low: the smallest number.
-      high: the largest number, included.
-      log: numbers are drawn evenly on a logarithmic scale.
-      step: distance between numbers, or None.
-      when: labels of other settings under which this one is active; all must hold.
+        name: the recipe's dotted key, or a bundle's own name.
+        kind: `choice` (also of a bundle), `int` or `float`.
+        alternatives: of a choice: by label, the recipe's keys and values that it stands for.
+        low: the smallest number.
+        high: the largest number, included.
+        log: numbers are drawn evenly on a logarithmic scale.
+        step: distance between numbers, or None.
+        when: labels of other settings under which this one is active; all must hold.
     """
 
     name: str
@@ -158,11 +158,11 @@ class Space:
     """A recipe and the settings of it that a search varies.
 
     Attributes:
-      name: of the search.
-      recipe: what `experiment.load` was given.
-      base: the recipe with what is fixed for all trials.
-      objective: what a trial is scored by.
-      settings: those that vary; a setting stands after those that it depends on.
+        name: of the search.
+        recipe: what `recipes.load` was given.
+        base: the recipe with what is fixed for all trials.
+        objective: what a trial is scored by.
+        settings: those that vary; a setting stands after those that it depends on.
     """
 
     name: str
@@ -178,11 +178,11 @@ class Space:
         """Read and check a search space.
 
         Args:
-          space: the path of a YAML file, or its content.
-          overrides: `dotted.key=value`, fixed for all trials, after those of the space.
+            space: the path of a YAML file, or its content.
+            overrides: `dotted.key=value`, fixed for all trials, after those of the space.
 
         Raises:
-          InputError: one line that names the key, its value and what would be valid.
+            InputError: one line that names the key, its value and what would be valid.
         """
         if isinstance(space, Space):
             return replace(space, base=recipes.load(space.base, overrides))
@@ -192,7 +192,7 @@ class Space:
         return made
 
     def overrides(self, values: Values) -> list[str]:
-        """Return a point as the overrides of `experiment.load`."""
+        """Return a point as the overrides of `recipes.load`."""
         return [
             f"{key}={_yaml(value)}"
             for setting in self.settings
@@ -204,7 +204,7 @@ class Space:
         """Return the recipe at a point.
 
         Raises:
-          InputError: the settings are impossible together.
+            InputError: the settings are impossible together.
         """
         try:
             return recipes.load(self.base, self.overrides(values))

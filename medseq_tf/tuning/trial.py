@@ -58,13 +58,13 @@ def run(
     """Train a trial in a process of its own and return its result; one that is there is returned.
 
     Args:
-      folder: the trial's own folder. What an interrupted process left there is gone on with.
-      job: what to train; see `evaluate`.
-      variables: of the environment, that differ from this process's.
-      abandoned: asked every second; once true, the process is killed and None returned.
+        folder: the trial's own folder. What an interrupted process left there is gone on with.
+        job: what to train; see `evaluate`.
+        variables: of the environment, that differ from this process's.
+        abandoned: asked every second; once true, the process is killed and None returned.
 
     Raises:
-      KeyboardInterrupt: passed on after the process has saved its state.
+        KeyboardInterrupt: passed on after the process has saved its state.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (found := result(folder)) is not None:
@@ -106,7 +106,7 @@ def checked(found: Any) -> dict[str, Any]:
     """Return the result of a trial that came from elsewhere, its known fields alone.
 
     Raises:
-      ValueError: it is none.
+        ValueError: it is none.
     """
     if not isinstance(found, dict):
         raise ValueError("the result of a trial is a mapping")
@@ -255,10 +255,10 @@ def evaluate(folder: Path) -> dict[str, Any]:
     `validation` chose; without held-out studies, the validation score of that epoch.
 
     Raises:
-      InputError: the recipe is impossible, or its loss is no number.
+        InputError: the recipe is impossible, or its loss is no number.
     """
+    from medseq_tf import recipe as recipes
     from medseq_tf.dataset.prepared import Prepared
-    from medseq_tf.recipe import experiment as recipes
     from medseq_tf.runs.tracking import Section, Tracker
     from medseq_tf.training.train import train
 

@@ -29,7 +29,7 @@ from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped, printable_lines
 from medseq_tf.evaluation import evaluate
 from medseq_tf.files import atomic, destination, write_json
-from medseq_tf.recipe.experiment import Experiment
+from medseq_tf.recipe import Experiment
 from medseq_tf.runs.registry import crown
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import Tracker, first_line
@@ -88,34 +88,34 @@ def tune(
     split otherwise.
 
     Args:
-      space: a YAML file, or its content; see `medseq_tf.space`.
-      data: the folder of a prepared data set.
-      out: the search's folder; default `runs/<name>-search`.
-      trials: how many in all, besides the recipe as it is; default 20, or as many as the minutes
-        allow; a grid ends with its last combination, Hyperband with its last bracket.
-      minutes: after this time no new trial begins.
-      tuner: `bayesian`, `random`, `hyperband` (which sets fit.epochs) or `grid`.
-      seed: decides what is tried.
-      overrides: `dotted.key=value`, fixed for all trials.
-      base: score the recipe as it is, first, to see what the search gains.
-      retrain: train the best recipe on the training and validation patients, evaluate it on the
-        test patients, and register its model, when no trial is left.
-      cluster: how many workers on this machine; or `chief:HOST:PORT`, to serve trials there; or
-        `worker:HOST:PORT`, to train those of that chief. Default: one trial after the other here.
-      features: the folder where features of a network that is frozen whole are kept.
-      track: log to MLflow: a run for the search, a child of it for every trial.
-      verbose: print a line for every finished trial.
-      nested: also search anew without each of this many patient-level folds, and test what is
-        found on that fold: the figure of the searched recipe that no choice has made too good, at
-        the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
+        space: a YAML file, or its content; see `medseq_tf.space`.
+        data: the folder of a prepared data set.
+        out: the search's folder; default `runs/<name>-search`.
+        trials: how many in all, besides the recipe as it is; default 20, or as many as the minutes
+          allow; a grid ends with its last combination, Hyperband with its last bracket.
+        minutes: after this time no new trial begins.
+        tuner: `bayesian`, `random`, `hyperband` (which sets fit.epochs) or `grid`.
+        seed: decides what is tried.
+        overrides: `dotted.key=value`, fixed for all trials.
+        base: score the recipe as it is, first, to see what the search gains.
+        retrain: train the best recipe on the training and validation patients, evaluate it on the
+          test patients, and register its model, when no trial is left.
+        cluster: how many workers on this machine; or `chief:HOST:PORT`, to serve trials there; or
+          `worker:HOST:PORT`, to train those of that chief. Default: one trial after the other here.
+        features: the folder where features of a network that is frozen whole are kept.
+        track: log to MLflow: a run for the search, a child of it for every trial.
+        verbose: print a line for every finished trial.
+        nested: also search anew without each of this many patient-level folds, and test what is
+          found on that fold: the figure of the searched recipe that no choice has made too good, at
+          the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
 
     Returns:
-      The search.
+        The search.
 
     Raises:
-      InputError: the space or the data cannot be used, the folder holds another search, or the
-        first trials have all failed.
-      Stopped: interrupted with Ctrl-C; the same call goes on.
+        InputError: the space or the data cannot be used, the folder holds another search, or the
+          first trials have all failed.
+        Stopped: interrupted with Ctrl-C; the same call goes on.
     """
     space = Space.load(space, overrides)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
@@ -296,11 +296,11 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
     """Return the studies that no trial sees, and the splits of the others that it is scored on.
 
     Returns:
-      `set_aside`: study ids; `splits`: a list of study ids by `train`, `validation` (chooses the
-      epoch) and `test` (held out, scored; empty without folds and repeats).
+        `set_aside`: study ids; `splits`: a list of study ids by `train`, `validation` (chooses the
+        epoch) and `test` (held out, scored; empty without folds and repeats).
 
     Raises:
-      InputError: too few patients.
+        InputError: too few patients.
     """
     studies, split, objective = prepared.studies, space.base.split, space.objective
     own = cohort.holdout(studies, split)
@@ -811,8 +811,8 @@ def nested_result(folder: Path, prepared: Prepared, objective: Objective) -> dic
     """Return what the searches of a nested evaluation found on the folds that they did not see.
 
     Returns:
-      `folds`: of each, the winner, its score in the search and on the fold; `table`: the metrics
-      of all folds with intervals, as of a cross-validated run; `metric`.
+        `folds`: of each, the winner, its score in the search and on the fold; `table`: the metrics
+        of all folds with intervals, as of a cross-validated run; `metric`.
     """
     tables, folds = [], []
     searches = sorted((folder / "nested").glob("fold_*"), key=lambda path: int(path.name[5:]))

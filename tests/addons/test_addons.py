@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import cohen_kappa_score
 
+from medseq_tf import recipe as recipes
 from medseq_tf.evaluation import metrics
 from medseq_tf.input import augment
 from medseq_tf.models.losses import LabelLoss
-from medseq_tf.recipe import experiment
 from medseq_tf.training.loop import build_optimizer
 
 
@@ -26,7 +26,7 @@ def golden():
 def test_adamw(golden):
     """The addon subtracts decay * w, Keras and the paper rate * decay * w."""
     rate, decay = 1e-2, 1e-4
-    settings = experiment.Optimizer(
+    settings = recipes.Optimizer(
         name="adamw", learning_rate=rate, weight_decay=decay / rate, epsilon=1e-8
     )
     optimizer = build_optimizer(settings)
@@ -68,7 +68,7 @@ def test_weighted_kappa(golden):
 @pytest.mark.parametrize("size", [11, 13, 15])
 def test_gaussian_filter(golden, size):
     """For sizes up to 9 OpenCV, and so ours, takes binomial tables in place of a Gaussian."""
-    settings = experiment.GaussianBlur(kernel=(size, size), p=1.0)
+    settings = recipes.GaussianBlur(kernel=(size, size), p=1.0)
     parameters = augment.draw_gaussian_blur(2, tf.constant([1, 2]), settings)
     blurred = augment.apply_gaussian_blur(golden["image.images"], parameters)
     np.testing.assert_allclose(blurred, golden[f"image.blur_{size}"], atol=1e-6)

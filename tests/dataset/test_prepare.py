@@ -23,7 +23,7 @@ from medseq_tf.dataset.prepare import READERS, Prepared, prepare
 from medseq_tf.dataset.records import FEWEST_TELLING_PIXELS, is_telling, slice_hash, to_square
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs, write_image_folder
-from medseq_tf.readers import Scan, Slices, StudySource
+from medseq_tf.readers import Slices, SourceIndex, StudySource
 
 REAL_DATA = Path(
     os.environ.get("MEDSEQ_TF_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -113,7 +113,7 @@ class Volume(StudySource):
 @pytest.mark.parametrize("dtype", ["int16", "uint16"])
 def test_sixteen_bit_intensities_come_back_exactly(tmp_path, monkeypatch, dtype):
     study = Volume("a", "patient", {"mass": float("nan"), "bleed": 1.0}, "test", dtype)
-    scan = Scan([study], ["bleed", "mass"], "CT", dtype=dtype)
+    scan = SourceIndex([study], ["bleed", "mass"], "CT", dtype=dtype)
     monkeypatch.setitem(READERS, "volume", lambda source=None: scan)
     data = make("volume", out=tmp_path / "out", size=12)
     np.testing.assert_array_equal(data.slices(0), study.read().images)
@@ -309,7 +309,7 @@ def test_the_name_of_the_labels_goes_nowhere(tmp_path):
     table.write_text("id,x\n7,1\n8,0\n9,1\n7,1\n")
     data = make("image-folder", tmp_path / "s", out=tmp_path / "o", labels=table)
     assert "PLANTNAME" not in everything_written(tmp_path / "o")
-    assert {f["where"] for f in data.audit["findings"]} == {"labels line 4", "labels line 5"}
+    assert {f["where"] for f in data.audit["entries"]} == {"labels line 4", "labels line 5"}
     assert data.info["preparation"]["options"] == {"labels": "CSV"}
     file = tmp_path / "o" / "dataset.json"  # as version 0.1.0 wrote it
     file.write_text(file.read_text().replace('"CSV"', '"PLANTNAME_labels.csv"'))
@@ -326,7 +326,7 @@ def test_copies_of_slices_are_told_apart(folder, tmp_path):
     for patient in (2, 3):
         save(next(folder.glob(f"*/{patient} (1).png")).with_stem(f"{patient} (9)"), BLACK)
     data = make("image-folder", folder, out=tmp_path / "out", same_numbers="same")
-    found = {(f["kind"], f["where"]) for f in data.audit["findings"] if "copy" in f["kind"]}
+    found = {(f["kind"], f["where"]) for f in data.audit["entries"] if "copy" in f["kind"]}
     assert found == {
         ("copy of a slice in its study", "Normal/1 (3).png"),
         ("copy of a slice in another study of its patient", "Stroke/1 (1).png"),
@@ -365,7 +365,7 @@ def test_nearly_blank_slices_are_no_copies(folder, tmp_path):
         save(stem.with_stem(f"{patient} (8)"), dot)
         save(stem.with_stem(f"{patient} (9)"), spot)
     data = make("image-folder", folder, out=tmp_path / "out")
-    found = [f["where"] for f in data.audit["findings"] if "copy" in f["kind"]]
+    found = [f["where"] for f in data.audit["entries"] if "copy" in f["kind"]]
     assert found == ["Stroke/3 (9).png"]
     row = list(data.studies.source).index("Normal/2")
     assert [digest is None for digest in data.studies.slice_hashes[row]] == [0, 0, 1, 0]
@@ -435,7 +435,7 @@ def test_the_audit_counts_and_names(folder, tmp_path):
     assert list(data.studies.source) == ["Normal/1", "Normal/2", "Stroke/3", "Stroke/4"]
     text = data.audit_text()
     assert text == (data.path / "audit.txt").read_text("utf-8")
-    assert text.startswith("4 studies of 4 patients, 8 slices; 5 findings\n")
+    assert text.startswith("4 studies of 4 patients, 8 slices; 5 audit entries\n")
     for name in ("Normal/notes.txt", "Stroke/9 (1).png", "Stroke/3: 2 of 30 x 20, 1 of 7 x 7"):
         assert name in text
 

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_volumes
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.training.train import train
 from medseq_tf.tuning.tune import tune
 

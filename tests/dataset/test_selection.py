@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from small_run import SMALL, run_small
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import read_counts, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation import evaluate as evaluation
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.reporting import figures, model_card, report
 from medseq_tf.tuning import optimism
 

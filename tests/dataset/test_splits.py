@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medseq_tf.dataset import splits as cohort
 from medseq_tf.errors import InputError
-from medseq_tf.recipe.experiment import Split
+from medseq_tf.recipe import Split
 
 examples = settings(max_examples=30, deadline=None)
 HALVES = Split(test=0.25, validation=0.25)
@@ -158,7 +158,7 @@ def test_folds_are_even_in_size_and_class(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_several_labels_are_as_common_in_every_split(seed):
-    # Prevalences of the five findings of paper 2.
+    # Prevalences of the five audit entries of paper 2.
     prevalence = np.array([0.283, 0.112, 0.0715, 0.0187, 0.154])
     labels = np.random.default_rng(seed).random((715, 5)) < prevalence
     studies = make_studies(labels)
@@ -346,7 +346,7 @@ def test_what_a_given_test_split_cannot_judge_is_said():
     split = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
     studies = make_studies(labels, split=split)
     rows = cohort.holdout(studies, Split())
-    assert cohort.unjudged(studies, rows) == [
+    assert cohort.unrankable(studies, rows) == [
         "stroke: the test split has no positive patient, so its ranking cannot be judged"
     ]
 

@@ -12,6 +12,7 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 from small_run import SMALL, run_small
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
@@ -19,7 +20,6 @@ from medseq_tf.evaluation import evaluate as evaluation
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.batches import SliceStore, evaluation_batches
-from medseq_tf.recipe import experiment as recipes
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ from small_run import SMALL, run_small
 
 import medseq_tf
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain import explain, explainer
 from medseq_tf.evaluation.explain import quality as explanation_quality
 from medseq_tf.evaluation.explain.explainer import Explainer, Graphs, ShownStudy
 from medseq_tf.input.batches import SliceStore
-from medseq_tf.recipe import experiment as recipes
 
 KERAS = (
     "model.encoder.name=keras_application",

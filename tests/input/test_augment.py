@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from medseq_tf.input import augment as augmentations
 from medseq_tf.input.augment import AUGMENTATIONS, augment
-from medseq_tf.recipe.experiment import Augment
+from medseq_tf.recipe import Augment
 
 H, W = 24, 40
 SEED = tf.constant([3, 7], tf.int32)

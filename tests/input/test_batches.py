@@ -23,7 +23,7 @@ from medseq_tf.input.batches import (
     steps_per_epoch,
     training_batches,
 )
-from medseq_tf.recipe.experiment import Augment, Experiment
+from medseq_tf.recipe import Augment, Experiment
 
 SIZE = 16
 PAPER = {

@@ -19,7 +19,7 @@ from medseq_tf.input.sampling import (
     spread_evenly,
     study_sequences,
 )
-from medseq_tf.recipe.experiment import Sequence
+from medseq_tf.recipe import Sequence
 
 LENGTHS = st.integers(1, 60)
 COUNTS = st.integers(1, 40)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from model_checks import check_one_trace, check_padding, check_round_trip
 
+from medseq_tf import recipe as recipes
 from medseq_tf.models import AGGREGATORS, Recurrent
 from medseq_tf.models.aggregators import READOUTS
-from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([5, 1, 3], "int32")
 MASK = np.arange(5) < LENGTHS[:, None]
@@ -73,7 +73,7 @@ def test_states_are_joined_over_the_real_slices(features, bidirectional, readout
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("readout", READOUTS)
 def test_padding_and_batch_mates_change_nothing(features, name, readout):
-    settings = experiment.Recurrent(name=name, units=4, layers=2, readout=readout)
+    settings = recipes.Recurrent(name=name, units=4, layers=2, readout=readout)
     aggregator = AGGREGATORS[name](settings, seed=0)
     check_padding(aggregator, features, LENGTHS)
     check_one_trace(aggregator, 6)

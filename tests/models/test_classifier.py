@@ -11,9 +11,9 @@ import tensorflow as tf
 from model_checks import check_one_trace, check_padding, randomize_moving_statistics
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.models import AGGREGATORS, ENCODERS
-from medseq_tf.recipe import experiment
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -32,7 +32,7 @@ SMALL = {
 
 def settings(encoder=None, aggregator=None, head=None):
     changes = {"encoder": encoder, "aggregator": aggregator, "head": head}
-    return experiment.Model(**{part: {**SMALL[part], **(changes[part] or {})} for part in changes})
+    return recipes.Model(**{part: {**SMALL[part], **(changes[part] or {})} for part in changes})
 
 
 VARIANTS = {
@@ -222,7 +222,7 @@ def test_mixed_precision(slices, precision):
 
 def test_slices_that_are_too_small_are_refused():
     with pytest.raises(InputError, match="a slice of 9 pixels a side"):
-        models.build(experiment.Model(), (9, 9, 1), labels=1)
+        models.build(recipes.Model(), (9, 9, 1), labels=1)
 
 
 def test_more_slices_than_positions_are_refused(slices):

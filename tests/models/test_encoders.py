@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from model_checks import check_padding, check_round_trip, randomize_moving_statistics
 
+from medseq_tf import recipe as recipes
 from medseq_tf.layers import ConvolutionBlock, PerPosition, TimeDistributed
 from medseq_tf.models import ENCODERS, ConvFSMStack, Encoder
-from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([3, 1], "int32")
 
@@ -27,7 +27,7 @@ def stack(**changes):
 
 
 def test_outputs_per_slice_are_those_of_figure_6():
-    encoder = ENCODERS["conv_fsm"](experiment.ConvFSM(), seed=0)
+    encoder = ENCODERS["conv_fsm"](recipes.ConvFSM(), seed=0)
     layer = encoder.slices_to_features.layer
     shape, shapes = (None, 64, 64, 1), []
     for stage in layer.stages:
@@ -72,7 +72,7 @@ def test_dropout_of_features_is_seeded(slices):
 
 @pytest.mark.parametrize("weights", ["shared", "per_position"])
 def test_padding_and_batch_mates_change_nothing(slices, weights):
-    settings = experiment.ConvFSM(weights=weights, positions=6, kernels=[5, 3, 3])
+    settings = recipes.ConvFSM(weights=weights, positions=6, kernels=[5, 3, 3])
     encoder = ENCODERS["conv_fsm"](settings, seed=0)
     big = np.kron(slices, np.ones((1, 1, 3, 3, 1), "float32"))
     check_padding(encoder, big, LENGTHS)
@@ -80,7 +80,7 @@ def test_padding_and_batch_mates_change_nothing(slices, weights):
 
 def test_skip_padding_is_handed_on():
     for skip_padding in (True, False):
-        encoder = ENCODERS["conv_fsm"](experiment.ConvFSM(), 0, skip_padding)
+        encoder = ENCODERS["conv_fsm"](recipes.ConvFSM(), 0, skip_padding)
         assert encoder.slices_to_features.skip_padding is skip_padding
 
 

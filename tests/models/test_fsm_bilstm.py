@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medseq_tf import models
-from medseq_tf.recipe import experiment
+from medseq_tf import recipe as recipes
 
 
 def convolution(size, channels, filters):
@@ -44,7 +44,7 @@ SHARED = STAGES + SIMILARITY + STAGE_NORMALISATION + LSTM + head(2 * 64)
     [("fsm_bilstm_paper", PAPER, 1_865_817), ("fsm_bilstm", SHARED, 917_545)],
 )
 def test_number_of_trainable_weights(preset, by_hand, published):
-    model = models.build(experiment.load(preset).model, (64, 64, 1), labels=1, seed=0)
+    model = models.build(recipes.load(preset).model, (64, 64, 1), labels=1, seed=0)
     counted = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
     assert counted == by_hand == published
 
@@ -56,7 +56,7 @@ def test_pytorch_counts_one_more_bias_for_each_gate():
 
 @pytest.mark.parametrize("preset", ["fsm_bilstm_paper", "fsm_bilstm"])
 def test_the_presets_are_the_papers_where_it_says_something(preset):
-    recipe = experiment.load(preset)
+    recipe = recipes.load(preset)
     assert recipe.name == preset
     assert recipe.description
     assert (recipe.input.size, recipe.input.mean, recipe.input.std) == (64, 0.5, 0.3)
@@ -69,7 +69,7 @@ def test_the_presets_are_the_papers_where_it_says_something(preset):
 
 
 def test_the_papers_preset():
-    recipe = experiment.load("fsm_bilstm_paper")
+    recipe = recipes.load("fsm_bilstm_paper")
     assert recipe.sequence.policy == recipe.sequence.evaluation.policy == "paper"
     assert recipe.model.encoder.weights == "per_position"
     assert recipe.model.encoder.fsm.attention == "none"
@@ -80,13 +80,13 @@ def test_the_papers_preset():
 
 
 def test_figure_8s_softmax_is_a_setting_away():
-    recipe = experiment.load("fsm_bilstm_paper", ["model.encoder.fsm.attention=softmax"])
+    recipe = recipes.load("fsm_bilstm_paper", ["model.encoder.fsm.attention=softmax"])
     model = models.build(recipe.model, (64, 64, 1), labels=1, seed=0)
     assert model.encoder.slices_to_features.layer.fsm.attention == "softmax"
 
 
 def test_studies_of_any_length(rng):
-    model = models.build(experiment.load("fsm_bilstm").model, (64, 64, 1), labels=1, seed=0)
+    model = models.build(recipes.load("fsm_bilstm").model, (64, 64, 1), labels=1, seed=0)
     for steps in (1, 40):
         slices = rng.normal(size=(2, steps, 64, 64, 1)).astype("float32")
         logits = model({"slices": slices, "lengths": np.array([steps, 1])})

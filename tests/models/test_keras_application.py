@@ -11,11 +11,11 @@ import tensorflow as tf
 from model_checks import check_one_trace, check_padding, check_round_trip
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.models import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.applications import dtype_policy
 from medseq_tf.models.losses import LabelLoss
-from medseq_tf.recipe import experiment
 
 SHAPE = (32, 32, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -24,7 +24,7 @@ SMALL = "MobileNet"  # 86 layers, batch normalisation among them, and a quick bu
 
 def settings(**encoder):
     values = {"network": SMALL, "weights": "none", "dense": [{"units": 6}], **encoder}
-    return experiment.Model(
+    return recipes.Model(
         encoder={"name": "keras_application", **values},
         aggregator={"units": 4, "layers": 1, "readout": "concat"},
         head={"units": []},

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from medseq_tf import recipe as recipes
 from medseq_tf.models import losses
-from medseq_tf.recipe import experiment as recipes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medseq_tf import models
-from medseq_tf.recipe import experiment
+from medseq_tf import recipe as recipes
 
 
 def convolution(side, inputs, outputs, bias=True):
@@ -81,7 +81,7 @@ def count(weights):
 
 
 def build(preset, labels):
-    recipe = experiment.load(preset, ["model.encoder.weights=none"])
+    recipe = recipes.load(preset, ["model.encoder.weights=none"])
     return models.build(recipe.model, (recipe.input.size,) * 2 + (1,), labels, recipe.seed)
 
 
@@ -127,7 +127,7 @@ def test_weights_of_densenet121_with_an_lstm():
 
 def test_settings_of_the_paper():
     hemorrhage, several, both_ways = (
-        experiment.load(name) for name in ("vgg19_lstm", "densenet121_lstm", "vgg19_bilstm")
+        recipes.load(name) for name in ("vgg19_lstm", "densenet121_lstm", "vgg19_bilstm")
     )
     for recipe in (hemorrhage, several):
         assert (recipe.fit.batch_size, recipe.fit.accumulate) == (1, 8)

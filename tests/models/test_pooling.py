@@ -7,19 +7,19 @@ import pytest
 from model_checks import check_one_trace, check_padding, check_round_trip
 from scipy.special import logsumexp, softmax
 
+from medseq_tf import recipe as recipes
 from medseq_tf.models import AGGREGATORS
 from medseq_tf.models.pooling import GatedAttention, Pooling
 from medseq_tf.models.transformer import Transformer
-from medseq_tf.recipe import experiment
 
 LENGTHS = np.array([5, 1, 3], "int32")
 SETTINGS = {
-    "mean": experiment.Pooling(name="mean"),
-    "max": experiment.Pooling(name="max"),
-    "sum": experiment.Pooling(name="sum"),
-    "log_sum_exp": experiment.Pooling(name="log_sum_exp", sharpness=3.0),
-    "attention": experiment.Attention(units=4, dropout=0.5),
-    "transformer": experiment.Transformer(units=8, heads=2, feed_forward=6),
+    "mean": recipes.Pooling(name="mean"),
+    "max": recipes.Pooling(name="max"),
+    "sum": recipes.Pooling(name="sum"),
+    "log_sum_exp": recipes.Pooling(name="log_sum_exp", sharpness=3.0),
+    "attention": recipes.Attention(units=4, dropout=0.5),
+    "transformer": recipes.Transformer(units=8, heads=2, feed_forward=6),
 }
 
 

@@ -13,8 +13,8 @@ from model_checks import (
 )
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.models.classifier import PREFIXES
-from medseq_tf.recipe import experiment
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -53,7 +53,7 @@ ENCODERS = {
 
 
 def build(aggregator, encoder="shared", labels=3, shape=SHAPE):
-    settings = experiment.Model(
+    settings = recipes.Model(
         encoder=ENCODERS[encoder], aggregator=AGGREGATORS[aggregator], head={"units": [5]}
     )
     model = models.build(settings, shape, labels, seed=0)

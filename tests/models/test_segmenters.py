@@ -10,11 +10,11 @@ import pytest
 from model_checks import check_padding, check_round_trip, randomize_moving_statistics
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.layers import kernels
 from medseq_tf.models import segmenters
 from medseq_tf.models.segmenters import Segmenter
-from medseq_tf.recipe import experiment as recipes
 
 CHANNELS = {"xnet": 1, "unet": 1, "dunet": 5}
 WIDTH, SIDE = 2, 16

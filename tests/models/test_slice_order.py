@@ -7,7 +7,7 @@ import pytest
 from model_checks import check_padding
 
 from medseq_tf import models
-from medseq_tf.recipe import experiment
+from medseq_tf import recipe as recipes
 
 SHAPE = (8, 8, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -29,9 +29,7 @@ ORDER_READING = {
 
 
 def logits(aggregator, labels):
-    settings = experiment.Model(
-        encoder={"name": "pixels"}, aggregator=aggregator, head={"units": []}
-    )
+    settings = recipes.Model(encoder={"name": "pixels"}, aggregator=aggregator, head={"units": []})
     model = models.build(settings, SHAPE, labels, seed=0)
     return lambda slices, lengths: model({"slices": slices, "lengths": lengths})
 

@@ -17,10 +17,10 @@ from model_checks import (
 from scipy.special import expit, logit, logsumexp
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import SliceStore, training_batches
 from medseq_tf.models.slice_scores import SliceScores
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.runs.tracking import Tracker
 from medseq_tf.training import loop as fitting
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.models.torch_weights import fsm_bilstm_from_torch
-from medseq_tf.recipe import experiment
 
 GOLDEN = Path(__file__).with_name("torch_golden.npz")
 
@@ -24,7 +24,7 @@ def small_model(attention="none", **changes):
         "fsm": {"attention": attention},
         **changes,
     }
-    settings = experiment.Model(encoder=encoder, aggregator={"units": 5}, head={"units": [4]})
+    settings = recipes.Model(encoder=encoder, aggregator={"units": 5}, head={"units": [4]})
     return models.build(settings, (64, 64, 1), labels=1, seed=0)
 
 
@@ -127,7 +127,7 @@ def test_the_full_network_equals_pytorch(attention):
 
     network = randomize(Network(attention=attention))
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_867_353
-    recipe = experiment.load("fsm_bilstm_paper", [f"model.encoder.fsm.attention={attention}"])
+    recipe = recipes.load("fsm_bilstm_paper", [f"model.encoder.fsm.attention={attention}"])
     model = models.build(recipe.model, (64, 64, 1), labels=1, seed=0)
     fsm_bilstm_from_torch({k: v.numpy() for k, v in network.state_dict().items()}, model)
     slices = np.random.default_rng(0).normal(size=(3, 15, 1, 64, 64)).astype("float32")

@@ -13,12 +13,12 @@ from model_checks import (
 )
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.explain.explain import study as explain_study
 from medseq_tf.models.volume import VolumeNetwork, resampling_weights
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.serving import open_model as answering
 from medseq_tf.serving.export import export
 from medseq_tf.training.train import train

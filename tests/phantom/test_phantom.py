@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import BONE, DemoCohort, photographs, scan_demo, write_image_folder
-from medseq_tf.readers.image_folder import scan_image_folder
+from medseq_tf.phantom.cohort import BONE, DemoCohort, index_demo, photographs, write_image_folder
+from medseq_tf.readers.image_folder import index_image_folder
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_each_of_five_labels_changes_the_head_where_the_mask_says(label):
 
 
 def test_reader_gives_photographs_and_masks():
-    scan = scan_demo(patients=3, size=24, labels="5", slices=(4, 6))
+    scan = index_demo(patients=3, size=24, labels="5", slices=(4, 6))
     assert scan.label_names == ["hemorrhage", "ischemia", "fracture", "mass", "edema"]
     assert [study.source for study in scan.studies] == [f"patient-000{n}" for n in (1, 2, 3)]
     slices = scan.studies[0].read()
@@ -158,14 +158,14 @@ def test_reader_gives_photographs_and_masks():
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(InputError, match=message):
-        scan_demo(**settings)
+        index_demo(**settings)
 
 
 def test_written_class_folders_are_read_back(tmp_path):
     cohort = DemoCohort(patients=6, size=24, slices=(3, 5))
-    scan = scan_image_folder(write_image_folder(cohort, tmp_path / "cohort"))
+    scan = index_image_folder(write_image_folder(cohort, tmp_path / "cohort"))
     assert scan.label_names == ["lesion"]
-    assert not scan.findings
+    assert not scan.audit_entries
     by_patient = {study.patient: study for study in scan.studies}
     for number in range(6):
         study, rendered = by_patient[str(number + 1)], cohort.render(number)
@@ -175,7 +175,7 @@ def test_written_class_folders_are_read_back(tmp_path):
 
 def test_written_patient_folders_are_read_back(tmp_path):
     cohort = DemoCohort(patients=4, size=24, labels=5, slices=(3, 5), prevalence=0.5)
-    scan = scan_image_folder(write_image_folder(cohort, tmp_path, layout="patient"))
+    scan = index_image_folder(write_image_folder(cohort, tmp_path, layout="patient"))
     assert [study.labels for study in scan.studies] == [cohort.labels_of(n) for n in range(4)]
     np.testing.assert_array_equal(
         scan.studies[2].read().images, photographs(cohort.render(2).volume)

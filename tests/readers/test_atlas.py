@@ -12,7 +12,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import T1, write_atlas
 from medseq_tf.readers import atlas
-from medseq_tf.readers.atlas import Protocol, scan_atlas
+from medseq_tf.readers.atlas import Protocol, index_atlas
 
 COHORT = DemoCohort(patients=3, seed=3, size=32)
 STEM = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
@@ -54,7 +54,7 @@ def shown(study):
 
 @pytest.mark.parametrize("release", ["1.2", "2.0"])
 def test_both_releases_give_the_same_slices_and_masks(tmp_path, release):
-    scan = scan_atlas(write_atlas(COHORT, tmp_path, release), whole=True, extent=(0, 1))
+    scan = index_atlas(write_atlas(COHORT, tmp_path, release), whole=True, extent=(0, 1))
     assert (scan.label_names, scan.modality, len(scan.studies)) == (["lesion"], "MR", 3)
     for number, study in enumerate(scan.studies):
         drawn = COHORT.render(number)
@@ -67,7 +67,7 @@ def test_both_releases_give_the_same_slices_and_masks(tmp_path, release):
 
 def test_the_synthetic_scans_have_the_contrast_of_t1(tmp_path):
     """White matter is brighter than grey, fluid, bone and lesions darker than both."""
-    (study,) = scan_atlas(
+    (study,) = index_atlas(
         write_atlas(DemoCohort(patients=1, prevalence=1.0), tmp_path), whole=True, extent=(0, 1)
     ).studies
     drawn, slices = DemoCohort(patients=1, prevalence=1.0).render(0), study.read()
@@ -88,7 +88,7 @@ def test_sessions_and_timepoints_belong_to_their_subject(tmp_path):
         for name in ("t1w_deface", "LesionSmooth"):
             image = image_of(np.ones((40, 8, 8), np.uint8))
             sitk.WriteImage(image, str(tmp_path / f"{timepoint}_{name}_stx.nii.gz"))
-    patients = [study.patient for study in scan_atlas(tmp_path, whole=True).studies]
+    patients = [study.patient for study in index_atlas(tmp_path, whole=True).studies]
     assert patients == ["sub-r001s001"] * 2 + ["c0001s0004"] * 2
 
 
@@ -99,7 +99,7 @@ def test_odd_files_and_lonely_images_are_named(tmp_path):
     (tmp_path / "sub-r003s001_ses-1_label-L_mask.nii.gz").write_bytes(data)
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "template.nii.gz").write_bytes(data)
-    found = {(f.kind, f.where) for f in scan_atlas(tmp_path, whole=True).findings}
+    found = {(f.kind, f.where) for f in index_atlas(tmp_path, whole=True).audit_entries}
     assert found == {
         ("study left out", "sub-r002s001_ses-1_T1w.nii.gz"),
         ("mask without an image", "sub-r003s001_ses-1_label-L_mask.nii.gz"),
@@ -110,7 +110,7 @@ def test_odd_files_and_lonely_images_are_named(tmp_path):
 
 def test_a_folder_that_is_no_atlas(tmp_path):
     with pytest.raises(InputError, match="holds no ATLAS image"):
-        scan_atlas(tmp_path)
+        index_atlas(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- masks
@@ -123,7 +123,7 @@ def test_masks_of_either_scale_are_merged(tmp_path):
     for number, mask in enumerate((first, second)):
         path = tmp_path / f"{STEM}_label-R{number}_desc-T1lesion_mask.nii.gz"
         sitk.WriteImage(image_of(mask), str(path))
-    (study,) = scan_atlas(tmp_path, whole=True, extent=(0, 1)).studies
+    (study,) = index_atlas(tmp_path, whole=True, extent=(0, 1)).studies
     masks = np.array(study.read().masks)
     assert {tuple(place) for place in np.argwhere(masks)} == {(4, 2, 2), (5, 3, 3)}
 
@@ -133,8 +133,8 @@ def test_a_mask_on_another_grid_is_resampled_and_named(tmp_path):
     lesion[8:10, 6:8, 6:8] = 1
     fine = image_of(lesion, (0.5, 0.5, 0.5), (-0.25, -0.25, -0.25))
     subject(tmp_path, np.zeros(10), mask_image=fine)
-    scan = scan_atlas(tmp_path, whole=True, extent=(0, 1))
-    assert [f.kind for f in scan.findings] == ["mask on another grid"]
+    scan = index_atlas(tmp_path, whole=True, extent=(0, 1))
+    assert [f.kind for f in scan.audit_entries] == ["mask on another grid"]
     masks = np.array(scan.studies[0].read().masks)
     np.testing.assert_array_equal(np.argwhere(masks), [[4, 3, 3]])
 
@@ -143,24 +143,24 @@ def test_a_flipped_mask_is_the_same_mask(tmp_path):
     lesion = np.zeros((10, 8, 8), np.uint8)
     lesion[4, 2, 1] = 1
     subject(tmp_path, np.zeros(10), mask_image=sitk.DICOMOrient(image_of(lesion), "RAI"))
-    scan = scan_atlas(tmp_path, whole=True, extent=(0, 1))
+    scan = index_atlas(tmp_path, whole=True, extent=(0, 1))
     np.testing.assert_array_equal(np.argwhere(scan.studies[0].read().masks), [[4, 2, 1]])
 
 
 def test_a_mask_elsewhere_leaves_its_session_out(tmp_path):
     elsewhere = image_of(np.ones((10, 8, 8), np.uint8), origin=(0.0, 0.0, 3.0))
     subject(tmp_path, np.zeros(10), mask_image=elsewhere)
-    scan = scan_atlas(tmp_path, whole=True)
+    scan = index_atlas(tmp_path, whole=True)
     assert scan.studies == []
-    assert scan.findings[0].kind == "study left out"
-    assert "covers 69% of the image's" in scan.findings[0].detail
+    assert scan.audit_entries[0].kind == "study left out"
+    assert "covers 69% of the image's" in scan.audit_entries[0].detail
 
 
 def test_a_damaged_mask_leaves_its_session_out(tmp_path):
     subject(tmp_path, np.zeros(10))
     (tmp_path / f"{STEM}_label-R_desc-T1lesion_mask.nii.gz").write_bytes(b"")
-    scan = scan_atlas(tmp_path, whole=True)
-    assert "a lesion mask cannot be used: an empty file" in scan.findings[0].detail
+    scan = index_atlas(tmp_path, whole=True)
+    assert "a lesion mask cannot be used: an empty file" in scan.audit_entries[0].detail
 
 
 # --------------------------------------------------------------------------------------- sequences
@@ -172,7 +172,7 @@ def test_the_paper_s_protocol(tmp_path):
     subject(tmp_path / "kept", lesion)
     lesion[30:] = lesion[:10] = 0
     subject(tmp_path / "few", np.roll(lesion, -4), STEM.replace("s001", "s002"))
-    scan = scan_atlas(tmp_path)
+    scan = index_atlas(tmp_path)
     with_lesion, without = scan.studies
     assert (with_lesion.labels, without.labels) == ({"lesion": 1.0}, {"lesion": 0.0})
     assert with_lesion.patient == without.patient == "sub-r001s001"
@@ -181,8 +181,8 @@ def test_the_paper_s_protocol(tmp_path):
         assert len(slices) == len(set(slices)) == 15
         assert slices == sorted(slices)
         assert set(slices) <= set(places)
-    assert [f.kind for f in scan.findings] == ["subject left out"]
-    assert "8 lesion slices of 114" in scan.findings[0].detail
+    assert [f.kind for f in scan.audit_entries] == ["subject left out"]
+    assert "8 lesion slices of 114" in scan.audit_entries[0].detail
 
 
 def test_the_extent_of_189_slices():
@@ -193,17 +193,17 @@ def test_the_extent_of_189_slices():
 def test_draws_depend_on_seed_and_session_alone(tmp_path):
     lesion = np.arange(100) % 2
     subject(tmp_path / "x", lesion)
-    alone = [study.places for study in scan_atlas(tmp_path).studies]
+    alone = [study.places for study in index_atlas(tmp_path).studies]
     subject(tmp_path / "a", lesion, STEM.replace("s001", "s000"))
-    beside = scan_atlas(tmp_path).studies
+    beside = index_atlas(tmp_path).studies
     assert [s.places for s in beside if s.patient == "sub-r001s001"] == alone
-    assert [s.places for s in scan_atlas(tmp_path, seed=1).studies][-2:] != alone
+    assert [s.places for s in index_atlas(tmp_path, seed=1).studies][-2:] != alone
 
 
 def test_several_sequences_with_a_share_of_lesion_slices(tmp_path):
     lesion = np.arange(100) % 2
     subject(tmp_path, lesion)
-    scan = scan_atlas(tmp_path, sequences=11, length=10, lesion_share=0.3)
+    scan = index_atlas(tmp_path, sequences=11, length=10, lesion_share=0.3)
     assert [s.labels["lesion"] for s in scan.studies] == [1.0] * 6 + [0.0] * 5
     assert len({study.source for study in scan.studies}) == 11
     for study in scan.studies:
@@ -216,13 +216,15 @@ def test_findings_of_a_session_are_told_once(tmp_path):
     subject(tmp_path, np.arange(100) % 2)
     values = sitk.GetImageFromArray(np.random.default_rng(0).random((100, 8, 8), np.float32))
     sitk.WriteImage(values, str(tmp_path / f"{STEM}_T1w.nii.gz"))
-    findings = [study.read().findings for study in scan_atlas(tmp_path, sequences=4).studies]
-    assert [len(found) for found in findings] == [1, 0, 0, 0]
+    audit_entries = [
+        study.read().audit_entries for study in index_atlas(tmp_path, sequences=4).studies
+    ]
+    assert [len(found) for found in audit_entries] == [1, 0, 0, 0]
 
 
 def test_a_session_that_changed_is_read_again(tmp_path):
     subject(tmp_path, np.arange(100) % 2)
-    study = scan_atlas(tmp_path, length=5).studies[0]
+    study = index_atlas(tmp_path, length=5).studies[0]
     before = shown(study)
     values = np.broadcast_to(np.arange(100)[:, None, None] * 7, (100, 8, 8)).astype(np.int16)
     sitk.WriteImage(image_of(values), str(tmp_path / f"{STEM}_T1w.nii.gz"))
@@ -275,4 +277,4 @@ def test_neighbours_come_as_near_to_the_share_as_they_can():
 def test_wrong_settings(tmp_path, options):
     (name,) = options
     with pytest.raises(InputError, match=f"{name}=.* is"):
-        scan_atlas(tmp_path, **options)
+        index_atlas(tmp_path, **options)

@@ -22,7 +22,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs, write_image_folder
 from medseq_tf.phantom.writers import ORIENTATIONS, write_dicom, write_volumes
 from medseq_tf.readers import UnreadableStudy, dicom
-from medseq_tf.readers.dicom import scan_dicom
+from medseq_tf.readers.dicom import index_dicom
 from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
 from medseq_tf.readers.simpleitk_volume import read_dicom_frames
 
@@ -51,7 +51,7 @@ def write_stack(folder, values, positions, **changes):
 
 
 def kinds(scan):
-    return [finding.kind for finding in scan.findings]
+    return [entry.kind for entry in scan.audit_entries]
 
 
 # --------------------------------------------------------------------- the same slices everywhere
@@ -81,8 +81,8 @@ def test_every_reader_gives_the_same_prepared_slices(tmp_path):
 
 @pytest.mark.parametrize("tilt", [0.0, -20.0, 25.0])
 def test_a_tilted_series_is_kept_as_acquired(tmp_path, tilt):
-    scan = scan_dicom(write_dicom(COHORT, tmp_path, tilt_degrees=tilt))
-    tilts = [finding.detail for finding in scan.findings if finding.kind == "gantry tilt"]
+    scan = index_dicom(write_dicom(COHORT, tmp_path, tilt_degrees=tilt))
+    tilts = [entry.detail for entry in scan.audit_entries if entry.kind == "gantry tilt"]
     assert tilts == ([f"{abs(tilt):.1f} degrees"] * 3 if tilt else [])
     assert kinds(scan).count("localiser") == 3
     for study in scan.studies:
@@ -110,7 +110,7 @@ def test_tilt_is_corrected_by_shifting_slices(tmp_path):
     folder = write_stack(tmp_path, pixels, positions, t00200037=column)
 
     def centres(**options):
-        images = np.array(scan_dicom(folder, **options).studies[0].read().images) + 1024.0
+        images = np.array(index_dicom(folder, **options).studies[0].read().images) + 1024.0
         rows = np.arange(40)[:, None]
         return (images * rows).sum((1, 2)) / images.sum((1, 2))
 
@@ -122,7 +122,7 @@ def test_tilt_is_corrected_by_shifting_slices(tmp_path):
 
 
 def test_images_are_counted_before_they_are_read(tmp_path, monkeypatch):
-    (study,) = scan_dicom(write_stack(tmp_path, *stack())).studies
+    (study,) = index_dicom(write_stack(tmp_path, *stack())).studies
     monkeypatch.setattr(dicom, "MOST_SLICES", 4)
     with pytest.raises(UnreadableStudy, match="5 images; a study has at most 4"):
         study.read()
@@ -134,7 +134,7 @@ def test_names_and_instance_numbers_say_nothing(tmp_path, rng):
         image(v, p, t00200013=str(n))
         for v, p, n in zip(values, positions, rng.permutation(9), strict=True)
     ]
-    scan = scan_dicom(write(tmp_path, *(files[i] for i in rng.permutation(9))))
+    scan = index_dicom(write(tmp_path, *(files[i] for i in rng.permutation(9))))
     assert kinds(scan) == []
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
 
@@ -154,15 +154,15 @@ def test_names_and_instance_numbers_say_nothing(tmp_path, rng):
 def test_slices_are_turned_as_a_radiologist_sees_them(tmp_path, orientation, along, turn):
     values, _ = stack()
     positions = [tuple(2.0 * t * np.array(along)) for t in range(5)]
-    scan = scan_dicom(write_stack(tmp_path, values, positions, t00200037=orientation))
+    scan = index_dicom(write_stack(tmp_path, values, positions, t00200037=orientation))
     np.testing.assert_array_equal(scan.studies[0].read().images, turn(values - 1024))
 
 
 def test_missing_positions_are_counted(tmp_path):
     values, positions = stack(8)
     keep = [0, 1, 2, 5, 6, 7]
-    scan = scan_dicom(write_stack(tmp_path, values[keep], [positions[i] for i in keep]))
-    assert [(f.kind, f.detail) for f in scan.findings] == [
+    scan = index_dicom(write_stack(tmp_path, values[keep], [positions[i] for i in keep]))
+    assert [(f.kind, f.detail) for f in scan.audit_entries] == [
         ("missing slice positions", "2 missing, after slice 3")
     ]
     assert len(scan.studies[0].read().images) == 6
@@ -172,12 +172,12 @@ def test_variable_spacing_is_kept_or_made_even(tmp_path):
     heights = [0, 2, 4, 7, 10]
     values = np.broadcast_to(np.array(heights)[:, None, None] * 100, (5, 4, 6))
     folder = write_stack(tmp_path, values, [(0, 0, height) for height in heights])
-    scan = scan_dicom(folder)
-    assert [(f.kind, f.detail) for f in scan.findings] == [
+    scan = index_dicom(folder)
+    assert [(f.kind, f.detail) for f in scan.audit_entries] == [
         ("variable slice spacing", "2.00 to 3.00 mm between slices")
     ]
     assert len(scan.studies[0].read().images) == 5
-    even = np.array(scan_dicom(folder, spacing=(0.5, 2, 1)).studies[0].read().images)
+    even = np.array(index_dicom(folder, spacing=(0.5, 2, 1)).studies[0].read().images)
     assert even.shape == (11, 2, 12)
     np.testing.assert_array_equal(even[:, 0, 0], np.arange(11) * 100 - 1024)
 
@@ -190,8 +190,8 @@ def test_of_duplicate_positions_the_first_acquisition_is_used(tmp_path):
         for number, stack_ in ((2, second), (1, values))
         for v, p in zip(stack_, positions, strict=True)
     ]
-    scan = scan_dicom(write(tmp_path, *files))
-    assert [(f.kind, f.detail) for f in scan.findings] == [
+    scan = index_dicom(write(tmp_path, *files))
+    assert [(f.kind, f.detail) for f in scan.audit_entries] == [
         ("duplicate slice positions", "5 images left out")
     ]
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
@@ -201,7 +201,7 @@ def test_of_several_orientations_the_largest_stack_is_used(tmp_path):
     values, positions = stack()
     odd = [image(values[0], (0, y, 0), t00200037="1\\0\\0\\0\\0\\-1") for y in range(3)]
     files = [image(v, p) for v, p in zip(values, positions, strict=True)]
-    scan = scan_dicom(write(tmp_path, *odd, *files))
+    scan = index_dicom(write(tmp_path, *odd, *files))
     assert kinds(scan) == ["several orientations or sizes in a series"]
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
 
@@ -228,16 +228,16 @@ def test_the_best_series_of_a_study(tmp_path, rng):
         *series_of(few, few_positions, 5, t0008103E=("LO", "Head bone again")),
     ]
     folder = write(tmp_path, *files)
-    best = scan_dicom(folder)
+    best = index_dicom(folder)
     np.testing.assert_array_equal(best.studies[0].read().images, few - 1024)
     assert best.studies[0].pictures[0].number in range(len(files) + 2)
-    thin = scan_dicom(folder, series="*brain*").studies[0].read().images
+    thin = index_dicom(folder, series="*brain*").studies[0].read().images
     np.testing.assert_array_equal(thin, few[:3] - 1024)
-    everything = scan_dicom(folder, series="all").studies
+    everything = index_dicom(folder, series="all").studies
     assert sorted(len(study.read().images) for study in everything) == [3, 4, 4, 6, 6]
     assert len({study.source for study in everything}) == 5
     with pytest.raises(InputError, match="no DICOM series of CT or MR that can be used; 1 study"):
-        scan_dicom(folder, series="neck")
+        index_dicom(folder, series="neck")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_the_best_series_of_a_study(tmp_path, rng):
 def test_what_is_no_slice_is_left_out(tmp_path, changes, kind):
     values, positions = stack()
     odd = series_of(values, positions, 9, **changes)
-    scan = scan_dicom(write(tmp_path, *series_of(values, positions, 1), *odd))
+    scan = index_dicom(write(tmp_path, *series_of(values, positions, 1), *odd))
     assert set(kinds(scan)) == {kind}
     assert len(scan.studies) == 1
 
@@ -269,8 +269,8 @@ def test_a_series_of_one_slice_is_a_setting(tmp_path):
     values, positions = stack(1)
     folder = write_stack(tmp_path, values, positions)
     with pytest.raises(InputError, match="1 slices, fewer than 3"):
-        scan_dicom(folder)
-    (study,) = scan_dicom(folder, fewest_slices=1).studies
+        index_dicom(folder)
+    (study,) = index_dicom(folder, fewest_slices=1).studies
     np.testing.assert_array_equal(study.read().images, values - 1024)
 
 
@@ -287,9 +287,9 @@ def test_ct_and_mr_side_by_side(tmp_path, rng):
     ]  # fmt: skip
     labels = [(f"patient-{number}", 1) for number in (1, 2, 3)]
     folder = write(tmp_path, *files, labels=labels)
-    scan = scan_dicom(folder)
+    scan = index_dicom(folder)
     assert (scan.modality, scan.dtype, len(scan.studies)) == ("CT", "int16", 2)
-    assert [f.detail for f in scan.findings] == [
+    assert [f.detail for f in scan.audit_entries] == [
         "2 studies are, 1 are MR; give --modality MR for those",
         "MR in a data set of CT",
     ]
@@ -297,8 +297,8 @@ def test_ct_and_mr_side_by_side(tmp_path, rng):
         if path.suffix != ".csv" and b"patient-3" in path.read_bytes():
             path.unlink()
     with pytest.raises(InputError, match="1 studies are CT and 1 are MR; give --modality"):
-        scan_dicom(folder)
-    scan = scan_dicom(folder, modality="MR")
+        index_dicom(folder)
+    scan = index_dicom(folder, modality="MR")
     assert (scan.modality, scan.dtype) == ("MR", "uint16")
     np.testing.assert_array_equal(scan.studies[0].read().images, values)
 
@@ -309,14 +309,16 @@ def test_ct_and_mr_side_by_side(tmp_path, rng):
 def test_slope_and_intercept_give_hounsfield_units(tmp_path):
     values, positions = stack()
     folder = write_stack(tmp_path, values, positions, t00281053="0.5", t00281052="-1000")
-    images = scan_dicom(folder).studies[0].read().images
+    images = index_dicom(folder).studies[0].read().images
     np.testing.assert_allclose(images, values * 0.5 - 1000, atol=0.5)
 
 
 def test_monochrome_1_is_inverted(tmp_path):
     values, positions = stack()
-    scan = scan_dicom(write_stack(tmp_path, 4095 - values, positions, t00280004="MONOCHROME1"))
-    assert [(f.kind, f.detail) for f in scan.findings] == [("MONOCHROME1", "5 images inverted")]
+    scan = index_dicom(write_stack(tmp_path, 4095 - values, positions, t00280004="MONOCHROME1"))
+    assert [(f.kind, f.detail) for f in scan.audit_entries] == [
+        ("MONOCHROME1", "5 images inverted")
+    ]
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
 
 
@@ -333,7 +335,7 @@ def test_unpacked_values_are_as_simpleitk_reads_them(
     folder = write_stack(
         tmp_path, values | overlay, stack(3)[1], t00281053=slope, t00281052="-20", **changes
     )
-    (study,) = scan_dicom(folder).studies
+    (study,) = index_dicom(folder).studies
     assert all(picture.plain for picture in study.pictures)
     expected = [read_dicom_frames(folder / picture.path)[0] for picture in study.pictures]
     np.testing.assert_array_equal(study.read().images, np.clip(np.rint(expected), -32768, 32767))
@@ -358,7 +360,7 @@ def test_compressed_files(tmp_path, compressor):
             writer.SetFileName(str(path))
             writer.Execute(stored)
             assert EXPLICIT.encode() + b"\0" not in path.read_bytes()[:600]
-    np.testing.assert_array_equal(scan_dicom(folder).studies[0].read().images, values)
+    np.testing.assert_array_equal(index_dicom(folder).studies[0].read().images, values)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
@@ -383,7 +385,7 @@ def test_a_bare_data_set_is_read(tmp_path):
             values, positions, [IMPLICIT, EXPLICIT] * 2 + [IMPLICIT], strict=True
         )
     ]
-    scan = scan_dicom(write(tmp_path, *files))
+    scan = index_dicom(write(tmp_path, *files))
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
 
 
@@ -429,7 +431,7 @@ def enhanced(values, positions, slopes):
 def test_frames_of_a_multi_frame_file_are_slices(tmp_path):
     values, positions = stack(6)
     slopes = np.array([1, 1, 2, 1, 0.5, 1])
-    scan = scan_dicom(write(tmp_path, enhanced(values, positions, slopes)))
+    scan = index_dicom(write(tmp_path, enhanced(values, positions, slopes)))
     expected = values * slopes[:, None, None] - 1000
     np.testing.assert_allclose(scan.studies[0].read().images, expected, atol=0.51)
 
@@ -457,17 +459,17 @@ def test_keys_of_the_labels(tmp_path, column, key):
     (tmp_path / "folder7" / "deep" / "labels.csv").unlink()
     path = tmp_path / "labels.csv"
     path.write_text(f"{column},x,split\n{key},1,val\nnobody,0,train\n")
-    scan = scan_dicom(tmp_path)
+    scan = index_dicom(tmp_path)
     assert [(s.patient, s.labels, s.split) for s in scan.studies] == [
         ("folder7" if column == "patient" else "patient-1", {"x": 1.0}, "validation")
     ]
     rule = scan.resolved["match"]
     taken = [] if rule == column else [("labels matched", f"by {rule}")]
-    assert [(f.kind, f.detail) for f in scan.findings] == [
+    assert [(f.kind, f.detail) for f in scan.audit_entries] == [
         *taken,
         ("label for an unknown patient", ""),
     ]
-    assert scan.findings[-1].where == "labels line 3"
+    assert scan.audit_entries[-1].where == "labels line 3"
 
 
 def two_patients(folder, header, *rows):
@@ -483,9 +485,9 @@ def two_patients(folder, header, *rows):
 
 
 def test_an_accession_number_is_no_patient_id(tmp_path):
-    scan = scan_dicom(two_patients(tmp_path, "patient_id", "17,0", "23,1"))
+    scan = index_dicom(two_patients(tmp_path, "patient_id", "17,0", "23,1"))
     assert {s.patient: s.labels["x"] for s in scan.studies} == {"17": 0, "23": 1}
-    scan = scan_dicom(two_patients(tmp_path, "accession_number", "23,0", "40,1"))
+    scan = index_dicom(two_patients(tmp_path, "accession_number", "23,0", "40,1"))
     assert {s.patient: s.labels["x"] for s in scan.studies} == {"17": 0, "23": 1}
 
 
@@ -495,20 +497,20 @@ def test_an_id_that_may_be_two_things_is_asked_for(tmp_path, header):
     with pytest.raises(
         InputError, match=r"--match accession_number or --match patient_id"
     ) as error:
-        scan_dicom(folder)
+        index_dicom(folder)
     assert "labels line 3 by accession_number and line 2 by patient_id" in str(error.value)
     for match, labels in (("patient_id", {"17": 0, "23": 1}), ("accession_number", {"17": 1})):
-        scan = scan_dicom(folder, match=match)
+        scan = index_dicom(folder, match=match)
         assert {s.patient: s.labels["x"] for s in scan.studies} == labels
     with pytest.raises(InputError, match="match='name' is unknown; valid: study_instance_uid"):
-        scan_dicom(folder, match="name")
+        index_dicom(folder, match="name")
 
 
 def test_the_labels_may_join_a_patient_s_studies_but_not_part_them(tmp_path):
     folder = two_patients(tmp_path, "accession_number,patient_id", "23,p,0", "40,p,1")
-    scan = scan_dicom(folder)
+    scan = index_dicom(folder)
     assert [s.patient for s in scan.studies] == ["p", "p"]
-    assert "patients joined by the labels" in [f.kind for f in scan.findings]
+    assert "patients joined by the labels" in [f.kind for f in scan.audit_entries]
     values, positions = stack()
     third = series_of(
         values, positions, 3, t00100020="17", t0020000D="1.2.5", t00080050=("SH", "41")
@@ -516,23 +518,23 @@ def test_the_labels_may_join_a_patient_s_studies_but_not_part_them(tmp_path):
     write(folder / "more", *third)
     (folder / "labels.csv").write_text("accession_number,patient_id,x\n23,p,0\n41,q,1\n")
     with pytest.raises(InputError, match="one PatientID, and labels lines 2 and 3 give them two"):
-        scan_dicom(folder)
+        index_dicom(folder)
 
 
 def test_two_patients_do_not_share_a_row(tmp_path):
     folder = two_patients(tmp_path / "ward", "folder", "ward,1")
     (folder / "labels.csv").rename(tmp_path / "labels.csv")
     with pytest.raises(InputError, match="of two patients and both labels line 2"):
-        scan_dicom(tmp_path)
+        index_dicom(tmp_path)
 
 
 def test_a_study_without_patient_id_is_said(tmp_path):
     values, positions = stack()
     write(tmp_path, *series_of(values, positions, 1, t00100020=""))
     (tmp_path / "labels.csv").write_text("study_instance_uid,x\n1.2.3,1\n")
-    scan = scan_dicom(tmp_path)
+    scan = index_dicom(tmp_path)
     assert [study.patient for study in scan.studies] == ["1.2.3"]
-    assert [f.kind for f in scan.findings] == ["study without PatientID"]
+    assert [f.kind for f in scan.audit_entries] == ["study without PatientID"]
 
 
 def test_one_patient_in_two_splits_is_refused(tmp_path, rng):
@@ -541,7 +543,7 @@ def test_one_patient_in_two_splits_is_refused(tmp_path, rng):
     write(tmp_path, *files)
     (tmp_path / "labels.csv").write_text("study,x,split\n1.2.3,1,train\n1.2.4,1,test\n")
     with pytest.raises(InputError, match="lines 2 and 3 put one patient in two splits"):
-        scan_dicom(tmp_path)
+        index_dicom(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -555,7 +557,7 @@ def test_one_patient_in_two_splits_is_refused(tmp_path, rng):
 )
 def test_wrong_settings(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        scan_dicom(tmp_path, **options)
+        index_dicom(tmp_path, **options)
 
 
 # --------------------------------------------------------------------------------------- bad files
@@ -568,7 +570,7 @@ def test_files_that_are_no_dicom_are_numbered(tmp_path):
     (folder / "b").write_bytes(b"")
     (folder / "c").write_bytes((folder / "0000").read_bytes()[:400])
     (folder / "d").write_bytes(dicom_file(image(values[0]))[:-20])
-    scan = scan_dicom(folder)
+    scan = index_dicom(folder)
     listed = subprocess.run(
         [sys.executable, "-m", "medseq_tf.readers.dicom", str(folder)],
         capture_output=True,
@@ -576,7 +578,7 @@ def test_files_that_are_no_dicom_are_numbered(tmp_path):
         check=True,
     ).stdout.splitlines()
     numbers = {line.split(" ", 1)[1]: line.split()[0] for line in listed}
-    assert {(f.where, f.detail) for f in scan.findings} == {
+    assert {(f.where, f.detail) for f in scan.audit_entries} == {
         (f"file {numbers['a.txt']}", "not a DICOM file"),
         (f"file {numbers['b']}", "an empty file"),
         (f"file {numbers['c']}", "damaged or cut short"),
@@ -590,10 +592,10 @@ def test_pixels_that_cannot_be_decoded_cost_one_slice(tmp_path):
     packed = image(values[2], positions[2])
     packed[0x7FE00010] = ("OB", b"\xff\xd8 no JPEG at all " * 20)
     files[2] = dicom_file(packed, "1.2.840.10008.1.2.4.70")
-    scan = scan_dicom(write(tmp_path, *files))
+    scan = index_dicom(write(tmp_path, *files))
     slices = scan.studies[0].read()
     np.testing.assert_array_equal(slices.images, values[[0, 1, 3, 4]] - 1024)
-    assert [finding.kind for finding in slices.findings] == ["unreadable image"]
+    assert [entry.kind for entry in slices.audit_entries] == ["unreadable image"]
 
 
 @pytest.mark.parametrize(
@@ -677,7 +679,7 @@ def test_no_name_date_or_id_leaves_the_files(tmp_path, caplog, capfd):
     for text in texts:
         for secret in (SECRET, SECRET.lower(), date, "1.2.777"):
             assert secret not in text
-    assert {entry["kind"] for entry in prepared.audit["findings"]} >= {
+    assert {entry["kind"] for entry in prepared.audit["entries"]} >= {
         "unreadable image", "odd file", "empty folder", "label for an unknown patient",
     }  # fmt: skip
 
@@ -688,7 +690,7 @@ def test_errors_name_nobody(tmp_path):
     with pytest.raises(
         InputError, match=r"no study of .* is in the labels; .* studies' patient_id "
     ) as caught:
-        scan_dicom(folder)
+        index_dicom(folder)
     assert SECRET not in str(caught.value)
 
 

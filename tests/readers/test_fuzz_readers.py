@@ -144,7 +144,7 @@ def test_a_damaged_source_is_prepared_or_refused(tmp_path, reader, seed, capfd):
         prepared = prepare(
             reader, source, out=tmp_path / "out", size=16, workers=2, progress=False, **options
         )
-        assert prepared.audit["findings"]
+        assert prepared.audit["entries"]
         for row in range(len(prepared)):
             assert prepared.slices(row).shape[1:] == (16, 16)
     assert capfd.readouterr().err == ""

@@ -15,13 +15,13 @@ from dicom_writer import dicom_file, image
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.execution.processes import isolated_map
-from medseq_tf.readers.dicom import scan_dicom
+from medseq_tf.readers.dicom import index_dicom
 from medseq_tf.readers.dicom_header import UnreadableDicom, read_dicom_header
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.simpleitk_volume import read_volume, voxels
 from medseq_tf.readers.study import UnreadableStudy
 from medseq_tf.readers.volume_header import UnreadableVolume, read_header
-from medseq_tf.readers.volumes import scan_volumes
+from medseq_tf.readers.volumes import index_volumes
 
 FORMATS = [".nii", ".nii.gz", ".nrrd", ".mha"]
 JPEG_LOSSLESS, DEFLATED = "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.1.99"
@@ -40,7 +40,7 @@ def prepared(source, out, **options):
 
 
 def entries(data):
-    return {(f["kind"], f["where"]): f["detail"] for f in data.audit["findings"]}
+    return {(f["kind"], f["where"]): f["detail"] for f in data.audit["entries"]}
 
 
 # ------------------------------------------------------------- one scan, whatever its file's format
@@ -140,15 +140,15 @@ def test_a_ct_beyond_hounsfield_units_is_seen():
     with pytest.raises(UnreadableStudy, match="not one voxel lies between"):
         stored_intensities(values.astype(np.int32), "CT", "a")
     values[0, 0, :2] = 5, -7
-    images, findings = stored_intensities(values, "CT", "a")
+    images, audit_entries = stored_intensities(values, "CT", "a")
     assert images[0][0].tolist() == [5, -7, 32767, 32767]
-    assert [f.detail for f in findings] == ["30 of 32 became -32768 or 32767"]
+    assert [f.detail for f in audit_entries] == ["30 of 32 became -32768 or 32767"]
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, np.uint16])
 def test_a_study_of_one_value_is_seen(dtype):
-    _, findings = stored_intensities(np.full((2, 4, 4), 3071, dtype), "CT", "a")
-    assert [(f.kind, f.detail) for f in findings] == [
+    _, audit_entries = stored_intensities(np.full((2, 4, 4), 3071, dtype), "CT", "a")
+    assert [(f.kind, f.detail) for f in audit_entries] == [
         ("study of one value", "every voxel has the value 3071")
     ]
 
@@ -292,9 +292,9 @@ def test_an_image_with_an_impossible_rescaling_is_left_out(tmp_path, change):
     source = dicom_source(tmp_path / "source")
     odd = image(np.zeros((4, 5), np.uint16), (0, 0, 9), **change)
     (source / "odd").write_bytes(dicom_file(odd))
-    scan = scan_dicom(source)
+    scan = index_dicom(source)
     assert len(scan.studies[0].pictures) == 4
-    kinds = [finding.kind for finding in scan.findings]
+    kinds = [entry.kind for entry in scan.audit_entries]
     assert "image with an impossible rescale slope or intercept" in kinds
 
 
@@ -308,11 +308,11 @@ def test_each_slice_of_a_series_has_its_own_rescaling(tmp_path):
             t00281052=intercept,
         )
         (source / f"more{number}").write_bytes(dicom_file(elements))
-    scan = scan_dicom(source)
+    scan = index_dicom(source)
     assert (
         "several rescalings in a series",
         "3 pairs of slope and intercept; each image is given its own",
-    ) in [(f.kind, f.detail) for f in scan.findings]
+    ) in [(f.kind, f.detail) for f in scan.audit_entries]
     images = scan.studies[0].read().images
     assert [int(i[0, 0]) for i in images] == [-1024, -1023, -1022, -1021, 190, 50, -924]
 
@@ -325,13 +325,13 @@ def test_resampling_makes_no_more_voxels_than_a_file_may_have(tmp_path, far, pix
     last = image(np.zeros((4, 5), np.uint16), (0, 0, far), t00280030=pixels)
     (source / "last").write_bytes(dicom_file(last))
     with pytest.raises(UnreadableStudy, match="would have more than 536870912 voxels"):
-        scan_dicom(source, spacing=0.1).studies[0].read()
+        index_dicom(source, spacing=0.1).studies[0].read()
 
 
 def test_a_series_beyond_hounsfield_units_is_left_out(tmp_path):
     source = dicom_source(tmp_path / "source", t00281052="50000")
     with pytest.raises(UnreadableStudy, match="no Hounsfield units"):
-        scan_dicom(source).studies[0].read()
+        index_dicom(source).studies[0].read()
 
 
 def test_a_volume_that_is_left_out_for_its_header_names_it(tmp_path):
@@ -340,10 +340,10 @@ def test_a_volume_that_is_left_out_for_its_header_names_it(tmp_path):
     write(source / "b.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5))
     (source / "a.nrrd").write_text(NRRD + "# a comment\n" * 20000 + f"data file: {AWAY}\n\n")
     (source / "labels.csv").write_text("patient_id,x\na,1\nb,0\n")
-    scan = scan_volumes(source, modality="CT")
+    scan = index_volumes(source, modality="CT")
     reason = "its voxels are not in one file beside it"
     assert ("study left out", "a.nrrd", reason) in [
-        (f.kind, f.where, f.detail) for f in scan.findings
+        (f.kind, f.where, f.detail) for f in scan.audit_entries
     ]
 
 

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers import atlas
-from medseq_tf.readers.atlas import scan_atlas
-from medseq_tf.readers.dicom import scan_dicom
-from medseq_tf.readers.image_folder import scan_image_folder
+from medseq_tf.readers.atlas import index_atlas
+from medseq_tf.readers.dicom import index_dicom
+from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.matching import alike, match_rows, normal_id
-from medseq_tf.readers.volumes import scan_volumes
+from medseq_tf.readers.volumes import index_volumes
 
 NAMES = ["1", "2", "7", "07", "007", "23", "a", "A", "p1", "e\u0301", "\u00e9", " 7", "7 ", "1.0"]
 PNG = cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes()
@@ -162,7 +162,7 @@ def a_volume_cohort(root, draw, truth):
     rows = [row[: len(header)] for row in rows]
     write(root / "labels.csv", draw(tables(rows, header)).encode())
     match = draw(st.sampled_from([None, rule]))
-    check(lambda: scan_volumes(root, match=match), truth)
+    check(lambda: index_volumes(root, match=match), truth)
 
 
 @few_or_many
@@ -182,7 +182,7 @@ def patients_in_folders(root, draw, truth):
             write(root / patient / scan / "1.png", PNG)
     header = [draw(st.sampled_from(["patient", "ID", "patient_id", "who"])), "x"]
     write(root / "labels.csv", draw(tables(rows, header)).encode())
-    check(lambda: scan_image_folder(root), truth)
+    check(lambda: index_image_folder(root), truth)
 
 
 def patients_in_classes(root, draw, truth):
@@ -199,7 +199,7 @@ def patients_in_classes(root, draw, truth):
             truth.labels[study] = label
             truth.patients[study] = patient if same == "same" else study
     given = draw(st.sampled_from([None, same]))
-    check(lambda: scan_image_folder(root, layout="class", same_numbers=given), truth)
+    check(lambda: index_image_folder(root, layout="class", same_numbers=given), truth)
 
 
 @few_or_many
@@ -252,7 +252,7 @@ def a_dicom_cohort(root, draw, truth):
         truth.labels[study], truth.patients[study] = label, patient
     match = draw(st.sampled_from([None, rule]))
     check(
-        lambda: scan_dicom(root, match=match),
+        lambda: index_dicom(root, match=match),
         truth,
         lambda study: study.pictures[0].path.partition("-")[0],
     )
@@ -288,7 +288,7 @@ def an_atlas(root, draw, truth):
                 truth.labels[f"{stem}_T1w.nii"] = label
                 # Without a folder a subject's name is its own, whatever the folders are called.
                 truth.patients[f"{stem}_T1w.nii"] = f"{site * has_folders} {patient}"
-    check(lambda: scan_atlas(root, whole=True, extent=(0, 1)), truth)
+    check(lambda: index_atlas(root, whole=True, extent=(0, 1)), truth)
 
 
 @few_or_many
@@ -306,21 +306,21 @@ def atlas_of(root, *places, end=".nii"):
 def test_a_subject_s_name_in_two_places_is_refused(tmp_path, places):
     atlas_of(tmp_path, *places)
     with pytest.raises(InputError, match="have one subject's name and may be two subjects"):
-        scan_atlas(tmp_path, whole=True)
+        index_atlas(tmp_path, whole=True)
 
 
 def test_two_timepoints_of_one_name_lie_in_their_subject_s_folder(tmp_path, in_this_process):
     atlas_of(tmp_path, "sub-1/t01", "sub-1/t02")
-    studies = scan_atlas(tmp_path, whole=True, extent=(0, 1)).studies
+    studies = index_atlas(tmp_path, whole=True, extent=(0, 1)).studies
     assert [study.patient for study in studies] == ["sub-1", "sub-1"]
 
 
 def test_a_session_in_two_files_is_one_study(tmp_path, in_this_process):
     atlas_of(tmp_path, ".")
     atlas_of(tmp_path, ".", end=".nii.gz")
-    scan = scan_atlas(tmp_path, whole=True, extent=(0, 1))
+    scan = index_atlas(tmp_path, whole=True, extent=(0, 1))
     assert [study.source for study in scan.studies] == ["sub-1_ses-1_T1w.nii"]
-    assert [(f.kind, f.where) for f in scan.findings] == [
+    assert [(f.kind, f.where) for f in scan.audit_entries] == [
         ("study left out", "sub-1_ses-1_T1w.nii.gz")
     ]
 
@@ -334,11 +334,11 @@ def test_a_file_that_fits_two_rows_shows_both_readings(tmp_path):
             write(tmp_path / f"{patient}/{scan}.nii", NIFTI)
     write(tmp_path / "labels.csv", b"id,x\n1,0\n2,1\n")
     with pytest.raises(InputError) as error:
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
     assert str(error.value) == (
         "1/2.nii is labels line 3 by stem and line 2 by folder; give --match stem or --match folder"
     )
-    scan = scan_volumes(tmp_path, match="folder")
+    scan = index_volumes(tmp_path, match="folder")
     assert [(s.patient, s.labels["x"]) for s in scan.studies] == [("1", 0)] * 2 + [("2", 1)] * 2
     assert scan.resolved["match"] == "folder"
 
@@ -348,7 +348,7 @@ def test_a_rule_that_fits_some_and_another_the_rest_are_not_mixed(tmp_path):
     write(tmp_path / "x/p2.nii", NIFTI)
     write(tmp_path / "labels.csv", b"id,x\np1,0\np2,1\n")
     with pytest.raises(InputError, match=r"x/p2.nii is labels line 3 by stem, p1/ct.nii is line 2"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
 
 
 def test_a_column_called_file_is_a_path(tmp_path):
@@ -356,9 +356,9 @@ def test_a_column_called_file_is_a_path(tmp_path):
         write(tmp_path / file, NIFTI)
     write(tmp_path / "labels.csv", b"file,x\n1,1\n")
     with pytest.raises(InputError, match="column file means --match path"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
     write(tmp_path / "labels.csv", b"file,x\na/1,1\nb/1.nii,0\n")
-    assert [s.labels["x"] for s in scan_volumes(tmp_path).studies] == [1, 0]
+    assert [s.labels["x"] for s in index_volumes(tmp_path).studies] == [1, 0]
 
 
 def test_files_of_one_name_in_two_folders_are_asked_for(tmp_path):
@@ -366,8 +366,8 @@ def test_files_of_one_name_in_two_folders_are_asked_for(tmp_path):
         write(tmp_path / file, NIFTI)
     write(tmp_path / "labels.csv", b"id,x\n1,1\n")
     with pytest.raises(InputError, match=r"a/1.nii and b/1.nii are both labels line 2 by stem"):
-        scan_volumes(tmp_path)
-    assert {s.patient for s in scan_volumes(tmp_path, match="stem").studies} == {"1"}
+        index_volumes(tmp_path)
+    assert {s.patient for s in index_volumes(tmp_path, match="stem").studies} == {"1"}
 
 
 def test_leading_zeros_that_a_spreadsheet_took_are_not_put_back(tmp_path):
@@ -375,10 +375,10 @@ def test_leading_zeros_that_a_spreadsheet_took_are_not_put_back(tmp_path):
         write(tmp_path / file, NIFTI)
     write(tmp_path / "labels.csv", b"id,x\n1,0\n7,1\n")
     with pytest.raises(InputError, match="but for leading zeros or capitals; give --match stem or"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
     write(tmp_path / "labels.csv", b"id,x\n1,0\n007,1\n")
-    scan = scan_volumes(tmp_path, match="folder")
-    assert [f.detail for f in scan.findings if f.kind == "patient without label"] == [
+    scan = index_volumes(tmp_path, match="folder")
+    assert [f.detail for f in scan.audit_entries if f.kind == "patient without label"] == [
         "no row in the labels (labels line 2 differs in leading zeros or capitals); left out"
     ]
 
@@ -402,7 +402,7 @@ def test_a_row_number_in_the_first_column_is_no_patient(tmp_path, reader):
         write(tmp_path / f"{patient}.nii", NIFTI)
         write(tmp_path / f"{patient}/1.png", PNG)
     write(tmp_path / "labels.csv", b"row,subject,age,x\n1,3,61,1\n2,2,61,0\n3,1,50,0\n")
-    scan = scan_volumes if reader == "volumes" else scan_image_folder
+    scan = index_volumes if reader == "volumes" else index_image_folder
     with pytest.raises(InputError, match="line 4 of the labels may be its first column or another"):
         scan(tmp_path, columns=["x"])
     write(tmp_path / "labels.csv", b"who,code,x\n1,A,1\n2,B,0\n3,C,0\n")

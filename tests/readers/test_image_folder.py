@@ -1,4 +1,4 @@
-"""Both layouts of image folders: what is a study, what is a finding, what is an error."""
+"""Both layouts of image folders: what is a study, what is an audit entry, what is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers import UnreadableStudy, image_folder, natural_key
-from medseq_tf.readers.image_folder import parse_slice_name, scan_image_folder
+from medseq_tf.readers.image_folder import index_image_folder, parse_slice_name
 
 
 def picture(path, shape=(8, 8), seed=0):
@@ -25,11 +25,11 @@ def picture(path, shape=(8, 8), seed=0):
 
 
 def kinds(scan):
-    return collections.Counter(finding.kind for finding in scan.findings)
+    return collections.Counter(entry.kind for entry in scan.audit_entries)
 
 
 def where(scan, kind):
-    return [finding.where for finding in scan.findings if finding.kind == kind]
+    return [entry.where for entry in scan.audit_entries if entry.kind == kind]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_names_are_read_back(patient, number):
 
 
 def test_two_classes_are_one_label(classes):
-    scan = scan_image_folder(classes)
+    scan = index_image_folder(classes)
     assert scan.label_names == ["stroke"]
     assert [(s.source, s.patient, s.labels) for s in scan.studies] == [
         ("Normal/7", "7", {"stroke": 0.0}),
@@ -90,7 +90,7 @@ def test_two_classes_are_one_label(classes):
 
 
 def test_reading_gives_the_files_in_slice_order(classes):
-    study = pickle.loads(pickle.dumps(scan_image_folder(classes).studies[1]))
+    study = pickle.loads(pickle.dumps(index_image_folder(classes).studies[1]))
     slices = study.read()
     for image, number in zip(slices.images, (1, 2, 10), strict=True):
         expected = np.random.default_rng(10 + number).integers(0, 256, (8, 8), np.uint8)
@@ -101,9 +101,9 @@ def test_every_extension_in_any_case(tmp_path):
     for number, end in enumerate(["jpg", "JPEG", "PNG", "bmp", "Tif", "TIFF"]):
         picture(tmp_path / "yes" / f"1 ({number}).{end}")
         picture(tmp_path / "no" / f"2 ({number}).{end}")
-    scan = scan_image_folder(tmp_path)
+    scan = index_image_folder(tmp_path)
     assert [len(s.read().images) for s in scan.studies] == [6, 6]
-    assert not scan.findings
+    assert not scan.audit_entries
 
 
 @pytest.mark.parametrize(
@@ -121,46 +121,46 @@ def test_every_extension_in_any_case(tmp_path):
 def test_the_positive_class_is_the_other_one(tmp_path, names, label):
     for number, name in enumerate(names):
         picture(tmp_path / name / f"{number} (1).png")
-    assert scan_image_folder(tmp_path).label_names == [label]
+    assert index_image_folder(tmp_path).label_names == [label]
 
 
 def test_more_classes_are_a_label_each(tmp_path):
     for number, name in enumerate(["Bleeding", "Ischemia", "Normal"]):
         picture(tmp_path / name / f"{number} (1).png")
-    scan = scan_image_folder(tmp_path)
+    scan = index_image_folder(tmp_path)
     assert scan.label_names == ["bleeding", "ischemia"]
     assert [list(s.labels.values()) for s in scan.studies] == [[1, 0], [0, 1], [0, 0]]
-    assert scan_image_folder(tmp_path, positive="Ischemia").label_names == ["ischemia"]
+    assert index_image_folder(tmp_path, positive="Ischemia").label_names == ["ischemia"]
 
 
 def test_positive_must_be_told_where_no_name_says_it(tmp_path):
     for number, name in enumerate(("left", "right")):
         picture(tmp_path / name / f"{number} (1).png")
     with pytest.raises(InputError, match=r"positive=.*left, right"):
-        scan_image_folder(tmp_path)
+        index_image_folder(tmp_path)
     with pytest.raises(InputError, match="'up' is not a class folder; valid: left, right"):
-        scan_image_folder(tmp_path, positive="up")
-    assert scan_image_folder(tmp_path, positive="left").label_names == ["left"]
+        index_image_folder(tmp_path, positive="up")
+    assert index_image_folder(tmp_path, positive="left").label_names == ["left"]
 
 
 def test_a_number_in_two_classes_is_asked_for(classes):
     picture(classes / "Normal" / "58 (1).png")
     with pytest.raises(InputError, match="Normal/58 and Stroke/58 may be one patient or two; give"):
-        scan_image_folder(classes)
-    same = scan_image_folder(classes, same_numbers="same")
+        index_image_folder(classes)
+    same = index_image_folder(classes, same_numbers="same")
     assert [s.patient for s in same.studies if s.source.endswith("/58")] == ["58", "58"]
     assert where(same, "patient in several classes") == ["Normal/58"]
-    different = scan_image_folder(classes, same_numbers="different")
+    different = index_image_folder(classes, same_numbers="different")
     assert [s.patient for s in different.studies] == ["Normal/7", "Normal/58", "Stroke/58"]
     assert not where(different, "patient in several classes")
     with pytest.raises(InputError, match="same_numbers='both' is unknown; valid: same, different"):
-        scan_image_folder(classes, same_numbers="both")
+        index_image_folder(classes, same_numbers="both")
 
 
 def test_another_class_in_capitals_does_not_get_the_positive_label(classes):
     picture(classes / "stroke" / "9 (1).png")
     with pytest.raises(InputError, match="differ only in capitals"):
-        scan_image_folder(classes, positive="Stroke")
+        index_image_folder(classes, positive="Stroke")
 
 
 @pytest.mark.parametrize("other", ["\u00e9 (2)", " e\u0301 (2)"])
@@ -168,7 +168,7 @@ def test_two_spellings_of_a_patient_s_name_are_refused(classes, other):
     picture(classes / "Stroke" / "e\u0301 (1).png")
     picture(classes / "Stroke" / f"{other}.png")
     with pytest.raises(InputError, match="name one patient in two spellings"):
-        scan_image_folder(classes)
+        index_image_folder(classes)
 
 
 def test_what_does_not_fit_is_named(classes):
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_named(classes):
     picture(classes / "loose (1).png")
     picture(classes / "Stroke" / "deep" / "58 (3).png")
     picture(classes / "Stroke" / "58_2.png")
-    scan = scan_image_folder(classes)
+    scan = index_image_folder(classes)
     assert set(where(scan, "odd file")) == {
         "Stroke/notes.txt",
         "Stroke/scout.png",
@@ -197,7 +197,7 @@ def test_symbolic_links_out_of_the_source_are_left_out(classes, tmp_path_factory
     (classes / "Stroke" / "link").symlink_to(outside)
     (classes / "Stroke" / "loop (1).png").symlink_to("loop (1).png")
     (classes / "Stroke" / "60 (1).png").symlink_to(classes / "Stroke" / "58 (1).png")
-    scan = scan_image_folder(classes)
+    scan = index_image_folder(classes)
     assert kinds(scan)["symbolic link out of the source"] == 3
     assert "Stroke/60" in {s.source for s in scan.studies}
 
@@ -208,14 +208,14 @@ def test_a_name_that_is_not_unicode_is_named(classes):
         (classes / "Stroke" / os.fsdecode(b"\xff (1).png")).write_bytes(b"")
     except OSError:
         pytest.skip("the file system takes only Unicode names")
-    assert where(scan_image_folder(classes), "odd file") == ["Stroke/\\udcff (1).png"]
+    assert where(index_image_folder(classes), "odd file") == ["Stroke/\\udcff (1).png"]
 
 
 def test_unreadable_slices_are_findings_and_the_others_remain(classes):
     (classes / "Stroke" / "58 (2).png").write_bytes(b"")
-    slices = scan_image_folder(classes).studies[1].read()
+    slices = index_image_folder(classes).studies[1].read()
     assert len(slices.images) == 2
-    assert [(f.kind, f.where) for f in slices.findings] == [
+    assert [(f.kind, f.where) for f in slices.audit_entries] == [
         ("unreadable image", "Stroke/58 (2).png")
     ]
 
@@ -224,35 +224,35 @@ def test_a_study_without_one_readable_slice(classes):
     for number in (1, 2, 10):
         (classes / "Stroke" / f"58 ({number}).png").write_bytes(b"not a picture")
     with pytest.raises(UnreadableStudy) as error:
-        scan_image_folder(classes).studies[1].read()
-    assert len(error.value.findings) == 3
+        index_image_folder(classes).studies[1].read()
+    assert len(error.value.audit_entries) == 3
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
-        scan_image_folder(tmp_path / "nowhere")
+        index_image_folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="two or more class folders"):
-        scan_image_folder(tmp_path)
+        index_image_folder(tmp_path)
 
 
 # ---------------------------------------------------------------------------------- patient layout
 
 
 def test_patients_with_labels(patients):
-    scan = scan_image_folder(patients)
+    scan = index_image_folder(patients)
     assert scan.label_names == ["bleed", "mass"]
     assert [s.source for s in scan.studies] == ["a1", "a2", "a10"]
     assert scan.studies[0].files == ("a1/1.png", "a1/2.png", "a1/10.png")
     assert scan.studies[1].labels["bleed"] == 0
     assert math.isnan(scan.studies[1].labels["mass"])
-    assert not scan.findings
+    assert not scan.audit_entries
     assert ("labels.csv", 43) in scan.listing
 
 
 def test_nested_images_in_natural_order(patients):
     picture(patients / "a1" / "series 2" / "1.png")
     picture(patients / "a1" / "series 10" / "1.png")
-    files = scan_image_folder(patients).studies[0].files
+    files = index_image_folder(patients).studies[0].files
     assert files[-2:] == ("a1/series 2/1.png", "a1/series 10/1.png")
 
 
@@ -262,7 +262,7 @@ def test_patients_and_labels_that_do_not_meet(patients):
     (patients / "labels.csv").write_text(
         "patient_id,bleed\na1,1\na2,\na10,0\na4,1\nghost,1\nghost,1\n"
     )
-    scan = scan_image_folder(patients)
+    scan = index_image_folder(patients)
     assert [s.source for s in scan.studies] == ["a1", "a10"]
     assert where(scan, "patient without label") == ["a2", "a3"]
     assert where(scan, "patient without images") == ["a4"]
@@ -273,17 +273,17 @@ def test_patients_and_labels_that_do_not_meet(patients):
 def test_splits_and_column_names(patients):
     table = patients / "labels.csv"
     table.write_text("ID;Split;bleed\na1;Train;1\na2;val;0\na10;;0\n", encoding="utf-8-sig")
-    studies = scan_image_folder(patients).studies
+    studies = index_image_folder(patients).studies
     assert [s.split for s in studies] == ["train", "validation", None]
 
 
 def test_columns_picks_the_labels(patients):
     (patients / "labels.csv").write_text("patient,age,bleed\na1,77,1\na2,50,0\n")
     with pytest.raises(InputError, match="line 2, column 'age' is not 0, 1 or empty"):
-        scan_image_folder(patients)
-    assert scan_image_folder(patients, columns=["bleed"]).label_names == ["bleed"]
+        index_image_folder(patients)
+    assert index_image_folder(patients, columns=["bleed"]).label_names == ["bleed"]
     with pytest.raises(InputError, match="no label column weight; its columns: patient, age"):
-        scan_image_folder(patients, columns=["weight"])
+        index_image_folder(patients, columns=["weight"])
 
 
 @pytest.mark.parametrize(
@@ -302,20 +302,20 @@ def test_columns_picks_the_labels(patients):
 def test_bad_labels_are_one_line(patients, text, message):
     (patients / "labels.csv").write_text(text)
     with pytest.raises(InputError, match=message) as error:
-        scan_image_folder(patients)
+        index_image_folder(patients)
     assert "\n" not in str(error.value)
     assert "a1" not in str(error.value).replace(str(patients), "")
 
 
 def test_settings_of_the_other_layout_are_refused(patients):
     with pytest.raises(InputError, match="valid: class, patient"):
-        scan_image_folder(patients, layout="flat")
+        index_image_folder(patients, layout="flat")
     with pytest.raises(InputError, match="positive is for layout=class"):
-        scan_image_folder(patients, positive="a1")
+        index_image_folder(patients, positive="a1")
     with pytest.raises(InputError, match="takes its labels from the folders"):
-        scan_image_folder(patients, layout="class", labels=patients / "labels.csv")
+        index_image_folder(patients, layout="class", labels=patients / "labels.csv")
     with pytest.raises(InputError, match="does not exist"):
-        scan_image_folder(patients, labels=patients / "other.csv")
+        index_image_folder(patients, labels=patients / "other.csv")
 
 
 @given(st.lists(st.text(max_size=8)))
@@ -333,8 +333,8 @@ def test_a_slice_number_of_ten_digits_costs_no_memory(tmp_path):
     for name in ("S0 (1).png", "S0 (4000000000).png"):
         picture(tmp_path / "Stroke" / name)
     picture(tmp_path / "Normal" / "N0 (1).png")
-    findings = scan_image_folder(tmp_path).findings
-    assert [f.detail for f in findings if f.kind == "gap in slice numbers"] == [
+    audit_entries = index_image_folder(tmp_path).audit_entries
+    assert [f.detail for f in audit_entries if f.kind == "gap in slice numbers"] == [
         "3999999998 missing: 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..."
     ]
 
@@ -343,15 +343,15 @@ def test_a_slice_number_of_twenty_digits_is_one_entry(tmp_path):
     for name in ("S0 (1).png", f"S0 ({10**20}).png"):
         picture(tmp_path / "Stroke" / name)
     picture(tmp_path / "Normal" / "N0 (1).png")
-    (finding,) = scan_image_folder(tmp_path).findings
-    assert finding.detail.startswith(f"{10**20 - 2} missing: 2, 3, 4")
+    (entry,) = index_image_folder(tmp_path).audit_entries
+    assert entry.detail.startswith(f"{10**20 - 2} missing: 2, 3, 4")
 
 
 def test_images_are_counted_before_they_are_read(classes, monkeypatch):
     monkeypatch.setattr(image_folder, "MOST_SLICES", 2)
     monkeypatch.setattr(image_folder, "_read_bytes", lambda path: pytest.fail("was read"))
     with pytest.raises(UnreadableStudy, match="3 images; a study has at most 2"):
-        scan_image_folder(classes).studies[0].read()
+        index_image_folder(classes).studies[0].read()
 
 
 def test_folders_may_lie_deep(patients):
@@ -361,7 +361,7 @@ def test_folders_may_lie_deep(patients):
         deep.mkdir()
     picture(deep / "11.png")
     try:
-        study = scan_image_folder(patients).studies[0]
+        study = index_image_folder(patients).studies[0]
         assert len(study.files) == 4
         assert len(study.read().images) == 4
     finally:  # what clears pytest's folders goes down one call a folder

@@ -18,7 +18,7 @@ from medseq_tf.readers import READERS, UnreadableStudy
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane
 from medseq_tf.readers.volume_header import UnreadableVolume, read_header, without_extension
-from medseq_tf.readers.volumes import checked_spacing, scan_volumes
+from medseq_tf.readers.volumes import checked_spacing, index_volumes
 
 COHORT = DemoCohort(patients=2, seed=5, size=32, slices=(5, 8))
 
@@ -37,15 +37,15 @@ def write_labels(folder, header, *rows):
 
 
 def odd(scan):
-    """Return the findings but for those that only say what was taken for granted."""
-    return [f for f in scan.findings if f.kind not in ("modality taken", "labels matched")]
+    """Return the audit entries but for those that only say what was taken for granted."""
+    return [f for f in scan.audit_entries if f.kind not in ("modality taken", "labels matched")]
 
 
 def one_volume(folder, values, name="a.nii.gz", **options):
     """Return the slices and the scan of a folder with one volume."""
     write(folder / name, values)
     write_labels(folder, ["patient_id", "x"], [without_extension(name), 1])
-    scan = scan_volumes(folder, **options)
+    scan = index_volumes(folder, **options)
     return scan.studies[0].read(), scan
 
 
@@ -55,7 +55,7 @@ def one_volume(folder, values, name="a.nii.gz", **options):
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
 def test_any_orientation_and_format_gives_the_same_slices(tmp_path, orientation, extension):
-    scan = scan_volumes(write_volumes(COHORT, tmp_path, orientation, extension))
+    scan = index_volumes(write_volumes(COHORT, tmp_path, orientation, extension))
     assert (scan.modality, scan.dtype, odd(scan)) == ("CT", "int16", [])
     for number, study in enumerate(scan.studies):
         drawn = COHORT.render(number)
@@ -98,7 +98,7 @@ def test_a_file_s_own_axis_turns_nothing(tmp_path, rng):
     write(tmp_path / "a.nii", values, direction=np.diag([-1.0, -1, -1]))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
     for axis, expected in ((2, values), (1, np.moveaxis(values, 1, 0)), ("0", values.T)):
-        images = scan_volumes(tmp_path, axis=axis, modality="MR").studies[0].read().images
+        images = index_volumes(tmp_path, axis=axis, modality="MR").studies[0].read().images
         if axis == "0":
             expected = np.moveaxis(values, 2, 0)
         np.testing.assert_array_equal(images, expected)
@@ -109,11 +109,11 @@ def test_spacing_resamples_and_keeps_the_corners(tmp_path):
     write(tmp_path / "a.nii", ramp, spacing=(1, 1, 2))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
     images = np.array(
-        scan_volumes(tmp_path, spacing=(0, 2, 1), modality="CT").studies[0].read().images
+        index_volumes(tmp_path, spacing=(0, 2, 1), modality="CT").studies[0].read().images
     )
     assert images.shape == (16, 3, 6)
     np.testing.assert_allclose(images[1:-1, 0, 0], np.arange(25, 725, 50), atol=1)
-    assert scan_volumes(tmp_path, spacing=0, modality="CT").studies[0].spacing is None
+    assert index_volumes(tmp_path, spacing=0, modality="CT").studies[0].spacing is None
 
 
 @pytest.mark.parametrize("spacing", [-1, "wide", (1, 2), float("nan"), 1000, (1, 1, 0.001)])
@@ -126,7 +126,7 @@ def test_impossible_spacing(spacing):
 
 
 def test_8_bit_volumes_are_photographs(tmp_path):
-    scan = scan_volumes(write_volumes(COHORT, tmp_path, as_photographs=True))
+    scan = index_volumes(write_volumes(COHORT, tmp_path, as_photographs=True))
     assert (scan.modality, scan.dtype) == ("photograph", "uint8")
     np.testing.assert_array_equal(
         scan.studies[0].read().images, photographs(COHORT.render(0).volume)
@@ -135,26 +135,26 @@ def test_8_bit_volumes_are_photographs(tmp_path):
 
 def test_fractions_are_scaled_by_one_map_a_study(rng):
     volume = rng.normal(size=(4, 5, 6)).astype(np.float32)
-    images, findings = stored_intensities(volume, "MR", "a")
+    images, audit_entries = stored_intensities(volume, "MR", "a")
     low, high = volume.min(), volume.max()
     expected = (volume.astype(np.float64) - low) / (high - low) * 65535
     np.testing.assert_allclose(images, expected, atol=0.51)
-    assert [finding.kind for finding in findings] == ["intensities scaled"]
+    assert [entry.kind for entry in audit_entries] == ["intensities scaled"]
 
 
 def test_whole_mr_intensities_stay_as_they_are(rng):
     volume = rng.integers(0, 4096, (4, 5, 6)).astype(np.float32)
-    images, findings = stored_intensities(volume, "MR", "a")
+    images, audit_entries = stored_intensities(volume, "MR", "a")
     np.testing.assert_array_equal(images, volume)
     assert images[0].dtype == np.uint16
-    assert findings == []
+    assert audit_entries == []
 
 
 def test_voxels_that_are_no_number_take_the_smallest_value():
     volume = np.array([[[np.nan, -900.0], [np.inf, 40.4]], [[-np.inf, 10.0], [0.0, 40000.0]]])
-    images, findings = stored_intensities(volume, "CT", "a")
+    images, audit_entries = stored_intensities(volume, "CT", "a")
     np.testing.assert_array_equal(images, [[[-900, -900], [-900, 40]], [[-900, 10], [0, 32767]]])
-    assert findings[0].detail == "3 took the study's smallest value, -900"
+    assert audit_entries[0].detail == "3 took the study's smallest value, -900"
     with pytest.raises(UnreadableStudy, match="not one voxel"):
         stored_intensities(np.full((1, 2, 2), np.nan), "MR", "a")
 
@@ -197,15 +197,15 @@ def test_modality_is_told_from_the_files(tmp_path, values, modality, extension):
 def test_the_audit_says_which_modality_was_taken(tmp_path, low, high, taken, why):
     write(tmp_path / "a.nii", np.linspace(low, high, 60).reshape(3, 4, 5).astype(np.int16))
     write_labels(tmp_path, ["file", "x"], ["a", 1])
-    scan = scan_volumes(tmp_path)
-    (finding,) = scan.findings
-    assert (finding.kind, finding.where, scan.resolved["modality"]) == (
+    scan = index_volumes(tmp_path)
+    (entry,) = scan.audit_entries
+    assert (entry.kind, entry.where, scan.resolved["modality"]) == (
         "modality taken",
         taken,
         taken,
     )
-    assert re.match(why, finding.detail)
-    assert scan_volumes(tmp_path, modality="CT").findings == []
+    assert re.match(why, entry.detail)
+    assert index_volumes(tmp_path, modality="CT").audit_entries == []
 
 
 @pytest.mark.parametrize(
@@ -218,15 +218,15 @@ def test_values_that_may_be_ct_or_mr_are_asked_for(tmp_path, low, high, dtype):
     write(tmp_path / "a.nii", np.linspace(low, high, 60).reshape(3, 4, 5).astype(dtype))
     write_labels(tmp_path, ["file", "x"], ["a", 1])
     with pytest.raises(InputError, match=f"--modality CT or --modality MR.*{low} to {high} may be"):
-        scan_volumes(tmp_path)
-    assert scan_volumes(tmp_path, modality="CT").studies[0].read().images[0].dtype == np.int16
+        index_volumes(tmp_path)
+    assert index_volumes(tmp_path, modality="CT").studies[0].read().images[0].dtype == np.int16
 
 
 def test_only_files_with_a_label_tell_the_modality(tmp_path):
     write(tmp_path / "a.nii", np.full((3, 4, 5), 5000, np.int16))
     write(tmp_path / "other.nii", np.full((3, 4, 5), -1000, np.int16))
     write_labels(tmp_path, ["file", "x"], ["a", 1])
-    assert scan_volumes(tmp_path).modality == "MR"
+    assert index_volumes(tmp_path).modality == "MR"
 
 
 def test_the_given_modality_holds(tmp_path):
@@ -244,7 +244,7 @@ def test_a_patient_may_have_several_files(tmp_path):
     write_labels(
         tmp_path, ["file", "patient_id", "x"], ["a", "p", 1], ["deep/b", "p", 0], ["c", "q", 1]
     )
-    scan = scan_volumes(tmp_path)
+    scan = index_volumes(tmp_path)
     assert [(s.source, s.patient, s.labels) for s in scan.studies] == [
         ("a.nii", "p", {"x": 1.0}),
         ("deep/b.nii.gz", "p", {"x": 0.0}),
@@ -256,7 +256,7 @@ def test_a_patient_s_folder_is_a_key(tmp_path):
     (tmp_path / "p7").mkdir()
     write(tmp_path / "p7" / "ct.nii", np.zeros((2, 3, 3), np.uint8))
     write_labels(tmp_path, ["patient_id", "x", "split"], ["p7", 1, "test"])
-    (study,) = scan_volumes(tmp_path).studies
+    (study,) = index_volumes(tmp_path).studies
     assert (study.patient, study.split) == ("p7", "test")
 
 
@@ -269,14 +269,14 @@ def test_a_patient_in_two_splits_is_refused(tmp_path):
         ["b", "p", 1, "test"],
     )
     with pytest.raises(InputError, match="lines 2 and 3 put one patient in two splits"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
 
 
-def test_missing_labels_are_findings(tmp_path):
+def test_missing_labels_are_audit_entries(tmp_path):
     for name in ("a.nii", "b.nii", "c.nii"):
         write(tmp_path / name, np.zeros((2, 3, 3), np.uint8))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1], ["b", ""])
-    scan = scan_volumes(tmp_path)
+    scan = index_volumes(tmp_path)
     assert [study.source for study in scan.studies] == ["a.nii"]
     assert [(f.kind, f.where) for f in odd(scan)] == [
         ("patient without label", "b.nii"),
@@ -296,20 +296,20 @@ def test_wrong_settings(tmp_path, options, message):
     write(tmp_path / "a.nii", np.zeros((2, 3, 3), np.uint8))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
     with pytest.raises(InputError, match=message):
-        scan_volumes(tmp_path, **options)
+        index_volumes(tmp_path, **options)
 
 
 def test_sources_of_no_use(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
-        scan_volumes(tmp_path / "absent", labels=tmp_path / "l.csv")
+        index_volumes(tmp_path / "absent", labels=tmp_path / "l.csv")
     with pytest.raises(InputError, match="volumes need labels"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
     with pytest.raises(InputError, match="holds no volume; valid endings"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
     write(tmp_path / "b.nii", np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(InputError, match=r"no file of .* has the name of a patient"):
-        scan_volumes(tmp_path)
+        index_volumes(tmp_path)
 
 
 # --------------------------------------------------------------------------------------- bad files
@@ -319,7 +319,7 @@ def test_4_d_gives_its_first_volume(tmp_path, rng):
     values = rng.integers(0, 255, (2, 3, 4, 5)).astype(np.uint8)
     slices, _ = one_volume(tmp_path, values)
     np.testing.assert_array_equal(slices.images, values[0])
-    assert slices.findings[0].detail == "the first of its 2 volumes is used"
+    assert slices.audit_entries[0].detail == "the first of its 2 volumes is used"
 
 
 def test_2_d_is_a_study_of_one_slice(tmp_path, rng):
@@ -351,7 +351,7 @@ def test_files_that_are_no_volume_are_named(tmp_path, make, reason):
     make(tmp_path / "a.nii")
     write(tmp_path / "b.nii", np.zeros((2, 3, 3), np.uint8))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1], ["b", 0])
-    scan = scan_volumes(tmp_path)
+    scan = index_volumes(tmp_path)
     assert [study.source for study in scan.studies] == ["b.nii"]
     assert [(f.kind, f.where) for f in odd(scan)] == [("study left out", "a.nii")]
     assert reason in odd(scan)[0].detail
@@ -374,8 +374,8 @@ def test_a_cut_file_is_left_out(tmp_path, rng, extension, share):
     path.write_bytes(data[: int(share * len(data))])
     write(tmp_path / "b.nii", np.zeros((2, 3, 3), np.uint8))
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1], ["b", 0])
-    scan = scan_volumes(tmp_path)
-    reasons = [finding.detail for finding in odd(scan)]
+    scan = index_volumes(tmp_path)
+    reasons = [entry.detail for entry in odd(scan)]
     for study in scan.studies[:-1]:
         with pytest.raises(UnreadableStudy) as caught:
             study.read()
@@ -396,7 +396,7 @@ def test_a_gzip_file_may_have_another_length_at_its_end(tmp_path, rng, change):
     }
     (tmp_path / "a.nii.gz").write_bytes(packed[change])
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
-    (study,) = scan_volumes(tmp_path, axis=2).studies
+    (study,) = index_volumes(tmp_path, axis=2).studies
     np.testing.assert_array_equal(study.read().images, values)
 
 
@@ -440,6 +440,6 @@ def test_scaled_nifti_is_in_its_units(tmp_path):
     data[112:120] = np.array([1.0, -1024.0], "<f4").tobytes()
     (tmp_path / "a.nii").write_bytes(data)
     write_labels(tmp_path, ["patient_id", "x"], ["a", 1])
-    scan = scan_volumes(tmp_path)
+    scan = index_volumes(tmp_path)
     assert scan.modality == "CT"
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)

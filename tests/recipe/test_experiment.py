@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment as recipes
 
 
 def test_every_preset_loads_and_survives_yaml(preset):

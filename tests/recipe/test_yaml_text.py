@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medseq_tf import recipe as recipes
 from medseq_tf.cli import cli
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment
 from medseq_tf.recipe.yaml_text import DEEPEST, yaml_values
 from medseq_tf.tuning.space import Space
 
@@ -69,7 +69,7 @@ def test_recipes_and_spaces_that_are_none_are_one_line(tmp_path, name):
     path.write_text(text)
     start = time.perf_counter()
     with pytest.raises(InputError, match=message) as recipe:
-        experiment.load(path)
+        recipes.load(path)
     with pytest.raises(InputError, match=message) as space:
         Space.load(path)
     assert time.perf_counter() - start < 10  # minutes, or never, without bounds
@@ -164,13 +164,13 @@ def test_any_text_is_values_or_one_line(text):
 )
 def test_a_number_far_too_large_is_one_line(override, message):
     with pytest.raises(InputError) as refused:
-        experiment.load("fsm_bilstm", [override])
+        recipes.load("fsm_bilstm", [override])
     assert message in one_line_of(refused.value)
 
 
 def test_every_preset_keeps_to_the_bounds():
-    for name in experiment.presets():
-        assert experiment.load(name).to_yaml()
+    for name in recipes.presets():
+        assert recipes.load(name).to_yaml()
 
 
 def test_the_command_refuses_a_number_far_too_large(tmp_path):

@@ -15,8 +15,8 @@ import pytest
 from small_run import SMALL, run_small
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment
 from medseq_tf.runs.model_file import load_model_file
 from medseq_tf.runs.run import Run
 
@@ -25,7 +25,7 @@ from medseq_tf.runs.run import Run
 def whole(tmp_path_factory):
     """The bytes of a model that is whole."""
     path = tmp_path_factory.mktemp("whole") / "model.keras"
-    recipe = experiment.load(experiment.Experiment(), SMALL)
+    recipe = recipes.load(recipes.Experiment(), SMALL)
     models.build(recipe.model, (32, 32, 1), labels=1, seed=0).save(path)
     return path.read_bytes()
 
@@ -209,15 +209,15 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         load_model_file(tmp_path / "model.keras")
 
 
-@pytest.mark.parametrize("preset", experiment.presets())
+@pytest.mark.parametrize("preset", recipes.presets())
 def test_the_models_of_all_presets_pass(tmp_path, preset):
     """With fewer weights where a preset has very many."""
     narrow = {"xnet": "model.encoder.width=4", "unet": "model.encoder.width=4"}
     narrow["dunet"] = "model.encoder.width=4"
     smaller = [narrow[preset]] if preset in narrow else []
-    recipe = experiment.load(preset, smaller)
+    recipe = recipes.load(preset, smaller)
     if recipe.model.encoder.name == "keras_application":
-        recipe = experiment.load(
+        recipe = recipes.load(
             preset,
             [
                 "model.encoder.network=MobileNetV3Small",

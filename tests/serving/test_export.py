@@ -19,11 +19,11 @@ from served import data, exported, pictures, small_run
 from serving_protos import messages
 
 from medseq_tf import cli
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.batches import SliceStore
-from medseq_tf.recipe import experiment
 from medseq_tf.runs.run import Run
 from medseq_tf.serving import export as export_module
 from medseq_tf.serving.export import describe, export
@@ -73,7 +73,7 @@ def test_a_checked_version(tmp_path):
     description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
     assert description == describe(run)
     assert description.thresholds == run.thresholds
-    assert experiment.load(done.path / "assets/experiment.yaml") == run.experiment
+    assert recipes.load(done.path / "assets/experiment.yaml") == run.experiment
 
 
 def test_it_answers_where_keras_cannot_be_imported(tmp_path):

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.records import to_square
 from medseq_tf.input import batches as pipeline
 from medseq_tf.input import sampling as sequences
 from medseq_tf.readers.pictures import decode_picture
-from medseq_tf.recipe import experiment
 from medseq_tf.serving import graph as serving_graph
 from medseq_tf.serving.graph import Stored
 
@@ -195,8 +195,8 @@ def test_quantiles_are_numpy_s(rng, quantiles):
     ("length", "limit", "fill"), [(6, None, False), (6, 9, True), (1, 1, True)]
 )
 def test_sequences_are_those_of_evaluation(policy, length, limit, fill):
-    recipe = experiment.Sequence(
-        length=length, fill=fill, evaluation=experiment.Evaluation(policy=policy, length=limit)
+    recipe = recipes.Sequence(
+        length=length, fill=fill, evaluation=recipes.Evaluation(policy=policy, length=limit)
     )
     lengths = np.arange(1, 41, dtype=np.int32)
     found = serving_graph.evaluation_sequences(tf.constant(lengths), recipe)

@@ -12,14 +12,14 @@ import tensorflow as tf
 from served import pictures
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.records import STORAGE, Recipe, study_record
+from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.batches import SliceStore
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
-from medseq_tf.recipe import experiment
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.wire import Description
 
@@ -73,7 +73,7 @@ class InMemory(Prepared):
 
 def recipe_of(values):
     overrides = values if isinstance(values, list) else [f"{k}={v}" for k, v in values.items()]
-    return experiment.load(experiment.Experiment(), overrides)
+    return recipes.load(recipes.Experiment(), overrides)
 
 
 def description_of(dtype, most_slices=40, labels=LABELS):
@@ -105,7 +105,7 @@ def model_of(recipe, seed=0, labels=LABELS):
 
 def prepared_road(model_list, recipe, dtype, studies):
     """What evaluation says of studies of images, by way of a prepared data set."""
-    how = Recipe((), dtype, SIZE, "pad")
+    how = StorageSpec((), dtype, SIZE, "pad")
     records = [
         study_record(Drawn(images), f"study-{i}", how).framed for i, images in enumerate(studies)
     ]

@@ -163,10 +163,10 @@ def test_a_study_that_the_model_refuses_stops_no_other(tmp_path, monkeypatch):
 
 
 def test_dicom_studies_are_called_by_hashes():
-    studies, findings = find_studies(sources() / "dicom", "CT", {"reader": "dicom"})
+    studies, audit_entries = find_studies(sources() / "dicom", "CT", {"reader": "dicom"})
     assert len(studies) == 4
     assert all(re.fullmatch(r"study-[0-9a-f]{16}", study.source) for study in studies)
-    assert not [f for f in findings if "patient" in f.where + f.detail]
+    assert not [f for f in audit_entries if "patient" in f.where + f.detail]
     lengths = sorted(len(study.read().images) for study in studies)
     volumes, _ = find_studies(sources() / "hu", "CT", {"reader": "volumes"})
     assert lengths == sorted(len(study.read().images) for study in volumes)
@@ -191,9 +191,9 @@ def pictures_at(place, *names):
 
 
 def found_in(place, **preparation):
-    studies, findings = find_studies(place, "photograph", preparation)
+    studies, audit_entries = find_studies(place, "photograph", preparation)
     relative = [str(Path(study.source).relative_to(place)) for study in studies]
-    return relative, [Path(finding.where).name for finding in findings if finding.detail]
+    return relative, [Path(entry.where).name for entry in audit_entries if entry.detail]
 
 
 def test_a_picture_of_no_patient_merges_no_patients(tmp_path):
@@ -222,9 +222,9 @@ def test_lesion_masks_of_an_atlas_are_no_studies(tmp_path):
     for name in (image, mask):
         shutil.copy(sources() / "hu" / "patient-0001.nii.gz", tmp_path / name)
     atlas = {"reader": "atlas", "options": {}}
-    studies, findings = find_studies(tmp_path, "MR", atlas)
+    studies, audit_entries = find_studies(tmp_path, "MR", atlas)
     assert [Path(study.source).name for study in studies] == [image]
-    assert [Path(finding.where).name for finding in findings] == [mask]
+    assert [Path(entry.where).name for entry in audit_entries] == [mask]
     assert len(find_studies(tmp_path, "MR", {})[0]) == 2
     with pytest.raises(InputError, match="is a lesion mask"):
         find_studies(tmp_path / mask, "MR", atlas)

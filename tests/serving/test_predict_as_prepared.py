@@ -12,7 +12,7 @@ import pytest
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.records import Recipe, study_record
+from medseq_tf.dataset.records import StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_volumes
@@ -51,26 +51,26 @@ def prepared_slices(prepared):
 
 
 def predicted_slices(prepared, tree):
-    """The same of what `predict` finds under a tree, and the findings."""
+    """The same of what `predict` finds under a tree, and the audit entries."""
     info = json.loads(json.dumps(prepared.info))
-    studies, findings = find_studies(tree, info["modality"], info["preparation"])
-    recipe = Recipe((), DTYPES[info["modality"]], info["size"], info["preparation"]["aspect"])
+    studies, audit_entries = find_studies(tree, info["modality"], info["preparation"])
+    recipe = StorageSpec((), DTYPES[info["modality"]], info["size"], info["preparation"]["aspect"])
     found = {}
     for study in studies:
         framed = study_record(study, "", recipe).framed
         name = study.source.removeprefix(f"{tree}/")
         found[name] = list(decode_example(framed[HEADER_BYTES:-FOOTER_BYTES])["slices"])
     assert len(found) == len(studies)
-    return found, findings
+    return found, audit_entries
 
 
 def same(prepared, tree):
-    """Whether the studies, their order, and their slices are the same; returns the findings."""
-    found, findings = predicted_slices(prepared, tree)
+    """The studies, their order, and their slices are the same; returns the audit entries."""
+    found, audit_entries = predicted_slices(prepared, tree)
     expected = prepared_slices(prepared)
     assert list(found) == list(expected)
     assert found == expected
-    return findings
+    return audit_entries
 
 
 def made(reader, tree, tmp_path, **options):
@@ -85,8 +85,8 @@ CLASSES = [f"{c}/{p} ({s}).png" for c, p in (("Normal", 1), ("Normal", 10), ("St
 def test_classes(tmp_path):
     odd = ["Normal/montage.png", "overview (1).png", "Stroke/old/9 (1).png", "docs/scan.png"]
     tree = pictures_at(tmp_path / "scans", *CLASSES, *odd)
-    findings = same(made("image-folder", tree, tmp_path), tree)
-    assert sorted(f.where.removeprefix(f"{tree}/") for f in findings) == sorted(odd)
+    audit_entries = same(made("image-folder", tree, tmp_path), tree)
+    assert sorted(f.where.removeprefix(f"{tree}/") for f in audit_entries) == sorted(odd)
     of_one = find_studies(tree / "Normal", "photograph", {"reader": "image-folder",
                           "options": {}, "resolved": {"layout": "class"}})  # fmt: skip
     assert [s.source for s in of_one[0]] == [str(tree / "Normal" / p) for p in ("1", "10")]
@@ -103,19 +103,21 @@ def test_patients_whose_pictures_are_called_as_those_of_classes(tmp_path, where)
     prepared = made("image-folder", tree, tmp_path, **given)
     assert len(prepared) == 3
     assert prepared.info["preparation"]["resolved"]["layout"] == "patient"
-    (finding,) = same(prepared, tree)
-    assert finding.where == str(tree / "overview.png")
-    found, findings = predicted_slices(prepared, tree / "p10")
+    (entry,) = same(prepared, tree)
+    assert entry.where == str(tree / "overview.png")
+    found, audit_entries = predicted_slices(prepared, tree / "p10")
     assert list(found.values()) == [prepared_slices(prepared)["p10"]]
-    assert not findings
+    assert not audit_entries
 
 
 def test_a_run_of_an_older_version_says_that_it_does_not_know_the_layout(tmp_path):
     patients = ["p1", "p2"]
     tree = pictures_at(tmp_path, *(f"{p}/{q} (1).png" for p in patients for q in (1, 2)))
-    studies, findings = find_studies(tree, "photograph", {"reader": "image-folder", "options": {}})
+    studies, audit_entries = find_studies(
+        tree, "photograph", {"reader": "image-folder", "options": {}}
+    )
     assert len(studies) == 4
-    assert [finding.kind for finding in findings] == ["layout not known"]
+    assert [entry.kind for entry in audit_entries] == ["layout not known"]
 
 
 def test_volumes_of_patients_with_several(tmp_path):
@@ -140,8 +142,8 @@ def test_pictures_beside_volumes(tmp_path):
     tree = pictures_at(tmp_path / "pictures", *CLASSES)
     shutil.copy(tmp_path / "volumes" / "patient-0001.nii.gz", tree / "Normal")
     shutil.rmtree(prepared.path)
-    (finding,) = same(made("image-folder", tree, tmp_path), tree)
-    assert finding.where == str(tree / "Normal" / "patient-0001.nii.gz")
+    (entry,) = same(made("image-folder", tree, tmp_path), tree)
+    assert entry.where == str(tree / "Normal" / "patient-0001.nii.gz")
 
 
 @pytest.mark.parametrize("options", [{}, {"tilt": "correct", "spacing": 6.0}])
@@ -165,9 +167,9 @@ def test_whole_sessions_of_an_atlas(tmp_path):
     image = sorted(tree.rglob("*_T1w.nii.gz"))[0]
     shutil.copy(image, image.with_name("sub-r001s001_ses-1_FLAIR.nii.gz"))
     prepared = made("atlas", tree, tmp_path, whole=True, extent=(0.0, 1.0), axis="coronal")
-    findings = same(prepared, tree)
+    audit_entries = same(prepared, tree)
     assert len(prepared) == 4
-    assert {finding.kind for finding in findings} == {"odd file"}
+    assert {entry.kind for entry in audit_entries} == {"odd file"}
 
 
 def test_what_was_settled_changes_no_fingerprint(tmp_path, monkeypatch):

@@ -11,14 +11,14 @@ from sklearn.metrics import roc_auc_score
 from small_run import SMALL
 
 from medseq_tf import models
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.input.batches import SliceStore
-from medseq_tf.recipe import experiment
-from medseq_tf.recipe.experiment import PaintedLesions
+from medseq_tf.recipe import SyntheticLesions
 from medseq_tf.runs.run import Run
 from medseq_tf.training import pretraining
-from medseq_tf.training.synthetic_lesions import paint, tissue, vary
+from medseq_tf.training.synthetic_lesions import add_lesion, tissue, vary
 from medseq_tf.training.train import train
 
 RECIPE = (
@@ -42,14 +42,14 @@ def head(slices=5, size=64):
 
 
 def recipe(*overrides):
-    return experiment.load(experiment.Experiment(), [*RECIPE, *overrides])
+    return recipes.load(recipes.Experiment(), [*RECIPE, *overrides])
 
 
 @given(st.integers(0, 10_000), st.integers(1, 8), st.sampled_from([32, 64]))
 @settings(max_examples=40)
 def test_a_lesion_lies_in_tissue_and_changes_nothing_else(seed, slices, size):
     image = head(slices, size)
-    changed, mask = paint(image, PaintedLesions(), np.random.default_rng(seed))
+    changed, mask = add_lesion(image, SyntheticLesions(), np.random.default_rng(seed))
     where = tissue(image)
     assert set(np.unique(mask)) <= {0.0, 1.0}
     assert not mask[where == 0].any()
@@ -67,10 +67,10 @@ def test_tissue_is_inside_the_skull():
 
 @pytest.mark.parametrize(("bright", "sign"), [(0.0, -1), (1.0, 1)])
 def test_a_lesion_is_darker_or_brighter_than_tissue_by_its_contrast(bright, sign):
-    wanted = PaintedLesions(bright=bright, contrast=(0.2, 0.2), radius=(0.1, 0.2))
+    wanted = SyntheticLesions(bright=bright, contrast=(0.2, 0.2), radius=(0.1, 0.2))
     for seed in range(8):
         image = head()
-        changed, mask = paint(image, wanted, np.random.default_rng(seed))
+        changed, mask = add_lesion(image, wanted, np.random.default_rng(seed))
         assert mask.any()
         found = (changed - image)[mask > 0]
         assert np.sign(found.mean()) == sign
@@ -79,7 +79,7 @@ def test_a_lesion_is_darker_or_brighter_than_tissue_by_its_contrast(bright, sign
 
 def test_without_tissue_nothing_is_painted():
     black = np.zeros((4, 64, 64), np.float32)
-    changed, mask = paint(black, PaintedLesions(), np.random.default_rng(0))
+    changed, mask = add_lesion(black, SyntheticLesions(), np.random.default_rng(0))
     np.testing.assert_array_equal(changed, black)
     assert not mask.any()
 
@@ -100,7 +100,7 @@ def test_one_seed_gives_one_batch(demo_data):
     store = SliceStore(prepared, wanted)
     rows = pretraining.healthy(prepared, np.arange(len(prepared)))
     draws = [
-        pretraining.painted_batch(store, rows, wanted, np.random.default_rng(seed))
+        pretraining.lesion_batch(store, rows, wanted, np.random.default_rng(seed))
         for seed in (3, 3, 4)
     ]
     for first, second in zip(draws[0], draws[1], strict=True):
@@ -141,7 +141,7 @@ def test_it_learns_what_is_painted_and_finds_it_elsewhere(demo_data):
     pretraining.pretrain(model, store, seen, wanted, verbose=False)
     slices, masks = zip(
         *(
-            pretraining.painted_batch(store, unseen, wanted, np.random.default_rng(seed))
+            pretraining.lesion_batch(store, unseen, wanted, np.random.default_rng(seed))
             for seed in range(100, 110)
         ),
         strict=True,

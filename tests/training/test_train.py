@@ -19,13 +19,13 @@ import pytest
 from small_run import SMALL, run_small
 
 import medseq_tf
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits as cohort
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.models import losses
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.client import Answer
 from medseq_tf.serving.export import describe

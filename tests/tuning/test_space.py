@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.tuning.space import Space
 
 SPACES = sorted((Path(__file__).parents[2] / "tuning").glob("*.yaml"))

@@ -23,9 +23,9 @@ import pytest
 import yaml
 from small_run import SMALL
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.recipe import experiment as recipes
 from medseq_tf.tuning import cluster, oracles, trial, tune
 from medseq_tf.tuning.search import BASE, Search
 from medseq_tf.tuning.space import Space

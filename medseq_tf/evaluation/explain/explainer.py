@@ -23,7 +23,7 @@ from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, 
 from medseq_tf.input import sampling as sequences
 from medseq_tf.input.batches import SliceStore, study_input
 from medseq_tf.layers import PerPosition
-from medseq_tf.recipe.experiment import Augment, Experiment
+from medseq_tf.recipe import Augment, Experiment
 from medseq_tf.runs.run import Run
 
 AT_ONCE = 64
