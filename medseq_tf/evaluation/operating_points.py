@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.evaluation.metrics.point_metrics import Array
 
 FEW = 25
@@ -225,7 +226,7 @@ def measured(point: Mapping[str, Any]) -> str:
     if point["sensitivity"] is None:
         return words
     rates = ", ".join(
-        f"{name} {_rate(point[name])}"
+        f"{name} {with_interval(*point[name], decimals=2)}"
         for name in ("sensitivity", "specificity")
         if point[name][0] is not None
     )
@@ -234,9 +235,3 @@ def measured(point: Mapping[str, Any]) -> str:
         f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
         f"mean of all {point['members']}, which is exported, was not measured itself"
     )
-
-
-def _rate(rate: Sequence[float | None]) -> str:
-    value, low, high = rate
-    known = low is not None and np.isfinite(low)
-    return f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if known else "")
