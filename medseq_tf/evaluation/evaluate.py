@@ -209,8 +209,8 @@ def evaluate(
     """
     if resamples < 1:
         raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
-    run = Run.load(run)
-    others = [Run.load(other) for other in compare]
+    run = Run.open(run)
+    others = [Run.open(other) for other in compare]
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     groups = _groups(prepared, subgroups)
     predictions = predict_split(run, prepared, split)
@@ -818,7 +818,7 @@ def compare(
     Raises:
         InputError: fewer than two runs, other labels, or no study in common.
     """
-    runs = [Run.load(run) for run in runs]
+    runs = [Run.open(run) for run in runs]
     if len(runs) < 2:
         raise InputError(f"{len(runs)} run given: a comparison needs at least two")
     labels = runs[0].dataset["label_names"]

@@ -28,7 +28,7 @@ from medseq_tf.evaluation.explain import explain
 from medseq_tf.files import atomic, destination
 from medseq_tf.reporting import figures
 from medseq_tf.reporting.figures import Drawing
-from medseq_tf.runs.run import Run
+from medseq_tf.runs.run import Run, RunOrPath
 
 STYLE = """
 :root { --ink: #1c2733; --soft: #52606d; --line: #d9e0e6; --accent: #0b6e99; --warn: #8a4b08;
@@ -119,7 +119,7 @@ _OF_REPORTS = " · medseq_tf</title>"
 
 
 def report(
-    run: str | os.PathLike | Run,
+    run: RunOrPath,
     data: str | os.PathLike | Prepared | None = None,
     images: bool = False,
     out: str | os.PathLike | None = None,
@@ -140,7 +140,7 @@ def report(
     Raises:
         InputError: the run is not finished, or the data do not fit it.
     """
-    run = Run.load(run)
+    run = Run.open(run)
     run.require_finished()
     if images and data is None:
         raise InputError("images need the prepared data set: give --data too")

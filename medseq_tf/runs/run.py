@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -58,15 +58,15 @@ class Run:
     path: Path
 
     @classmethod
-    def load(cls, path: str | os.PathLike | Run) -> Run:
-        """Open a run folder.
+    def open(cls, run: RunOrPath) -> Run:
+        """Open a run folder; one that is open already is returned as it is.
 
         Raises:
-            InputError: if the folder is no run folder.
+            InputError: the folder is no run folder.
         """
-        if isinstance(path, Run):
-            return path
-        folder = Path(path)
+        if isinstance(run, Run):
+            return run
+        folder = Path(run)
         if not (folder / "experiment.yaml").is_file():
             near = sorted(p.parent.name for p in folder.parent.glob("*/experiment.yaml"))
             known = f"; runs there: {', '.join(near[:8])}" if near else ""
@@ -231,6 +231,10 @@ class Run:
     def _repr_html_(self) -> str:
         title = f"{html.escape(self.name)} ({self.info['status']})"
         return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
+
+
+RunOrPath: TypeAlias = str | os.PathLike[str] | Run
+"""What a function that needs a run takes: an opened one, or its folder."""
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from medseq_tf.errors import InputError
 from medseq_tf.files import write_json
 from medseq_tf.runs import tracking
-from medseq_tf.runs.run import Run, locked
+from medseq_tf.runs.run import Run, RunOrPath, locked
 from medseq_tf.runs.unsent import UNSENT
 
 _IDS = {
@@ -41,7 +40,7 @@ class Tracked:
     ended: int
 
 
-def track(run: str | os.PathLike | Run) -> Tracked:
+def track(run: RunOrPath) -> Tracked:
     """Send to MLflow what waits in a run's or a search's folder, once and in order.
 
     MLflow runs that a killed process left running are ended. A run that goes on (`--resume`) sends
@@ -58,7 +57,7 @@ def track(run: str | os.PathLike | Run) -> Tracked:
     """
     folder = run.path if isinstance(run, Run) else Path(run)
     if not (folder / "search.json").is_file():
-        Run.load(folder)
+        Run.open(folder)
     records = 0
     searches = [folder, *sorted(file.parent for file in folder.glob("nested/fold_*/search.json"))]
     with contextlib.ExitStack() as held:

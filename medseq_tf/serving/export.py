@@ -117,7 +117,7 @@ def export(
     Raises:
         InputError: the run is not finished, the version exists, or the check failed.
     """
-    run = Run.load(run)
+    run = Run.open(run)
     run.require_finished()
     if most_slices < 1:
         raise InputError(f"most_slices = {most_slices}: a study has at least 1")

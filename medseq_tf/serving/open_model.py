@@ -93,7 +93,7 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
         return open_saved_model(registry.download_saved_model(name))
     folder = Path(name)
     if (folder / "experiment.yaml").is_file():
-        return _of_run(Run.load(folder))
+        return _of_run(Run.open(folder))
     if (folder / "saved_model.pb").is_file():
         return open_saved_model(folder)
     versions = [p.parent for p in folder.glob("*/saved_model.pb") if p.parent.name.isdecimal()]

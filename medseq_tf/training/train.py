@@ -116,7 +116,7 @@ def train(
         )
     before = _before(folder, recipe, prepared, folds, resume, splits, repeats)
     if before.get("status") == "finished":
-        return Run.load(folder)
+        return Run.open(folder)
     prepared.verify()
     if not before:
         check_requirements(recipe, prepared)
@@ -133,13 +133,13 @@ def train(
     with locked(folder):
         now = _before(folder, recipe, prepared, folds, resume, splits, repeats)
         if now.get("status") == "finished":
-            return Run.load(folder)
+            return Run.open(folder)
         if now and not before:
             raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
         if not now:
             _begin(folder, recipe, prepared, splits, folds, repeats)
         work(recipe, store, splits, folder, name or folder.name, track, verbose, place)
-    return Run.load(folder)
+    return Run.open(folder)
 
 
 def _before(
@@ -162,7 +162,7 @@ def _before(
         return {}
     if not resume:
         raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
-    run = Run.load(folder)
+    run = Run.open(folder)
     stored, asked = run.experiment.flat(), recipe.flat()
     stored |= {"data": run.info["fingerprint"], "folds": run.info["folds"]}
     asked |= {"data": prepared.fingerprint, "folds": folds}

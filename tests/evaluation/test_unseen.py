@@ -163,7 +163,7 @@ def test_folds_know_their_slices_too(place, trained, tmp_path):
 def of_no_numbers(trained, place):
     """A run whose model's last bias is NaN."""
     shutil.copytree(trained.path, place / "broken")
-    run = Run.load(place / "broken")
+    run = Run.open(place / "broken")
     model = run.model()
     for weight in model.head.trainable_variables:
         weight.assign(weight * float("nan"))

@@ -94,10 +94,10 @@ def test_the_same_run_gives_the_same_report(run):
 def test_what_a_name_holds_is_text_not_markup(run, tmp_path):
     copy = tmp_path / "<script>alert(1)<"
     shutil.copytree(run.path, copy)
-    text = report.page(Run.load(copy))
+    text = report.page(Run.open(copy))
     check(text)
     assert "&lt;script&gt;alert(1)&lt;" in text
-    assert "<script>alert" not in model_card.card(Run.load(copy))
+    assert "<script>alert" not in model_card.card(Run.open(copy))
 
 
 def test_no_image_of_a_patient_is_in_it_unless_asked_for(run, demo_data, with_images, tmp_path):

@@ -271,4 +271,4 @@ def test_every_command_says_that_a_run_s_model_is_damaged(tmp_path, damaged_run,
 
 def test_a_damaged_run_is_one_line(damaged_run):
     with pytest.raises(InputError, match=r"model\.keras: cannot be used \(damaged or cut short\)"):
-        Run.load(damaged_run.path).model()
+        Run.open(damaged_run.path).model()

@@ -14,7 +14,7 @@ def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "experiment.yaml").write_text("{}")
     with pytest.raises(InputError, match=r"no run folder .*; runs there: first"):
-        Run.load(tmp_path / "frist")
+        Run.open(tmp_path / "frist")
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
@@ -44,7 +44,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, text):
     (tmp_path / "experiment.yaml").write_text("{}")
     for name in ("metrics.json", "history.csv", "predictions.parquet"):
         (tmp_path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
-    run = Run.load(tmp_path)
+    run = Run.open(tmp_path)
     for read in ("metrics", "predictions"):
         with pytest.raises(InputError, match=r"is damaged; it should be") as refused:
             getattr(run, read)
@@ -56,6 +56,6 @@ def test_a_run_of_before_does_not_pass_on_the_name_of_its_labels_file(tmp_path):
     options = {"labels": "PLANTNAME_labels.csv", "axis": "axial"}
     about = {"label_names": ["a"], "preparation": {"reader": "volumes", "options": options}}
     (tmp_path / "dataset.json").write_text(json.dumps(about))
-    dataset = Run.load(tmp_path).dataset
+    dataset = Run.open(tmp_path).dataset
     assert "PLANTNAME" not in str(dataset)
     assert dataset["preparation"]["options"]["axis"] == "axial"

@@ -281,7 +281,7 @@ def test_folds_of_16_bit_intensities(tmp_path, dtype, modality):
     )  # fmt: skip
     windows = ["input.windows=[[40, 80], [300, 2000]]"] if modality == "CT" else []
     run = run_small(prepared, tmp_path / "run", "fit.epochs=1", *windows, folds=2)
-    assert len(Run.load(run).folds) == 2
+    assert len(Run.open(run).folds) == 2
     done = export(run, tmp_path / "model")
     assert done.difference <= 1e-5
     description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))

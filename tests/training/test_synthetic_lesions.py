@@ -197,7 +197,7 @@ def test_the_fit_leaves_a_frozen_encoder_as_it_is_and_resumes_to_the_same_bits(
     assert len(kept) == 2  # a restored state is past the pretraining
     for first, second in zip(weights(whole), weights(resumed), strict=True):
         np.testing.assert_array_equal(first, second)
-    assert Run.load(tmp_path / "killed").info["status"] == "finished"
+    assert Run.open(tmp_path / "killed").info["status"] == "finished"
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_kill_minus_nine_and_the_command_again(finished, demo_data, tmp_path):
     done = subprocess.run(again, capture_output=True, text=True, check=True)
     assert "Epoch 2/2" in done.stdout
     assert "Epoch 1/2" not in done.stdout
-    assert_same_weights(finished, Run.load(tmp_path / "run"))
+    assert_same_weights(finished, Run.open(tmp_path / "run"))
 
 
 def test_ctrl_c_ends_cleanly_and_resumes(finished, demo_data, tmp_path, monkeypatch):

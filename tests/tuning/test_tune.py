@@ -435,7 +435,7 @@ def test_a_score_is_the_mean_of_what_was_held_out(plan, tmp_path):
 def trial_run(folder):
     from medseq_tf.runs.run import Run
 
-    return Run.load(folder / "run")
+    return Run.open(folder / "run")
 
 
 @pytest.mark.parametrize(

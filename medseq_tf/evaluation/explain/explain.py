@@ -76,7 +76,7 @@ def study(
         InputError: the study, label or method is unknown, or the data do not fit the run.
     """
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
-    return Explainer(Run.load(run), prepared, [study_id], seed).explain(study_id, label, pixels)
+    return Explainer(Run.open(run), prepared, [study_id], seed).explain(study_id, label, pixels)
 
 
 def studies(
@@ -97,7 +97,7 @@ def studies(
         InputError: a study, label or method is unknown, or the data do not fit the run.
     """
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
-    explainer = Explainer(Run.load(run), prepared, list(dict.fromkeys(s for s, _ in pairs)))
+    explainer = Explainer(Run.open(run), prepared, list(dict.fromkeys(s for s, _ in pairs)))
     for label in dict.fromkeys(label for _, label in pairs):
         explainer.check(label, pixels)
     explanations = []
@@ -170,7 +170,7 @@ def explain(
     Raises:
         InputError: see `study` and `quality`.
     """
-    run = Run.load(run)
+    run = Run.open(run)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     check_label(label, prepared)
     run.require_finished()

@@ -91,7 +91,7 @@ def quality(
     Raises:
         InputError: there are no masks, or no such study.
     """
-    run = Run.load(run)
+    run = Run.open(run)
     prepared = data if isinstance(data, Prepared) else Prepared.load(data)
     check_label(label, prepared)
     label = prepared.label_names[0] if label is None else label
