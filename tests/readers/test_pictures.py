@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -19,9 +20,10 @@ def encoded(image, extension):
     return cv2.imencode(extension, image)[1].tobytes()
 
 
-def pillow(image, form, **settings):
+def pillow(image, form, mode=None, **settings):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, form, **settings)
+    picture = Image.fromarray(image)
+    picture.convert(mode or picture.mode).save(file, form, **settings)
     return file.getvalue()
 
 
@@ -65,7 +67,9 @@ def test_orientation_in_exif_is_not_applied(picture):
 def test_header_agrees_with_the_picture(picture):
     for extension in (".png", ".bmp", ".tif", ".jpg"):
         header = read_header(encoded(picture, extension))
-        assert (header.width, header.height, header.bits, header.pages) == (53, 37, 8, 1)
+        assert header == (53, 37, "L", True)
+    assert read_header(encoded(np.stack([picture] * 3, -1), ".png")).mode == "RGB"
+    assert read_header(pillow(picture, "JPEG", mode="CMYK")).mode == "CMYK"
 
 
 def test_truncated_and_foreign_data(picture):
@@ -96,6 +100,7 @@ def test_several_pictures_in_one_file(picture):
 def test_a_huge_declared_size_is_refused_before_decoding(picture):
     data = bytearray(encoded(picture, ".png"))
     data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     with pytest.raises(UnreadablePicture, match="declares 60000 x 60000"):
         decode_picture(bytes(data))
 
