@@ -1,6 +1,8 @@
 """The exceptions for what is wrong with the user's input; the command line prints one line each."""
 
+import difflib
 import sys
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -22,6 +24,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class Stopped(Exception):
     """The user interrupted a run (Ctrl-C); its state is saved and `--resume` continues it."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return what to add to an error about an unknown name: the nearest valid one, if any is."""
+    by_lower_case = {other.lower(): other for other in valid}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f" (did you mean {by_lower_case[close[0]]}?)" if close else ""
 
 
 def printable(text: object) -> str:

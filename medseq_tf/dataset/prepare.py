@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import inspect
 import io
@@ -45,7 +44,7 @@ from medseq_tf.dataset.records import (
     study_record_of,
 )
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, did_you_mean
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.files import destination, locked, naming
 from medseq_tf.phantom.cohort import index_demo
@@ -189,9 +188,8 @@ def _foreign(data_set: Path) -> Iterator[Path]:
 
 def _scan(reader: str, source: str | Path | None, labels, size: int, options: dict) -> SourceIndex:
     if reader not in READERS:
-        near = difflib.get_close_matches(reader, READERS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"reader {reader!r} is unknown; {hint}valid: {', '.join(READERS)}")
+        guess = did_you_mean(reader, READERS)
+        raise InputError(f"reader {reader!r} is unknown{guess}; valid: {', '.join(READERS)}")
     scan = READERS[reader]
     parameters = inspect.signature(scan).parameters
     given = {**options} if labels is None else {"labels": labels, **options}

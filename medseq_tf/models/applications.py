@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, did_you_mean
 from medseq_tf.layers.seeds import child_seeds
 
 POOLINGS = {"average": "avg", "max": "max"}
@@ -39,7 +38,7 @@ def find(name: str) -> Callable[..., keras.Model]:
     known = [n for n, f in vars(keras.applications).items() if inspect.isfunction(f)]
     raise InputError(
         f"model.encoder.network = {name}: keras.applications has no such network"
-        f"{_did_you_mean(name, known)}; it has {', '.join(sorted(known))}"
+        f"{did_you_mean(name, known)}; it has {', '.join(sorted(known))}"
     )
 
 
@@ -95,12 +94,6 @@ def _seed_generator(layer):
     return getattr(layer, "seed_generator", None)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f" (did you mean {lower[close[0]]}?)" if close else ""
-
-
 # ------------------------------------------------------------------------------ the layers
 
 
@@ -129,7 +122,7 @@ def _unweighted(
     if output not in known:
         raise InputError(
             f"model.encoder.output = {output}: {name} has no such layer"
-            f"{_did_you_mean(output, known)}; give average, max or a layer's name"
+            f"{did_you_mean(output, known)}; give average, max or a layer's name"
         )
     own, given = whole.input_shape[1:3], input_shape[:2]
     if own != given:

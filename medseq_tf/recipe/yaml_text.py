@@ -1,4 +1,4 @@
-"""Takes the text of a YAML file; gives its values, or one line that says what is wrong with it.
+"""Values of a YAML text, or one line that says what is wrong with it.
 
 A text is refused before anything is built from it if it is longer, deeper or, its aliases written
 out, larger than any recipe could be; and if a key stands twice in a mapping, where YAML libraries
@@ -38,8 +38,8 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return node
 
-    def short_number(self, node: yaml.Node) -> int | float:
-        """A number of a length that people write."""
+    def short_number(self, node: yaml.ScalarNode) -> int | float:
+        """Read a number of a length that people write."""
         if len(str(node.value)) > LONGEST_NUMBER:
             problem = f"a number of more than {LONGEST_NUMBER} characters"
             raise _error(problem, node.start_mark)
@@ -50,8 +50,8 @@ class _Loader(yaml.SafeLoader):
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.short_number)
 for _kind in ("binary", "omap", "pairs", "set"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_undefined)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # as it stands
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_undefined)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # as it stands  # type: ignore[type-var]
 
 
 def yaml_values(text: str, origin: str) -> Any:
@@ -68,7 +68,11 @@ def yaml_values(text: str, origin: str) -> Any:
         raise InputError(f"{origin}: has more than {LONGEST // 1024} KiB, so it is no recipe")
     try:
         _check_extent(text)
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -118,7 +122,7 @@ def _check_extent(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in [node[0] for node in open_nodes]:
                 raise _error(f"*{event.anchor} lies within itself", event.start_mark)
-            values, levels = anchors.get(event.anchor, (1, 0))
+            values, levels = anchors.get(event.anchor or "", (1, 0))
         else:
             continue
         parent = open_nodes[-1]

@@ -36,7 +36,7 @@ import pydantic
 import yaml
 
 from medseq_tf import recipe as recipes
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, did_you_mean
 from medseq_tf.recipe import Experiment
 from medseq_tf.recipe.yaml_text import read_yaml
 
@@ -451,7 +451,7 @@ def _sorted(settings: dict[str, Setting], origin: str) -> Iterator[Setting]:
         where = f"{origin}: space: {setting.name}: when"
         for name, labels in setting.when.items():
             if name not in settings:
-                guess = recipes.did_you_mean(str(name), settings)
+                guess = did_you_mean(str(name), settings)
                 raise InputError(f"{where}: {name} does not vary in this space{guess}")
             parent = settings[name]
             if parent.kind != "choice":
@@ -476,7 +476,7 @@ def _sorted(settings: dict[str, Setting], origin: str) -> Iterator[Setting]:
 def _known(content: dict[Any, Any], valid: Iterable[str], where: str) -> None:
     unknown = [key for key in content if key not in valid]
     if unknown:
-        guess = recipes.did_you_mean(str(unknown[0]), valid)
+        guess = did_you_mean(str(unknown[0]), valid)
         raise InputError(f"{where}: unknown key {unknown[0]}{guess}; valid: {', '.join(valid)}")
 
 

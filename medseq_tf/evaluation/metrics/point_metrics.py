@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.recipe import DECISIONS
 
 Array = np.ndarray
 
@@ -196,18 +197,6 @@ TRADE_OFFS = {
     "sensitivity_at_90_specificity": sensitivity_at_specificity,
     "specificity_at_90_sensitivity": specificity_at_sensitivity,
 }
-
-DECISIONS = (
-    "accuracy",
-    "recall",
-    "specificity",
-    "precision",
-    "f1",
-    "balanced_accuracy",
-    "recall_macro",
-    "precision_macro",
-    "f1_macro",
-)
 
 METRICS = (*RANKING, *DECISIONS, "brier")
 """What `all_metrics` gives, in its order: cheap enough for every epoch."""

@@ -1,0 +1,176 @@
+"""The training: pretraining, loss, optimizer, split of the patients, stored features, fit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from medseq_tf.recipe.settings import (
+    Batch,
+    Count,
+    Epochs,
+    Fraction,
+    Probability,
+    Range,
+    Settings,
+    Slices,
+)
+
+PixelLoss = Literal["dice_cross_entropy", "dice_focal"]
+PIXEL_LOSSES: tuple[str, ...] = get_args(PixelLoss)
+
+Decision = Literal[
+    "accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "f1",
+    "balanced_accuracy",
+    "recall_macro",
+    "precision_macro",
+    "f1_macro",
+]
+DECISIONS: tuple[str, ...] = get_args(Decision)
+"""Metrics of what is called positive at a threshold."""
+
+PixelMetric = Literal["dice", "iou"]
+PIXEL_METRICS: tuple[str, ...] = get_args(PixelMetric)
+"""Of the lesions' pixels, for segmenters."""
+
+Monitor = Literal["auroc", "average_precision", Decision, "brier", "loss", PixelMetric]
+MONITORS: tuple[str, ...] = get_args(Monitor)
+"""`loss` is the training loss."""
+
+
+class SyntheticLesions(Settings):
+    """Synthetic lesions, which the encoder learns to find before the fit.
+
+    They are painted into slices of those training studies whose labels are all 0; the encoder is
+    `conv_fsm` with pooling `lesion_map`. Sizes are shares of the slice's side, contrasts of the
+    (first) grey-level window.
+    """
+
+    steps: Annotated[int, Field(gt=0, le=1_000_000)] = 1000
+    studies: Count = 4
+    """A step."""
+    slices: Slices = 8
+    """Neighbouring ones, of each study."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    radius: Range = (0.05, 0.2)
+    depth: Range = (0.8, 4.0)
+    """Half of the lesion's extent over the slices, in slices."""
+    contrast: Range = (0.06, 0.4)
+    bright: Probability = 0.15
+    """Share of the lesions that are brighter than the tissue, not darker."""
+    frozen: bool = True
+    """Whether the fit leaves the encoder as the pretraining made it."""
+
+    @field_validator("radius", "depth", "contrast")
+    @classmethod
+    def _positive(cls, bounds):
+        if bounds[0] <= 0:
+            raise ValueError("sizes and contrasts are above 0")
+        return bounds
+
+
+class Loss(Settings):
+    """Cross-entropy on logits, averaged over the labels that are known.
+
+    `weights`: `none`; `chexnet`: -w+ y log p - w- (1-y) log(1-p) with w+ = negatives / all and
+    w- = positives / all of the training studies, by label (paper 2); `balanced`: w+ = negatives /
+    positives, w- = 1; or one positive weight a label.
+
+    For a segmenter, over pixels: `dice_cross_entropy` is the mean cross-entropy plus 1 - Dice (Qi
+    et al. 2019), `dice_focal` the mean focal loss plus 1 - Dice (after Zhou et al. 2019), Dice over
+    a batch that shows a lesion; of all these settings `gamma` alone is read.
+    """
+
+    name: Literal["binary_cross_entropy", "focal", PixelLoss] = "binary_cross_entropy"
+    weights: (
+        Literal["none", "chexnet", "balanced"]
+        | Annotated[list[Annotated[float, Field(gt=0)]], Field(max_length=1000)]
+    ) = "none"
+    label_smoothing: Fraction = 0.0
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    """Focusing exponent of the focal loss (Lin et al. 2017, equation 4)."""
+
+
+class Optimizer(Settings):
+    """The optimizer and its learning-rate schedule (paper 1: AdamW, 1e-3, 0.9, 0.999, 0.01).
+
+    Weight decay is decoupled from the gradient (Loshchilov and Hutter 2019), for `adamw` and `sgd`;
+    `adam` and `adamax` have none.
+    """
+
+    name: Literal["adamw", "adam", "adamax", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.999
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Fraction = 0.0
+    """Share of all updates over which the rate rises to its full height."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Split(Settings):
+    """Shares of the patients that are held out, stratified over the labels."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.2
+    """Share of all patients; with folds, of the patients outside the test fold."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    given: bool = True
+    """Honour the data set's own split column where it has one."""
+
+    @model_validator(mode="after")
+    def _someone_left_to_train(self):
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test {self.test} + validation {self.validation} leave no one to train"
+            )
+        return self
+
+
+class Features(Settings):
+    """Features of a network that is frozen whole, computed once and kept on disk.
+
+    Training then reads features instead of slices. An augmented study has `views` variants; each
+    epoch draws one of them for each of its sequences.
+    """
+
+    use: Literal["auto", "never"] = "auto"
+    """`auto`: wherever the encoder is a network that is frozen whole."""
+    views: Count = 8
+    """Augmented variants of a study; without augmentation there is one."""
+    redraw: Epochs | None = None
+    """Epochs after which the variants are drawn anew; null: never."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """float16 halves the space and changes the features by up to 1 in 2,000."""
+
+
+class Fit(Settings):
+    """How long and in what portions to train."""
+
+    epochs: Epochs = 20
+    batch_size: Batch = 16
+    """Sequences that pass through the model at once."""
+    accumulate: Batch = 1
+    """Batches whose gradients make one update: the exact mean over all known labels in them."""
+    monitor: Monitor = "auroc"
+    """Validation metric that picks the best epoch (ties: the smaller validation loss)."""
+    patience: Epochs | None = 5
+    """Epochs without a better `monitor` before training stops; null: never."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    jit: bool = False
+    """Compile the training step with XLA, anew for every shape of a batch: for a GPU and sequences
+    of one length."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep decoded slices in memory: always, never, or when they fit in `cache_limit_mib`."""
+    cache_limit_mib: Annotated[int, Field(gt=0, le=2**24)] = 2048
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
+    """Save the state for --resume this often inside an epoch, and at the end of each; epochs that
+    are quick beside the saving share one save."""
