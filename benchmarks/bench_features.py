@@ -45,7 +45,8 @@ SETTINGS = (
 def cohort(folder: Path, studies: int, slices: int = SLICES) -> Prepared:
     """Prepares synthetic studies of so many slices of 224 x 224."""
     from medseq_tf.dataset.prepare import prepare
-    from medseq_tf.phantom.cohort import DemoCohort, write_image_folder
+    from medseq_tf.phantom.cohort import DemoCohort
+    from medseq_tf.phantom.writers import write_image_folder
 
     demo = DemoCohort(patients=studies, size=64, slices=(slices, slices))
     write_image_folder(demo, folder / "source", layout="patient")

@@ -111,14 +111,14 @@ class Case:
 
 def write_jpegs(cohort: DemoCohort, folder: Path) -> None:
     """Writes a cohort as one folder of JPEG files a patient, and its labels."""
-    from medseq_tf.phantom.cohort import patient_names, photographs, write_labels
+    from medseq_tf.phantom.cohort import patient_names, photographs
+    from medseq_tf.phantom.writers import write_labels
 
-    names = patient_names(cohort)
-    for number, name in enumerate(names):
+    for number, name in enumerate(patient_names(cohort)):
         (folder / name).mkdir(parents=True)
         for place, image in enumerate(photographs(cohort.render(number).volume)):
             cv2.imwrite(str(folder / name / f"{place + 1}.jpg"), image)
-    write_labels(cohort, names, folder / "labels.csv")
+    write_labels(cohort, folder)
 
 
 def cases(folder: Path, options: argparse.Namespace) -> list[Case]:

@@ -47,7 +47,7 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.errors import InputError, did_you_mean
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.files import destination, locked, naming
-from medseq_tf.phantom.cohort import index_demo
+from medseq_tf.phantom.reader import index_demo
 from medseq_tf.readers import AuditEntry, SourceIndex, StudySource
 from medseq_tf.readers.study import kinds_text, source_salt
 

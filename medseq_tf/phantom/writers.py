@@ -1,24 +1,57 @@
-"""Takes a demo cohort; writes it as NIfTI, as an ATLAS download, or as a hospital's DICOM files.
+"""A cohort of phantoms as the files of each reader: photographs, volumes, an ATLAS download, DICOM.
 
 Whatever the format and the orientation of the files, the readers give the slices that
-`DemoCohort.render` drew, in the same order. All people in the files are made up.
+`DemoCohort.render` drew, in the same order. Nobody in the files exists.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import cv2
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, Study, patient_names, photographs, write_labels
+from medseq_tf.phantom.cohort import DemoCohort, Study, patient_names, photographs
 
 ORIENTATIONS = ("LPS", "RAS", "SPL", "PIR")
 """What the axes of a file grow towards; these four flip and permute all of them."""
 
 _CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def write_image_folder(
+    cohort: DemoCohort, folder: str | Path, layout: Literal["class", "patient"] = "class"
+) -> Path:
+    """Write a cohort as PNG photographs in a layout that `image-folder` reads.
+
+    Args:
+        cohort: with one label for `class`.
+        folder: made if it is not there.
+        layout: `class` (`Normal/1 (1).png`, `Lesion/2 (1).png`) or `patient` (`patient-0001/1.png`
+            and `labels.csv`).
+    """
+    if layout not in ("class", "patient"):
+        raise InputError(f"layout={layout!r} is unknown; valid: class, patient")
+    if layout == "class" and cohort.labels != 1:
+        raise InputError("layout=class holds one label; write five labels with layout=patient")
+    folder = _made(folder)
+    for number, (name, study) in enumerate(_studies(cohort), start=1):
+        if layout == "class":
+            pattern = f"{'Lesion' if study.labels['lesion'] else 'Normal'}/{number} ({{}}).png"
+        else:
+            pattern = f"{name}/{{}}.png"
+        for slice_number, image in enumerate(photographs(study.volume), start=1):
+            path = folder / pattern.format(slice_number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    if layout == "patient":
+        write_labels(cohort, folder)
+    return folder
 
 
 def write_volumes(
@@ -28,7 +61,7 @@ def write_volumes(
     extension: str = ".nii.gz",
     as_photographs: bool = False,
 ) -> Path:
-    """Writes one volume a patient and `labels.csv`, as `volumes` reads them.
+    """Write one volume a patient and `labels.csv`, as `volumes` reads them.
 
     Args:
         cohort: the patients.
@@ -42,7 +75,7 @@ def write_volumes(
     for name, study in _studies(cohort):
         values = photographs(study.volume) if as_photographs else study.volume
         _write_image(values, study.spacing, orientation, folder / f"{name}{extension}")
-    write_labels(cohort, patient_names(cohort), folder / "labels.csv")
+    write_labels(cohort, folder)
     return folder
 
 
@@ -61,7 +94,7 @@ T1 = (
 
 
 def write_atlas(cohort: DemoCohort, folder: str | Path, release: str = "2.0") -> Path:
-    """Writes the cohort in the layout of an ATLAS release, as `atlas` reads it.
+    """Write the cohort in the layout of an ATLAS release, as `atlas` reads it.
 
     HU become fractions with the contrast of a T1-weighted scan (`T1`), lesions dark as old strokes
     are; lesion masks are 0/1 in one file (2.0) or 0/255 in two (1.2).
@@ -74,8 +107,9 @@ def write_atlas(cohort: DemoCohort, folder: str | Path, release: str = "2.0") ->
     if release not in ("1.2", "2.0"):
         raise InputError(f"release={release!r} is unknown; valid: 1.2, 2.0")
     folder = _made(folder)
+    hounsfield, t1 = np.array(T1).T
     for number, (_, study) in enumerate(_studies(cohort), start=1):
-        image = np.interp(study.volume, *zip(*T1, strict=True)).astype(np.float32)
+        image = np.interp(study.volume, hounsfield, t1).astype(np.float32)
         if release == "2.0":
             subject = f"sub-r001s{number:03}"
             place = _made(folder / "Training" / "R001" / subject / "ses-1" / "anat")
@@ -106,7 +140,7 @@ def write_dicom(
     tilt_degrees: float = 0.0,
     with_localiser: bool = True,
 ) -> Path:
-    """Writes one CT series a patient under shuffled file names, and `labels.csv` by PatientID.
+    """Write one CT series a patient under shuffled file names, and `labels.csv` by PatientID.
 
     Args:
         cohort: the patients.
@@ -137,17 +171,29 @@ def write_dicom(
             }
             path = place / f"IM{next(names):05}"
             _write_slice(study, len(study.volume) // 2, 0.0, tags | series, path)
-    write_labels(cohort, patient_names(cohort), folder / "labels.csv")
+    write_labels(cohort, folder)
     return folder
 
 
+def write_labels(cohort: DemoCohort, folder: Path) -> None:
+    """Write a cohort's labels as `labels.csv`, one row a patient."""
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["patient_id", *cohort.label_names])
+        for number, name in enumerate(patient_names(cohort)):
+            labels = cohort.labels_of(number).values()
+            writer.writerow([name, *(int(value) for value in labels)])
+
+
 def _made(folder: str | Path) -> Path:
+    """Make a folder where it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _studies(cohort: DemoCohort) -> Iterator[tuple[str, Study]]:
+    """Yield each patient's name, and the patient rendered."""
     for number, name in enumerate(patient_names(cohort)):
         yield name, cohort.render(number)
 
@@ -155,7 +201,7 @@ def _studies(cohort: DemoCohort) -> Iterator[tuple[str, Study]]:
 def _write_image(
     values: np.ndarray, spacing: tuple[float, float, float], orientation: str, path: Path
 ) -> None:
-    """Writes (T, H, W) slices, feet to head, front to back, right to left, turned."""
+    """Write (T, H, W) slices, feet to head, front to back, right to left, turned."""
     import SimpleITK as sitk  # noqa: N813
 
     image = sitk.GetImageFromArray(values)
@@ -213,7 +259,7 @@ def _write_slice(
     writer.Execute(image)
 
 
-def _uid(*parts) -> str:
-    """A UID made from a hash (PS3.5, B.2)."""
+def _uid(*parts: object) -> str:
+    """Make a UID from a hash (PS3.5, B.2)."""
     digest = hashlib.sha256(repr(tuple(map(str, parts))).encode()).digest()
     return f"2.25.{int.from_bytes(digest[:15], 'big')}"

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from medseq_tf.dataset.prepare import READERS, Prepared, prepare
 from medseq_tf.dataset.records import FEWEST_TELLING_PIXELS, is_telling, slice_hash, to_square
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, photographs, write_image_folder
+from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.phantom.writers import write_image_folder
 from medseq_tf.readers import Slices, SourceIndex, StudySource
 
 REAL_DATA = Path(

@@ -14,7 +14,8 @@ from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.phantom.cohort import DemoCohort, write_image_folder
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import write_image_folder
 from medseq_tf.runs.run import SLICES, Run
 
 COHORT = DemoCohort(patients=16, size=48, slices=(4, 7), difficulty=0.0, prevalence=0.5)

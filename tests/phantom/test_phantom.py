@@ -14,7 +14,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import BONE, DemoCohort, index_demo, photographs, write_image_folder
+from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.phantom.head import BONE
+from medseq_tf.phantom.reader import index_demo
+from medseq_tf.phantom.writers import write_image_folder
 from medseq_tf.readers.image_folder import index_image_folder
 
 

@@ -19,8 +19,8 @@ from dicom_writer import BIG, ENHANCED_CT, EXPLICIT, IMPLICIT, dicom_file, image
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, photographs, write_image_folder
-from medseq_tf.phantom.writers import ORIENTATIONS, write_dicom, write_volumes
+from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.phantom.writers import ORIENTATIONS, write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers import UnreadableStudy, dicom
 from medseq_tf.readers.dicom import index_dicom
 from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header

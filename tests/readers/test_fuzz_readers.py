@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, write_image_folder
-from medseq_tf.phantom.writers import write_atlas, write_dicom, write_volumes
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import write_atlas, write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
 from medseq_tf.readers.labels import read_labels
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
