@@ -39,7 +39,7 @@ class _Interrupted(Exception):
     """Ctrl-C, as click would not catch it: it prints an empty line."""
 
 
-class _Debugged:
+class _Debugged(click.Command):
     """A command, or a group of commands, that takes `--debug`."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -53,14 +53,10 @@ class _Debugged:
             raise _Interrupted from None
 
 
-class _Command(_Debugged, click.Command):
-    """A command that takes `--debug`."""
-
-
 class _Group(_Debugged, click.Group):
     """A group of commands that take `--debug`, as it does itself."""
 
-    command_class = _Command
+    command_class = _Debugged
     group_class = type
 
 

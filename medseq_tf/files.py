@@ -170,6 +170,12 @@ def read_parquet(source: str | os.PathLike | bytes) -> pd.DataFrame:
         return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON atomically; floats that are no number become null."""
     with atomic(path) as temporary:

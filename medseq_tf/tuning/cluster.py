@@ -9,6 +9,7 @@ and a worker whose chief is gone ends. The service has no password: it is for on
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -94,10 +95,14 @@ def work(
             folder / "trials" / name,
             {**order["job"], **here},
             environment,
-            abandoned=lambda name=name: not still_mine(name),
+            abandoned=functools.partial(_is_abandoned, still_mine, name),
         )
         if found is not None:
             source.report(name, found)
+
+
+def _is_abandoned(still_mine: Callable[[str], bool], name: str) -> bool:
+    return not still_mine(name)
 
 
 def work_for_chief(
@@ -305,7 +310,7 @@ class Server:
 def _servicer(server: Server) -> Any:
     service, proto = protos.get_service(), protos.get_proto()
 
-    class Servicer(protos.get_service_grpc().OracleServicer):
+    class Servicer(protos.get_service_grpc().OracleServicer):  # type: ignore[misc]
         def GetSpace(self, request: Any, context: Any) -> Any:  # noqa: N802
             return service.GetSpaceResponse(hyperparameters=_pack(server._greeting))
 
@@ -369,7 +374,7 @@ class LocalWorkers:
         """Return the workers that have ended since they were last asked for."""
         gone = [name for name, process in self._processes.items() if process.poll() is not None]
         for name in gone:
-            self._processes.pop(name).stdin.close()
+            self._processes.pop(name).stdin.close()  # type: ignore[union-attr]
         return gone
 
     @property
@@ -388,7 +393,7 @@ class LocalWorkers:
                 process.wait(max(deadline - time.monotonic(), 0.0))
             process.kill()
             process.wait()
-            process.stdin.close()
+            process.stdin.close()  # type: ignore[union-attr]
         self._processes.clear()
 
 

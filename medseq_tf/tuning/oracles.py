@@ -1,29 +1,25 @@
-"""Takes a space; gives a `Ledger`, which hands out its points as trials and books their results.
+"""KerasTuner's oracles, with a state that survives a kill.
 
-KerasTuner's oracles choose the points: at random, by Bayesian optimisation, by Hyperband or on a
+They choose the points: at random, by Bayesian optimisation, by Hyperband or on a
 grid. Their state is written whole after every change, so that a search that was killed at any
 moment goes on where it was; a trial that was in flight is handed out again.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-import time
+import math
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from keras_tuner import HyperParameters, Objective, oracles
+from keras_tuner import HyperParameters, Objective, Oracle, oracles
 from keras_tuner.engine import hyperparameters
 from keras_tuner.src.engine.conditions import Parent
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from medseq_tf.files import write_json
-from medseq_tf.tuning.search import BASE
 from medseq_tf.tuning.space import Setting, Space, Values
 
 TUNERS = ("bayesian", "random", "hyperband", "grid")
@@ -58,18 +54,19 @@ def _hyperparameter(setting: Setting, recipe: dict[str, Any]) -> Any:
     }
     if setting.kind == "choice":
         alternatives = setting.alternatives.items()
-        own = (
+        own_labels = (
             label
             for label, values in alternatives
             if all(key in recipe and recipe[key] == value for key, value in values.items())
         )
         labels = list(setting.alternatives)
-        return hyperparameters.Choice(values=labels, default=next(own, labels[0]), **common)
+        return hyperparameters.Choice(values=labels, default=next(own_labels, labels[0]), **common)
     kind = hyperparameters.Int if setting.kind == "int" else hyperparameters.Float
     own = recipe.get(setting.name)
-    inside = isinstance(own, int | float) and setting.low <= own <= setting.high
+    number = float(own) if isinstance(own, int | float) else math.nan
+    inside = setting.low <= number <= setting.high
     step = 1 if setting.kind == "int" and not setting.log and not setting.step else setting.step
-    on_grid = step is None or (inside and not setting.log and (own - setting.low) % step == 0)
+    on_grid = step is None or (inside and not setting.log and (number - setting.low) % step == 0)
     return kind(
         min_value=setting.low,
         max_value=setting.high,
@@ -83,7 +80,7 @@ def _hyperparameter(setting: Setting, recipe: dict[str, Any]) -> Any:
 # ------------------------------------------------------------------------------- the oracles
 
 
-class _Durable:
+class _Durable(Oracle):
     """An oracle whose files are written whole, and that forgets a trial it had half begun.
 
     Numbers are rounded to three digits: finer differences are noise, and a table of them reads ill.
@@ -113,7 +110,7 @@ class _Durable:
 
     def reload(self) -> None:
         super().reload()
-        self.trials = {name: self.trials[name] for name in self.start_order}
+        self.trials: dict[str, Any] = {name: self.trials[name] for name in self.start_order}
 
 
 class RandomOracle(_Durable, oracles.RandomSearchOracle):
@@ -218,7 +215,7 @@ class GridOracle(_Durable, oracles.GridSearchOracle):
         return found
 
 
-def _oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
+def make_oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
     common = {
         "objective": Objective(space.objective.metric, space.objective.direction),
         "hyperparameters": hyperparameters_of(space),
@@ -233,163 +230,3 @@ def _oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
         return BayesianOracle(num_initial_points=at_random, alpha=NOISE, **common, max_trials=None)
     kind = RandomOracle if tuner == "random" else GridOracle
     return kind(**common, max_trials=None)
-
-
-# -------------------------------------------------------------------------------- the ledger
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a worker is to do next.
-
-    Attributes:
-        kind: `run` a trial; `wait` and ask again; `stop`: there is nothing more to do.
-        trial: the trial's name.
-        values: the point of the space.
-        epochs: how many epochs to train, where the tuner decides that; None: as the recipe says.
-    """
-
-    kind: Literal["run", "wait", "stop"]
-    trial: str = ""
-    values: Values = field(default_factory=dict)
-    epochs: int | None = None
-
-
-def _locked(method: Any) -> Any:
-    @functools.wraps(method)
-    def wrapped(self: Ledger, *args: Any) -> Any:
-        with self._lock:
-            return method(self, *args)
-
-    return wrapped
-
-
-class Ledger:
-    """The trials of a search: handed out to workers, booked with their results; thread-safe.
-
-    Args:
-        space: what varies.
-        folder: where the state is kept; one that holds a state goes on with it.
-        tuner: one of `TUNERS`.
-        seed: decides every draw.
-        trials: how many to hand out in all, besides the base; None: as many as the tuner has.
-        minutes: after this time no new trial begins; None: no limit.
-        base: hand out the recipe as it is, first.
-        base_done: that trial has a result already.
-    """
-
-    def __init__(
-        self,
-        space: Space,
-        folder: Path,
-        tuner: str,
-        seed: int,
-        trials: int | None,
-        minutes: float | None,
-        base: bool,
-        base_done: bool,
-    ):
-        self._limit = trials
-        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self._lock = threading.RLock()
-        self._has_base = base
-        self._base = "waiting" if base and not base_done else "done"
-        self._losses: dict[str, int] = {}
-        self._exhausted = False
-        self.metric = space.objective.metric
-        self._oracle = _oracle(space, tuner, seed, trials)
-        self._oracle.verbose = 0
-        self._oracle._set_project_dir(str(folder), "oracle")
-        if Path(self._oracle._get_oracle_fname()).is_file():
-            self._oracle.reload()
-            if tuner == "bayesian":  # trials may be more than the search began with
-                fresh = _oracle(space, tuner, seed, trials)
-                self._oracle.num_initial_points = fresh.num_initial_points
-
-    @_locked
-    def next(self, worker: str) -> Order:
-        """Return a worker's order: the trial that it has, until that is finished, or a new one."""
-        if self._base in ("waiting", worker):
-            self._base = worker
-            return Order("run", BASE)
-        oracle = self._oracle
-        if worker not in oracle.ongoing_trials and not oracle._retry_queue and self._spent():
-            return Order("stop")
-        trial = oracle.create_trial(worker)
-        if trial.status == "IDLE":
-            return Order("wait")
-        if trial.status == "STOPPED":
-            self._exhausted = True
-            return Order("stop")
-        values = dict(trial.hyperparameters.values)
-        epochs = values.get("tuner/epochs")
-        own = {
-            name: float(f"{value:.10g}") if isinstance(value, float) else value  # 0.1 + 0.2 is 0.3
-            for name, value in values.items()
-            if not name.startswith("tuner/")
-        }
-        return Order("run", trial.trial_id, own, epochs)
-
-    def _spent(self) -> bool:
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        return late or (self._limit is not None and len(self._oracle.trials) >= self._limit)
-
-    @_locked
-    def status(self, name: str) -> Literal["unknown", "open", "done"]:
-        """Return whether a trial was handed out, and whether its result is still to come."""
-        if name == BASE:
-            if not self._has_base or self._base == "waiting":
-                return "unknown"
-            return "done" if self._base == "done" else "open"
-        if name not in self._oracle.trials:
-            return "unknown"
-        return "open" if self._oracle.trials[name].status == "RUNNING" else "done"
-
-    @_locked
-    def finish(self, name: str, score: float | None, reason: str = "") -> bool:
-        """Book a trial's score, or why it failed; False if it had been booked before."""
-        if name == BASE:
-            before, self._base = self._base, "done"
-            return before != "done"
-        oracle = self._oracle
-        trial = oracle.trials.get(name)
-        if trial is None or trial.status != "RUNNING":
-            return False
-        oracle._retry_queue = [other for other in oracle._retry_queue if other != name]
-        if score is None:
-            trial.status, trial.message = "FAILED", reason
-        else:
-            oracle.update_trial(name, {self.metric: score})
-            trial.status = "COMPLETED"
-        oracle.end_trial(trial)
-        oracle.save()  # KerasTuner saves before it takes the trial off its list
-        return True
-
-    @_locked
-    def lost(self, worker: str) -> tuple[str, bool] | None:
-        """Take back the trial of a worker that is gone, to hand it out once more.
-
-        Returns:
-            The trial and whether it is given up, two workers being gone that had it; None if the
-            worker had none.
-        """
-        oracle = self._oracle
-        oracle.tuner_ids.discard(worker)
-        if self._base == worker:
-            name = BASE
-            self._base = "waiting"
-        elif worker in oracle.ongoing_trials:
-            name = oracle.ongoing_trials.pop(worker).trial_id
-            oracle._retry_queue.append(name)
-            oracle.save()
-        else:
-            return None
-        self._losses[name] = self._losses.get(name, 0) + 1
-        return name, self._losses[name] > 1
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is running and nothing will be handed out any more."""
-        with self._lock:
-            idle = not self._oracle.ongoing_trials and not self._oracle._retry_queue
-            return idle and self._base == "done" and (self._exhausted or self._spent())

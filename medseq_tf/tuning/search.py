@@ -1,4 +1,4 @@
-"""Takes the folder of a search that `tune` wrote; gives `Search`: trials, the best, what counted.
+"""The folder of a search that `tune` wrote: its trials, the best of them, and what counted.
 
 search.json     what was asked, by whom, of which data     recipe.yaml   the recipe as it was
 space.yaml      what varied                                best.yaml     the best, for train
@@ -68,6 +68,10 @@ class Search:
         """`search.json`: space, data, tuner, seed, MLflow run id, versions."""
         return json.loads((self.path / "search.json").read_text("utf-8"))
 
+    def note(self, **changes: Any) -> None:
+        """Change entries of `search.json`."""
+        files.write_json(self.path / "search.json", {**self.info, **changes})
+
     @functools.cached_property
     def space(self) -> Space:
         """What varied."""
@@ -134,15 +138,24 @@ class Search:
         return None if finished.empty else finished.iloc[0]
 
     @property
-    def best(self) -> Experiment:
-        """The best trial's recipe, as in `best.yaml`.
+    def winner(self) -> pd.Series:
+        """The row of the best trial.
 
         Raises:
             InputError: no trial has finished.
         """
         if (trial := self.best_trial) is None:
             raise InputError(f"{self.path}: no trial has finished, so none is the best")
-        recipe = self.experiment(trial["trial"])
+        return trial
+
+    @property
+    def best(self) -> Experiment:
+        """The best trial's recipe, as in `best.yaml`.
+
+        Raises:
+            InputError: no trial has finished.
+        """
+        recipe = self.experiment(self.winner["trial"])
         chosen = [*self.space.base.chosen, self.choice]
         return recipe.model_copy(update={"name": f"{self.space.name}_best", "chosen": chosen})
 
@@ -176,8 +189,7 @@ class Search:
         Raises:
             InputError: no trial has finished.
         """
-        if (best := self.best_trial) is None:
-            raise InputError(f"{self.path}: no trial has finished, so none is the best")
+        best = self.winner
         objective, trials = self.space.objective, self.trials
         finished = trials.loc[trials["status"] == "finished", "trial"]
         tables = {name: _held_out(self.path / "trials" / name) for name in finished}

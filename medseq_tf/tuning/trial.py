@@ -84,7 +84,7 @@ def run(
     finally:
         process.kill()
         process.wait()
-        process.stdin.close()
+        process.stdin.close()  # type: ignore[union-attr]
     if (found := result(folder)) is None:
         found = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
         write_json(folder / RESULT, found)
@@ -175,7 +175,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "seconds": _is_number,
     "peak_mib": _is_number,
     "held_out": _is_predictions,
-    "mlflow_run_id": _is_or_is_none(lambda value: re.fullmatch("[0-9a-f]{1,64}", str(value))),
+    "mlflow_run_id": _is_or_is_none(lambda value: bool(re.fullmatch("[0-9a-f]{1,64}", str(value)))),
 }
 
 

@@ -1,4 +1,4 @@
-"""The ledger: every tuner goes on as if never stopped, and no trial is lost or booked twice."""
+"""The store: every tuner goes on as if never stopped, and no trial is lost or booked twice."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import math
 import pytest
 
 from medseq_tf.tuning import oracles
-from medseq_tf.tuning.oracles import Ledger
 from medseq_tf.tuning.search import BASE
 from medseq_tf.tuning.space import Space
+from medseq_tf.tuning.trial_store import TrialStore
 
 SPACE = Space.load(
     {
@@ -30,8 +30,8 @@ SPACE = Space.load(
 )
 
 
-def ledger(folder, tuner="random", trials=8, space=SPACE, minutes=None, base=False, seed=0):
-    return Ledger(space, folder, tuner, seed, trials, minutes, base, base_done=False)
+def store(folder, tuner="random", trials=8, space=SPACE, minutes=None, base=False, seed=0):
+    return TrialStore(space, folder, tuner, seed, trials, minutes, base, base_done=False)
 
 
 def score(values):
@@ -53,13 +53,13 @@ def search(books, worker="a"):
 @pytest.mark.parametrize("tuner", ["random", "grid", "hyperband", "bayesian"])
 def test_interrupted_anywhere_it_goes_on_as_if_never_stopped(tmp_path, tuner):
     trials = 6 if tuner == "bayesian" else 10
-    whole = search(ledger(tmp_path / "whole", tuner, trials))
+    whole = search(store(tmp_path / "whole", tuner, trials))
     assert len(whole) == trials
     again = []
     for number in range(trials):
-        books = ledger(tmp_path / "again", tuner, trials)  # as a new process would
+        books = store(tmp_path / "again", tuner, trials)  # as a new process would
         order = books.next("a")
-        lost = ledger(tmp_path / "again", tuner, trials)  # killed while it was training
+        lost = store(tmp_path / "again", tuner, trials)  # killed while it was training
         order_again = lost.next("a")
         assert (order_again.trial, order_again.values) == (order.trial, order.values)
         again.append((order.trial, tuple(sorted(order.values.items())), order.epochs))
@@ -69,12 +69,12 @@ def test_interrupted_anywhere_it_goes_on_as_if_never_stopped(tmp_path, tuner):
 
 
 def test_a_seed_decides_what_is_tried(tmp_path):
-    tried = [search(ledger(tmp_path / str(i), seed=seed)) for i, seed in enumerate((0, 0, 1))]
+    tried = [search(store(tmp_path / str(i), seed=seed)) for i, seed in enumerate((0, 0, 1))]
     assert tried[0] == tried[1] != tried[2]
 
 
 def test_values_are_active_ones_within_their_bounds(tmp_path):
-    for _, values, _ in search(ledger(tmp_path, trials=30)):
+    for _, values, _ in search(store(tmp_path, trials=30)):
         values = dict(values)
         assert 1e-4 <= values["optimizer.learning_rate"] <= 1e-1
         recurrent = values["model.aggregator.name"] != "mean"
@@ -83,7 +83,7 @@ def test_values_are_active_ones_within_their_bounds(tmp_path):
 
 
 def test_bayesian_finds_what_is_good(tmp_path):
-    tried = search(ledger(tmp_path, "bayesian", 14))
+    tried = search(store(tmp_path, "bayesian", 14))
     rates = [dict(values)["optimizer.learning_rate"] for _, values, _ in tried]
     chosen = sum(abs(math.log10(rate) + 2) for rate in rates[6:]) / 8
     drawn = sum(abs(math.log10(rate) + 2) for rate in rates[:6]) / 6
@@ -105,7 +105,7 @@ def test_a_grid_ends_with_its_last_combination_and_begins_with_the_recipe(tmp_pa
             },
         }
     )
-    books, tried = ledger(tmp_path, "grid", None, space), []
+    books, tried = store(tmp_path, "grid", None, space), []
     while (order := books.next("a")).kind == "run":
         tried.append(tuple(sorted(order.values.items())))
         books.finish(order.trial, 0.5)
@@ -119,19 +119,19 @@ def test_a_grid_ends_with_its_last_combination_and_begins_with_the_recipe(tmp_pa
 
 
 def test_hyperband_sets_the_epochs(tmp_path):
-    epochs = [found[2] for found in search(ledger(tmp_path, "hyperband", None))]
+    epochs = [found[2] for found in search(store(tmp_path, "hyperband", None))]
     assert set(epochs) == {1, 3, 9}
     assert epochs.count(1) > epochs.count(3) >= 1
 
 
 def test_more_trials_may_be_asked_for_later(tmp_path):
-    first = search(ledger(tmp_path, trials=3))
-    rest = search(ledger(tmp_path, trials=5))
+    first = search(store(tmp_path, trials=3))
+    rest = search(store(tmp_path, trials=5))
     assert [name for name, _, _ in first + rest] == [f"{i:04d}" for i in range(5)]
 
 
 def test_the_recipe_itself_comes_first_and_once(tmp_path):
-    books = ledger(tmp_path, trials=1, base=True)
+    books = store(tmp_path, trials=1, base=True)
     assert books.next("a").trial == BASE
     assert books.next("a").trial == BASE, "until it is finished"
     assert books.next("b").trial == "0000"
@@ -144,7 +144,7 @@ def test_the_recipe_itself_comes_first_and_once(tmp_path):
 
 
 def test_a_result_is_booked_once(tmp_path):
-    books = ledger(tmp_path)
+    books = store(tmp_path)
     order = books.next("a")
     assert books.finish(order.trial, 0.5)
     assert not books.finish(order.trial, 0.9)
@@ -152,7 +152,7 @@ def test_a_result_is_booked_once(tmp_path):
 
 
 def test_a_trial_is_known_once_it_was_handed_out(tmp_path):
-    books = ledger(tmp_path, base=True)
+    books = store(tmp_path, base=True)
     assert books.status(BASE) == books.status("0000") == "unknown"
     books.next("a")
     assert books.status(BASE) == "open"
@@ -163,11 +163,11 @@ def test_a_trial_is_known_once_it_was_handed_out(tmp_path):
         assert books.status(name) == "done"
     for name in ("9999", "", "../0000", "/etc/passwd"):
         assert books.status(name) == "unknown"
-    assert ledger(tmp_path / "other").status(BASE) == "unknown", "it has none"
+    assert store(tmp_path / "other").status(BASE) == "unknown", "it has none"
 
 
 def test_a_lost_worker_s_trial_goes_to_another_once(tmp_path):
-    books = ledger(tmp_path, trials=1)
+    books = store(tmp_path, trials=1)
     order = books.next("a")
     assert books.lost("a") == (order.trial, False)
     assert not books.over
@@ -179,7 +179,7 @@ def test_a_lost_worker_s_trial_goes_to_another_once(tmp_path):
 
 
 def test_the_first_answer_counts_where_two_workers_had_a_trial(tmp_path):
-    books = ledger(tmp_path, trials=1)
+    books = store(tmp_path, trials=1)
     order = books.next("a")
     books.lost("a")  # it was only slow
     assert books.finish(order.trial, 0.5)
@@ -188,19 +188,19 @@ def test_the_first_answer_counts_where_two_workers_had_a_trial(tmp_path):
 
 
 def test_no_streak_of_failures_locks_it(tmp_path):
-    books = ledger(tmp_path, trials=12)
+    books = store(tmp_path, trials=12)
     for _ in range(12):
         books.finish(books.next("a").trial, None, "always")
     assert books.next("a").kind == "stop"
 
 
 def test_no_trial_begins_after_the_time(tmp_path):
-    books = ledger(tmp_path, minutes=1e-9)
+    books = store(tmp_path, minutes=1e-9)
     assert books.next("a").kind == "stop"
 
 
 def test_files_are_whole_after_every_step(tmp_path):
-    books = ledger(tmp_path, trials=3)
+    books = store(tmp_path, trials=3)
     for _ in range(3):
         order = books.next("a")
         books.finish(order.trial, 0.5)
@@ -210,13 +210,13 @@ def test_files_are_whole_after_every_step(tmp_path):
 
 
 def test_a_trial_that_was_half_begun_is_forgotten(tmp_path):
-    books = ledger(tmp_path)
+    books = store(tmp_path)
     books.finish(books.next("a").trial, 0.5)
     stale = tmp_path / "oracle" / "trial_0001"
     stale.mkdir()
     text = (tmp_path / "oracle" / "trial_0000" / "trial.json").read_text("utf-8")
     (stale / "trial.json").write_text(text.replace('"0000"', '"0001"'))
-    assert ledger(tmp_path).next("a").trial == "0001"
+    assert store(tmp_path).next("a").trial == "0001"
 
 
 def test_the_tuners_are_those_of_the_command_line():

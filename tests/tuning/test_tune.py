@@ -24,9 +24,11 @@ import yaml
 from small_run import SMALL
 
 from medseq_tf import recipe as recipes
+from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.tuning import cluster, oracles, trial, tune
+from medseq_tf.tuning import cluster, patients, trial, trial_store, tune
+from medseq_tf.tuning.scheduler import TrialScheduler
 from medseq_tf.tuning.search import BASE, Search
 from medseq_tf.tuning.space import Space
 
@@ -205,11 +207,11 @@ def test_the_other_tuners(search, tuner):
 def test_the_test_patients_are_in_no_trial(demo_data, objective):
     prepared = Prepared.load(demo_data)
     space = Space.load({**SPACE, "objective": objective})
-    plan = tune.set_aside(space, prepared)
+    plan = patients.set_aside(space, prepared)
     patient = prepared.studies.set_index("study_id")["patient_id"]
     aside = set(patient[plan["set_aside"]])
     assert len(aside) == 8
-    own = tune.cohort.holdout(prepared.studies, space.base.split)
+    own = splits.holdout(prepared.studies, space.base.split)
     assert set(prepared.studies["study_id"].iloc[own["test"]]) == set(plan["set_aside"])
     assert len(plan["splits"]) == (1 if "validation" in objective else 3)
     for split in plan["splits"]:
@@ -253,14 +255,14 @@ def test_a_given_test_split_is_what_is_set_aside(demo_data):
     prepared = Prepared.load(demo_data)
     studies = prepared.studies.assign(split=["test"] * 10 + ["train"] * 30)
     given = Prepared(prepared.path, prepared.info, studies)
-    plan = tune.set_aside(Space.load(SPACE), given)
+    plan = patients.set_aside(Space.load(SPACE), given)
     assert set(plan["set_aside"]) == set(studies["study_id"][:10])
 
 
 def test_without_validation_patients_folds_are_needed(demo_data):
     space = Space.load(SINGLE, ["split.validation=0"])
     with pytest.raises(InputError, match="no one to score a trial on"):
-        tune.set_aside(space, Prepared.load(demo_data))
+        patients.set_aside(space, Prepared.load(demo_data))
 
 
 def test_too_many_folds_are_refused_before_a_trial(search, trained):
@@ -399,7 +401,7 @@ def plan(demo_data, tmp_path_factory):
     """A job of two folds, one epoch, for the trial's own process."""
     folder = tmp_path_factory.mktemp("plan")
     prepared, space = Prepared.load(demo_data), Space.load(SPACE)
-    (folder / "splits.json").write_text(json.dumps(tune.set_aside(space, prepared)))
+    (folder / "splits.json").write_text(json.dumps(patients.set_aside(space, prepared)))
     return {
         "title": "small 0000",
         "recipe": space.base.model_dump(mode="json"),
@@ -587,7 +589,7 @@ def test_killed_it_goes_on_in_the_trial_it_was_in(demo_data, no_server):
     data, out = no_server / "data", no_server / "search"
     shutil.copytree(demo_data, data)
     space = Space.load(SINGLE)
-    spoil(data, tune.set_aside(space, Prepared.load(data))["set_aside"])
+    spoil(data, patients.set_aside(space, Prepared.load(data))["set_aside"])
     words = command(SINGLE, data, out, "--trials", "2", "--no-retrain", "--no-base")
     words += ["--set", "fit.epochs=3"]
     killed = subprocess.Popen(
@@ -753,14 +755,16 @@ def test_a_result_of_a_trial_that_nobody_was_given_is_refused(tmp_path):
     space = Space.load(
         {"name": "s", "recipe": "fsm_bilstm", "space": {"fit.batch_size": {"choice": [4, 8]}}}
     )
-    desk = object.__new__(sys.modules["medseq_tf.tuning.tune"]._Desk)
-    desk.search = SimpleNamespace(path=tmp_path / "search")
-    desk.ledger = oracles.Ledger(space, tmp_path / "search", "random", 0, 2, None, False, False)
+    scheduler = object.__new__(TrialScheduler)
+    scheduler.search = SimpleNamespace(path=tmp_path / "search")
+    scheduler.store = trial_store.TrialStore(
+        space, tmp_path / "search", "random", 0, 2, None, False, False
+    )
     before = sorted(tmp_path.rglob("*"))
     found = {"status": "finished", "score": 1.0, "reason": ""}
     for name in ("../../outside", str(tmp_path / "outside"), "0000", BASE, ""):
         with pytest.raises(cluster.Refused, match="was never handed out"):
-            desk.report(name, found)
+            scheduler.report(name, found)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -872,7 +876,7 @@ def test_many_patients_are_not(demo_data, tmp_path):
         ignore_index=True,
     )
     data = Prepared(prepared.path, prepared.info, many)
-    space = tune._decided(Space.load(UNSAID), data, tmp_path)
+    space = patients.decide_objective(Space.load(UNSAID), data, tmp_path)
     assert space.objective.validation
     assert not space.objective.folds
 
@@ -883,7 +887,7 @@ def test_few_patients_of_a_class_have_fewer_folds(demo_data, tmp_path):
     negative = np.flatnonzero(prepared.labels[:, 0] == 0)
     rows = np.sort(np.concatenate([positive, negative]))
     few = Prepared(prepared.path, prepared.info, prepared.studies.iloc[rows])
-    objective = tune._decided(Space.load(UNSAID), few, tmp_path).objective
+    objective = patients.decide_objective(Space.load(UNSAID), few, tmp_path).objective
     assert 2 <= objective.folds < 5
 
 
