@@ -1,79 +1,23 @@
-"""Takes the words of a command line; calls the function of the same name and prints its result.
+"""The command line: each command calls the function of its name and prints the result.
 
-Bad input is one line on standard error and exit status 2, with `--debug` after its traceback. What
-Ctrl-C interrupts exits with 130; what a SIGTERM ends, in the same way, with 143. TensorFlow is
-imported when work starts, so `--help` answers at once.
+TensorFlow is imported when work starts, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-import tempfile
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, Stopped, is_out_of_memory, printable, printable_lines
+from medseq_tf.console import DebugGroup, import_tensorflow_quietly, run_and_exit, say
 
 FOLDER = click.Path(path_type=Path)
 
 
-_GOES_ON = {
-    "prepare": "the same command goes on",
-    "train": "--resume goes on",
-    "tune": "the same command goes on",
-    "track": "the same command goes on",
-    "export": "nothing was written",
-}
-"""What is to be said of a command that was interrupted."""
-
-
-class _Interrupted(Exception):
-    """Ctrl-C, as click would not catch it: it prints an empty line."""
-
-
-class _Debugged(click.Command):
-    """A command, or a group of commands, that takes `--debug`."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
-
-
-class _Group(_Debugged, click.Group):
-    """A group of commands that take `--debug`, as it does itself."""
-
-    command_class = _Debugged
-    group_class = type
-
-
-def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        expose_value=False,
-        callback=lambda context, option, value: _asked.update(debug=True) if value else None,
-        help="Show where an error comes from.",
-    )
-
-
-_asked = {"debug": False}
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=DebugGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="medseq-tf")
 def cli() -> None:
     """One diagnosis from the slices of one study."""
@@ -233,8 +177,8 @@ def _prepare(reader: str, **arguments: Any) -> None:
         arguments["axis"] = int(arguments["axis"])
     given = {name: value for name, value in arguments.items() if value not in (None, ())}
     prepared = run(reader, **given)
-    _say(prepared.audit_text())
-    _say(f"data set: {prepared.path}")
+    say(prepared.audit_text())
+    say(f"data set: {prepared.path}")
 
 
 # ----------------------------------------------------------------------------- train, evaluate
@@ -273,15 +217,15 @@ def train(**arguments: Any) -> None:
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
-    _say(text(done.metrics))
+    say(text(done.metrics))
     if done.folds:
-        _say(fold_text(done.predictions))
-    _say(f"run:    {done.path}")
-    _say(f"report: {done.path / 'report.html'}")
+        say(fold_text(done.predictions))
+    say(f"run:    {done.path}")
+    say(f"report: {done.path / 'report.html'}")
     for note in done.notes:
-        _say(f"note:   {note}")
+        say(f"note:   {note}")
     if arguments["track"] and done.info["mlflow_run_id"]:
-        _say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+        say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
 
 
 @cli.command()
@@ -331,12 +275,12 @@ def tune(**arguments: Any) -> None:
     search = run(**arguments)
     if (arguments["cluster"] or "").startswith("worker:"):
         return
-    _say(search.text())
-    _say(f"best recipe: {search.path / 'best.yaml'}")
+    say(search.text())
+    say(f"best recipe: {search.path / 'best.yaml'}")
     if search.champion is not None:
-        _say(f"its run:     {search.champion.path}")
+        say(f"its run:     {search.champion.path}")
     if arguments["track"] and search.info["mlflow_run_id"]:
-        _say(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+        say(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
 
 
 @cli.command()
@@ -377,7 +321,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
     from medseq_tf.evaluation.evaluate import evaluate as run
 
     found = run(**arguments)
-    _say(found.json_lines() if as_json else found.text())
+    say(found.json_lines() if as_json else found.text())
 
 
 @cli.command()
@@ -405,7 +349,7 @@ def explain(**arguments: Any) -> None:
     from medseq_tf.evaluation.explain.explain import explain as run
 
     arguments["pixels"] = arguments["pixels"] or None
-    _say(run(**arguments).text())
+    say(run(**arguments).text())
 
 
 @cli.command()
@@ -418,7 +362,7 @@ def report(**arguments: Any) -> None:
     import_tensorflow_quietly()
     from medseq_tf.reporting.report import report as run
 
-    _say(f"report: {run(**arguments)}")
+    say(f"report: {run(**arguments)}")
 
 
 @cli.command()
@@ -442,15 +386,15 @@ def export(**arguments: Any) -> None:
     from medseq_tf.serving.export import export as run
 
     done = run(**arguments)
-    _say(f"model:  {done.path}")
-    _say(
+    say(f"model:  {done.path}")
+    say(
         f"check:  {done.studies} studies, at most {done.difference:.1e} from the Keras model; "
         "garbage is refused"
     )
     if arguments["batching"]:
-        _say(f"config: {done.path.parent / 'batching.config'}")
+        say(f"config: {done.path.parent / 'batching.config'}")
     if done.uri:
-        _say(f"MLflow: {done.uri}  (mlflow models serve -m {done.uri} --env-manager local)")
+        say(f"MLflow: {done.uri}  (mlflow models serve -m {done.uri} --env-manager local)")
 
 
 @cli.command()
@@ -481,7 +425,7 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
     predictions = noted(run(model, *paths, progress=progress, **arguments))
     lines = (p.to_json() for p in predictions) if as_json else table(predictions)
     for line in lines:
-        _say(line)
+        say(line)
     if left_out:
         print(f"medseq-tf: {len(left_out)} studies left out", file=sys.stderr)
         sys.exit(1)
@@ -495,9 +439,9 @@ def track(run: Path) -> None:
     from medseq_tf.runs.tracking import public_uri
 
     done = send(run)
-    _say(f"sent:   {done.records} records to {public_uri()}")
+    say(f"sent:   {done.records} records to {public_uri()}")
     if done.ended:
-        _say(f"ended:  {done.ended} MLflow runs that were left running")
+        say(f"ended:  {done.ended} MLflow runs that were left running")
 
 
 @cli.command()
@@ -513,95 +457,6 @@ def cache(**arguments: Any) -> None:
     click.echo(run(**arguments).text())
 
 
-# ---------------------------------------------------------------------------------------- main
-
-
 def main(command: str | None = None) -> NoReturn:
     """Run the command line; `command` stands for its first word (`python -m medseq_tf.tune`)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
-    entry = cli.commands[command] if command else cli
-    program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
-    _asked["debug"] = False
-    with _as_interrupts(signal.SIGTERM) as ended:
-        try:
-            entry.main(sys.argv[1:], program, standalone_mode=False)
-        except click.ClickException as error:
-            _fail(" ".join(error.format_message().split()))
-        except InputError as error:
-            _fail(str(error))
-        except (_Interrupted, KeyboardInterrupt, click.Abort, Stopped) as stop:
-            words = [command, *sys.argv[1:]]
-            hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
-            text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
-            print(f"medseq-tf: {printable(text)}", file=sys.stderr)
-            sys.exit(143 if ended else 130)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except OSError as error:
-            where = (error.filename, error.strerror or error)
-            hint = "" if _asked["debug"] else " (--debug shows where this comes from)"
-            _fail(": ".join(str(part) for part in where if part) + hint)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            _fail("out of memory; a smaller fit.batch_size or sequence.length may help")
-    sys.exit(0)
-
-
-@contextlib.contextmanager
-def _as_interrupts(number: int) -> Iterator[list[int]]:
-    """Let a signal do what Ctrl-C does, so that work is saved; yield what notes that it came.
-
-    Where Ctrl-C is ignored, as in what a shell runs in the background, the signal still interrupts.
-    """
-    came: list[int] = []
-
-    def end(signum: int, frame: Any) -> None:
-        came.append(signum)
-        handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):
-            raise KeyboardInterrupt
-        handler(signal.SIGINT, frame)
-
-    try:
-        before = signal.signal(number, end)
-    except ValueError:  # not the main thread
-        yield came
-        return
-    try:
-        yield came
-    finally:
-        signal.signal(number, before)
-
-
-def import_tensorflow_quietly() -> None:
-    """Import TensorFlow without its greetings on standard error; they come back if it fails."""
-    with tempfile.TemporaryFile() as greetings:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(greetings.fileno(), 2)
-        try:
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-            tf.get_logger().setLevel("ERROR")  # a model a fold is no needless retracing
-        except Exception:
-            greetings.seek(0)
-            os.write(stderr, greetings.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _say(text: str) -> None:
-    """Print lines to standard output; what a file or a server named does nothing to the screen."""
-    click.echo(printable_lines(text))
-
-
-def _fail(message: str) -> NoReturn:
-    if _asked["debug"]:
-        traceback.print_exc()
-    print(f"medseq-tf: error: {printable(message)}", file=sys.stderr)
-    sys.exit(2)
+    run_and_exit(cli.commands[command] if command else cli, command)

@@ -33,6 +33,7 @@ ROAD = (
     "training",
     "serving",
     "tuning",
+    "console",
     "cli",
 )
 ENTRANCES = ("__init__", "__main__", "tune")

@@ -127,6 +127,7 @@ class BayesianOracle(_Durable, oracles.BayesianOptimizationOracle):
     """
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Return the values of the next trial: the best bound among many points."""
         completed = [t for t in self.trials.values() if t.status == "COMPLETED"]
         if len(completed) < self.num_initial_points:
             return super().populate_space(trial_id)
@@ -191,9 +192,11 @@ class GridOracle(_Durable, oracles.GridSearchOracle):
     """Every combination; a range without a step counts as ten values, unrounded."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Return the values of the next trial, as they stand on the grid."""
         return oracles.GridSearchOracle.populate_space(self, trial_id)
 
     def get_state(self) -> dict[str, Any]:
+        """Return what a file keeps, the order of the combinations included."""
         # KerasTuner keeps the order of the combinations in memory only.
         return super().get_state() | {
             "ordered": self._in_order(),
@@ -201,6 +204,7 @@ class GridOracle(_Durable, oracles.GridSearchOracle):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Take up a state, the order of the combinations included."""
         super().set_state(state)
         for name in state["ordered"]:
             self._ordered_ids.insert(name)
@@ -216,6 +220,7 @@ class GridOracle(_Durable, oracles.GridSearchOracle):
 
 
 def make_oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
+    """Return the oracle of a tuner, one of `TUNERS`, over a space."""
     common = {
         "objective": Objective(space.objective.metric, space.objective.direction),
         "hyperparameters": hyperparameters_of(space),

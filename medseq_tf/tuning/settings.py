@@ -121,6 +121,7 @@ class Setting:
 
 
 def parse_objective(content: Any, origin: str) -> Objective:
+    """Read the objective of a space file; an InputError names the key and what would be valid."""
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"{origin}: objective should be such as {{metric: auroc, folds: 5}}")
@@ -165,6 +166,7 @@ def parse_objective(content: Any, origin: str) -> Objective:
 
 
 def parse_setting(name: Any, content: Any, where: str) -> Setting:
+    """Read one setting of a space file; an InputError names the key and what would be valid."""
     if not isinstance(name, str):
         raise InputError(f"{where}: should be the recipe's dotted key, or a bundle's name")
     if not isinstance(content, dict) or sum(kind in content for kind in _KINDS) != 1:
@@ -272,6 +274,7 @@ def _conditions(content: Any, where: str) -> dict[str, tuple[str, ...]]:
 
 
 def check_keys(content: dict[Any, Any], valid: Iterable[str], where: str) -> None:
+    """Raise an InputError for a key that is not among the valid ones."""
     unknown = [key for key in content if key not in valid]
     if unknown:
         guess = did_you_mean(str(unknown[0]), valid)
@@ -284,6 +287,7 @@ def choice_label(value: Any) -> str:
 
 
 def plain_setting(setting: Setting) -> dict[str, Any]:
+    """Return a setting as a space file holds it."""
     if setting.kind != "choice":
         content: dict[str, Any] = {setting.kind: [setting.low, setting.high]}
         if setting.log:
