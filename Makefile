@@ -5,6 +5,9 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# Percent of the lines of each of these folders that the tests run.
+FLOOR = 90
+COVERED = evaluation dataset readers
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -25,7 +28,8 @@ demo: $(READY)
 	$(BIN)/medseq-tf export demo/run --data demo/prepared --out demo/model
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' --cov --cov-report=
+	for room in $(COVERED); do $(BIN)/coverage report --include="medseq_tf/$$room/*" --skip-covered --fail-under=$(FLOOR) || exit 1; done
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
@@ -33,6 +37,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt

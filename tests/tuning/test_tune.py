@@ -27,6 +27,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
+from medseq_tf.training.train import train
 from medseq_tf.tuning import cluster, patients, trial, trial_store, tune
 from medseq_tf.tuning.scheduler import TrialScheduler
 from medseq_tf.tuning.search import BASE, Search
@@ -236,7 +237,7 @@ def test_random_divisions_are_trained_and_scored(search, trained, demo_data, tmp
     ]
     tested = np.concatenate([split["test"] for split in splits])
     assert len(np.unique(tested)) < len(tested)
-    run = tune.train(
+    run = train(
         recipe,
         demo_data,
         tmp_path / "run",
