@@ -20,7 +20,8 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from medseq_tf.files import write_json
-from medseq_tf.tuning.space import Setting, Space, Values
+from medseq_tf.tuning.settings import Setting, Values
+from medseq_tf.tuning.space import Space
 
 TUNERS = ("bayesian", "random", "hyperband", "grid")
 HYPERBAND_FACTOR = 3

@@ -15,7 +15,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.recipe import Split
 from medseq_tf.tuning.search import Search
-from medseq_tf.tuning.space import Objective, Space
+from medseq_tf.tuning.settings import Objective
+from medseq_tf.tuning.space import Space
 
 FEW_PATIENTS = 200
 """Fewer that take part are divided into folds, where the objective does not say otherwise."""

@@ -34,7 +34,8 @@ from medseq_tf.tuning.oracles import TUNERS
 from medseq_tf.tuning.patients import decide_objective, outer_folds, scored_studies, set_aside
 from medseq_tf.tuning.scheduler import TrialScheduler, serve
 from medseq_tf.tuning.search import BASE, Search, header, nested_text
-from medseq_tf.tuning.space import Objective, Space
+from medseq_tf.tuning.settings import Objective
+from medseq_tf.tuning.space import Space
 from medseq_tf.tuning.trial_store import TrialStore
 
 TRIALS = 20
