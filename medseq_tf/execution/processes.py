@@ -1,47 +1,43 @@
-"""Takes a function and items; gives its results, in order, from worker processes that may die.
+"""A function mapped over items, in order, by worker processes that may die.
 
 Workers are forked, where the system can, from a server process that has imported the modules they
 need and nothing else: the first is there after one import, each of the others at once. The calling
 process itself is never forked: it may hold threads, locks and TensorFlow.
 
 Decoders written in C or C++ can end their process on a damaged file, or never come back. Here that
-costs one item: the items that were in flight are tried again, each in a process of its own, and the
-one that ends its process, takes longer than the limit, or wants more memory than half of the
-machine's, is answered by a stand-in.
+costs one item: what its worker had been given is tried again, each item in a process of its own,
+and the one that ends its process, takes longer than the limit, or wants more memory than half of
+the machine's, is answered by a stand-in. The other workers go on.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
-import math
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from medseq_tf.errors import InputError
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SECONDS_AN_ITEM = 600.0
 IN_FLIGHT_A_WORKER = 3
+"""Groups of items that are read ahead of the one whose results are next, for each worker."""
+
 LEAST_BYTES_A_WORKER = 2 * 2**30
 
-_HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
-_START_METHOD = "forkserver" if _HAS_SERVER else "spawn"
+_START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 # Threads that BLAS starts when it is imported would not survive a fork. What is freed is kept for
 # the next study: to map a volume's pages anew each time costs a fifth of the time to read it.
@@ -60,7 +56,7 @@ def isolated_map(
     initializer: Callable[[], None] | None = None,
     together: int = 1,
 ) -> Iterator[Result]:
-    """Maps a function over items in worker processes, few at a time.
+    """Map a function over items in worker processes, few at a time.
 
     Args:
         function: picklable; its module is what worker processes import.
@@ -74,41 +70,37 @@ def isolated_map(
     Raises:
         InputError: if no worker process can be started.
     """
-    workers = workers or cores()
     start_server(function.__module__)
-    items, waiting = iter(items), collections.deque()
-    first = list(itertools.islice(items, workers * together))
-    workers = min(workers, max(1, math.ceil(len(first) / together)))
-    items = itertools.chain(first, items)
+    items = iter(items)
+    groups = iter(lambda: list(itertools.islice(items, together)), [])
+    first = list(itertools.islice(groups, workers or cores()))
+    groups = itertools.chain(first, groups)
+    call = functools.partial(_each_within, seconds, function)
+    team: list[_Worker[Item, Result]] = []
+    waiting: collections.deque[tuple[list[Item], Future[list[Result]]]] = collections.deque()
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_pool(workers, initializer))
+        for _ in range(max(len(first), 1)):
+            team.append(stack.enter_context(_Worker(call, initializer)))
+        for worker in team:
+            worker.check_started()
         while True:
-            room = workers * IN_FLIGHT_A_WORKER - len(waiting)
-            for _ in range(room):
-                group = list(itertools.islice(items, together))
-                if group:
-                    waiting.append((group, _submit(pool, function, group, seconds)))
+            _hand_out(groups, team, waiting)
             if not waiting:
                 return
+            group, results = waiting[0]
+            if not results.done():
+                wait([future for _, future in waiting if not future.done()], None, FIRST_COMPLETED)
+                continue
+            waiting.popleft()
             try:
-                results = waiting[0][1].result()
-            except BrokenProcessPool:
-                stack.close()
-                groups = [group for group, _ in waiting]
-                waiting.clear()
-                for item in itertools.chain.from_iterable(groups):
-                    yield _alone(function, item, stand_in, seconds, initializer)
-                pool = stack.enter_context(_pool(workers, initializer))
-            except MemoryError:
-                for item in waiting.popleft()[0]:
-                    yield _alone(function, item, stand_in, seconds, initializer)
-            else:
-                waiting.popleft()
-                yield from results
+                yield from results.result()
+            except (BrokenProcessPool, MemoryError):
+                for item in group:
+                    yield _alone(call, item, stand_in, initializer)
 
 
 def start_server(*modules: str) -> None:
-    """Starts the process that workers are forked from, and does not wait until it is there.
+    """Start the process that workers are forked from, and do not wait until it is there.
 
     Called early, its imports run beside what the caller does next. The server ends with this
     process; once it runs, another call changes nothing.
@@ -125,7 +117,7 @@ def start_server(*modules: str) -> None:
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Sets variables of the environment that what is started meanwhile inherits."""
+    """Set variables of the environment that what is started meanwhile inherits."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -139,51 +131,106 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _alone(function, item, stand_in, seconds: float, initializer):
+def _hand_out(groups: Iterator[list], team: list[_Worker], waiting: collections.deque) -> None:
+    """Give the next groups to the workers that have least to do, as far as may be read ahead."""
+    while len(waiting) < len(team) * IN_FLIGHT_A_WORKER:
+        worker = min(team, key=_Worker.unfinished)
+        if worker.unfinished() > 1:
+            return
+        group = next(groups, None)
+        if group is None:
+            return
+        waiting.append((group, worker.submit(group)))
+
+
+def _alone(
+    call: Callable[[list[Item]], list[Result]],
+    item: Item,
+    stand_in: Callable[[Item], Result],
+    initializer: Callable[[], None] | None,
+) -> Result:
+    """Work on one item in a process of its own."""
     try:
-        with _pool(1, initializer) as pool:
-            return _submit(pool, function, [item], seconds).result()[0]
+        with _Worker(call, initializer) as worker:
+            worker.check_started()
+            return worker.submit([item]).result()[0]
     except (BrokenProcessPool, MemoryError):
         return stand_in(item)
 
 
-@contextlib.contextmanager
-def _pool(workers: int, initializer: Callable[[], None] | None) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context(_START_METHOD)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (initializer,))
-    # All workers start with the first item. Left to itself, the pool starts one whenever an item
-    # finds none idle; one that starts just when another has died is missed by what ends the others
-    # and not by what waits for them, and `shutdown` waits for ever (seen in Python 3.11).
-    pool._safe_to_dynamically_spawn_children = False
-    try:
-        pool.submit(_do_nothing).result()
-    except BrokenProcessPool:
-        raise InputError(
-            "no worker process can be started: too little memory, or a script that works outside "
-            '`if __name__ == "__main__":`'
-        ) from None
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Worker(Generic[Item, Result]):
+    """One worker process, started again when it has died.
 
+    It is a pool of one. A pool of several starts a process whenever an item finds none idle; one
+    that starts just when another has died is missed by what ends the others and not by what waits
+    for them, and `shutdown` waits for ever (seen in Python 3.11).
 
-def _submit(pool: ProcessPoolExecutor, function, group: list, seconds: float) -> Future:
-    """A future of the results of a group of items, broken already if the pool is."""
-    try:
-        return pool.submit(_each_within, seconds, function, group)
-    except BrokenProcessPool as error:
-        future = Future()
-        future.set_exception(error)
+    Args:
+        call: what is done with a group of items.
+        initializer: run when the process starts.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[list[Item]], list[Result]],
+        initializer: Callable[[], None] | None,
+    ):
+        self.call = call
+        self.initializer = initializer
+        self._given: list[Future[list[Result]]] = []
+        self._start()
+
+    def __enter__(self) -> _Worker[Item, Result]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context(_START_METHOD)
+        self._pool = ProcessPoolExecutor(1, context, _start_worker, (self.initializer,))
+        self._started = self._pool.submit(_do_nothing)
+
+    def check_started(self) -> None:
+        """Wait until the process is there.
+
+        Raises:
+            InputError: if it cannot be started.
+        """
+        try:
+            self._started.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "no worker process can be started: too little memory, or a script that works "
+                'outside `if __name__ == "__main__":`'
+            ) from None
+
+    def unfinished(self) -> int:
+        """Count the groups of items that the worker has been given and not finished."""
+        self._given = [future for future in self._given if not future.done()]
+        return len(self._given)
+
+    def submit(self, group: list[Item]) -> Future[list[Result]]:
+        """Give the worker a group of items; the future's error is that the process died."""
+        try:
+            future = self._pool.submit(self.call, group)
+        except BrokenProcessPool:
+            self._pool.shutdown()
+            self._start()
+            self.check_started()
+            future = self._pool.submit(self.call, group)
+        self._given.append(future)
         return future
 
 
-def _each_within(seconds: float, function, group: list) -> list:
-    """Ends the process, by an alarm that no code of ours or others' catches, when time is up."""
+def _each_within(
+    seconds: float, function: Callable[[Item], Result], group: list[Item]
+) -> list[Result]:
+    """Work on items; an alarm that no code of ours or others' catches ends one that takes long."""
     if not hasattr(signal, "setitimer"):
         return [function(item) for item in group]
     results = []
@@ -201,7 +248,7 @@ def _do_nothing() -> None:
 
 
 def _start_worker(initializer: Callable[[], None] | None) -> None:
-    """Ctrl-C is the parent's to answer; a worker ends with its parent."""
+    """Prepare a worker: Ctrl-C is its parent's to answer, and it ends with its parent."""
     if initializer:
         initializer()
     _bound_memory()
@@ -210,8 +257,10 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
 
 
 def _bound_memory() -> None:
-    """What a damaged file makes a decoder ask for is refused it, before the machine runs out."""
-    if resource is None or not hasattr(os, "sysconf"):
+    """Bound what a decoder may ask for, before a damaged file makes it take the whole machine."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
         return
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -221,5 +270,7 @@ def _bound_memory() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)

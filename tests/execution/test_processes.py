@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import multiprocessing
 import os
 import signal
 import time
 
-from medseq_tf.execution import processes
 from medseq_tf.execution.processes import isolated_map
 
 
@@ -18,6 +18,14 @@ def work(item):
     while item == -2:
         time.sleep(0.1)
     return 2 * item
+
+
+def worker_of():
+    return os.getpid()
+
+
+def work_or_call(item):
+    return item() if callable(item) else work(item)
 
 
 def test_results_are_in_order_and_items_that_kill_get_a_stand_in():
@@ -33,21 +41,32 @@ def test_an_item_that_kills_is_the_only_one_lost_of_those_it_came_with():
     assert results == ["lost" if item == -1 else 2 * item for item in items]
 
 
-def test_no_worker_starts_later_when_another_may_have_died():
-    """One that starts while the pool breaks is waited for, for ever, and never ended."""
+def test_the_other_workers_go_on_when_one_dies():
+    """What kills is given to one worker; the others keep their process to the end."""
+    items = [worker_of, *[-1] * 3, *[worker_of] * 20]
+    results = list(isolated_map(work_or_call, items, lambda item: "lost", workers=3))
+    assert results[1:4] == ["lost"] * 3
+    counts = collections.Counter(results[4:])
+    assert len(counts) <= 6
+
+
+def test_a_worker_that_dies_while_others_start_is_not_waited_for():
+    """A pool that starts a process just when another dies would end only some, and wait for all."""
+    for _ in range(5):
+        results = list(isolated_map(work, [-1] * 6 + [1], lambda item: "lost", workers=6))
+        assert results == ["lost"] * 6 + [2]
+
+
+def test_few_items_start_few_workers():
     before = set(multiprocessing.active_children())
-    with processes._pool(3, None):
-        assert len(set(multiprocessing.active_children()) - before) == 3
-
-
-def test_few_items_start_few_workers(monkeypatch):
-    started, pool = [], processes._pool
-    monkeypatch.setattr(processes, "_pool", lambda n, f: started.append(n) or pool(n, f))
-    for count, together in [(0, 1), (1, 1), (2, 1), (9, 1), (5, 4)]:
-        assert list(isolated_map(work, range(count), str, 3, together=together)) == [
-            2 * item for item in range(count)
-        ]
-    assert started == [1, 1, 2, 3, 2]
+    for count, together, workers in [(0, 1, 1), (1, 1, 1), (2, 1, 2), (9, 1, 3), (5, 4, 2)]:
+        results = isolated_map(work, range(count), str, 3, together=together)
+        first = next(results, None)
+        assert first == (0 if count else None)
+        if count:
+            assert len(set(multiprocessing.active_children()) - before) == workers
+        assert list(results) == [2 * item for item in range(1, count)]
+    assert set(multiprocessing.active_children()) <= before
 
 
 def environment(item):
