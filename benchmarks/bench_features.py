@@ -63,13 +63,13 @@ def recipe(*overrides: str) -> Experiment:
 
 def fitter(prepared: Prepared, folder: Path, features: Path | None, *overrides: str) -> Fitter:
     """What trains on a cohort."""
-    from medseq_tf.dataset import splits as cohort
-    from medseq_tf.input.batches import SliceStore
+    from medseq_tf.dataset.splits import make_holdout
+    from medseq_tf.input.slice_store import SliceStore
     from medseq_tf.runs.tracking import Tracker
     from medseq_tf.training.loop import Fitter
 
     experiment = recipe(*overrides)
-    split = cohort.holdout(prepared.studies, experiment.split)
+    split = make_holdout(prepared.studies, experiment.split)
     folder.mkdir()
     tracker = Tracker(folder, "bench", enabled=False)
     store = SliceStore(prepared, experiment)

@@ -54,7 +54,7 @@ def cohort(folder: Path, patients: int, slices: int, size: int = 64) -> Prepared
 def fitter(prepared: Prepared, folder: Path, *settings: str) -> Fitter:
     """The training of the recipe `fsm_bilstm`, on four fifths of the studies."""
     from medseq_tf import recipe as recipes
-    from medseq_tf.input.batches import SliceStore
+    from medseq_tf.input.slice_store import SliceStore
     from medseq_tf.runs.tracking import Tracker
     from medseq_tf.training.loop import Fitter
 

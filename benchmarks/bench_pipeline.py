@@ -45,7 +45,8 @@ def ours(pictures: Path, folder: Path) -> tuple[dict[str, Callable[[], int]], Ca
     """Epochs of this package's pipeline, and what gives the batches of one."""
     from medseq_tf import recipe as recipes
     from medseq_tf.dataset.prepare import prepare
-    from medseq_tf.input.batches import SliceStore, training_batches
+    from medseq_tf.input.batches import training_batches
+    from medseq_tf.input.slice_store import SliceStore
 
     prepared = prepare("image-folder", pictures, out=folder / "prepared", size=64, progress=False)
     rows = np.arange(len(prepared))

@@ -40,7 +40,7 @@ TARGET_RATIO = 0.8
 TARGET_MEMORY = 1.1
 MEMORY_RUN = """
 import sys
-from medseq_tf.prepare import prepare
+from medseq_tf.dataset.prepare import prepare
 if __name__ == "__main__":
     prepare("demo", out=sys.argv[1], patients=int(sys.argv[2]), size=64, workers=int(sys.argv[3]),
             progress=False)

@@ -34,8 +34,8 @@ from side_by_side import aim
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import records as study_record
-from medseq_tf.input import sampling as sequences
+from medseq_tf.dataset.records import to_square
+from medseq_tf.input import sampling
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.serving.model import ServingModel
@@ -111,7 +111,7 @@ def _request(files: list[bytes]) -> dict[str, tf.Tensor]:
 
 def _bare(model, recipe, count: int, files: list[bytes]) -> Callable[[], np.ndarray]:
     """Returns what decodes the slices that the recipe shows, and asks the Keras model."""
-    shown = sequences.evaluation_sequences(count, recipe.sequence)
+    shown = sampling.evaluation_sequences(count, recipe.sequence)
     size, settings = recipe.input.size, recipe.input
     signature = (
         tf.TensorSpec((None, None, size, size, recipe.input.channels), tf.float32),
@@ -126,7 +126,7 @@ def _bare(model, recipe, count: int, files: list[bytes]) -> Callable[[], np.ndar
         decoded = {}
         for place in {int(place) for sequence in shown for place in sequence}:
             image = decode_picture(files[place])
-            square = study_record.to_square(image, size, "pad", cv2.INTER_AREA)
+            square = to_square(image, size, "pad", cv2.INTER_AREA)
             decoded[place] = (square / np.float32(255) - settings.mean) / settings.std
         slices = np.stack([np.stack([decoded[int(p)] for p in sequence]) for sequence in shown])
         slices = np.repeat(slices[..., None], recipe.input.channels, axis=-1)

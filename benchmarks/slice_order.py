@@ -42,11 +42,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import splits as splitting
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.splits import make_folds
 from medseq_tf.evaluation import cross_validation, metrics
-from medseq_tf.input import sampling as sequences
-from medseq_tf.input.batches import SliceStore, study_input, study_key
+from medseq_tf.input import sampling
+from medseq_tf.input.model_input import study_input
+from medseq_tf.input.sampling import study_key
+from medseq_tf.input.slice_store import SliceStore
 
 if TYPE_CHECKING:
     from medseq_tf.runs.run import Run
@@ -89,7 +91,7 @@ def in_orders(
 ) -> dict[str, float]:
     """A study's probability in scan order, backwards and in `DRAWS` random orders."""
     images = study_input(store, row, recipes.Augment(), np.zeros(2, np.int32))
-    (shown,) = sequences.evaluation_sequences(len(images), recipe.sequence)
+    (shown,) = sampling.evaluation_sequences(len(images), recipe.sequence)
     images, count = images.numpy()[shown], len(shown)
     features = np.asarray(model.extract(images[None], np.array([count])))[0]
     rng = np.random.default_rng(key)
@@ -202,7 +204,7 @@ def cross_validated(prepared: Prepared, values: np.ndarray) -> metrics.Estimate:
     labels = prepared.labels[:, 0]
     scores, fold_of = np.zeros(len(labels)), np.zeros(len(labels), int)
     split = recipes.Split(given=False)
-    for number, rows in enumerate(splitting.folds(prepared.studies, FOLDS, split)):
+    for number, rows in enumerate(make_folds(prepared.studies, FOLDS, split)):
         rest = np.concatenate([rows["train"], rows["validation"]])
         rest = rest[~np.isnan(labels[rest])]
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))

@@ -34,9 +34,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pandas as pd
 
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import splits as cohort
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.splits import make_folds, make_holdout
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas
 
@@ -61,9 +61,9 @@ def main() -> None:
         recipes = {name: _recipe(name, options) for name in MODELS}
         split = recipes.Split(seed=options.seed, given=False)
         if options.folds:
-            splits = cohort.folds(prepared.studies, options.folds, split)
+            splits = make_folds(prepared.studies, options.folds, split)
         else:
-            splits = cohort.holdout(prepared.studies, split)
+            splits = make_holdout(prepared.studies, split)
         rows, runs = [], []
         for name, recipe in recipes.items():
             run, row = _trained(recipe, prepared, splits, folder / name, options.resume)

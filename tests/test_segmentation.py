@@ -16,7 +16,8 @@ from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.explain import explain
 from medseq_tf.evaluation.inference import study_predictions, study_probabilities
-from medseq_tf.input.batches import SliceStore, evaluation_batches, training_batches
+from medseq_tf.input.batches import evaluation_batches, training_batches
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.serving.export import export
 from medseq_tf.training.train import train
 

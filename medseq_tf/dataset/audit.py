@@ -37,7 +37,7 @@ def audit_text(audit: dict, most: int | None = None) -> str:
     counts = audit["data_set"]
     lines = [
         f"{counts['studies']} studies of {counts['patients']} patients, {counts['slices']} slices; "
-        f"{len(audit['entries'])} entries"
+        f"{len(audit['entries'])} audit entries"
     ]
     for kind, count in audit["counts"].items():
         lines.append(f"{count:>6}  {kind}")

@@ -4,7 +4,7 @@ dataset.json      format version, labels, modality, unit, size, counts, fingerpr
 studies.parquet   one row a study
 shards/*.tfrecord one `tf.train.Example` a study, each slice a lossless PNG
 audit.json, audit.txt   what was odd in the source
-test_reads.jsonl  how often its patients answered for figures, once they have; see `read_counts`
+test_reads.jsonl  how often its patients answered for figures, once they have; see `reuse`
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Prepared:
             raise self._damaged(row)
         return example
 
-    def slices(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray:
+    def slices(self, row: int, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Decodes slices of the study at `row`.
 
         Returns:
@@ -199,12 +199,16 @@ class Prepared:
         offset = self.info["storage"]["offset"]
         return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
 
-    def masks(self, row: int, indices: Sequence[int] | None = None) -> np.ndarray | None:
+    def masks(
+        self, row: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> np.ndarray | None:
         """(T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`, or None without masks."""
         masks = self._decoded(row, "masks", indices)
         return None if masks is None else (masks > 0).astype(np.uint8)
 
-    def _decoded(self, row: int, name: str, indices: Sequence[int] | None) -> np.ndarray | None:
+    def _decoded(
+        self, row: int, name: str, indices: Sequence[int] | np.ndarray | None
+    ) -> np.ndarray | None:
         encoded = self._example(row).get(name)
         try:
             return None if encoded is None else _decode(encoded, indices)
@@ -279,7 +283,7 @@ def _digest(file: io.FileIO) -> str:
     return _whole[key]
 
 
-def _decode(encoded: list[bytes], indices: Sequence[int] | None) -> np.ndarray:
+def _decode(encoded: list[bytes], indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
     chosen = encoded if indices is None else [encoded[i] for i in indices]
     flags = cv2.IMREAD_UNCHANGED
     slices = [cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen]

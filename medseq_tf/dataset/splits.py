@@ -25,7 +25,7 @@ Rows = dict[str, np.ndarray]
 """Row numbers (studies,) int64, ascending, by the name of the split."""
 
 
-def holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
+def make_holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
     """Divides the patients once into training, validation and test.
 
     Args:
@@ -58,7 +58,7 @@ def holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
     return rows
 
 
-def folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int = 1) -> list[Rows]:
+def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int = 1) -> list[Rows]:
     """Divides the patients into k folds, each the test of one split.
 
     Each patient is tested once a repeat.
@@ -160,7 +160,7 @@ def check_training(studies: pd.DataFrame, split: Rows) -> None:
         )
 
 
-def unrankable(studies: pd.DataFrame, split: Rows) -> list[str]:
+def missing_test_classes(studies: pd.DataFrame, split: Rows) -> list[str]:
     """What a split's test studies cannot say for want of a class, label by label, in words."""
     if not len(split["test"]):
         return []

@@ -17,14 +17,14 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import leakage, read_counts, selection, subgroups
+from medseq_tf.dataset import leakage, reuse, selection, subgroups
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.evaluation import cross_validation, metrics, operating_points
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import METRICS_COLUMNS, Run
 
@@ -89,7 +89,7 @@ class Evaluation:
     subgroups: pd.DataFrame
     audit: leakage.Audit | None = None
     comparison: Comparison | None = None
-    reads: read_counts.Reads | None = None
+    reads: reuse.Reads | None = None
 
     def text(self) -> str:
         """Return all of it for a terminal."""
@@ -199,7 +199,7 @@ def evaluate(
         split: `validation`, `test` or `all`.
         resamples: of the bootstrap over patients, by which intervals of folds are found.
         subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
-          `medseq_tf.subgroups.read`. Thirds by the number of slices, and sources, are always there.
+          `dataset.subgroups.read`. Thirds by the number of slices, and sources, are always there.
         audit: look for patients and slices that the run's splits share; with `split="all"`, for
           copies of the run's slices in the data set.
         compare: other runs, tested on the same patients.
@@ -229,7 +229,7 @@ def evaluate(
     comparison = reads = None
     if split != "validation":
         for model in (*others, run):
-            reads = read_counts.record(prepared, predictions["study"], model.experiment)
+            reads = reuse.record(prepared, predictions["study"], model.experiment)
     if others:
         tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
         names = _distinct_names([run, *others])
@@ -291,7 +291,7 @@ def evaluate_predictions(
         predictions: as `Evaluation.predictions`.
         label_names: the labels.
         resamples: of the bootstrap over patients, by which intervals of folds are found.
-        groups: subgroups by study id, a column each; see `medseq_tf.subgroups`.
+        groups: subgroups by study id, a column each; see `dataset.subgroups`.
     """
     label_names = list(label_names)
     return Evaluation(
@@ -842,7 +842,7 @@ def compare(
         contents = dict(zip(studies["study_id"], studies["content_hash"], strict=True))
         if split != "validation":
             for run, table in zip(runs, tables, strict=True):
-                read_counts.record(prepared, table["study"], run.experiment)
+                reuse.record(prepared, table["study"], run.experiment)
     comparison = compare_tables(by_name, labels, resamples)
     return _selected(comparison, by_name, [run.experiment for run in runs], contents)
 

@@ -46,15 +46,10 @@ from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import feature_cache as cache
 from medseq_tf.evaluation.feature_cache import cannot_keep, feature_folder
 from medseq_tf.files import atomic
-from medseq_tf.input.batches import (
-    Batch,
-    SliceStore,
-    evaluation_plan,
-    study_input,
-    study_key,
-    training_plan,
-)
-from medseq_tf.input.sampling import StudySequence
+from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
+from medseq_tf.input.model_input import study_input
+from medseq_tf.input.sampling import StudySequence, study_key
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import PretrainedEncoder, SequenceClassifier
 from medseq_tf.recipe import Augment, Experiment
 
@@ -524,7 +519,7 @@ class FeatureStore:
         first_batch: int = 0,
         together: int = 1,
     ) -> Iterator[tuple[Inputs, np.ndarray]]:
-        """Yield one epoch of training: the sequences of `pipeline.training_batches` as features.
+        """Yield one epoch of training: the sequences of `batches.training_batches` as features.
 
         Args:
             rows: rows of the prepared data set to train on.
@@ -545,7 +540,7 @@ class FeatureStore:
     def evaluation_batches(
         self, rows: Sequence[int] | np.ndarray, batch_size: int = EVALUATION_BATCH
     ) -> Iterator[tuple[Inputs, np.ndarray, np.ndarray]]:
-        """Yield the sequences of `pipeline.evaluation_batches` as features of plain slices.
+        """Yield the sequences of `batches.evaluation_batches` as features of plain slices.
 
         Yields:
             As `training_batches`, and rows int32 (B,), the study of each sequence.

@@ -13,7 +13,8 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged
 from medseq_tf.evaluation.feature_store import FeatureStore
-from medseq_tf.input.batches import SliceStore, evaluation_batches, readable
+from medseq_tf.input.batches import evaluation_batches, readable
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import Experiment
 

@@ -6,6 +6,7 @@ drawn for a study depends on the seed, the epoch and the study alone, never on i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -145,6 +146,11 @@ def evaluation_sequences(length: int, settings: recipes.Sequence) -> list[np.nda
 
 
 # ------------------------------------------------------------------------------------- one epoch
+
+
+def study_key(study_id: str) -> int:
+    """Return a study's own number, the same in every cohort that it is part of."""
+    return int.from_bytes(hashlib.blake2b(study_id.encode(), digest_size=8).digest(), "big")
 
 
 def plan_epoch(

@@ -33,7 +33,7 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_exampl
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.files import PARTIAL, atomic, destination, locked, naming, remove_abandoned
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.recipe import Experiment

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from medseq_tf import recipe as recipes
-from medseq_tf.input import sampling as sequences
-from medseq_tf.input.batches import scale_intensities
+from medseq_tf.input import sampling
+from medseq_tf.input.model_input import scale_intensities
 
 LARGEST_SIDE = 8192
 LARGEST_PIXELS = 16 * 2**20
@@ -322,7 +322,7 @@ def _clipped(images: tf.Tensor, stored: Stored) -> tf.Tensor:
 def quantile_ranges(
     images: tf.Tensor, studies: tf.Tensor, count: tf.Tensor, quantiles: tuple[float, float]
 ) -> tf.Tensor:
-    """Two quantiles of each study's intensities, never equal, as `pipeline.quantile_range` does.
+    """Two quantiles of each study's intensities, never equal, as `slice_store.quantile_range` does.
 
     Args:
         images: float32 (N, H, W), whole numbers from 0 to 65535.
@@ -387,7 +387,7 @@ class Sequences:
 
 
 def evaluation_sequences(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequences:
-    """Gives what `sequences.evaluation_sequences` gives, of several studies at once.
+    """Gives what `sampling.evaluation_sequences` gives, of several studies at once.
 
     Args:
         lengths: int32 (B,), slices of each study, 1 or more.
@@ -409,7 +409,7 @@ def evaluation_sequences(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequ
 
 
 def _paper(lengths: tf.Tensor, count: int) -> Sequences:
-    """`sequences._paper`: draws for short studies, windows for long ones."""
+    """`sampling._paper`: draws for short studies, windows for long ones."""
     some = [[]] if count == 1 else [_drawn(length, count) for length in range(1, count)]
     drawn = tf.reshape(tf.constant(np.array(some, np.int32)), [-1, count])
     numbers = tf.where(lengths < count, count, tf.maximum(lengths - count, 1))
@@ -427,7 +427,7 @@ def _paper(lengths: tf.Tensor, count: int) -> Sequences:
 def _drawn(length: int, count: int) -> np.ndarray:
     evaluation = recipes.Evaluation(policy="paper", length=count)
     settings = recipes.Sequence(evaluation=evaluation)
-    return np.stack(sequences.evaluation_sequences(length, settings))
+    return np.stack(sampling.evaluation_sequences(length, settings))
 
 
 def mean_of_sequences(

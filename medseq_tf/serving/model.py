@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from medseq_tf import recipe as recipes
-from medseq_tf.input.batches import grey_levels, pad
+from medseq_tf.input.model_input import pad
+from medseq_tf.input.slice_store import grey_levels
 from medseq_tf.layers import kernels
 from medseq_tf.serving import graph as serving_graph
 from medseq_tf.serving.graph import Sequences, Stored, require

@@ -28,13 +28,8 @@ from medseq_tf.evaluation.evaluate import point_metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, frozen_network, join, weights_digest
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.files import atomic
-from medseq_tf.input.batches import (
-    SliceStore,
-    readable,
-    steps_per_epoch,
-    training_batches,
-    training_plan,
-)
+from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.models.applications import dtype_policy
 from medseq_tf.recipe import Experiment

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import ConvFSMStack, SequenceClassifier
 from medseq_tf.recipe import Experiment, SyntheticLesions
 from medseq_tf.training.synthetic_lesions import add_lesion, vary

@@ -21,10 +21,20 @@ import tensorflow as tf
 import medseq_tf
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import read_counts, selection
-from medseq_tf.dataset import splits as cohort
+from medseq_tf.dataset import reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
+from medseq_tf.dataset.splits import (
+    SPLITS,
+    Rows,
+    check_leakage,
+    check_training,
+    make_folds,
+    make_holdout,
+    missing_test_classes,
+    splits_from_json,
+    splits_to_json,
+)
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import cross_validation, operating_points
 from medseq_tf.evaluation.evaluate import (
@@ -42,7 +52,7 @@ from medseq_tf.evaluation.feature_store import feature_folder
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.files import atomic, destination, write_json
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import Experiment
 from medseq_tf.reporting import model_card, report
@@ -62,7 +72,7 @@ def train(
     overrides: Iterable[str] = (),
     folds: int | None = None,
     repeats: int = 1,
-    splits: cohort.Rows | list[cohort.Rows] | None = None,
+    splits: Rows | list[Rows] | None = None,
     resume: bool = False,
     features: str | os.PathLike | None = None,
     track: bool | Tracker | Section = True,
@@ -72,7 +82,7 @@ def train(
 
     Splits are by patient. After every epoch the model is scored on the validation studies; the best
     epoch by `fit.monitor` is kept, thresholds are chosen on validation, and the test studies are
-    read at the end, which is counted in the data set (`read_counts`). One seed gives one result,
+    read at the end, which is counted in the data set (`reuse`). One seed gives one result,
     bit for bit on a CPU.
 
     Args:
@@ -126,7 +136,7 @@ def train(
     if not before:
         for split in [splits] if folds is None else splits:
             if not recipe.segments:  # a segmenter learns from pixels
-                cohort.check_training(prepared.studies, split)
+                check_training(prepared.studies, split)
         _check_model(recipe, prepared, splits if folds is None else splits[0])
         gc.collect()  # a model is a cycle, and a pretrained one is large
     work = _train_one if folds is None else _cross_validate
@@ -148,7 +158,7 @@ def _before(
     prepared: Prepared,
     folds: int | None,
     resume: bool,
-    splits: cohort.Rows | list[cohort.Rows] | None = None,
+    splits: Rows | list[Rows] | None = None,
     repeats: int = 1,
 ) -> dict[str, Any]:
     """Return what is known of the run to resume, nothing for a new one; refuse any other folder."""
@@ -178,17 +188,15 @@ def _before(
     return run.info
 
 
-def _check_splits(
-    prepared: Prepared, splits: cohort.Rows | list[cohort.Rows], repeats: int = 1
-) -> int | None:
+def _check_splits(prepared: Prepared, splits: Rows | list[Rows], repeats: int = 1) -> int | None:
     """Raise an InputError for leakage in given splits; return how many folds they are, if any."""
     parts = splits if isinstance(splits, list) else [splits]
     for split in parts:
-        if set(split) != set(cohort.SPLITS) or not len(split["train"]):
+        if set(split) != set(SPLITS) or not len(split["train"]):
             raise InputError(
-                f"splits: each needs rows for {', '.join(cohort.SPLITS)}, of which train has some"
+                f"splits: each needs rows for {', '.join(SPLITS)}, of which train has some"
             )
-        cohort.check_leakage(prepared.studies, split)
+        check_leakage(prepared.studies, split)
     if isinstance(splits, list) and len(splits) < 2:
         raise InputError(f"splits: a list of {len(splits)}; cross-validation needs at least 2")
     if not isinstance(splits, list):
@@ -203,9 +211,9 @@ def _check_splits(
     return folds
 
 
-def _named(prepared: Prepared, splits: cohort.Rows | list[cohort.Rows]) -> Any:
+def _named(prepared: Prepared, splits: Rows | list[Rows]) -> Any:
     """Return splits as a run folder keeps them: study ids."""
-    return json.loads(cohort.splits_to_json(prepared.studies, splits))
+    return json.loads(splits_to_json(prepared.studies, splits))
 
 
 def _splits(
@@ -214,10 +222,10 @@ def _splits(
     """Return the split, or one a fold; those of a run to resume are the ones that it began with."""
     stored = folder / "splits.json"
     if (folder / "run.json").is_file():
-        return cohort.splits_from_json(prepared.studies, stored.read_text("utf-8"))
+        return splits_from_json(prepared.studies, stored.read_text("utf-8"))
     if folds is None:
-        return cohort.holdout(prepared.studies, recipe.split)
-    return cohort.folds(prepared.studies, folds, recipe.split, repeats)
+        return make_holdout(prepared.studies, recipe.split)
+    return make_folds(prepared.studies, folds, recipe.split, repeats)
 
 
 def _check_model(recipe: Experiment, prepared: Prepared, split: Mapping[str, np.ndarray]) -> None:
@@ -379,7 +387,7 @@ def _finish(fitter: Fitter) -> None:
         points = choose_operating_points(
             prepared, split["validation"], answers["validation"].probabilities
         )
-    notes = operating_points.notes(points) + cohort.unrankable(prepared.studies, split)
+    notes = operating_points.notes(points) + missing_test_classes(prepared.studies, split)
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, answers.get(part, nothing), part, thresholds)
@@ -464,7 +472,7 @@ def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
     above = run.path.parent / "run.json"
     if tested.empty or (above.is_file() and Run(above.parent).info["folds"]):
         return
-    reads = read_counts.record(prepared, tested, run.experiment)
+    reads = reuse.record(prepared, tested, run.experiment)
     _set_info(run.path, test_reads=asdict(reads))
 
 

@@ -38,7 +38,7 @@ def decide_objective(space: Space, prepared: Prepared, folder: Path) -> Space:
         before = Search(folder).space.objective
         return replace(space, objective=replace(before, metric=space.objective.metric))
     studies, split = prepared.studies, space.base.split
-    own = splits.holdout(studies, split)
+    own = splits.make_holdout(studies, split)
     rest = studies.iloc[np.sort(np.concatenate([own["train"], own["validation"]]))]
     if rest["patient_id"].nunique() < FEW_PATIENTS:
         for count in range(FOLDS, 1, -1):
@@ -59,12 +59,12 @@ def outer_folds(space: Space, prepared: Prepared, count: int, role: str) -> list
     if count < 2:
         raise InputError(f"nested = {count}: it takes at least 2 folds")
     studies, split = prepared.studies, space.base.split
-    own = splits.holdout(studies, split)
+    own = splits.make_holdout(studies, split)
     named = split.given and "split" in studies and (studies["split"] == "test").any()
     rows = np.sort(np.concatenate([own["train"], own["validation"]]))
     rows = rows if named else np.arange(len(studies))
     everyone = studies.iloc[rows].reset_index(drop=True)
-    outer = splits.folds(everyone, count, split.model_copy(update={"given": False}))
+    outer = splits.make_folds(everyone, count, split.model_copy(update={"given": False}))
     ids = everyone["study_id"].to_numpy()
     plans = []
     for fold in outer:
@@ -99,7 +99,7 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
         InputError: too few patients.
     """
     studies, split, objective = prepared.studies, space.base.split, space.objective
-    own = splits.holdout(studies, split)
+    own = splits.make_holdout(studies, split)
     rest = np.sort(np.concatenate([own["train"], own["validation"]]))
     divisions = _divisions(studies.iloc[rest].reset_index(drop=True), split, objective)
     ids = studies["study_id"].to_numpy()
@@ -123,12 +123,12 @@ def _divisions(
 ) -> list[splits.Rows] | None:
     if objective.folds:
         everyone = split.model_copy(update={"given": False})
-        return splits.folds(studies, objective.folds, everyone, objective.repeats or 1)
+        return splits.make_folds(studies, objective.folds, everyone, objective.repeats or 1)
     if not objective.repeats:
         return None
     held_out = split.test or HELD_OUT
     return [
-        splits.holdout(
+        splits.make_holdout(
             studies,
             split.model_copy(
                 update={

@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseq_tf.dataset import splits as cohort
+from medseq_tf.dataset.splits import (
+    SPLITS,
+    check_leakage,
+    check_training,
+    make_folds,
+    make_holdout,
+    missing_test_classes,
+    splits_from_json,
+    splits_to_json,
+)
 from medseq_tf.errors import InputError
 from medseq_tf.recipe import Split
 
@@ -53,7 +62,7 @@ def patients_of(studies, rows):
 
 def assert_sound(studies, rows):
     """Every study is in one split, and no patient or slice is in two."""
-    everything = np.concatenate([rows[name] for name in cohort.SPLITS])
+    everything = np.concatenate([rows[name] for name in SPLITS])
     assert sorted(everything) == list(range(len(studies)))
     for column in (studies["patient_id"].map(lambda patient: [patient]), studies["slice_hashes"]):
         owners = {}
@@ -89,19 +98,19 @@ def cohorts(draw):
 @examples
 @given(cohorts(), st.integers(0, 100))
 def test_holdout_is_disjoint_complete_and_parts_no_group(studies, seed):
-    rows = cohort.holdout(studies, Split(seed=seed))
+    rows = make_holdout(studies, Split(seed=seed))
     assert_sound(studies, rows)
-    assert all(len(rows[name]) for name in cohort.SPLITS)
+    assert all(len(rows[name]) for name in SPLITS)
 
 
 @examples
 @given(cohorts(), st.integers(2, 5), st.integers(0, 100))
 def test_folds_test_every_study_once(studies, k, seed):
-    splits = cohort.folds(studies, k, Split(seed=seed))
+    splits = make_folds(studies, k, Split(seed=seed))
     assert len(splits) == k
     for rows in splits:
         assert_sound(studies, rows)
-        assert all(len(rows[name]) for name in cohort.SPLITS)
+        assert all(len(rows[name]) for name in SPLITS)
     tested = np.concatenate([rows["test"] for rows in splits])
     assert sorted(tested) == list(range(len(studies)))
 
@@ -110,21 +119,21 @@ def test_folds_test_every_study_once(studies, k, seed):
 @given(cohorts(), st.integers(0, 100))
 def test_splits_do_not_depend_on_the_order_of_the_rows(studies, seed):
     shuffled = studies.sample(frac=1, random_state=seed)
-    assert ids(studies, cohort.holdout(studies, Split())) == ids(
-        shuffled, cohort.holdout(shuffled, Split())
+    assert ids(studies, make_holdout(studies, Split())) == ids(
+        shuffled, make_holdout(shuffled, Split())
     )
     for one, other in zip(
-        cohort.folds(studies, 3, Split()), cohort.folds(shuffled, 3, Split()), strict=True
+        make_folds(studies, 3, Split()), make_folds(shuffled, 3, Split()), strict=True
     ):
         assert ids(studies, one) == ids(shuffled, other)
 
 
 def test_the_seed_decides():
     studies = balanced()
-    first, again = (ids(studies, cohort.holdout(studies, Split(seed=1))) for _ in range(2))
+    first, again = (ids(studies, make_holdout(studies, Split(seed=1))) for _ in range(2))
     assert first == again
-    assert first != ids(studies, cohort.holdout(studies, Split(seed=2)))
-    folds = [ids(studies, cohort.folds(studies, 4, Split(seed=s))[0]) for s in (1, 1, 3)]
+    assert first != ids(studies, make_holdout(studies, Split(seed=2)))
+    folds = [ids(studies, make_folds(studies, 4, Split(seed=s))[0]) for s in (1, 1, 3)]
     assert folds[0] == folds[1] != folds[2]
 
 
@@ -136,7 +145,7 @@ def test_the_seed_decides():
 def test_one_label_is_as_common_in_every_split(n, positives, seed):
     studies = make_studies(np.arange(n) < positives)
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2}
-    rows = cohort.holdout(studies, Split(seed=seed))
+    rows = make_holdout(studies, Split(seed=seed))
     for name, share in shares.items():
         inside = studies.iloc[rows[name]]["label.stroke"]
         assert abs(len(inside) - share * n) <= 1
@@ -147,7 +156,7 @@ def test_one_label_is_as_common_in_every_split(n, positives, seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_folds_are_even_in_size_and_class(seed):
     studies = make_studies(np.arange(82) < 31)
-    for rows in cohort.folds(studies, 5, Split(seed=seed)):
+    for rows in make_folds(studies, 5, Split(seed=seed)):
         tested = studies.iloc[rows["test"]]["label.stroke"]
         assert len(tested) in (16, 17)
         assert tested.sum() in (6, 7)
@@ -162,7 +171,7 @@ def test_several_labels_are_as_common_in_every_split(seed):
     prevalence = np.array([0.283, 0.112, 0.0715, 0.0187, 0.154])
     labels = np.random.default_rng(seed).random((715, 5)) < prevalence
     studies = make_studies(labels)
-    rows = cohort.holdout(studies, Split(seed=seed))
+    rows = make_holdout(studies, Split(seed=seed))
     for name, share in {"train": 0.6, "validation": 0.2, "test": 0.2}.items():
         assert abs(len(rows[name]) - share * 715) <= 1
         assert np.abs(labels[rows[name]].sum(axis=0) - share * labels.sum(axis=0)).max() <= 2
@@ -171,7 +180,7 @@ def test_several_labels_are_as_common_in_every_split(seed):
 def test_patients_are_counted_not_studies():
     patients = np.repeat(np.arange(20), np.arange(20) % 4 + 1)
     studies = make_studies(patients % 2, patients)
-    rows = cohort.holdout(studies, HALVES)
+    rows = make_holdout(studies, HALVES)
     counts = {name: len(patients_of(studies, part)) for name, part in rows.items()}
     assert counts == {"train": 10, "validation": 5, "test": 5}
 
@@ -181,7 +190,7 @@ def test_a_patient_with_one_positive_study_is_positive():
     labels = np.zeros(24)
     labels[1:12:2] = 1  # the second study of patients 0 to 5
     studies = make_studies(labels, patients)
-    rows = cohort.holdout(studies, Split(test=1 / 3, validation=1 / 3))
+    rows = make_holdout(studies, Split(test=1 / 3, validation=1 / 3))
     for part in rows.values():
         assert patients_of(studies, part)["label.stroke"].tolist().count(1) == 2
 
@@ -189,7 +198,7 @@ def test_a_patient_with_one_positive_study_is_positive():
 def test_unknown_labels_are_neutral():
     labels = np.concatenate([np.zeros(10), np.ones(10), np.full(20, np.nan)])
     studies = make_studies(labels)
-    for name, part in cohort.holdout(studies, HALVES).items():
+    for name, part in make_holdout(studies, HALVES).items():
         inside = labels[part]
         expected = 5 if name == "train" else 2.5
         assert abs((inside == 1).sum() - expected) <= 0.5
@@ -199,12 +208,12 @@ def test_unknown_labels_are_neutral():
 
 def test_a_share_of_zero_is_an_empty_split():
     studies = balanced()
-    rows = cohort.holdout(studies, Split(test=0.5, validation=0))
-    assert [len(rows[name]) for name in cohort.SPLITS] == [20, 0, 20]
-    rows = cohort.holdout(studies, Split(test=0, validation=0))
-    assert [len(rows[name]) for name in cohort.SPLITS] == [40, 0, 0]
-    for rows in cohort.folds(studies, 4, Split(validation=0)):
-        assert [len(rows[name]) for name in cohort.SPLITS] == [30, 0, 10]
+    rows = make_holdout(studies, Split(test=0.5, validation=0))
+    assert [len(rows[name]) for name in SPLITS] == [20, 0, 20]
+    rows = make_holdout(studies, Split(test=0, validation=0))
+    assert [len(rows[name]) for name in SPLITS] == [40, 0, 0]
+    for rows in make_folds(studies, 4, Split(validation=0)):
+        assert [len(rows[name]) for name in SPLITS] == [30, 0, 10]
 
 
 def test_patients_who_share_slices_stay_together_through_others():
@@ -215,15 +224,15 @@ def test_patients_who_share_slices_stay_together_through_others():
     studies = make_studies(np.arange(40) % 2, hashes=[np.array(h, dtype=object) for h in hashes])
     for seed in range(10):
         for rows in [
-            cohort.holdout(studies, Split(seed=seed)),
-            *cohort.folds(studies, 5, Split(seed=seed)),
+            make_holdout(studies, Split(seed=seed)),
+            *make_folds(studies, 5, Split(seed=seed)),
         ]:
             assert sum({0, 2, 4} <= set(part) for part in rows.values()) == 1
 
 
 def test_slices_that_say_nothing_link_no_one():
     studies = make_studies(np.arange(20) % 2, hashes=[[None, None]] * 20)
-    assert_sound(studies, cohort.holdout(studies, HALVES))
+    assert_sound(studies, make_holdout(studies, HALVES))
 
 
 # --------------------------------------------------------------------------------- too few
@@ -247,7 +256,7 @@ def test_slices_that_say_nothing_link_no_one():
 )
 def test_too_few_patients_for_a_holdout(labels, split, message):
     with pytest.raises(InputError, match=message) as error:
-        cohort.holdout(make_studies(labels), split)
+        make_holdout(make_studies(labels), split)
     assert "\n" not in str(error.value)
 
 
@@ -262,23 +271,23 @@ def test_too_few_patients_for_a_holdout(labels, split, message):
 )
 def test_too_few_patients_for_folds(labels, k, message):
     with pytest.raises(InputError, match=message):
-        cohort.folds(make_studies(labels), k, Split())
+        make_folds(make_studies(labels), k, Split())
 
 
 def test_groups_that_leave_a_split_empty_are_named():
     hashes = [["same slice"]] * 20
     with pytest.raises(InputError, match="would be empty: patients who share a slice"):
-        cohort.holdout(make_studies(np.arange(20) % 2, hashes=hashes), Split())
+        make_holdout(make_studies(np.arange(20) % 2, hashes=hashes), Split())
 
 
 def test_a_rare_label_among_several_does_not_stop_the_split():
     labels = np.zeros((30, 2))
     labels[::2, 0] = 1
     labels[3, 1] = 1
-    rows = cohort.holdout(make_studies(labels), Split())
+    rows = make_holdout(make_studies(labels), Split())
     assert 3 in rows["train"]
     with pytest.raises(InputError, match=r"label 'label1' has 1 positive patient, .* 5 folds"):
-        cohort.folds(make_studies(labels), 5, Split())
+        make_folds(make_studies(labels), 5, Split())
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -290,12 +299,12 @@ def test_every_split_has_both_classes_of_every_label_where_possible(n, seed):
     for number, positives in enumerate([3, 4, 8, n // 4, n - 8]):
         labels[rng.choice(n, positives, replace=False), number] = 1
     studies = make_studies(labels)
-    rows = cohort.holdout(studies, Split(seed=seed))
+    rows = make_holdout(studies, Split(seed=seed))
     for part in rows.values():
         counts = np.stack([labels[part].sum(axis=0), (1 - labels[part]).sum(axis=0)])
         assert counts.min() >= 1
         assert counts[:, 2:].min() >= 2
-    for rows in cohort.folds(studies, 3, Split(seed=seed)):
+    for rows in make_folds(studies, 3, Split(seed=seed)):
         for part in rows.values():
             counts = np.stack([labels[part].sum(axis=0), (1 - labels[part]).sum(axis=0)])
             assert counts[:, 2:].min() >= 1
@@ -307,17 +316,17 @@ def test_exchanges_keep_patients_and_sizes():
     labels = (rng.random((60, 5)) < [0.1, 0.1, 0.3, 0.5, 0.9]).astype(float)
     patients = np.arange(60) // 2
     studies = make_studies(labels, patients)
-    rows = cohort.holdout(studies, Split(test=0.2, validation=0.2))
+    rows = make_holdout(studies, Split(test=0.2, validation=0.2))
     assert_sound(studies, rows)
     assert [len(set(patients[part])) for part in rows.values()] == [18, 6, 6]
 
 
 def test_repeats_divide_anew_and_the_first_is_as_without():
     studies = balanced(60)
-    once, thrice = cohort.folds(studies, 3, Split()), cohort.folds(studies, 3, Split(), 3)
+    once, thrice = make_folds(studies, 3, Split()), make_folds(studies, 3, Split(), 3)
     assert len(thrice) == 9
     for first, second in zip(once, thrice, strict=False):
-        assert all((first[name] == second[name]).all() for name in cohort.SPLITS)
+        assert all((first[name] == second[name]).all() for name in SPLITS)
     for start in (0, 3, 6):
         tested = np.concatenate([rows["test"] for rows in thrice[start : start + 3]])
         assert sorted(tested) == list(range(60))
@@ -326,7 +335,7 @@ def test_repeats_divide_anew_and_the_first_is_as_without():
     tests = {tuple(rows["test"]) for rows in thrice}
     assert len(tests) == 9
     with pytest.raises(InputError, match="repeats = 0"):
-        cohort.folds(studies, 3, Split(), 0)
+        make_folds(studies, 3, Split(), 0)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("positive", 0), ("negative", 1)])
@@ -335,9 +344,9 @@ def test_a_given_split_of_one_class_in_training_is_refused_by_name(kind, value):
     labels[:10, 1] = value
     split = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
     studies = make_studies(labels, split=split)
-    rows = cohort.holdout(studies, Split())
+    rows = make_holdout(studies, Split())
     with pytest.raises(InputError, match=f"no {kind} patient of label 'label1'.*split.given=false"):
-        cohort.check_training(studies, rows)
+        check_training(studies, rows)
 
 
 def test_what_a_given_test_split_cannot_judge_is_said():
@@ -345,8 +354,8 @@ def test_what_a_given_test_split_cannot_judge_is_said():
     labels[14:] = 0
     split = ["train"] * 10 + ["validation"] * 4 + ["test"] * 6
     studies = make_studies(labels, split=split)
-    rows = cohort.holdout(studies, Split())
-    assert cohort.unrankable(studies, rows) == [
+    rows = make_holdout(studies, Split())
+    assert missing_test_classes(studies, rows) == [
         "stroke: the test split has no positive patient, so its ranking cannot be judged"
     ]
 
@@ -361,7 +370,7 @@ def test_what_a_given_test_split_cannot_judge_is_said():
 )
 def test_tables_that_cannot_be_split(change, message):
     with pytest.raises(InputError, match=message):
-        cohort.holdout(change(balanced()), Split())
+        make_holdout(change(balanced()), Split())
 
 
 # -------------------------------------------------------------------------------- given splits
@@ -370,26 +379,26 @@ def test_tables_that_cannot_be_split(change, message):
 def test_a_given_split_is_used_as_it_is():
     names = ["test", "train", "validation", "train"] * 5
     studies = make_studies(np.arange(20) % 2, split=names)
-    rows = cohort.holdout(studies, Split())
-    for name in cohort.SPLITS:
+    rows = make_holdout(studies, Split())
+    for name in SPLITS:
         assert rows[name].tolist() == [i for i in range(20) if names[i] == name]
-    other = cohort.holdout(studies, Split(given=False))
+    other = make_holdout(studies, Split(given=False))
     assert other["test"].tolist() != rows["test"].tolist()
 
 
 def test_no_given_test_means_no_test():
     studies = make_studies(np.arange(20) % 2, split=["train", "validation"] * 10)
-    rows = cohort.holdout(studies, Split())
-    assert [len(rows[name]) for name in cohort.SPLITS] == [10, 10, 0]
+    rows = make_holdout(studies, Split())
+    assert [len(rows[name]) for name in SPLITS] == [10, 10, 0]
 
 
 def test_validation_comes_out_of_the_given_training_patients():
     studies = make_studies(np.arange(40) // 2 % 2, split=["train", "test"] * 20)
-    rows = cohort.holdout(studies, Split(validation=0.3))
+    rows = make_holdout(studies, Split(validation=0.3))
     assert rows["test"].tolist() == list(range(1, 40, 2))
-    assert [len(rows[name]) for name in cohort.SPLITS] == [14, 6, 20]
+    assert [len(rows[name]) for name in SPLITS] == [14, 6, 20]
     assert_sound(studies, rows)
-    none = cohort.holdout(studies, Split(validation=0))
+    none = make_holdout(studies, Split(validation=0))
     assert len(none["validation"]) == 0
 
 
@@ -399,7 +408,7 @@ def test_a_half_given_split_names_the_first_study_without(missing):
     studies["split"] = studies["split"].astype(object)
     studies.loc[[3, 7], "split"] = missing
     with pytest.raises(InputError, match="2 of 20 studies have no split, first study0003"):
-        cohort.holdout(studies, Split())
+        make_holdout(studies, Split())
 
 
 @pytest.mark.parametrize(
@@ -411,13 +420,13 @@ def test_a_half_given_split_names_the_first_study_without(missing):
 )
 def test_given_splits_that_make_no_sense(names, message):
     with pytest.raises(InputError, match=message):
-        cohort.holdout(make_studies(np.arange(20) % 2, split=names * 10), Split())
+        make_holdout(make_studies(np.arange(20) % 2, split=names * 10), Split())
 
 
 def test_a_given_split_that_parts_a_patient_is_refused():
     studies = make_studies([0, 1, 0, 1], [0, 1, 2, 2], split=["train", "test", "train", "test"])
     with pytest.raises(InputError, match="patient patient0002 is in train and in test"):
-        cohort.holdout(studies, Split())
+        make_holdout(studies, Split())
 
 
 # ------------------------------------------------------------------------------------- leakage
@@ -430,17 +439,17 @@ def rows(**splits):
 def test_leakage_names_what_is_in_two_splits():
     hashes = [["a", None], ["b", None], ["c", "a"], [None]]
     studies = make_studies([0, 1, 0, 1], [0, 1, 2, 1], hashes)
-    cohort.check_leakage(studies, rows(train=[0, 2], test=[1, 3]))
+    check_leakage(studies, rows(train=[0, 2], test=[1, 3]))
     with pytest.raises(InputError, match="patient patient0001 is in train and in test"):
-        cohort.check_leakage(studies, rows(train=[0, 1, 2], test=[3]))
+        check_leakage(studies, rows(train=[0, 1, 2], test=[3]))
     with pytest.raises(
         InputError, match="study0000 in train and study study0002 in test hold the same slice"
     ):
-        cohort.check_leakage(studies, rows(train=[0], test=[2]))
+        check_leakage(studies, rows(train=[0], test=[2]))
     with pytest.raises(InputError, match="study study0000 is in train and in validation"):
-        cohort.check_leakage(studies, rows(train=[0], validation=[0]))
+        check_leakage(studies, rows(train=[0], validation=[0]))
     with pytest.raises(InputError, match="study0000 is in train twice"):
-        cohort.check_leakage(studies, rows(train=[0, 0]))
+        check_leakage(studies, rows(train=[0, 0]))
 
 
 # ---------------------------------------------------------------------------------------- JSON
@@ -448,13 +457,13 @@ def test_leakage_names_what_is_in_two_splits():
 
 def test_splits_come_back_from_json():
     studies = balanced()
-    holdout, folds = cohort.holdout(studies, Split()), cohort.folds(studies, 4, Split())
-    text = cohort.splits_to_json(studies, holdout)
+    holdout, folds = make_holdout(studies, Split()), make_folds(studies, 4, Split())
+    text = splits_to_json(studies, holdout)
     assert json.loads(text)["test"][0] in set(studies["study_id"])
     shuffled = studies.sample(frac=1, random_state=0)
-    back = cohort.splits_from_json(shuffled, text)
+    back = splits_from_json(shuffled, text)
     assert ids(shuffled, back) == ids(studies, holdout)
-    several = cohort.splits_from_json(studies, cohort.splits_to_json(studies, folds))
+    several = splits_from_json(studies, splits_to_json(studies, folds))
     for one, other in zip(several, folds, strict=True):
         assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in other.items()}
 
@@ -477,7 +486,7 @@ def test_splits_come_back_from_json():
 )
 def test_splits_for_other_data_are_refused(content, message):
     with pytest.raises(InputError, match=message):
-        cohort.splits_from_json(make_studies([0, 1, 0, 1]), content)
+        splits_from_json(make_studies([0, 1, 0, 1]), content)
 
 
 # ----------------------------------------------------------------------------------- real data
@@ -495,7 +504,7 @@ def test_the_ct_slices_fall_into_even_folds():
         contents.setdefault(key, []).append(hashlib.sha256(file.read_bytes()).hexdigest())
     labels = [name == "Stroke" for name, _ in contents]
     studies = make_studies(labels, hashes=list(contents.values()))
-    for split in cohort.folds(studies, 5, Split()):
+    for split in make_folds(studies, 5, Split()):
         assert_sound(studies, split)
         assert abs(len(split["test"]) - len(studies) / 5) <= 1
         assert abs(studies.iloc[split["test"]]["label.stroke"].sum() - sum(labels) / 5) <= 1
@@ -505,7 +514,7 @@ def test_patients_with_studies_of_both_classes_are_split_like_any():
     """ATLAS's protocol: each subject gives a lesion and a lesion-free sequence."""
     patients = np.repeat(np.arange(20), 2)
     studies = make_studies(np.tile([1, 0], 20), patients=patients)
-    rows = cohort.holdout(studies, Split(test=0.2, validation=0.2))
+    rows = make_holdout(studies, Split(test=0.2, validation=0.2))
     assert {name: len(part) for name, part in rows.items()} == {
         "train": 24,
         "validation": 8,

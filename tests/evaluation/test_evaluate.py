@@ -19,7 +19,8 @@ from medseq_tf.errors import InputError
 from medseq_tf.evaluation import evaluate as evaluation
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.inference import study_probabilities
-from medseq_tf.input.batches import SliceStore, evaluation_batches
+from medseq_tf.input.batches import evaluation_batches
+from medseq_tf.input.slice_store import SliceStore
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain import explain, explainer
 from medseq_tf.evaluation.explain import quality as explanation_quality
 from medseq_tf.evaluation.explain.explainer import Explainer, Graphs, ShownStudy
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 
 KERAS = (
     "model.encoder.name=keras_application",

@@ -21,7 +21,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import feature_store as stored
 from medseq_tf.evaluation.feature_store import FeatureStore, feature_folder
-from medseq_tf.input.batches import SliceStore, evaluation_batches, training_batches
+from medseq_tf.input.batches import evaluation_batches, training_batches
+from medseq_tf.input.slice_store import SliceStore
 
 ROWS = np.arange(10)
 VARIED = ("augment.gaussian_noise.p=0.7", "augment.flip.p=0.5")
@@ -238,7 +239,7 @@ import tiny_network
 from medseq_tf import models
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation import feature_store as features
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 tiny_network.install()
 recipe = tiny_network.recipe()
 model = models.build(recipe.model, (32, 32, 1), labels=1, seed=0)

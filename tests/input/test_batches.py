@@ -14,15 +14,9 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.tfrecord import encode_example
 from medseq_tf.errors import InputError
-from medseq_tf.input import batches as pipeline
-from medseq_tf.input.batches import (
-    SliceStore,
-    evaluation_batches,
-    readable,
-    resize,
-    steps_per_epoch,
-    training_batches,
-)
+from medseq_tf.input import model_input
+from medseq_tf.input.batches import evaluation_batches, readable, steps_per_epoch, training_batches
+from medseq_tf.input.slice_store import SliceStore, resize
 from medseq_tf.recipe import Augment, Experiment
 
 SIZE = 16
@@ -309,7 +303,7 @@ def test_the_graph_is_traced_once_for_all_epochs(cohort):
     store = SliceStore(cohort, experiment)
     for epoch in range(3):
         collect(training_batches(cohort, ALL, experiment, epoch, store=store))
-    graph = pipeline._make_inputs(
+    graph = model_input.input_graph(
         experiment.input.model_dump_json(), experiment.augment.model_dump_json()
     )
     assert graph.experimental_get_tracing_count() == 1
@@ -490,10 +484,10 @@ def test_a_whole_study_as_input_is_what_a_batch_of_it_holds(marked):
     experiment = recipe(input={"neighbours": 1}, sequence={"evaluation": {"policy": "all"}})
     store = SliceStore(marked, experiment)
     ((inputs, _, _),) = collect(evaluation_batches(marked, [3], experiment, store=store))
-    found = pipeline.study_input(store, 3, Augment(), (0, 0))
+    found = model_input.study_input(store, 3, Augment(), (0, 0))
     np.testing.assert_array_equal(found, inputs["slices"][0])
     store.forget(3)
-    np.testing.assert_array_equal(pipeline.study_input(store, 3, Augment(), (5, 6)), found)
+    np.testing.assert_array_equal(model_input.study_input(store, 3, Augment(), (5, 6)), found)
 
 
 # ------------------------------------------------------------------------------- 16-bit intensities

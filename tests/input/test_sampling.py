@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
-from medseq_tf.input import sampling as sequences
+from medseq_tf.input import sampling
 from medseq_tf.input.sampling import (
+    StudySequence,
     batches,
     batches_by_length,
     evaluation_sequences,
@@ -38,7 +39,7 @@ def as_pairs(plan) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def test_docstring_examples_hold():
-    assert doctest.testmod(sequences).failed == 0
+    assert doctest.testmod(sampling).failed == 0
 
 
 class TestPaper:
@@ -228,8 +229,8 @@ class TestPlan:
 
 
 class TestBatches:
-    def plan(self, lengths) -> list[sequences.StudySequence]:
-        return [sequences.StudySequence(i, np.arange(n)) for i, n in enumerate(lengths)]
+    def plan(self, lengths) -> list[StudySequence]:
+        return [StudySequence(i, np.arange(n)) for i, n in enumerate(lengths)]
 
     @given(st.lists(LENGTHS, min_size=1, max_size=120), st.integers(1, 20))
     @settings(max_examples=50)

@@ -19,7 +19,8 @@ from scipy.special import expit, logit, logsumexp
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.input.batches import SliceStore, training_batches
+from medseq_tf.input.batches import training_batches
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models.slice_scores import SliceScores
 from medseq_tf.runs.tracking import Tracker
 from medseq_tf.training import loop as fitting

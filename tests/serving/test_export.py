@@ -23,7 +23,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 from medseq_tf.serving import export as export_module
 from medseq_tf.serving.export import describe, export

@@ -16,8 +16,7 @@ from PIL import Image
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.records import to_square
-from medseq_tf.input import batches as pipeline
-from medseq_tf.input import sampling as sequences
+from medseq_tf.input import sampling, slice_store
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.serving import graph as serving_graph
 from medseq_tf.serving.graph import Stored
@@ -85,7 +84,9 @@ def test_prepared_slices_come_to_the_recipe_s_size(rng, dtype, old, new):
         tf.constant(images.astype(np.float32)), old, old, new, stored(dtype, old)
     )
     atol = 1 if new > old and dtype != np.uint8 else 0
-    np.testing.assert_allclose(found, pipeline.resize(images, new).astype(int), rtol=0, atol=atol)
+    np.testing.assert_allclose(
+        found, slice_store.resize(images, new).astype(int), rtol=0, atol=atol
+    )
 
 
 # -------------------------------------------------------------------------------------- decoding
@@ -186,7 +187,7 @@ def test_quantiles_are_numpy_s(rng, quantiles):
     images = tf.constant(np.concatenate(studies).astype(np.float32))
     owner = tf.constant(np.repeat(np.arange(4), [len(s) for s in studies]), tf.int32)
     found = serving_graph.quantile_ranges(images, owner, tf.constant(4), quantiles)
-    expected = np.stack([pipeline.quantile_range(study, quantiles) for study in studies])
+    expected = np.stack([slice_store.quantile_range(study, quantiles) for study in studies])
     np.testing.assert_array_equal(found, expected)
 
 
@@ -205,7 +206,7 @@ def test_sequences_are_those_of_evaluation(policy, length, limit, fill):
     expected = [
         (study, sequence.tolist())
         for study, n in enumerate(lengths)
-        for sequence in sequences.evaluation_sequences(int(n), recipe)
+        for sequence in sampling.evaluation_sequences(int(n), recipe)
     ]
     assert list(zip(found.study.numpy().tolist(), own, strict=True)) == expected
 

@@ -17,7 +17,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.evaluation.inference import study_probabilities
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.serving.model import ServingModel

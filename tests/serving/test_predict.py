@@ -20,7 +20,7 @@ from medseq_tf import cli
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers.dicom_header import read_dicom_header

@@ -12,7 +12,7 @@ import tiny_network
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 from medseq_tf.runs.tracking import Tracker
 from medseq_tf.training import loop as fitting

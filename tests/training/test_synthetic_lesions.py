@@ -14,7 +14,7 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.input.batches import SliceStore
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import SyntheticLesions
 from medseq_tf.runs.run import Run
 from medseq_tf.training import pretraining

@@ -20,7 +20,6 @@ from small_run import SMALL, run_small
 
 import medseq_tf
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import splits as cohort
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation import cross_validation, metrics
@@ -159,7 +158,7 @@ def test_resuming_keeps_the_split_that_the_run_began_with(demo_data, tmp_path, m
         run_small(demo_data, tmp_path / "run", "fit.epochs=1")
     monkeypatch.undo()
     before = (tmp_path / "run" / "splits.json").read_text("utf-8")
-    monkeypatch.setattr(cohort, "holdout", None)
+    monkeypatch.setattr(sys.modules["medseq_tf.training.train"], "make_holdout", None)
     resumed = run_small(demo_data, tmp_path / "run", "fit.epochs=1", resume=True)
     assert (resumed.path / "splits.json").read_text("utf-8") == before
 

@@ -212,7 +212,7 @@ def test_the_test_patients_are_in_no_trial(demo_data, objective):
     patient = prepared.studies.set_index("study_id")["patient_id"]
     aside = set(patient[plan["set_aside"]])
     assert len(aside) == 8
-    own = splits.holdout(prepared.studies, space.base.split)
+    own = splits.make_holdout(prepared.studies, space.base.split)
     assert set(prepared.studies["study_id"].iloc[own["test"]]) == set(plan["set_aside"])
     assert len(plan["splits"]) == (1 if "validation" in objective else 3)
     for split in plan["splits"]:

@@ -20,8 +20,9 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError
 from medseq_tf.evaluation.explain import slice_values
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
-from medseq_tf.input import sampling as sequences
-from medseq_tf.input.batches import SliceStore, study_input
+from medseq_tf.input import sampling
+from medseq_tf.input.model_input import study_input
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.layers import PerPosition
 from medseq_tf.recipe import Augment, Experiment
 from medseq_tf.runs.run import Run
@@ -342,7 +343,7 @@ class ShownStudy:
         self.inputs = study_input(store, row, Augment(), np.zeros(2, np.int32))
         self.study = store.prepared.studies["study_id"].iat[row]
         self.length = int(self.inputs.shape[0])
-        self.sequences = sequences.evaluation_sequences(self.length, network.experiment.sequence)
+        self.sequences = sampling.evaluation_sequences(self.length, network.experiment.sequence)
         self.distinct = np.unique(np.concatenate(self.sequences))
         self.black = (0.0 - self.settings.mean) / self.settings.std
         self._features = None

@@ -1,0 +1,113 @@
+"""Slices, their lengths and a seed become the model's input: scaled, augmented, normalised, padded.
+
+Masks of lesions are moved as their slices are. Graphs are traced once a recipe, for all epochs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from medseq_tf.input.augment import augment
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.recipe import Augment, Input
+
+
+def scale_intensities(images: tf.Tensor, ranges: tf.Tensor) -> tf.Tensor:
+    """Scale intensities to [0, 1], each slice by all ranges; what lies outside is clipped.
+
+    Args:
+        images: (N, H, W, K), any numeric type: K neighbouring slices, or one.
+        ranges: float32 (N, R, 2), the intensities that become 0 and 1.
+
+    Returns:
+        float32 (N, H, W, K * R): the first slice by every range, then the next.
+    """
+    low, high = ranges[:, None, None, None, :, 0], ranges[:, None, None, None, :, 1]
+    _, height, width, slices = images.shape
+    images = tf.cast(images, tf.float32)[..., None]
+    scaled = tf.clip_by_value((images - low) / (high - low), 0.0, 1.0)
+    return tf.reshape(scaled, (-1, height, width, slices * ranges.shape[1]))
+
+
+def pad(images: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """Lay out flat slices (N, H, W, C) as (B, T, H, W, C), with zeros after each sequence."""
+    return tf.RaggedTensor.from_row_lengths(images, lengths, validate=False).to_tensor()
+
+
+@functools.lru_cache(maxsize=16)
+def input_graph(input_json: str, augment_json: str) -> tf.types.experimental.PolymorphicFunction:
+    """Make the graph from intensities to inputs, traced once for all epochs, folds and stores."""
+    settings = Input.model_validate_json(input_json)
+    augmentation = Augment.model_validate_json(augment_json)
+
+    @tf.function(autograph=False)
+    def make_inputs(images, lengths, ranges, seed):
+        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
+        images = scale_intensities(images, tf.gather(ranges, sequence_ids))
+        images = augment(images, sequence_ids, seed, augmentation, settings.mean, settings.std)
+        return {"slices": pad(images, lengths), "lengths": lengths}
+
+    return make_inputs
+
+
+GEOMETRIC = ("rotation", "resized_crop", "flip", "grid_distortion", "optical_distortion")
+"""The augmentations that move pixels, masks included."""
+
+
+@functools.lru_cache(maxsize=16)
+def mask_graph(augment_json: str) -> tf.types.experimental.PolymorphicFunction:
+    """Make the graph from stored masks to padded ones, moved as the slices of the same seed."""
+    augmentation = Augment.model_validate_json(augment_json)
+    still = {name: None for name, _ in augmentation if name not in GEOMETRIC}
+    augmentation = augmentation.model_copy(update=still)
+
+    @tf.function(autograph=False)
+    def make_masks(masks, lengths, seed):
+        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
+        moved = augment(masks[..., None], sequence_ids, seed, augmentation, 0.0, 1.0)[..., 0]
+        masks = tf.where(tf.math.is_nan(moved), moved, tf.cast(moved >= 0.5, tf.float32))
+        ragged = tf.RaggedTensor.from_row_lengths(masks, lengths, validate=False)
+        return ragged.to_tensor(default_value=np.nan)
+
+    return make_masks
+
+
+def study_input(
+    store: SliceStore, row: int, augmentation: Augment, seed: Sequence[int] | np.ndarray
+) -> tf.Tensor:
+    """Make a whole study the model's input, varied as one sequence.
+
+    Args:
+        store: The prepared data set's slices.
+        row: Row of the study.
+        augmentation: What to vary; `Augment()` for nothing.
+        seed: int32 (2,), of all that is drawn.
+
+    Returns:
+        float32 (L, H, W, C), normalised, in scan order.
+
+    Raises:
+        InputError: The study cannot be read.
+    """
+    length = int(store.prepared.studies["slices"].iat[row])
+    images = store.slices_among_neighbours(row, np.arange(length))
+    values = (images, [length], store.intensity_range(row)[None], seed)
+    signature = input_signature(store)
+    make_inputs = input_graph(store.input.model_dump_json(), augmentation.model_dump_json())
+    tensors = [tf.constant(v, spec.dtype) for v, spec in zip(values, signature, strict=True)]
+    return make_inputs.get_concrete_function(*signature)(*tensors)["slices"][0]
+
+
+def input_signature(store: SliceStore) -> tuple[tf.TensorSpec, ...]:
+    """Return the types of what inputs are made of: slices, lengths, intensity ranges and a seed."""
+    size, settings = store.input.size, store.input
+    return (
+        tf.TensorSpec((None, size, size, 1 + 2 * settings.neighbours), store.dtype),
+        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None, len(settings.windows or [0]), 2), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+    )
