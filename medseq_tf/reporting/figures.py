@@ -1,4 +1,4 @@
-"""Takes runs and tables of predictions; gives matplotlib figures, each with what it shows in words.
+"""Figures of runs and predictions, each with what it shows in words.
 
 Bands are pointwise 95% intervals, by bootstrap over patients; with few patients they are too
 narrow. Of a cross-validated run the thin lines are the folds, each ranked by its own model, and the
@@ -43,7 +43,7 @@ def _legend(axis: Any, **settings: Any) -> None:
         axis.legend(frameon=False, fontsize="small", **settings)
 
 
-def _judged(
+def _rankable(
     predictions: pd.DataFrame, labels: Sequence[str]
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield name, colour and predictions of each label that has both classes."""
@@ -98,7 +98,7 @@ def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000)
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
     words = []
-    for label, color, part in _judged(predictions, labels):
+    for label, color, part in _rankable(predictions, labels):
         for fold in _folds(part):
             points = metrics.roc_points(*_arrays(fold))
             axis.plot(
@@ -131,7 +131,7 @@ def precision_recall(
     """Draw precision by recall of each label, with its band; chance is the share of positives."""
     figure, axis = _axis(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.02))
     words = []
-    for label, color, part in _judged(predictions, labels):
+    for label, color, part in _rankable(predictions, labels):
         truth, probability = _arrays(part)
         for fold in _folds(part):
             points = metrics.precision_recall_points(*_arrays(fold))
@@ -161,7 +161,7 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
     words = []
-    for label, color, part in _judged(predictions, labels):
+    for label, color, part in _rankable(predictions, labels):
         before = metrics.reliability_curve(*_arrays(part), bins)
         after = metrics.reliability_curve(*_arrays(part, "calibrated"), bins)
         axis.plot(before["probability"], before["observed"], "o--", color=color, alpha=0.45,
@@ -193,7 +193,7 @@ def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 
     """Draw the net benefit of acting on the scaled probability, on everyone, on no one."""
     figure, axis = _axis(xlabel="probability at which one would act", ylabel="net benefit")
     words, highest = [], 0.05
-    for label, color, part in _judged(predictions, labels):
+    for label, color, part in _rankable(predictions, labels):
         curve = metrics.decision_curve(
             *_arrays(part, "calibrated"), patients=part["patient"].to_numpy(), resamples=resamples
         )
@@ -241,7 +241,7 @@ def evaluation(
     predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000
 ) -> list[Drawing]:
     """Draw all figures of the predictions of one split; none without both classes."""
-    if not any(_judged(predictions, labels)):
+    if not any(_rankable(predictions, labels)):
         return []
     drawn: list[Callable[..., Drawing]] = [roc, precision_recall, decision]
     drawings = [draw(predictions, labels, resamples=resamples) for draw in drawn]
@@ -249,7 +249,7 @@ def evaluation(
 
 
 def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
-    """Whether intervals are drawn: not for several labels, nor of what was used for selection.
+    """Return whether intervals are drawn: not for several labels, nor of figures used for selection.
 
     The column `selected`, where there is one, says of which studies that is so.
     """
@@ -257,7 +257,7 @@ def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
 
 
 def _folds(part: pd.DataFrame) -> list[pd.DataFrame]:
-    """The folds' own predictions where there are several, of folds that have both classes."""
+    """Return the predictions of each fold that has both classes; nothing without folds."""
     if "fold" not in part:
         return []
     folds = [fold for _, fold in part.groupby("fold")]

@@ -37,7 +37,7 @@ class Checker(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.ids, self.images, self.links = [], [], [], []
+        self.open, self.ids, self.images, self.links, self.words = [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -50,6 +50,9 @@ class Checker(html.parser.HTMLParser):
             self.links.append(attrs["href"])
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_data(self, data):
+        self.words.append((self.open[-1] if self.open else "", data))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, tag
@@ -82,7 +85,7 @@ def test_it_shows_every_test_study_wrong_calls_first(run):
     table = run.predictions
     for study in table[table["split"] == "test"]["study"]:
         assert text.count(f">{study}<") == 1
-    rows = re.findall(r"<tr( class=wrong)?><td class='text'>[0-9a-f]{16}<", text)
+    rows = re.findall(r"<tr( class='wrong')?><td class='text'>[0-9a-f]{16}<", text)
     assert len(rows) == (table["split"] == "test").sum()
     assert rows == sorted(rows, reverse=True)
 
@@ -91,13 +94,36 @@ def test_the_same_run_gives_the_same_report(run):
     assert report.page(run) == report.page(run)
 
 
-def test_what_a_name_holds_is_text_not_markup(run, tmp_path):
+HOSTILE = "<script>alert('1')</script> \"&amp; {{ 7 * 7 }} {% raw %} | x"
+
+
+def test_what_a_name_holds_is_text_not_markup(run, tmp_path, monkeypatch):
     copy = tmp_path / "<script>alert(1)<"
     shutil.copytree(run.path, copy)
-    text = report.page(Run.open(copy))
-    check(text)
+    table = predictions(60).assign(label=HOSTILE)
+    dataset = {**run.dataset, "label_names": [HOSTILE], "modality": HOSTILE}
+    dataset["counts"]["labels"] = {HOSTILE: dataset["counts"]["labels"]["lesion"]}
+    for name, value in {
+        "predictions": table,
+        "metrics": evaluate.score(table, [HOSTILE]),
+        "dataset": dataset,
+        "notes": [HOSTILE],
+        "thresholds": {HOSTILE: 0.5},
+    }.items():
+        monkeypatch.setattr(Run, name, value)
+    groups = pd.DataFrame({HOSTILE: [HOSTILE, "other"] * 30}, index=table["study"])
+    text = report.page(Run.open(copy), groups=groups)
     assert "&lt;script&gt;alert(1)&lt;" in text
-    assert "<script>alert" not in model_card.card(Run.open(copy))
+    words = check(text).words
+    for place in ("h3", "td", "p"):
+        assert any(HOSTILE in data for tag, data in words if tag == place), place
+    card = model_card.card(Run.open(copy))
+    assert "<script>" not in card
+    assert "{{ 7 * 7 }}" in card
+    assert {row.count("|") - row.count("\\|") for row in card.splitlines() if row[:1] == "|"} == {
+        5,
+        7,
+    }
 
 
 def test_no_image_of_a_patient_is_in_it_unless_asked_for(run, demo_data, with_images, tmp_path):

@@ -1,0 +1,224 @@
+"""The tables of a report: what stands in their columns, and the notes below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.dataset import selection
+from medseq_tf.evaluation import evaluate, metrics
+from medseq_tf.evaluation.metrics import interval_text
+from medseq_tf.runs.run import Run
+
+NAMES = {
+    "auroc": "AUROC",
+    "auroc_pooled": "AUROC, all folds ranked together",
+    "average_precision": "average precision",
+    "average_precision_pooled": "average precision, all folds together",
+    "sensitivity_at_90_specificity": "sensitivity at 90% specificity",
+    "specificity_at_90_sensitivity": "specificity at 90% sensitivity",
+    "recall": "sensitivity (recall)",
+    "precision": "precision (positive predictive value)",
+    "f1": "F1",
+    "f1_macro": "F1, mean of both classes",
+    "brier": "Brier score",
+    "expected_calibration_error": "expected calibration error",
+    "observed_expected": "O/E, observed over expected",
+    "calibration_intercept": "calibration intercept",
+    "calibration_slope": "calibration slope",
+}
+"""Of metrics; others are called by their key."""
+
+MISSING = "–"
+
+
+class Table(NamedTuple):
+    """A table of a page.
+
+    Attributes:
+        columns: name of each, and whether it holds words, which stand to the left.
+        rows: the cells of each.
+        notes: what the numbers in the last column refer to.
+    """
+
+    columns: list[tuple[str, bool]]
+    rows: list[tuple]
+    notes: list[str]
+
+
+class PatientTable(NamedTuple):
+    """The calls of all studies: the wrong ones first, the surest of them on top.
+
+    Attributes:
+        columns: as of a `Table`.
+        rows: whether the call is wrong, and the cells.
+        wrong: how many calls are.
+        known: how many have a known truth.
+    """
+
+    columns: list[tuple[str, bool]]
+    rows: list[tuple[bool, list[str]]]
+    wrong: int
+    known: int
+
+
+def table(frame: pd.DataFrame) -> Table:
+    """Lay out a frame; what stands in its column `note` is numbered and goes below."""
+    notes: list[str] = []
+    if "note" in frame:
+        notes = list(dict.fromkeys(note for note in frame["note"] if note))
+        marks = [f"[{notes.index(note) + 1}]" if note else "" for note in frame["note"]]
+        frame = frame.assign(note=marks) if notes else frame.drop(columns="note")
+    numbers = r"[-–\d.\s to()]*"
+    columns = [(name, not frame[name].astype(str).str.fullmatch(numbers).all()) for name in frame]
+    return Table(columns, list(frame.itertuples(index=False, name=None)), notes)
+
+
+def metric_name(metric: str) -> str:
+    """Return what a metric is called."""
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def number(value: float | None) -> str:
+    """Write a figure."""
+    return interval_text.number(value, missing=MISSING)
+
+
+def interval(low: float, high: float) -> str:
+    """Write an interval, which no line break divides."""
+    words = interval_text.interval(low, high, missing=MISSING)
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _intervals(frame: pd.DataFrame) -> list[str]:
+    return [interval(low, high) for low, high in frame[["low", "high"]].astype(float).to_numpy()]
+
+
+def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """Count positive, negative and unknown studies by label."""
+    return table(pd.DataFrame([{"label": name, **of} for name, of in counts.items()]))
+
+
+def splits(run: Run) -> Table:
+    """Count the studies of each split, or the test studies of each fold."""
+    if folds := run.folds:
+        rows = [(f"fold {i}", len(fold.splits["test"])) for i, fold in enumerate(folds, start=1)]
+    else:
+        rows = [(split, len(studies)) for split, studies in run.splits.items()]
+    return table(pd.DataFrame(rows, columns=["part", "studies"]))
+
+
+def metric_rows(scores: pd.DataFrame) -> Table:
+    """List a run's metrics with their intervals."""
+    shown = scores[scores["metric"].isin(evaluate.SHOWN)]
+    return table(
+        pd.DataFrame(
+            {
+                "label": shown["label"],
+                "metric": shown["metric"].map(metric_name),
+                "value": shown["value"].map(number),
+                "95% interval": _intervals(shown),
+                "method": shown["interval"].fillna(""),
+                "note": shown["note"].fillna(""),
+            }
+        )
+    )
+
+
+def folds(predictions: pd.DataFrame) -> Table:
+    """List one row a label and metric, one column a fold, then mean and standard deviation.
+
+    Of repeated folds there is one column a repeat, the mean of its folds.
+    """
+    tested = predictions[predictions["split"] == "test"]
+    shown = [name for name in evaluate.SHOWN if name in metrics.METRICS]
+    by_fold = evaluate.fold_table(tested).melt(["fold", "label"], shown, var_name="metric")
+    wide = by_fold.pivot_table("value", ["label", "metric"], "fold", sort=False, dropna=False)
+    summary = evaluate.fold_summary(tested).set_index(["label", "metric"])
+    repeat_of = tested.groupby("fold")["repeat"].first() if "repeat" in tested else None
+    if repeat_of is not None and repeat_of.nunique() > 1:
+        wide = wide.T.groupby(repeat_of).mean().T
+        wide.columns = [f"repeat {repeat}" for repeat in wide.columns]
+    else:
+        wide.columns = [f"fold {fold}" for fold in wide.columns]
+    wide = wide.assign(mean=summary["mean"], sd=summary["sd"]).map(number).reset_index()
+    return table(wide.assign(metric=wide["metric"].map(metric_name)))
+
+
+def calibration(predictions: pd.DataFrame, selected: str) -> Table:
+    """List calibration before and after temperature scaling.
+
+    Args:
+        predictions: of the studies that are reported.
+        selected: why they have no intervals; empty if they have.
+    """
+    scores = _without_intervals(evaluate.calibration_table(predictions), selected)
+    rows = pd.DataFrame({"label": scores["label"], "metric": scores["metric"].map(metric_name)})
+    for when, name in (("before", "as predicted"), ("after", "scaled")):
+        rows[name] = scores[when].map(number)
+        ranges = (evaluate.calibration_range(row, when) for row in scores.to_dict("records"))
+        rows["95% interval" + " " * (when == "after")] = [words.strip(" ()") for words in ranges]
+    return table(rows.assign(note=scores["note"].fillna("")))
+
+
+def subgroups(scores: pd.DataFrame) -> Table:
+    """List one row a subgroup and label, one column a metric."""
+    rows = []
+    for (subgroup, group, label), part in scores.groupby(
+        ["subgroup", "group", "label"], sort=False
+    ):
+        count = f"{part['n'].iat[0]} ({part['positives'].iat[0]})"
+        row = {"subgroup": subgroup, "group": group, "label": label, "studies (positive)": count}
+        for score, words in zip(part.to_dict(orient="records"), _intervals(part), strict=True):
+            row[metric_name(score["metric"])] = f"{number(score['value'])} ({words})"
+        notes = dict.fromkeys(note for note in part["note"] if note)
+        rows.append({**row, "note": "; ".join(notes)})
+    return table(pd.DataFrame(rows))
+
+
+def subgroup_scores(
+    predictions: pd.DataFrame,
+    label_names: Sequence[str],
+    groups: pd.DataFrame | None,
+    selected: str,
+) -> pd.DataFrame:
+    """Score the subgroups; those of studies used for selection get no intervals."""
+    return _without_intervals(evaluate.subgroup_table(predictions, label_names, groups), selected)
+
+
+def _without_intervals(scores: pd.DataFrame, selected: str) -> pd.DataFrame:
+    every = np.full(len(scores), bool(selected))
+    return scores if scores.empty else selection.without_intervals(scores, every, selected)
+
+
+def patients(predictions: pd.DataFrame) -> PatientTable:
+    """List every study's call."""
+    calls = predictions.assign(
+        wrong=(predictions["positive"] != (predictions["truth"] == 1))
+        & predictions["truth"].notna(),
+        distance=(predictions["probability"] - predictions["threshold"]).abs(),
+    ).sort_values(["wrong", "distance", "study"], ascending=[False, False, True])
+    fold = ["fold"] if "fold" in calls else []
+    names = ["study", "label", *fold, "slices", "truth", "probability", "scaled", "threshold"]
+    return PatientTable(
+        [(name, name in ("study", "label")) for name in [*names, "call"]],
+        list(_patient_rows(calls, fold)),
+        int(calls["wrong"].sum()),
+        int(calls["truth"].notna().sum()),
+    )
+
+
+def _patient_rows(calls: pd.DataFrame, fold: list[str]) -> Iterator[tuple[bool, list[str]]]:
+    for row in calls.to_dict("records"):
+        yield (
+            row["wrong"],
+            [
+                *(str(row[name]) for name in ("study", "label", *fold, "slices")),
+                "" if np.isnan(row["truth"]) else str(int(row["truth"])),
+                *(f"{row[name]:.3f}" for name in ("probability", "calibrated", "threshold")),
+                ("positive" if row["positive"] else "negative") + ", wrong" * row["wrong"],
+            ],
+        )
