@@ -46,7 +46,7 @@ def both(rng):
 
 
 def test_validation_stands_last_labelled_and_without_an_interval(both):
-    judged = evaluation.judge(both, ["lesion"], resamples=50)
+    judged = evaluation.evaluate_predictions(both, ["lesion"], resamples=50)
     for table in (judged.table, judged.calibration):
         assert list(dict.fromkeys(table["split"])) == ["test", "validation"]
         of_validation = table[table["split"] == "validation"]
