@@ -249,7 +249,7 @@ def evaluation(
 
 
 def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
-    """Return whether intervals are drawn: not for several labels, nor of figures used for selection.
+    """Return whether intervals are drawn: not for several labels, nor of studies used to select.
 
     The column `selected`, where there is one, says of which studies that is so.
     """
