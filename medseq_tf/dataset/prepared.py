@@ -1,4 +1,4 @@
-"""Takes the folder that `prepare` wrote; gives `Prepared`: its studies and, study by study, slices.
+"""A prepared data set: its studies and, study by study, its slices, from the folder of `prepare`.
 
 dataset.json      format version, labels, modality, unit, size, counts, fingerprint, preparation
 studies.parquet   one row a study
@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,13 @@ import pandas as pd
 
 from medseq_tf import files
 from medseq_tf.dataset.audit import audit_text
-from medseq_tf.dataset.tfrecord import decode_example
+from medseq_tf.dataset.tfrecord import (
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    Value,
+    decode_example,
+    unframe,
+)
 from medseq_tf.errors import InputError
 
 FORMAT_VERSION = 2
@@ -54,8 +61,8 @@ class Prepared:
     """A prepared data set, read from its folder; slices are read when they are asked for.
 
     A shard's SHA-256 is compared with that of `dataset.json` when the process first reads from it,
-    and a study's id with that of its row whenever it is read: a shard of another preparation, or
-    in another's place, gives an error, never other slices.
+    a study's checksum and its id whenever it is read: a shard of another preparation, or in
+    another's place, gives an error, never other slices.
 
     Attributes:
         path: the folder.
@@ -67,12 +74,12 @@ class Prepared:
     """
 
     path: Path
-    info: dict
+    info: dict[str, Any]
     studies: pd.DataFrame
 
     @classmethod
     def load(cls, path: str | Path) -> Prepared:
-        """Opens a prepared data set and checks that all its files are there, whole.
+        """Open a prepared data set and check that all its files are there, whole.
 
         Raises:
             InputError: if the folder is not a prepared data set, is of another format version, or
@@ -118,7 +125,7 @@ class Prepared:
         return self.info["fingerprint"]
 
     @property
-    def audit(self) -> dict:
+    def audit(self) -> dict[str, Any]:
         """What was odd in the source: `counts` by kind and the list of `entries`."""
         audit = json.loads((self.path / "audit.json").read_text(encoding="utf-8"))
         if "findings" in audit:  # as version 0.1 called them
@@ -130,7 +137,7 @@ class Prepared:
         return audit_text(self.audit, most)
 
     def verify(self) -> None:
-        """Reads all shards and compares them with `dataset.json`; each once in a process.
+        """Read all shards and compare them with `dataset.json`; each once in a process.
 
         Raises:
             InputError: if a shard is another than the one that `prepare` wrote.
@@ -139,18 +146,22 @@ class Prepared:
             self._open(shard).close()
 
     def record(self, row: int) -> bytes:
-        """The serialised `tf.train.Example` of the study at `row`; safe from any thread.
+        """Return the serialised `tf.train.Example` of the study at `row`; safe from any thread.
 
         Raises:
-            InputError: if its shard is another than the one that `prepare` wrote.
+            InputError: if its shard is another than the one that `prepare` wrote, or the study's
+                checksum does not fit.
         """
         shard, offset, length = (self.studies[c].iat[row] for c in ("shard", "offset", "length"))
         with self._open(shard) as file:
-            file.seek(offset)
-            return file.read(length)
+            try:
+                file.seek(offset - HEADER_BYTES)
+                return unframe(file.read(HEADER_BYTES + length + FOOTER_BYTES))
+            except (OSError, ValueError):
+                raise self._damaged(row) from None
 
     def _open(self, shard: str) -> io.FileIO:
-        """Opens a shard that is known to be whole."""
+        """Open a shard that is known to be whole."""
         path = self.path / "shards" / shard
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -168,50 +179,49 @@ class Prepared:
         return file
 
     def encoded_slices(self, row: int) -> list[bytes]:
-        """The PNG files of the slices of the study at `row`, in scan order.
+        """Return the PNG files of the slices of the study at `row`, in scan order.
 
         Raises:
             InputError: if the study cannot be read.
         """
-        return list(self._example(row)["slices"])
+        return [bytes(png) for png in self._example(row)["slices"]]
 
-    def _example(self, row: int) -> dict:
-        """The features of the study at `row`."""
-        wanted = self.studies["study_id"].iat[row]
+    def _example(self, row: int) -> dict[str, Value]:
+        """Return the features of the study at `row`."""
+        record = self.record(row)
         try:
-            example = decode_example(self.record(row))
-            stored = example["study_id"][0].decode()
-        except InputError:
-            raise
-        except (OSError, ValueError, LookupError, TypeError):
+            example = decode_example(record)
+            is_another = bytes(example["study_id"][0]).decode() != self.studies["study_id"].iat[row]
+        except (ValueError, LookupError, TypeError):
             raise self._damaged(row) from None
-        if stored != wanted:
+        if is_another:
             raise self._damaged(row)
         return example
 
     def slices(self, row: int, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Decodes slices of the study at `row`.
+        """Decode slices of the study at `row`.
 
         Returns:
             (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
         """
-        stored = self._decoded(row, "slices", indices)
+        stored = self._decoded(row, self._example(row)["slices"], indices)
         offset = self.info["storage"]["offset"]
         return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
 
     def masks(
         self, row: int, indices: Sequence[int] | np.ndarray | None = None
     ) -> np.ndarray | None:
-        """(T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`, or None without masks."""
-        masks = self._decoded(row, "masks", indices)
-        return None if masks is None else (masks > 0).astype(np.uint8)
+        """Return (T, H, W) uint8 lesion masks of 0 and 1 of the study at `row`; None without."""
+        encoded = self._example(row).get("masks")
+        if encoded is None:
+            return None
+        return (self._decoded(row, encoded, indices) > 0).astype(np.uint8)
 
     def _decoded(
-        self, row: int, name: str, indices: Sequence[int] | np.ndarray | None
-    ) -> np.ndarray | None:
-        encoded = self._example(row).get(name)
+        self, row: int, encoded: Value, indices: Sequence[int] | np.ndarray | None
+    ) -> np.ndarray:
         try:
-            return None if encoded is None else _decode(encoded, indices)
+            return _decode(encoded, indices)
         except (ValueError, LookupError, TypeError, cv2.error):
             raise self._damaged(row) from None
 
@@ -222,7 +232,7 @@ class Prepared:
         )
 
 
-def _read_info(path: Path) -> dict:
+def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         version = info["format_version"]
@@ -244,15 +254,15 @@ def _read_info(path: Path) -> dict:
     return info
 
 
-def forget_labels_file(preparation: dict) -> None:
-    """Drops the name of the labels' file, which data sets and runs of version 0.1.0 hold."""
+def forget_labels_file(preparation: dict[str, Any]) -> None:
+    """Drop the name of the labels' file, which data sets and runs of version 0.1.0 hold."""
     labels = preparation.get("options", {}).get("labels")
     if isinstance(labels, str) and not labels.isdecimal():
         preparation["options"]["labels"] = LABELS_FILE
 
 
-def _check_keys(info: dict) -> None:
-    """Raises a KeyError or ValueError if a key is missing or a shard is no plain file name."""
+def _check_keys(info: dict[str, Any]) -> None:
+    """Raise a KeyError or ValueError if a key is missing or a shard is no plain file name."""
     for key in KEYS:
         info[key]
     for name in info["shards"]:
@@ -260,7 +270,7 @@ def _check_keys(info: dict) -> None:
             raise ValueError(f"{name} is a path")
 
 
-def _check_shards(path: Path, info: dict) -> None:
+def _check_shards(path: Path, info: dict[str, Any]) -> None:
     for name, shard in info["shards"].items():
         size, file = shard["bytes"], path / "shards" / name
         if not file.is_file():
@@ -273,9 +283,9 @@ def _check_shards(path: Path, info: dict) -> None:
 
 
 def _digest(file: io.FileIO) -> str:
-    """The SHA-256 of an open file, computed once in a process while the file stays as it is."""
-    found = os.fstat(file.fileno())
-    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """Return an open file's SHA-256, computed once in a process while the file stays as it is."""
+    stat = os.fstat(file.fileno())
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key not in _whole:
         with _hashing:
             if key not in _whole:
@@ -283,10 +293,16 @@ def _digest(file: io.FileIO) -> str:
     return _whole[key]
 
 
-def _decode(encoded: list[bytes], indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    chosen = encoded if indices is None else [encoded[i] for i in indices]
-    flags = cv2.IMREAD_UNCHANGED
-    slices = [cv2.imdecode(np.frombuffer(png, np.uint8), flags) for png in chosen]
-    if any(image is None for image in slices):
-        raise ValueError("a slice is no picture")
+def _decode(encoded: Value, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """Decode PNG files, all or some of them.
+
+    Raises:
+        ValueError: one is no picture, or they differ in size.
+    """
+    slices = []
+    for png in encoded if indices is None else [encoded[i] for i in indices]:
+        image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+        if image is None:
+            raise ValueError("a slice is no picture")
+        slices.append(image)
     return np.stack(slices)

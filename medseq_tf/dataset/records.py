@@ -1,4 +1,4 @@
-"""Takes one study that a reader found; gives its record for the prepared data set.
+"""A study's record: its slices brought to their stored size, encoded and hashed.
 
 This is what runs in the worker processes of `prepare`, so it imports neither TensorFlow nor pandas.
 """
@@ -9,18 +9,18 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import google_crc32c
 import numpy as np
 
-from medseq_tf.dataset.tfrecord import encode_example, frame
+from medseq_tf.dataset.tfrecord import Value, encode_example, frame, unframe
 from medseq_tf.readers import AuditEntry, Slices, StudySource, UnreadableStudy
 
 Aspect = Literal["pad", "stretch"]
 
-STORAGE = {
+STORAGE: dict[str, dict[str, Any]] = {
     "uint8": {"dtype": "uint8", "offset": 0},
     "uint16": {"dtype": "uint16", "offset": 0},
     "int16": {"dtype": "uint16", "offset": -32768},
@@ -81,20 +81,25 @@ class StudyRecord:
     slice_names: list[str] = field(default_factory=list)
     audit_entries: list[AuditEntry] = field(default_factory=list)
 
+    @property
+    def example(self) -> bytes:
+        """The serialised `tf.train.Example`; for a study that is not left out."""
+        return unframe(self.framed)
+
 
 def start_worker() -> None:
-    """One thread a worker process, SimpleITK's included where it is imported later."""
+    """Let a worker process use one thread, SimpleITK included where it is imported later."""
     cv2.setNumThreads(1)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 
 def study_record_of(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
-    """`study_record` of a study, its id and a recipe, in one argument."""
+    """Make the `study_record` of a study, its id and a storage spec, in one argument."""
     return study_record(*task)
 
 
-def study_record(study: StudySource, study_id: str, recipe: StorageSpec) -> StudyRecord:
-    """Reads a study, brings its slices to one size and encodes them."""
+def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> StudyRecord:
+    """Read a study, bring its slices to one size and encode them."""
     try:
         slices = study.read()
     except UnreadableStudy as error:
@@ -103,18 +108,18 @@ def study_record(study: StudySource, study_id: str, recipe: StorageSpec) -> Stud
     except MemoryError:
         reason = "takes more memory than a process may have"
         return StudyRecord(audit_entries=[AuditEntry("study left out", study.source, reason)])
-    _check(slices, recipe)
+    _check(slices, storage)
     hashes = [slice_hash(image) for image in slices.images]
     mask_hashes = [slice_hash(mask) for mask in slices.masks or []]
     first = dict(zip(reversed(hashes), reversed(slices.images), strict=True))
     tells = {digest: is_telling(image) for digest, image in first.items()}
-    features = {
-        "labels": np.array([study.labels[name] for name in recipe.label_names], np.float32),
-        "slices": _encoded(_stored(image, recipe) for image in slices.images),
+    features: dict[str, Value] = {
+        "labels": np.array([study.labels[name] for name in storage.label_names], np.float32),
+        "slices": _encoded(stored_slice(image, storage) for image in slices.images),
         "study_id": [study_id.encode()],
     }
     if slices.masks is not None:
-        features["masks"] = _encoded(_stored_mask(mask, recipe) for mask in slices.masks)
+        features["masks"] = _encoded(stored_mask(mask, storage) for mask in slices.masks)
     return StudyRecord(
         framed=frame(encode_example(features)),
         content_hash=hashlib.sha256(f"{hashes} {mask_hashes}".encode()).hexdigest(),
@@ -141,7 +146,7 @@ def is_telling(image: np.ndarray) -> bool:
 
 
 def to_square(image: np.ndarray, size: int, aspect: Aspect, interpolation: int) -> np.ndarray:
-    """Brings a slice to (size, size).
+    """Bring a slice to (size, size).
 
     `pad` first pads the shorter side to a square, the slice centred (where one pixel is left over,
     it goes to the bottom or right), with 0 for uint8 and the slice's minimum otherwise. `stretch`
@@ -166,7 +171,7 @@ def to_square(image: np.ndarray, size: int, aspect: Aspect, interpolation: int) 
 
 
 def _encoded(squares: Iterable[np.ndarray]) -> list[bytes]:
-    """The PNG of each; a run of equal ones (blank slices, empty masks) is encoded once."""
+    """Encode each as PNG; a run of equal ones (blank slices, empty masks) is encoded once."""
     encoded, last = [], b""
     for square in squares:
         pixels = square.tobytes()
@@ -176,21 +181,23 @@ def _encoded(squares: Iterable[np.ndarray]) -> list[bytes]:
     return encoded
 
 
-def _stored(image: np.ndarray, recipe: StorageSpec) -> np.ndarray:
-    shrinks = max(image.shape) >= recipe.size
-    if recipe.aspect == "stretch":
-        shrinks = min(image.shape) >= recipe.size
+def stored_slice(image: np.ndarray, storage: StorageSpec) -> np.ndarray:
+    """Return a slice (H, W) as it is stored: (size, size), by area to shrink, linearly to grow."""
+    shrinks = max(image.shape) >= storage.size
+    if storage.aspect == "stretch":
+        shrinks = min(image.shape) >= storage.size
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    square = to_square(image, recipe.size, recipe.aspect, interpolation)
-    storage = STORAGE[recipe.dtype]
-    if storage["offset"]:
-        square = (square.astype(np.int32) - storage["offset"]).astype(storage["dtype"])
+    square = to_square(image, storage.size, storage.aspect, interpolation)
+    form = STORAGE[storage.dtype]
+    if form["offset"]:
+        square = (square.astype(np.int32) - form["offset"]).astype(form["dtype"])
     return square
 
 
-def _stored_mask(mask: np.ndarray, recipe: StorageSpec) -> np.ndarray:
+def stored_mask(mask: np.ndarray, storage: StorageSpec) -> np.ndarray:
+    """Return a mask (H, W) as it is stored: (size, size) of 0 and 255."""
     nearest = cv2.INTER_NEAREST_EXACT
-    return np.uint8(255) * (to_square(mask, recipe.size, recipe.aspect, nearest) > 0)
+    return np.uint8(255) * (to_square(mask, storage.size, storage.aspect, nearest) > 0)
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -201,7 +208,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def slice_hash(image: np.ndarray) -> str:
-    """SHA-256 of a slice's shape and native pixels; a large one's by every nth row and a CRC.
+    """Hash a slice's shape and native pixels (SHA-256); a large one's by every nth row and a CRC.
 
     Slices with the same pixels have the same hash, at whatever size they are stored. Two others may
     only share one if they are alike in all those rows, and of such pairs one in 2**32 does. For a
@@ -210,7 +217,7 @@ def slice_hash(image: np.ndarray) -> str:
     step = max(image.nbytes // HASHED_BYTES, 1)
     crc = google_crc32c.value(np.ascontiguousarray(image)) if step > 1 else 0
     digest = hashlib.sha256(f"{image.dtype.str} {image.shape} {crc}".encode())
-    digest.update(np.ascontiguousarray(image[::step]))
+    digest.update(np.ascontiguousarray(image[::step]).data)
     return digest.hexdigest()[:32]
 
 
@@ -224,10 +231,12 @@ def _mixed_sizes(study: StudySource, slices: Slices) -> list[AuditEntry]:
     return [AuditEntry("mixed sizes in a study", study.source, counted)]
 
 
-def _check(slices: Slices, recipe: StorageSpec) -> None:
-    """Holds a reader to its contract."""
-    assert slices.images, "a study without slices is an UnreadableStudy"
-    assert all(i.ndim == 2 and i.size and i.dtype == recipe.dtype for i in slices.images)
-    if slices.masks is not None:
-        pairs = zip(slices.images, slices.masks, strict=True)
-        assert all(image.shape == mask.shape for image, mask in pairs)
+def _check(slices: Slices, storage: StorageSpec) -> None:
+    """Hold a reader to its contract."""
+    images, masks = slices.images, slices.masks
+    if not images:
+        raise TypeError("a study without slices is an UnreadableStudy")
+    if any(image.ndim != 2 or not image.size or image.dtype != storage.dtype for image in images):
+        raise TypeError(f"slices are (H, W) {storage.dtype}, as the source index says")
+    if masks is not None and [mask.shape for mask in masks] != [image.shape for image in images]:
+        raise TypeError("each slice has a mask of its own shape, or none has")

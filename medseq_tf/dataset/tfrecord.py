@@ -1,17 +1,20 @@
-"""Takes feature values; gives `tf.train.Example` bytes and TFRecord frames, without TensorFlow.
+"""`tf.train.Example` and TFRecord files, without TensorFlow.
 
 Preparing runs in several processes, and importing TensorFlow would cost each of them seconds and
-hundreds of megabytes. The two formats are small: protocol buffers' wire format
-(protobuf.dev/programming-guides/encoding) for `tf.train.Example`, and TFRecord's frame of length,
-masked CRC-32C of the length, payload, masked CRC-32C of the payload.
+hundreds of megabytes. A record of a TFRecord file is framed by its length, the masked CRC-32C of
+that, the payload, and the masked CRC-32C of the payload.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import google_crc32c
 import numpy as np
+from google.protobuf.message import DecodeError
+
+from medseq_tf.dataset.messages import BYTES, FLOAT, TEXT, declare
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -19,103 +22,90 @@ FOOTER_BYTES = 4
 Value = list[bytes] | np.ndarray
 """A feature: a list of bytes, or an array of float32."""
 
-
-# ------------------------------------------------------------------------------- tf.train.Example
+# A map is a list of its entries, which keep their order: always the same bytes.
+_Example: Any = declare(
+    "tensorflow.example",
+    {
+        "BytesList": {"value": (1, [BYTES])},
+        "FloatList": {"value": (1, [FLOAT])},
+        "Feature": {"bytes_list": (1, "BytesList"), "float_list": (2, "FloatList")},
+        "NamedFeature": {"key": (1, TEXT), "value": (2, "Feature")},
+        "Features": {"feature": (1, ["NamedFeature"])},
+        "Example": {"features": (1, "Features")},
+    },
+)["Example"]
 
 
 def encode_example(features: dict[str, Value]) -> bytes:
-    """Serialises features as a `tf.train.Example`, in their order: always the same bytes."""
-    entries = [
-        field(1, field(1, name.encode()) + field(2, _encode_feature(value)))
-        for name, value in features.items()
-    ]
-    return field(1, b"".join(entries))
+    """Serialise features as a `tf.train.Example`, in their order: always the same bytes."""
+    example = _Example()
+    for name, value in features.items():
+        feature = example.features.feature.add(key=name).value
+        numbers = isinstance(value, np.ndarray)
+        values = feature.float_list if numbers else feature.bytes_list
+        values.SetInParent()  # an empty one too
+        values.value.extend(value.tolist() if isinstance(value, np.ndarray) else value)
+    return example.SerializeToString()
 
 
 def decode_example(payload: bytes) -> dict[str, Value]:
-    """Reads the bytes and float features of a serialised `tf.train.Example`.
+    """Read the bytes and float features of a serialised `tf.train.Example`.
 
     Raises:
-        ValueError: if the payload is not one.
+        ValueError: the payload is not one, or holds features of another kind.
     """
-    view = memoryview(payload)
-    features = {}
-    for _, message in _fields(view):
-        for _, entry in _fields(message):
-            parts = dict(_fields(entry))
-            features[bytes(parts[1]).decode()] = _decode_feature(parts[2])
+    try:
+        example = _Example.FromString(payload)
+    except DecodeError:
+        raise ValueError("not a tf.train.Example, or one that is cut short") from None
+    features: dict[str, Value] = {}
+    for entry in example.features.feature:
+        if entry.value.HasField("bytes_list"):
+            features[entry.key] = list(entry.value.bytes_list.value)
+        elif entry.value.HasField("float_list"):
+            features[entry.key] = np.array(entry.value.float_list.value, np.float32)
+        else:
+            raise ValueError("only bytes and float features are known here")
     return features
 
 
-def _encode_feature(value: Value) -> bytes:
-    if isinstance(value, np.ndarray):
-        return field(2, field(1, np.ascontiguousarray(value, "<f4").tobytes()))
-    return field(1, b"".join(field(1, item) for item in value))
+def frame(payload: bytes) -> bytes:
+    """Return the payload as one record of a TFRecord file; it starts `HEADER_BYTES` in."""
+    return b"".join((_header(payload), payload, _masked_crc(payload)))
 
 
-def _decode_feature(feature: memoryview) -> Value:
-    kind, values = next(iter(_fields(feature)))
-    if kind == 1:
-        return [bytes(item) for _, item in _fields(values)]
-    if kind == 2:
-        return np.concatenate(
-            [np.frombuffer(item, "<f4") for _, item in _fields(values)] or [np.zeros(0, "<f4")]
-        )
-    raise ValueError("only bytes and float features are known here")
+def unframe(record: bytes) -> bytes:
+    """Return the payload of one record of a TFRecord file.
+
+    Raises:
+        ValueError: its length or a checksum does not fit.
+    """
+    payload = record[HEADER_BYTES:-FOOTER_BYTES]
+    if record[:HEADER_BYTES] != _header(payload) or record[-FOOTER_BYTES:] != _masked_crc(payload):
+        raise ValueError("no TFRecord of this length, or one whose checksum does not fit")
+    return payload
+
+
+def _header(payload: bytes) -> bytes:
+    length = struct.pack("<Q", len(payload))
+    return length + _masked_crc(length)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A length-delimited field (wire type 2)."""
+    """Return a length-delimited field (wire type 2)."""
     return bytes([number << 3 | 2]) + varint(len(content)) + content
 
 
 def varint(value: int) -> bytes:
-    """An integer in groups of seven bits, the lowest first."""
+    """Return an integer in groups of seven bits, the lowest first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _fields(view: memoryview):
-    """Yields (number, content) of the length-delimited fields of a message."""
-    position = 0
-    while position < len(view):
-        tag, position = _read_varint(view, position)
-        if tag & 7 != 2:
-            raise ValueError("not a tf.train.Example of bytes and floats")
-        length, position = _read_varint(view, position)
-        if position + length > len(view):
-            raise ValueError("a tf.train.Example that is cut short")
-        yield tag >> 3, view[position : position + length]
-        position += length
-
-
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < len(view) and shift < 64:
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError("a tf.train.Example that is cut short")
-
-
-# --------------------------------------------------------------------------------------- TFRecord
-
-
-def frame(payload: bytes) -> bytes:
-    """The payload as one record of a TFRecord file; the payload starts `HEADER_BYTES` in."""
-    length = struct.pack("<Q", len(payload))
-    return b"".join(
-        (length, _masked_crc(length), payload, _masked_crc(payload)),
-    )
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

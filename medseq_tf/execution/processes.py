@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
@@ -55,7 +55,7 @@ def isolated_map(
     seconds: float = SECONDS_AN_ITEM,
     initializer: Callable[[], None] | None = None,
     together: int = 1,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Map a function over items in worker processes, few at a time.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from medseq_tf.readers.atlas import index_atlas
 from medseq_tf.readers.dicom import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
@@ -25,7 +27,7 @@ __all__ = [
     "natural_key",
 ]
 
-READERS = {
+READERS: dict[str, Callable[..., SourceIndex]] = {
     "image-folder": index_image_folder,
     "volumes": index_volumes,
     "atlas": index_atlas,

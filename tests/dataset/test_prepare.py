@@ -258,7 +258,7 @@ def interrupt(monkeypatch, after):
 
 
 def package_prepare_module():
-    return sys.modules["medseq_tf.dataset.prepare"]
+    return sys.modules["medseq_tf.dataset.shards"]
 
 
 def test_a_damaged_shard_of_an_earlier_run_is_written_again(tmp_path, monkeypatch):
