@@ -213,7 +213,7 @@ def train(**arguments: Any) -> None:
     recipes.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
     from medseq_tf.evaluation.evaluate import fold_text, text
-    from medseq_tf.runs.tracking import public_uri
+    from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
@@ -269,7 +269,7 @@ def tune(**arguments: Any) -> None:
 
     Space.load(arguments["space"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.runs.tracking import public_uri
+    from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.tuning.tune import tune as run
 
     search = run(**arguments)
@@ -435,8 +435,8 @@ def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any
 @click.argument("run", type=FOLDER)
 def track(run: Path) -> None:
     """Send to MLflow what could not be sent while RUN, or a search, was at work."""
+    from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.runs.track import track as send
-    from medseq_tf.runs.tracking import public_uri
 
     done = send(run)
     say(f"sent:   {done.records} records to {public_uri()}")

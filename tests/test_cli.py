@@ -20,7 +20,7 @@ from medseq_tf import cli
 from medseq_tf.dataset.prepare import READERS, prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.runs import tracking
+from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
 from medseq_tf.training.loop import Fitter
 from medseq_tf.training.train import train
@@ -294,7 +294,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_one_line(monkeypatch, capsys, dem
     assert "gone/" in err
     assert "No such file or directory" in err
     assert not Path("gone").exists()
-    client = tracking.connect()
+    client = mlflow_store.connect()
     experiment = client.get_experiment_by_name("medseq_tf").experiment_id
     assert [found.info.status for found in client.search_runs([experiment])] == ["FAILED"]
 

@@ -41,7 +41,7 @@ ENTRANCES = ("__init__", "__main__", "tune")
 
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 HOMES = {
-    "mlflow": ("runs/tracking.py", "runs/registry.py"),
+    "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py", "tuning/cluster.py"),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }

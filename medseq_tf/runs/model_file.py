@@ -1,4 +1,4 @@
-"""Takes a `model.keras`; gives the Keras model in it, or one line that says what is wrong with it.
+"""The file `model.keras`: loaded, or refused in one line that says what is wrong with it.
 
 The file is a ZIP archive of a configuration (JSON) and weights (HDF5). Both are looked through
 before Keras builds anything: the configuration may name this package's layers alone, so that no
@@ -77,27 +77,12 @@ def _load(path: Path) -> Any:
 def _check(path: Path) -> None:
     """Look through a file, of which Keras has built nothing yet."""
     with zipfile.ZipFile(path) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        if len(members) != len(archive.infolist()) or not set(members) <= {
-            CONFIG,
-            WEIGHTS,
-            METADATA,
-        }:
-            raise _Unusable("holds other files than a model of this package")
-        if CONFIG not in members:
-            raise _Unusable("holds no configuration of a model")
-        if WEIGHTS not in members:
-            raise _Unusable("holds no weights")
-        if members[CONFIG].file_size > LARGEST_CONFIG:
-            raise _Unusable("a configuration far larger than any of ours")
-        for name in (WEIGHTS, METADATA):
-            if name in members and members[name].file_size > path.stat().st_size:
-                raise _Unusable("unpacks to more than it holds, which train's never do")
+        _check_members(archive.infolist(), path.stat().st_size)
         try:
             config = json.loads(archive.read(CONFIG))
         except (ValueError, RecursionError):
             raise _Unusable("damaged or cut short") from None
-        weights = _weights(archive.read(WEIGHTS))
+        weights = _count_weights(archive.read(WEIGHTS))
     if not isinstance(config, dict):
         raise _Unusable("damaged or cut short")
     for key, value, level in _walk(config):
@@ -108,6 +93,21 @@ def _check(path: Path) -> None:
         is_size = isinstance(value, int | float) and key not in _NO_SIZES
         if is_size and abs(value) > min(LARGEST, max(SMALL, weights)):
             raise _Unusable(f"{key} = {value} stands in its configuration, with {weights} weights")
+
+
+def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
+    """Look through the table of contents of an archive of so many bytes."""
+    members = {info.filename: info for info in infos}
+    if len(members) != len(infos) or not set(members) <= {CONFIG, WEIGHTS, METADATA}:
+        raise _Unusable("holds other files than a model of this package")
+    if CONFIG not in members:
+        raise _Unusable("holds no configuration of a model")
+    if WEIGHTS not in members:
+        raise _Unusable("holds no weights")
+    if members[CONFIG].file_size > LARGEST_CONFIG:
+        raise _Unusable("a configuration far larger than any of ours")
+    if any(info.file_size > size for name, info in members.items() if name != CONFIG):
+        raise _Unusable("unpacks to more than it holds, which train's never do")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any, int]]:
@@ -123,13 +123,14 @@ def _walk(value: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 def _check_class(value: dict[str, Any]) -> None:
+    """Refuse any class but this package's layers and the few of Keras that they hold."""
     is_ours = str(value.get("registered_name")).startswith("medseq_tf>")
     if not is_ours and (value.get("module"), value["class_name"]) not in _OF_KERAS:
         name = str(value["class_name"])[:40]
         raise _Unusable(f"holds a {name!r}, which is no layer of this package")
 
 
-def _weights(data: bytes) -> int:
+def _count_weights(data: bytes) -> int:
     """Look through an HDF5 file; return how many numbers its arrays are."""
     import h5py
 

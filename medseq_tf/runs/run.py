@@ -1,14 +1,14 @@
-"""Takes a run folder that `train` wrote; gives `Run`: its recipe, splits, model and figures.
+"""The folder of a training run, and `Run`, which opens it.
 
 experiment.yaml      every value, as used          dataset.json   the data set it was trained on
-model.keras          the best epoch                history.csv    one row an epoch
+model.keras          the best epoch                history.csv    one row per epoch
 splits.json          study ids by split            metrics.json   thresholds, temperatures, metrics
 studies.json         content hash by study id, to know them again elsewhere
 slices.parquet       hashes of every slice, to know it and its copies again elsewhere
 predictions.parquet  study, patient, split, label, truth, probability, calibrated, fold, repeat
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
-fold_1/ ...          with --folds: one such run a fold, of all repeats, the pooled figures above
+fold_1/ ...          with --folds: one such run per fold, of all repeats, the pooled figures above
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ METRICS_COLUMNS = [
     "note",
     "question",
 ]
-"""Of a table of metrics, one row a split, label and metric."""
+"""Of a table of metrics, one row per split, label and metric."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Run:
     @property
     def folds(self) -> list[Run]:
         """The runs of a cross-validation, in order, repeat by repeat; empty for a single run."""
-        found = self.path.glob("fold_*/experiment.yaml")
-        return [Run(p.parent) for p in sorted(found, key=lambda p: int(p.parent.name[5:]))]
+        folders = (file.parent for file in self.path.glob("fold_*/experiment.yaml"))
+        return [Run(f) for f in sorted(folders, key=lambda f: int(f.name.removeprefix("fold_")))]
 
     @property
     def repeats(self) -> int:
@@ -107,7 +107,7 @@ class Run:
         return int(self.info.get("repeats") or 1)
 
     def of_repeat(self, repeat: int) -> list[Run]:
-        """The folds of a repeat, from 1."""
+        """Return the folds of a repeat, counted from 1."""
         count = len(self.folds) // self.repeats
         return self.folds[(repeat - 1) * count : repeat * count]
 
@@ -118,7 +118,7 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row an epoch: loss, validation metrics, learning rate, seconds."""
+        """One row per epoch: loss, validation metrics, learning rate, seconds."""
         return self._table("history.csv", pd.read_csv)
 
     @property
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row a study and label: truth and probability."""
+        """One row per study and label: truth and probability."""
         return self._table("predictions.parquet", files.read_parquet)
 
     def model(self) -> Any:

@@ -1,4 +1,4 @@
-"""Takes a run, or a search; gives MLflow what it could not be given while the work was done."""
+"""The command that sends MLflow what it could not be given while the work was done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from medseq_tf.errors import InputError
 from medseq_tf.files import write_json
-from medseq_tf.runs import tracking
+from medseq_tf.runs import mlflow_store, tracking
 from medseq_tf.runs.run import Run, RunOrPath, locked
 from medseq_tf.runs.unsent import UNSENT
 
@@ -75,7 +75,9 @@ def _end_all(folder: Path) -> int:
     """End the MLflow runs of a run or search that still run; return how many."""
     ended = sum(_end(place) for place in _places(folder))
     for champion in _content(folder / "search.json").get("champions", {}).values():
-        ended += bool(champion.get("run_id")) and tracking.terminate(champion["run_id"], "KILLED")
+        ended += bool(champion.get("run_id")) and mlflow_store.terminate(
+            champion["run_id"], "KILLED"
+        )
     return ended
 
 
@@ -107,11 +109,13 @@ def _places(folder: Path) -> Iterator[Path]:
 def _end(place: Path) -> bool:
     """End the MLflow run of a folder, if it still runs; nobody works in the folder."""
     about, run_id = {name: _content(place / name) for name in _IDS}, _run_id(place)
-    status = next((found["status"] for found in about.values() if "status" in found), "stopped")
+    status = next(
+        (content["status"] for content in about.values() if "status" in content), "stopped"
+    )
     for name in ("run.json", "search.json"):
         if about[name].get("status") == "running":
             write_json(place / name, {**about[name], "status": "stopped"})
-    return run_id is not None and tracking.terminate(run_id, _ENDS.get(status, "KILLED"))
+    return run_id is not None and mlflow_store.terminate(run_id, _ENDS.get(status, "KILLED"))
 
 
 def _content(file: Path) -> dict[str, Any]:

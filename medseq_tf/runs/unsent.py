@@ -1,4 +1,4 @@
-"""What could not be sent to MLflow: records that wait, in order, in a folder's file.
+"""Records that could not be sent to MLflow and wait, in order, in a folder's file.
 
 A record is a line of JSON: what is to be logged (`kind` and its values), when that was (`time`, in
 milliseconds), of which tracker (`tracker`) and run (`run`, its name), and the MLflow run's id where
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def _together(records: list[Record]) -> list[Record]:
     return records[: max(count, 1)]
 
 
-def _joined(records: list[Mapping[str, Any]]) -> Record:
+def _joined(records: Sequence[Mapping[str, Any]]) -> Record:
     """Return several records of metrics as one, of `points`."""
     points = [point for record in records for point in points_of(record)]
     return {**records[0], "points": points}

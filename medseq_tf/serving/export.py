@@ -37,7 +37,7 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.recipe import Experiment
-from medseq_tf.runs import registry, tracking
+from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.wire import Description, encode_predict_request, encode_prediction_log
@@ -168,7 +168,7 @@ def _writing(path: Path) -> Iterator[None]:
         with naming(path):
             yield
     except tf.errors.OpError as error:
-        raise InputError(f"{path}: cannot be written ({tracking.first_line(error)})") from error
+        raise InputError(f"{path}: cannot be written ({mlflow_store.first_line(error)})") from error
 
 
 def _registered(path: Path, name: str, run: Run) -> str:
@@ -176,7 +176,7 @@ def _registered(path: Path, name: str, run: Run) -> str:
     recipe = (run.folds or [run])[0].experiment
     example = {"study": "example", "slices": _made_up(recipe, run)}
     try:
-        return registry.register_saved_model(path, name, run_id, example)
+        return mlflow_store.register_saved_model(path, name, run_id, example)
     except InputError as error:
         raise InputError(f"{path} is written, but not registered: {error}") from None
 

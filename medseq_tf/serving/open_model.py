@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from medseq_tf.errors import InputError
-from medseq_tf.runs import registry
+from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.client import Answer, RequestRefused, ServingClient, check_answer, readable
 from medseq_tf.serving.export import describe
@@ -90,7 +90,7 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
     if name.startswith(SERVERS):
         return ServingClient(name)
     if name.startswith(MLFLOW):
-        return open_saved_model(registry.download_saved_model(name))
+        return open_saved_model(mlflow_store.download_saved_model(name))
     folder = Path(name)
     if (folder / "experiment.yaml").is_file():
         return _of_run(Run.open(folder))

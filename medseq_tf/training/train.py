@@ -5,20 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
-import medseq_tf
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import reuse, selection
@@ -56,6 +51,7 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import Experiment
 from medseq_tf.reporting import model_card, report
+from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import SLICES, Run, locked
 from medseq_tf.runs.tracking import Section, Tracker
 from medseq_tf.training.loop import CHECKPOINT, Fitter
@@ -271,39 +267,6 @@ def _begin(
             **environment(),
         },
     )
-
-
-def environment() -> dict[str, Any]:
-    """Return what a run was made with: versions, and the git commit of this package's own checkout.
-
-    The commit is null where the package is installed and not run from a checkout, whatever
-    repository the working directory, or the environment, lies in.
-    """
-    package = Path(medseq_tf.__file__).parent
-    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    variables = {name: value for name, value in os.environ.items() if name not in elsewhere}
-
-    def git(*command: str) -> str | None:
-        words = ["git", "-C", str(package), *command]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=10, env=variables)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    is_checkout = git("ls-files", "--error-unmatch", "__init__.py") is not None
-    changes = git("status", "--porcelain", "--untracked-files=no", ".") if is_checkout else None
-    return {
-        "medseq_tf_git_commit": git("rev-parse", "HEAD") if is_checkout else None,
-        "medseq_tf_git_changed": None if changes is None else bool(changes),
-        "versions": {
-            "medseq_tf": medseq_tf.__version__,
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
-    }
 
 
 def _set_info(folder: Path, **changes: Any) -> None:

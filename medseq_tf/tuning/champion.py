@@ -12,9 +12,9 @@ from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import Rows
 from medseq_tf.errors import Stopped
-from medseq_tf.runs.registry import crown
+from medseq_tf.runs.mlflow_store import crown, first_line
 from medseq_tf.runs.run import Run
-from medseq_tf.runs.tracking import Tracker, first_line
+from medseq_tf.runs.tracking import Tracker
 from medseq_tf.serving.export import export
 from medseq_tf.training.train import train
 from medseq_tf.tuning import trial

@@ -24,9 +24,9 @@ from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import evaluate
 from medseq_tf.files import destination, write_json, write_text
+from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.training.train import environment
 from medseq_tf.tuning import cluster as clusters
 from medseq_tf.tuning import trial
 from medseq_tf.tuning.champion import retrain as retrain_best

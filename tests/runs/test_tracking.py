@@ -12,7 +12,7 @@ import pytest
 
 from medseq_tf.errors import InputError
 from medseq_tf.files import write_json
-from medseq_tf.runs import tracking
+from medseq_tf.runs import local_database, mlflow_store, tracking, unsent
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.track import track
 
@@ -23,14 +23,14 @@ def database(tmp_path_factory):
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's imports
-        tracking.make_database(f"sqlite:///{file}")
+        mlflow_store.make_database(f"sqlite:///{file}")
     return file
 
 
 @pytest.fixture
 def client(no_server, database):
     shutil.copy(database, no_server / "mlflow.db")
-    return tracking.connect()
+    return mlflow_store.connect()
 
 
 def test_a_run_with_its_child_reaches_mlflow(no_server, client):
@@ -57,7 +57,7 @@ def test_a_run_with_its_child_reaches_mlflow(no_server, client):
     (data,) = found.inputs.dataset_inputs
     assert json.loads(data.dataset.source)["fingerprint"] == "ab" * 32
     assert [a.path for a in client.list_artifacts(child.run_id)] == ["report.html"]
-    assert not (no_server / tracking.UNSENT).exists()
+    assert not (no_server / unsent.UNSENT).exists()
 
 
 def test_a_resumed_run_goes_on_under_its_id(no_server, client):
@@ -74,7 +74,7 @@ def test_a_run_that_the_server_forgot_begins_anew(no_server, client):
 
 
 def kept(folder):
-    lines = (folder / tracking.UNSENT).read_text("utf-8").splitlines()
+    lines = (folder / unsent.UNSENT).read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -136,7 +136,7 @@ class Flaky:
 def flaky(client, monkeypatch):
     """What fails, by the name of the client's method, and how many times."""
     failures = {}
-    monkeypatch.setattr(tracking, "connect", lambda: Flaky(client, failures))
+    monkeypatch.setattr(mlflow_store, "connect", lambda: Flaky(client, failures))
     return failures
 
 
@@ -152,7 +152,7 @@ def test_one_error_costs_nothing(no_server, client, flaky, capsys, quickly):
     tracker.end()
     assert history(client, tracker.run_id, "loss") == [(i, 1 / i) for i in range(1, 6)]
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
-    assert not (no_server / tracking.UNSENT).exists()
+    assert not (no_server / unsent.UNSENT).exists()
     said = capsys.readouterr().err
     assert "connection reset" in said
     assert "MLflow can be used again; 2 records" in said
@@ -247,7 +247,7 @@ def down(monkeypatch, quickly):
         raise ConnectionError("no route")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "connect", connect)
+        patch.setattr(mlflow_store, "connect", connect)
         yield patch
 
 
@@ -310,7 +310,7 @@ def test_a_server_that_fails_half_way_gets_the_rest_later(no_server, client, dow
     down.undo()
     failures = {"set_tag": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "connect", lambda: Flaky(client, failures))
+        patch.setattr(mlflow_store, "connect", lambda: Flaky(client, failures))
         with pytest.raises(InputError, match=r"connection reset.*2 records wait on"):
             track(no_server / "run")
     assert track(no_server / "run").records == 2
@@ -377,7 +377,7 @@ def test_track_takes_what_version_0_1_kept(no_server, client):
         {"kind": "end", "status": "FINISHED"},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (run / tracking.UNSENT).write_text(text + '{"kind": "cut sh')
+    (run / unsent.UNSENT).write_text(text + '{"kind": "cut sh')
     assert track(run).records == 7
     found = client.get_run(Run(run).info["mlflow_run_id"])
     assert found.info.status == "FINISHED"
@@ -386,7 +386,7 @@ def test_track_takes_what_version_0_1_kept(no_server, client):
     assert [a.path for a in client.list_artifacts(found.info.run_id)] == ["report.html"]
     later = tracking.Tracker(run, "a run whose server went away")
     write_json(run / "run.json", {"status": "finished", "mlflow_run_id": later.run_id})
-    (run / tracking.UNSENT).write_text('{"kind": "metrics", "step": 4, "loss": 0.25}\n')
+    (run / unsent.UNSENT).write_text('{"kind": "metrics", "step": 4, "loss": 0.25}\n')
     assert track(run).records == 1
     assert history(client, later.run_id, "loss") == [(4, 0.25)]
     assert client.get_run(later.run_id).info.status == "FINISHED"
@@ -411,7 +411,7 @@ def test_a_database_is_made_whole_or_not_at_all(no_server, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SqlAlchemyStore, "__init__", killed)
         with pytest.raises(KeyboardInterrupt):
-            tracking.connect()
+            mlflow_store.connect()
     assert not list(no_server.iterdir())
     tracker = tracking.Tracker(no_server, "first")
     assert tracker.connected
@@ -428,7 +428,9 @@ def test_a_database_that_is_half_made_names_its_remedy(no_server, capsys):
     assert "mlflow.db holds no run and is half made: remove it" in said
     assert len(said.splitlines()) == 1
     (no_server / "mlflow.db").write_bytes(b"no database " * 99)
-    assert "mlflow.db is no database: move it away" in tracking.remedy()
+    assert "mlflow.db is no database: move it away" in local_database.remedy(
+        mlflow_store.tracking_uri()
+    )
 
 
 def test_switched_off_it_writes_nothing(tmp_path):

@@ -19,7 +19,7 @@ import tensorflow as tf
 from served import exported, pictures
 
 from medseq_tf.errors import InputError
-from medseq_tf.runs import registry, tracking
+from medseq_tf.runs import mlflow_store, tracking
 from medseq_tf.serving.mlflow_model import Scorer, _load_pyfunc
 from medseq_tf.serving.open_model import open_model
 
@@ -70,9 +70,9 @@ def test_a_row_without_a_name_or_slices_stops_no_other(missing):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_registered_it_holds_no_pickle_and_is_found_again(no_server):
-    uri = registry.register_saved_model(exported().path, "lesion", "0" * 32)
+    uri = mlflow_store.register_saved_model(exported().path, "lesion", "0" * 32)
     assert uri == "models:/lesion/1"
-    path = registry.download_saved_model(uri)
+    path = mlflow_store.download_saved_model(uri)
     assert not [p for p in path.parents[2].rglob("*") if p.suffix in (".pkl", ".pickle")]
     assert open_model(uri).describe() == open_model(exported().path).describe()
     needed = (path.parents[1] / "requirements.txt").read_text("utf-8").splitlines()
@@ -80,9 +80,9 @@ def test_registered_it_holds_no_pickle_and_is_found_again(no_server):
     assert not [line for line in needed if "medseq" in line], "PyPI's name is not ours"
     assert (path.parents[1] / "code" / "medseq_tf" / "serving" / "mlflow_model.py").is_file()
     assert not list((path.parents[1] / "code").rglob("__pycache__"))
-    assert registry.register_saved_model(exported().path, "lesion", None).endswith("/2")
+    assert mlflow_store.register_saved_model(exported().path, "lesion", None).endswith("/2")
     with pytest.raises(InputError, match="MLflow at sqlite"):
-        registry.download_saved_model("models:/lesion/9")
+        mlflow_store.download_saved_model("models:/lesion/9")
 
 
 def free_port():
@@ -121,7 +121,7 @@ def wait_until_ready(port, server, seconds=240):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_served_by_mlflow(no_server):
-    uri = registry.register_saved_model(exported().path, "lesion", None)
+    uri = mlflow_store.register_saved_model(exported().path, "lesion", None)
     port = free_port()
     words = ["-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
     with open(no_server / "server.log", "wb") as log:
@@ -156,8 +156,8 @@ def test_a_model_that_is_refused_leaves_its_run_as_it_was(no_server):
     """MLflow ends the run in which it logs a model: anew, and as failed if that fails."""
     tracker = tracking.Tracker(no_server, "first")
     tracker.end("FINISHED")
-    before = tracking.connect().get_run(tracker.run_id).info
+    before = mlflow_store.connect().get_run(tracker.run_id).info
     with pytest.raises(InputError, match="does not register"):
-        registry.register_saved_model(exported().path, "a/name:that is none", tracker.run_id)
-    after = tracking.connect().get_run(tracker.run_id).info
+        mlflow_store.register_saved_model(exported().path, "a/name:that is none", tracker.run_id)
+    after = mlflow_store.connect().get_run(tracker.run_id).info
     assert (after.status, after.end_time) == ("FINISHED", before.end_time)

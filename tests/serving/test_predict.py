@@ -25,7 +25,7 @@ from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers.dicom_header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
-from medseq_tf.runs import registry
+from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.client import Answer
 from medseq_tf.serving.open_model import open_model
 from medseq_tf.serving.predict import Prediction, predict, table
@@ -390,5 +390,5 @@ def test_it_is_a_function_of_the_package():
 
 
 def test_an_mlflow_uri(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "download_saved_model", lambda uri: exported().path)
+    monkeypatch.setattr(mlflow_store, "download_saved_model", lambda uri: exported().path)
     same(numbers(predict("models:/lesion/1", sources() / "volumes", workers=1)), prepared_road())

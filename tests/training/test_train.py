@@ -18,7 +18,6 @@ import pandas as pd
 import pytest
 from small_run import SMALL, run_small
 
-import medseq_tf
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError, Stopped
@@ -30,7 +29,6 @@ from medseq_tf.serving.client import Answer
 from medseq_tf.serving.export import describe
 from medseq_tf.serving.predict import predict, table
 from medseq_tf.training import loop as fitting
-from medseq_tf.training import train
 
 
 def weights(run):
@@ -645,33 +643,3 @@ def test_a_shard_of_another_data_set_is_refused_before_a_run_begins(demo_data, t
     assert not (tmp_path / "other").exists()
     with pytest.raises(InputError, match=message):
         evaluate(run, data, split="validation")
-
-
-def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path, monkeypatch):
-    """Not of the repository in which somebody works, or has installed it."""
-
-    def git(*words):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        done = subprocess.run(["git", *who, *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    monkeypatch.chdir(tmp_path)
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "mine")
-    mine = git("rev-parse", "HEAD")
-    assert train.environment()["medseq_tf_git_commit"] != mine
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
-    assert train.environment()["medseq_tf_git_commit"] != mine
-    monkeypatch.delenv("GIT_DIR")
-    package = tmp_path / "site-packages" / "medseq_tf"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr(medseq_tf, "__file__", str(package / "__init__.py"))
-    found = train.environment()
-    assert found["medseq_tf_git_commit"] is found["medseq_tf_git_changed"] is None
-    git("add", str(package / "__init__.py"))
-    git("commit", "-q", "-m", "a checkout of its own")
-    (package / "__init__.py").write_text("# changed")
-    found = train.environment()
-    assert found["medseq_tf_git_commit"] == git("rev-parse", "HEAD")
-    assert found["medseq_tf_git_changed"] is True

@@ -18,7 +18,7 @@ import cv2
 import pytest
 from test_tune import SINGLE, in_this_process, outcome
 
-from medseq_tf.runs import tracking
+from medseq_tf.runs import mlflow_store, unsent
 from medseq_tf.tuning import trial, tune
 
 LOOK = Path(__file__).with_name("browser_look.py")
@@ -142,7 +142,7 @@ def test_without_a_server_a_search_ends_as_well(demo_data, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
 
     def run(folder, job, variables=None, abandoned=None):
-        assert job["mlflow_parent"].startswith(tracking.NOT_YET)
+        assert job["mlflow_parent"].startswith(mlflow_store.NOT_YET)
         return trial.failure("no reason") if folder.name == "0000" else outcome(0.5)
 
     monkeypatch.setattr(trial, "run", run)
@@ -150,5 +150,5 @@ def test_without_a_server_a_search_ends_as_well(demo_data, tmp_path, monkeypatch
     assert search.trials["status"].tolist() == ["finished", "failed", "finished"]
     said = capsys.readouterr().err
     assert said.count("cannot be used") == 1
-    kept = (search.path / tracking.UNSENT).read_text("utf-8").splitlines()
+    kept = (search.path / unsent.UNSENT).read_text("utf-8").splitlines()
     assert {"start", "params", "tags", "metrics"} <= {json.loads(line)["kind"] for line in kept}
