@@ -14,7 +14,7 @@ import pandas as pd
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.readers.matching import match_rows, normal_id
-from medseq_tf.readers.volume_header import without_extension
+from medseq_tf.readers.volume_file import without_extension
 
 MOST_GROUPS = 6
 """Distinct numbers of a column that are groups of their own; more become thirds."""

@@ -38,7 +38,7 @@ from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.study import AuditEntry, Slices, SourceIndex, StudySource, UnreadableStudy
-from medseq_tf.readers.volume_header import UnreadableVolume
+from medseq_tf.readers.volume_file import UnreadableVolume
 from medseq_tf.readers.volumes import Axis, Spacing, checked_axis, checked_spacing, cut_image
 
 LABEL = "lesion"
@@ -355,11 +355,11 @@ def _no_profile(task) -> _Profile:
 
 
 def _profile(task: tuple[str, Session, Axis, Spacing]) -> _Profile:
-    from medseq_tf.readers.simpleitk_volume import read_geometry
+    from medseq_tf.readers.simpleitk_volume import VolumeFile
 
     root, session, axis, spacing = task
     try:
-        image = read_geometry(Path(root, session.image))
+        image = VolumeFile(Path(root, session.image)).geometry()
         mask, audit_entries = _lesion_mask(root, session, image)
         slices = _cut_mask(mask, axis, spacing)
     except UnreadableVolume as error:

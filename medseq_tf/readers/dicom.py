@@ -86,6 +86,8 @@ from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelRow, LabelTable, read
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane, world_axes
 from medseq_tf.readers.study import (
+    LARGEST_SIDE,
+    LARGEST_VOXELS,
     MOST_SLICES,
     AuditEntry,
     Slices,
@@ -95,7 +97,6 @@ from medseq_tf.readers.study import (
     kinds_text,
     source_salt,
 )
-from medseq_tf.readers.volume_header import LARGEST_SIDE, LARGEST_VOXELS
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 STUDY_COLUMNS = ("study_instance_uid", "accession_number", "folder", "study")

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medseq_tf.readers.volume_header import LARGEST_SIDE, LARGEST_VOXELS
+from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS
 
 CT, MR = "CT", "MR"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

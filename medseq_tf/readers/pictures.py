@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-LARGEST_SIDE = 8192
+from medseq_tf.readers.study import LARGEST_SIDE
+
 LARGEST_PIXELS = 64 * 2**20
 
 _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {

@@ -1,47 +1,190 @@
-"""Takes a volume file; gives its voxels with their geometry, through SimpleITK.
+"""Volume files and DICOM frames, read by SimpleITK, and what is done with them in space.
 
-Messages of the C++ libraries, which quote files and tags, are kept off standard error, and no
-exception's text of theirs is passed on.
-
-Voxels of NIfTI files are read here: SimpleITK's reader turns those that are not a number into 0,
-and adds the intercept where a slope of 0 says that nothing is scaled.
+A damaged file may end the process: call it in one that may. What is declared is checked before
+memory is taken for it. Messages of the C++ libraries, which quote files and tags, are kept off
+standard error, and no exception's text of theirs is passed on.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from medseq_tf.readers import nifti
 from medseq_tf.readers.silence import silenced
-from medseq_tf.readers.study import AuditEntry
-from medseq_tf.readers.volume_header import (
-    LARGEST_VOXELS,
-    SAMPLE_BYTES,
-    UnreadableVolume,
-    VolumeHeader,
-    read_header,
-)
+from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS, AuditEntry
+from medseq_tf.readers.volume_file import UnreadableVolume, VolumeHeader, refuse_other_files
 
-_IMAGE_IO = {
-    ".nii": "NiftiImageIO",
-    ".gz": "NiftiImageIO",
-    ".nrrd": "NrrdImageIO",
-    ".nhdr": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
+SMALLEST_FILE_PER_BYTE = 1032
+"""Deflate makes a file at most this many times smaller."""
+
+_FORMATS = {
+    ".nii": ("NiftiImageIO", "a NIfTI"),
+    ".gz": ("NiftiImageIO", "a NIfTI"),
+    ".nrrd": ("NrrdImageIO", "an NRRD"),
+    ".nhdr": ("NrrdImageIO", "an NRRD"),
+    ".mha": ("MetaImageIO", "a MetaImage"),
+    ".mhd": ("MetaImageIO", "a MetaImage"),
 }
+"""SimpleITK's reader of a file, by its name's ending, and what the file should be."""
 
-_UNREADABLE = "SimpleITK cannot read it: damaged, or an impossible geometry"
+_BYTES_A_VOXEL = {
+    sitk.sitkUInt8: 1,
+    sitk.sitkInt8: 1,
+    sitk.sitkUInt16: 2,
+    sitk.sitkInt16: 2,
+    sitk.sitkUInt32: 4,
+    sitk.sitkInt32: 4,
+    sitk.sitkUInt64: 8,
+    sitk.sitkInt64: 8,
+    sitk.sitkFloat32: 4,
+    sitk.sitkFloat64: 8,
+}
+_UNREADABLE = "SimpleITK cannot read it: damaged, cut short, or an impossible geometry"
+_NO_INTENSITIES = "holds colour, vectors or complex numbers, not intensities"
+
+
+class VolumeFile:
+    """A volume file whose header has been read and found usable.
+
+    Attributes:
+        path: the file.
+        size: voxels along each axis; a fourth axis and those after it hold volumes.
+        nifti: what is needed to read the voxels of a NIfTI file; None of the other formats.
+
+    Raises:
+        UnreadableVolume: if the file is not of the kind that its name says, names another file, or
+            declares no volume of real numbers, one of more than 2**29 voxels or 8192 a side, or
+            more than it can hold.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.nifti: nifti.NiftiHeader | None = None
+        try:
+            held = path.stat().st_size
+            if not held:
+                raise UnreadableVolume("an empty file")
+            if nifti.is_nifti(path):
+                self.nifti = nifti.read_nifti_header(path)
+            else:
+                refuse_other_files(path)
+        except OSError:
+            raise UnreadableVolume("damaged or cut short") from None
+        self._reader = self._read_information()
+        self.size = self.nifti.size if self.nifti else self._reader.GetSize()
+        self._check(held)
+
+    @property
+    def header(self) -> VolumeHeader:
+        """What the file declares."""
+        if self.nifti:
+            is_8_bit = self.nifti.dtype == np.uint8 and not self.nifti.is_scaled
+        else:
+            is_8_bit = self._reader.GetPixelID() == sitk.sitkUInt8
+        return VolumeHeader(self.size, is_8_bit)
+
+    def _read_information(self) -> sitk.ImageFileReader:
+        image_io, kind = _FORMATS[self.path.suffix.lower()]
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO(image_io)
+        reader.SetFileName(os.fspath(self.path))
+        try:
+            with silenced():
+                reader.ReadImageInformation()
+        except (RuntimeError, MemoryError):
+            raise UnreadableVolume(f"not {kind} file, or its header is damaged") from None
+        return reader
+
+    def _check(self, held: int) -> None:
+        declared, voxels = " x ".join(map(str, self.size)), math.prod(self.size)
+        most = held * SMALLEST_FILE_PER_BYTE
+        if not 2 <= len(self.size) <= 7 or min(self.size) < 1:
+            raise UnreadableVolume(f"declares {declared or 'no'} voxels")
+        if max(self.size[:3]) > LARGEST_SIDE or voxels > LARGEST_VOXELS:
+            raise UnreadableVolume(
+                f"declares {declared} voxels; at most {LARGEST_SIDE} a side and {LARGEST_VOXELS} "
+                "in all"
+            )
+        bytes_a_voxel = _BYTES_A_VOXEL.get(self._reader.GetPixelID())
+        if bytes_a_voxel is None or self._reader.GetNumberOfComponents() != 1:
+            raise UnreadableVolume(_NO_INTENSITIES)
+        if self.nifti:
+            bytes_a_voxel = self.nifti.dtype.itemsize
+            if not self.nifti.is_packed:
+                most = held - self.nifti.offset
+            if [*self._reader.GetSize(), *[1] * 7][:7] != [*self.size, *[1] * 7][:7]:
+                raise UnreadableVolume("its header is damaged")
+        if voxels * bytes_a_voxel > most:
+            raise UnreadableVolume(f"cut short: declares {declared} voxels and holds fewer")
+
+    def geometry(self) -> sitk.Image:
+        """Make an image of zeros on the grid of a 3-D file, whose voxels are not read.
+
+        Raises:
+            UnreadableVolume: if the file is of 2-D or 4-D.
+        """
+        if len(self.size) != 3:
+            raise UnreadableVolume(f"has {len(self.size)} axes, not 3")
+        image = sitk.Image(self.size, sitk.sitkUInt8)
+        image.SetSpacing(self._reader.GetSpacing())
+        image.SetOrigin(self._reader.GetOrigin())
+        image.SetDirection(self._reader.GetDirection())
+        return image
+
+    def image(self) -> sitk.Image:
+        """Read the voxels: a 3-D image, of a file with several volumes the first.
+
+        Raises:
+            UnreadableVolume: if there are fewer than declared, or their place in space is none.
+        """
+        try:
+            with silenced():
+                image = self._nifti_image(self.nifti) if self.nifti else self._first_volume()
+        except (RuntimeError, MemoryError):
+            raise UnreadableVolume(_UNREADABLE) from None
+        geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+        if not np.isfinite(geometry).all():
+            raise UnreadableVolume(_UNREADABLE)
+        return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
+
+    def _first_volume(self) -> sitk.Image:
+        if len(self.size) > 3:
+            self._reader.SetExtractSize([*self.size[:3], *[0] * (len(self.size) - 3)])
+        return self._reader.Execute()
+
+    def _nifti_image(self, header: nifti.NiftiHeader) -> sitk.Image:
+        image = sitk.GetImageFromArray(nifti.read_voxels(self.path, header))
+        reader, axes = self._reader, min(self._reader.GetDimension(), 3)
+        spacing, origin, cosines = np.ones(3), np.zeros(3), np.eye(3)
+        spacing[:axes], origin[:axes] = reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
+        square = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))
+        cosines[:axes, :axes] = square[:axes, :axes]
+        image.SetSpacing(spacing.tolist())
+        image.SetOrigin(origin.tolist())
+        image.SetDirection(cosines.ravel().tolist())
+        return image
+
+    def first_intensities(self) -> np.ndarray:
+        """Read the finite intensities of the first voxels, up to 4 MiB; none if none is read."""
+        try:
+            if self.nifti:
+                return nifti.first_intensities(self.path, self.nifti)
+            image = self.image()
+        except UnreadableVolume:
+            return np.empty(0)
+        values = voxels_view(image).ravel(order="F")
+        values = values[: nifti.SAMPLE_BYTES // values.itemsize].astype(np.float64)
+        return values[np.isfinite(values)]
 
 
 def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[AuditEntry]]:
-    """Reads one volume; of a file with several (4-D) the first, which is an audit entry.
+    """Read one volume; of a file with several (4-D) the first, which is an audit entry.
 
     Args:
         path: the file.
@@ -53,118 +196,10 @@ def read_volume(path: Path, where: str) -> tuple[sitk.Image, list[AuditEntry]]:
     Raises:
         UnreadableVolume: if there is none.
     """
-    header = read_header(path)
-    volumes = math.prod(header.size[3:])
-    audit_entries = []
-    if volumes > 1:
-        audit_entries.append(
-            AuditEntry("4-D volume", where, f"the first of its {volumes} volumes is used")
-        )
-    try:
-        with silenced():
-            image = _image(path, header)
-    except (RuntimeError, MemoryError):
-        raise UnreadableVolume(_UNREADABLE) from None
-    geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
-    if not np.isfinite(geometry).all():
-        raise UnreadableVolume(_UNREADABLE)
-    if image.GetDimension() == 2:
-        image = sitk.JoinSeries(image)
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise UnreadableVolume("holds colour, vectors or complex numbers, not intensities")
-    return image, audit_entries
-
-
-def read_geometry(path: Path) -> sitk.Image:
-    """An image of zeros on the grid of a 3-D file, whose voxels are not read.
-
-    Raises:
-        UnreadableVolume: if the header is of no use.
-    """
-    header = read_header(path)
-    if len(header.size) != 3:
-        raise UnreadableVolume(f"has {len(header.size)} axes, not 3")
-    try:
-        with silenced():
-            reader = _reader(path, header)
-    except RuntimeError:
-        raise UnreadableVolume(_UNREADABLE) from None
-    image = sitk.Image(reader.GetSize(), sitk.sitkUInt8)
-    image.SetSpacing(reader.GetSpacing())
-    image.SetOrigin(reader.GetOrigin())
-    image.SetDirection(reader.GetDirection())
-    return image
-
-
-def _reader(path: Path, header: VolumeHeader) -> sitk.ImageFileReader:
-    """SimpleITK's reader of a file, which finds the same size in it as was checked."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(_IMAGE_IO[path.suffix.lower()])
-    reader.SetFileName(os.fspath(path))
-    reader.ReadImageInformation()
-    size = [*header.size, *[1] * 7]
-    if [*reader.GetSize(), *[1] * 7][:7] != size[:7] or reader.GetNumberOfComponents() != 1:
-        raise UnreadableVolume("its header is damaged")
-    return reader
-
-
-def _image(path: Path, header: VolumeHeader) -> sitk.Image:
-    reader = _reader(path, header)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return _nifti_image(reader, header)
-    if len(header.size) > 3:
-        reader.SetExtractSize([*header.size[:3], *[0] * (len(header.size) - 3)])
-    return reader.Execute()
-
-
-def _nifti_image(reader: sitk.ImageFileReader, header: VolumeHeader) -> sitk.Image:
-    values = _stored_values(header)
-    if (header.slope, header.intercept) != (1.0, 0.0):
-        wide = np.float64 if header.dtype.itemsize == 8 else np.float32
-        values = (values * header.slope + header.intercept).astype(wide)
-    size = [*header.size, 1][:3]
-    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(size[::-1])
-    image = sitk.GetImageFromArray(values)
-    axes = min(reader.GetDimension(), 3)
-    spacing, origin, cosines = np.ones(3), np.zeros(3), np.eye(3)
-    spacing[:axes], origin[:axes] = reader.GetSpacing()[:axes], reader.GetOrigin()[:axes]
-    square = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))
-    cosines[:axes, :axes] = square[:axes, :axes]
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(origin.tolist())
-    image.SetDirection(cosines.ravel().tolist())
-    return image
-
-
-def _stored_values(header: VolumeHeader) -> np.ndarray:
-    """The stored values of the first volume of a NIfTI file, as they lie in it.
-
-    Raises:
-        UnreadableVolume: if the file is damaged or ends before them.
-    """
-    data = np.empty(math.prod(header.size[:3]) * header.dtype.itemsize, np.uint8)
-    held = 0
-    try:
-        with (gzip.open if header.packing == "gzip" else open)(header.data, "rb") as file:
-            file.seek(header.offset)
-            while held < data.size and (part := file.read(min(SAMPLE_BYTES, data.size - held))):
-                data[held : held + len(part)] = np.frombuffer(part, np.uint8)
-                held += len(part)
-            _check_end(file)
-    except (OSError, EOFError, zlib.error):
-        raise UnreadableVolume("damaged or cut short") from None
-    if held < data.size:
-        raise UnreadableVolume("damaged or cut short")
-    return data.view(header.dtype)
-
-
-def _check_end(file) -> None:
-    """Read on by one byte, which compares a packed file's checksum where its end is reached."""
-    try:
-        file.read(1)
-    except gzip.BadGzipFile as error:
-        if not str(error).startswith("Not a gzipped file"):  # what stands behind it is no matter
-            raise
+    file = VolumeFile(path)
+    image, volumes = file.image(), math.prod(file.size[3:])
+    detail = f"the first of its {volumes} volumes is used"
+    return image, [AuditEntry("4-D volume", where, detail)] if volumes > 1 else []
 
 
 def same_grid(first: sitk.Image, second: sitk.Image) -> bool:
@@ -176,7 +211,7 @@ def same_grid(first: sitk.Image, second: sitk.Image) -> bool:
 
 
 def covered(image: sitk.Image, by: sitk.Image) -> float:
-    """The share of an image's extent that lies within another's, from 32 points a side."""
+    """Measure the share of an image's extent that lies within another's, at 32 points a side."""
     fractions = (np.arange(32) + 0.5) / 32
     grid = np.stack(np.meshgrid(fractions, fractions, fractions), axis=-1).reshape(-1, 3)
     points = _to_world(image, grid * image.GetSize() - 0.5)
@@ -196,36 +231,39 @@ def _to_world(image: sitk.Image, indices: np.ndarray) -> np.ndarray:
 
 
 def voxels(image: sitk.Image) -> np.ndarray:
-    """(I, J, K) copy of an image's voxels, in the order of its axes."""
+    """Copy an image's voxels: (I, J, K), in the order of its axes."""
     return sitk.GetArrayFromImage(image).transpose()
 
 
 def voxels_view(image: sitk.Image) -> np.ndarray:
-    """(I, J, K) view of an image's voxels, not to be used longer than the image."""
+    """View an image's voxels, (I, J, K); not to be used longer than the image."""
     return sitk.GetArrayViewFromImage(image).transpose()
 
 
 def image_like(image: sitk.Image, values: np.ndarray) -> sitk.Image:
-    """An image of other values, (I, J, K), on the grid of a 3-D image."""
+    """Make an image of other values, (I, J, K), on the grid of a 3-D image."""
     result = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose()))
     result.CopyInformation(image)
     return result
 
 
 def nearest_on(image: sitk.Image, grid: sitk.Image) -> sitk.Image:
-    """An image on another image's grid, each voxel the nearest in space, 0 outside."""
+    """Resample an image to another's grid, each voxel the nearest in space, 0 outside."""
     return sitk.Resample(image, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
 
 
 def direction(image: sitk.Image) -> np.ndarray:
-    """(3, 3) direction cosines of an image, a column an axis, in LPS."""
+    """Return the (3, 3) direction cosines of an image, a column an axis, in LPS."""
     return np.array(image.GetDirection()).reshape(3, 3)
 
 
 def resampled(
-    image: sitk.Image, spacing: tuple[float, float, float], axes, nearest: bool = False
+    image: sitk.Image,
+    spacing: tuple[float, float, float],
+    axes: Sequence[int],
+    nearest: bool = False,
 ) -> sitk.Image:
-    """Resamples an image to another spacing, its corners staying where they are.
+    """Resample an image to another spacing, its corners staying where they are.
 
     Args:
         image: 3-D.
@@ -260,7 +298,7 @@ def resampled(
 
 
 def read_dicom_frames(path: Path) -> np.ndarray | None:
-    """(frames, H, W) rescaled intensities of a DICOM file, or None if GDCM cannot decode it."""
+    """Read the (frames, H, W) rescaled intensities of a DICOM file; None if GDCM cannot."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(os.fspath(path))

@@ -10,7 +10,7 @@ import abc
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ import numpy as np
 MODALITIES = ("photograph", "CT", "MR")
 MOST_SLICES = 10_000
 """Of a study; more are no examination, and are counted, not read."""
+
+LARGEST_SIDE = 8192
+LARGEST_VOXELS = 2**29
+"""Of a picture, and of a volume or series: what declares more is refused before it is decoded."""
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -117,7 +121,7 @@ class SourceIndex:
             labels were matched (`match`). No path and nothing of a patient.
     """
 
-    studies: list[StudySource]
+    studies: Sequence[StudySource]
     label_names: list[str]
     modality: str = "photograph"
     audit_entries: list[AuditEntry] = field(default_factory=list)
@@ -127,7 +131,7 @@ class SourceIndex:
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.studies.sort(key=lambda study: natural_key(study.source))
+        self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))
 
 
 def source_salt(listing: list[tuple[str, int]]) -> bytes:

@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers import image_folder, volume_header
+from medseq_tf.readers import image_folder, volume_file
 from medseq_tf.readers.atlas import _IMAGE, _MASK, Protocol
 from medseq_tf.readers.dicom import find_dicom_studies
 from medseq_tf.readers.folder import Folder
@@ -85,9 +85,9 @@ def find_studies(
     """
     path = Path(path)
     if path.is_file():
-        if not path.name.lower().endswith(volume_header.EXTENSIONS):
+        if not path.name.lower().endswith(volume_file.EXTENSIONS):
             raise InputError(
-                f"{path}: a study is a volume ({', '.join(volume_header.EXTENSIONS)}) or the "
+                f"{path}: a study is a volume ({', '.join(volume_file.EXTENSIONS)}) or the "
                 "folder that holds its images or DICOM files"
             )
         if _is_mask(path.name, preparation):
@@ -118,11 +118,11 @@ def study_of(entry: AuditEntry, studies: Sequence[StudySource]) -> StudySource |
 
 def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Found:
     """The studies of a folder: of the kind that the training data were, or else of another."""
-    wanted = image_folder.EXTENSIONS + volume_header.EXTENSIONS
+    wanted = image_folder.EXTENSIONS + volume_file.EXTENSIONS
     folder = Folder(path, wanted, ignored=path / LABELS)
     names = [file.name for file in folder.files]
-    volumes = [name for name in names if name.lower().endswith(volume_header.EXTENSIONS)]
-    pictures = [name for name in names if not name.lower().endswith(volume_header.EXTENSIONS)]
+    volumes = [name for name in names if name.lower().endswith(volume_file.EXTENSIONS)]
+    pictures = [name for name in names if not name.lower().endswith(volume_file.EXTENSIONS)]
     reader = preparation.get("reader")
     if reader == "dicom" and modality != PHOTOGRAPH:
         studies, audit_entries = _dicom_studies(path, modality, preparation)

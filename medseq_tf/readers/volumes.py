@@ -32,23 +32,22 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.execution.processes import isolated_map, start_server
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
-from medseq_tf.readers.volume_header import (
+from medseq_tf.readers.volume_file import (
     EXTENSIONS,
     UnreadableVolume,
     VolumeHeader,
-    first_intensities,
-    read_header,
     without_extension,
 )
 
@@ -58,6 +57,7 @@ LARGEST_HU = 4095
 """Of 12 bits, the intercept forgotten."""
 SMALLEST_HU_RANGE = 10
 _SAMPLED = 10
+_HEADERS_TOGETHER = 32
 
 Match = Literal["path", "stem", "folder"]
 Axis = str | int
@@ -225,18 +225,61 @@ def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
 
 
 def _headers(folder: Folder) -> dict[str, VolumeHeader]:
-    """The headers of the files that can be read; the others become audit entries."""
+    """Read the headers of the files that can be read; the others become audit entries."""
+    paths = [folder.root / file.name for file in folder.files]
     headers = {}
-    for file in folder.files:
-        try:
-            headers[file.name] = read_header(folder.root / file.name)
-        except UnreadableVolume as error:
-            folder.found("study left out", file.name, str(error))
+    start_server("medseq_tf.readers.simpleitk_volume")
+    read = isolated_map(_header, paths, _no_header, together=_HEADERS_TOGETHER)
+    for file, header in zip(folder.files, read, strict=True):
+        if isinstance(header, str):
+            folder.found("study left out", file.name, header)
+        else:
+            headers[file.name] = header
     return headers
 
 
+def _header(path: Path) -> VolumeHeader | str:
+    """Read what a file declares, or why it cannot be used."""
+    from medseq_tf.readers.simpleitk_volume import VolumeFile
+
+    try:
+        return VolumeFile(path).header
+    except UnreadableVolume as error:
+        return str(error)
+
+
+def _no_header(path: Path) -> str:
+    return "reading it ended the process, or took too long"
+
+
+class _Sample(NamedTuple):
+    """The first intensities of a file: the least, the largest, and whether fractions occur."""
+
+    low: float
+    high: float
+    has_fractions: bool
+
+
+def _sample(path: Path) -> _Sample | None:
+    """Look at the first intensities of a file; None if there are none."""
+    from medseq_tf.readers.simpleitk_volume import VolumeFile
+
+    try:
+        values = VolumeFile(path).first_intensities()
+    except UnreadableVolume:
+        return None
+    if not values.size:
+        return None
+    has_fractions = not np.all(values == np.rint(values))
+    return _Sample(float(values.min()), float(values.max()), has_fractions)
+
+
+def _no_sample(path: Path) -> None:
+    return None
+
+
 def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, str]:
-    """What the intensities of some volumes are, and why; see the module's words.
+    """Tell what the intensities of some volumes are, and why; see the module's words.
 
     Raises:
         InputError: if they may be of CT or of MR.
@@ -244,31 +287,28 @@ def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, s
     wide = [name for name, header in headers.items() if not header.is_8_bit]
     if not wide:
         return "photograph", "every file is of 8 bits; give --modality if they are CT or MR"
-    sampled = wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]
-    values = [first_intensities(root / name, headers[name]) for name in sampled]
-    values = [each for each in values if each.size]
-    with_air = sum(each.min() <= CT_HAS_AIR_BELOW_HU for each in values)
-    looked_at = f"of {len(values)} files looked at"
+    paths = [root / name for name in wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]]
+    samples = [sample for sample in isolated_map(_sample, paths, _no_sample) if sample]
+    with_air = sum(sample.low <= CT_HAS_AIR_BELOW_HU for sample in samples)
+    looked_at = f"of {len(samples)} files looked at"
     if with_air:
         detail = f"{with_air} {looked_at} hold values of {CT_HAS_AIR_BELOW_HU} or less, as air has"
         return "CT", f"{detail}; give --modality MR if they are not CT"
     none_below = f"none {looked_at} holds a value of {CT_HAS_AIR_BELOW_HU} or less, which air has,"
-    if any(each.max() > LARGEST_HU for each in values):
+    if any(sample.high > LARGEST_HU for sample in samples):
         detail = f"and one holds a value above {LARGEST_HU}"
         return "MR", f"{none_below} {detail}; give --modality CT if they are"
-    if values and all(map(_are_fractions, values)):
+    if samples and all(
+        sample.has_fractions and sample.high - sample.low < SMALLEST_HU_RANGE for sample in samples
+    ):
         detail = f"and all hold fractions in a range of less than {SMALLEST_HU_RANGE}"
         return "MR", f"{none_below} {detail}; give --modality CT if they are"
-    low = min((each.min() for each in values), default=0)
-    high = max((each.max() for each in values), default=0)
+    low = min((sample.low for sample in samples), default=0)
+    high = max((sample.high for sample in samples), default=0)
     raise InputError(
         f"{root}: give --modality CT or --modality MR; the files do not tell: values from {low:g} "
         f"to {high:g} may be CT without the air around the body, or MR"
     )
-
-
-def _are_fractions(values: np.ndarray) -> bool:
-    return np.ptp(values) < SMALLEST_HU_RANGE and not np.all(values == np.rint(values))
 
 
 def _matched(

@@ -18,9 +18,9 @@ from medseq_tf.execution.processes import isolated_map
 from medseq_tf.readers.dicom import index_dicom
 from medseq_tf.readers.dicom_header import UnreadableDicom, read_dicom_header
 from medseq_tf.readers.intensities import stored_intensities
-from medseq_tf.readers.simpleitk_volume import read_volume, voxels
+from medseq_tf.readers.simpleitk_volume import VolumeFile, read_volume, voxels
 from medseq_tf.readers.study import UnreadableStudy
-from medseq_tf.readers.volume_header import UnreadableVolume, read_header
+from medseq_tf.readers.volume_file import UnreadableVolume
 from medseq_tf.readers.volumes import index_volumes
 
 FORMATS = [".nii", ".nii.gz", ".nrrd", ".mha"]
@@ -108,7 +108,7 @@ def test_nifti_s_scaling_is_the_standard_s(tmp_path, dtype, slope, intercept, ex
 def test_scaling_by_what_is_no_number_is_refused(tmp_path, slope, intercept):
     path = with_scaling(write(tmp_path / "a.nii", np.zeros((3, 4, 5), np.int16)), slope, intercept)
     with pytest.raises(UnreadableVolume, match="its scaling is no number"):
-        read_header(path)
+        VolumeFile(path)
 
 
 def test_nifti_lies_in_space_as_simpleitk_says(tmp_path, rng):
@@ -177,7 +177,16 @@ AWAY = "../secret.raw"
         ("a.mha", META + f"Comment = x\x0cElementDataFile = LOCAL\nElementDataFile = {AWAY}\n"),
         ("a.mha", META + f" ElementDataFile = {AWAY}\nElementDataFile = LOCAL\n"),
         ("a.mhd", META + f"ElementDataFile = LIST\n{AWAY}\n"),
-        ("a.mha", META + "DimSize : 2 2 2\nElementDataFile = LOCAL\n"),
+        ("a.mhd", META + "ElementDataFile = beside.raw\n"),
+        ("a.mha", META + f"Comment =\nElementDataFile = LOCAL\nElementDataFile = {AWAY}\n"),
+        ("a.mha", META + f"ElementDataFile = LOCAL x\nElementDataFile = {AWAY}\n"),
+        ("a.mha", META + f"Comment = {'x' * 5000}\nElementDataFile = {AWAY}\n"),
+        ("a.nhdr", NRRD + "data file: beside.raw\n"),
+        ("a.nrrd", NRRD + f"DATA FILE: {AWAY}\n\n"),
+        ("a.nrrd", NRRD + f"data\tfile: {AWAY}\n\n"),
+        ("a.nrrd", NRRD + f"# a comment\rdata file: {AWAY}\n\n"),
+        ("a.nrrd", (NRRD + f"data file: {AWAY}\n\n").replace("\n", "\r\n")),
+        ("a.nrrd", (NRRD + f"data file: {AWAY}\n\n").replace("\n", "\r")),
         (
             "a.mha",
             META + "CompressedData = True\nCompressedDataSize = 99999999999\n"
@@ -197,9 +206,9 @@ def test_no_header_hides_another_file_or_size(tmp_path, name, header):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("comments", [0, 20000])
+@pytest.mark.parametrize("comments", [0, 1, 20000])
 def test_an_honest_header_is_read_however_long(tmp_path, comments):
-    text = NRRD + "# a comment\n" * comments + "key:=value: of a writer's own\n\n"
+    text = NRRD + "# no data file\n" * comments + "key:=value: of a writer's own\n\n"
     (tmp_path / "a.nrrd").write_bytes(text.encode() + bytes(range(64)))
     found, _ = read_volume(tmp_path / "a.nrrd", "a")
     assert voxels(found).transpose().ravel().tolist() == list(range(64))
@@ -341,7 +350,7 @@ def test_a_volume_that_is_left_out_for_its_header_names_it(tmp_path):
     (source / "a.nrrd").write_text(NRRD + "# a comment\n" * 20000 + f"data file: {AWAY}\n\n")
     (source / "labels.csv").write_text("patient_id,x\na,1\nb,0\n")
     scan = index_volumes(source, modality="CT")
-    reason = "its voxels are not in one file beside it"
+    reason = "its voxels are not in it but in another file; write it as one file"
     assert ("study left out", "a.nrrd", reason) in [
         (f.kind, f.where, f.detail) for f in scan.audit_entries
     ]
