@@ -130,8 +130,24 @@ def _atlas(**arguments: Any) -> None:
     _prepare("atlas", **arguments)
 
 
+def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        from medseq_tf.readers.dicom.index import list_files
+
+        for number, name in list_files(context.params["source"]):
+            say(f"{number} {name}")
+        context.exit()
+
+
 @prepare.command("dicom")
-@SOURCE
+@click.argument("source", type=FOLDER, is_eager=True)
+@click.option(
+    "--list",
+    is_flag=True,
+    expose_value=False,
+    callback=_list_files,
+    help="Say which file each number of the audit means, and stop.",
+)
 @LABELS
 @COLUMNS
 @click.option(

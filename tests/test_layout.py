@@ -43,6 +43,7 @@ HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py", "tuning/cluster.py"),
+    "pydicom": ("readers/dicom/elements.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }
 """A heavy library -> the files that may import it."""

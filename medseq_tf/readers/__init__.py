@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from medseq_tf.readers.atlas import index_atlas
-from medseq_tf.readers.dicom import index_dicom
+from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.study import (
     AuditEntry,

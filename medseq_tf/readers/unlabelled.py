@@ -31,7 +31,7 @@ from typing import Any
 from medseq_tf.errors import InputError
 from medseq_tf.readers import image_folder, volume_file
 from medseq_tf.readers.atlas import _IMAGE, _MASK, Protocol
-from medseq_tf.readers.dicom import find_dicom_studies
+from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
 from medseq_tf.readers.study import (

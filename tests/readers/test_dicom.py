@@ -7,23 +7,24 @@ import csv
 import io
 import logging
 import math
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from click.testing import CliRunner
 from dicom_writer import BIG, ENHANCED_CT, EXPLICIT, IMPLICIT, dicom_file, image
 
+from medseq_tf.cli import cli
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.phantom.writers import ORIENTATIONS, write_dicom, write_image_folder, write_volumes
-from medseq_tf.readers import UnreadableStudy, dicom
-from medseq_tf.readers.dicom import index_dicom
-from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
+from medseq_tf.readers import UnreadableStudy
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.header import read_dicom_header
+from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.simpleitk_volume import read_dicom_frames
 
 COHORT = DemoCohort(patients=3, seed=3, size=32, slices=(5, 8))
@@ -123,7 +124,7 @@ def test_tilt_is_corrected_by_shifting_slices(tmp_path):
 
 def test_images_are_counted_before_they_are_read(tmp_path, monkeypatch):
     (study,) = index_dicom(write_stack(tmp_path, *stack())).studies
-    monkeypatch.setattr(dicom, "MOST_SLICES", 4)
+    monkeypatch.setattr("medseq_tf.readers.dicom.study.MOST_SLICES", 4)
     with pytest.raises(UnreadableStudy, match="5 images; a study has at most 4"):
         study.read()
 
@@ -571,13 +572,9 @@ def test_files_that_are_no_dicom_are_numbered(tmp_path):
     (folder / "c").write_bytes((folder / "0000").read_bytes()[:400])
     (folder / "d").write_bytes(dicom_file(image(values[0]))[:-20])
     scan = index_dicom(folder)
-    listed = subprocess.run(
-        [sys.executable, "-m", "medseq_tf.readers.dicom", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    numbers = {line.split(" ", 1)[1]: line.split()[0] for line in listed}
+    done = CliRunner().invoke(cli, ["prepare", "dicom", str(folder), "--list"])
+    assert done.exit_code == 0
+    numbers = {line.split(" ", 1)[1]: line.split()[0] for line in done.output.splitlines()}
     assert {(f.where, f.detail) for f in scan.audit_entries} == {
         (f"file {numbers['a.txt']}", "not a DICOM file"),
         (f"file {numbers['b']}", "an empty file"),

@@ -16,7 +16,8 @@ from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import isolated_map
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_image_folder, write_volumes
-from medseq_tf.readers.dicom_header import NotDicom, UnreadableDicom, read_dicom_header
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.labels import read_labels
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.volume_file import UnreadableVolume

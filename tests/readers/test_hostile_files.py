@@ -15,8 +15,9 @@ from dicom_writer import dicom_file, image
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.execution.processes import isolated_map
-from medseq_tf.readers.dicom import index_dicom
-from medseq_tf.readers.dicom_header import UnreadableDicom, read_dicom_header
+from medseq_tf.readers.dicom.elements import UnreadableDicom
+from medseq_tf.readers.dicom.header import read_dicom_header
+from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.simpleitk_volume import VolumeFile, read_volume, voxels
 from medseq_tf.readers.study import UnreadableStudy

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from medseq_tf.errors import InputError
 from medseq_tf.readers import atlas
 from medseq_tf.readers.atlas import index_atlas
-from medseq_tf.readers.dicom import index_dicom
+from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.matching import alike, match_rows, normal_id
 from medseq_tf.readers.volumes import index_volumes

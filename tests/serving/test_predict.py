@@ -23,7 +23,7 @@ from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
-from medseq_tf.readers.dicom_header import read_dicom_header
+from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
 from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.client import Answer

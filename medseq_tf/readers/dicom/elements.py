@@ -1,0 +1,296 @@
+"""The elements of a DICOM file up to its pixel data, as pydicom parses them.
+
+What a hostile file can do is bounded here: how much of it is read, unpacked and parsed. What
+pydicom logs and warns of quotes the file, which may name a patient, and is kept from the user's
+log. Values are given as they lie in the file, and are made texts and numbers one by one. pydicom is
+imported when the first file is read, which takes it a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+
+_KEYWORDS = (
+    "MediaStorageSOPClassUID", "TransferSyntaxUID", "SpecificCharacterSet", "ImageType",
+    "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "Modality", "SeriesDescription",
+    "PatientID", "EchoTime", "EffectiveEchoTime", "MREchoSequence", "StudyInstanceUID",
+    "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
+    "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier",
+    "FrameContentSequence", "PlanePositionSequence", "PlaneOrientationSequence",
+    "TemporalPositionIndex", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
+    "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "BurnedInAnnotation",
+    "RescaleIntercept", "RescaleSlope", "PixelMeasuresSequence",
+    "PixelValueTransformationSequence", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+)  # fmt: skip
+"""The elements that are read, as the standard calls them."""
+
+_READ_FIRST = (64 * 1024, 2 * 2**20, 128 * 2**20)
+_MOST_UNPACKED = 32 * 2**20
+_MOST_READS = 2**21
+"""Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
+_PIXEL_GROUP, _PIXEL_DATA = 0x7FE0, 0x7FE00010
+
+
+class NotDicom(ValueError):
+    """A file of another kind."""
+
+
+class UnreadableDicom(ValueError):
+    """A DICOM file that cannot be used; the message is the reason."""
+
+
+class PixelData(NamedTuple):
+    """Where the pixel data element's value starts (once unpacked), and its stated length."""
+
+    start: int
+    length: int
+
+
+class Elements(dict[str, Any]):
+    """Elements of a data set by keyword, as pydicom leaves them before it converts their values."""
+
+    @classmethod
+    def of(cls, elements: Iterable[Any]) -> Elements:
+        """Keep those of pydicom's elements that are read."""
+        keywords = _keywords()
+        tags = {int(element.tag): element for element in elements}
+        return cls({keywords[tag]: tags[tag] for tag in tags.keys() & keywords.keys()})
+
+    def raw(self, keyword: str) -> bytes:
+        """The value as it lies in the file; nothing where it is absent or no plain value."""
+        element = self.get(keyword)
+        value = None if element is None else element.value
+        return value if isinstance(value, bytes) else b""
+
+    def text(self, keyword: str) -> str:
+        """The value of an element of the standard's own letters."""
+        return self.raw(keyword).decode("latin-1").strip(" \0")
+
+    def decoded(self, keyword: str) -> str:
+        """The value of an element in the letters of SpecificCharacterSet.
+
+        Bytes that it does not have are escaped: two ids that differ in them stay two.
+        """
+        from pydicom.charset import decode_bytes
+        from pydicom.valuerep import TEXT_VR_DELIMS
+
+        value = self.raw(keyword)
+        encodings = _encodings(self.raw("SpecificCharacterSet"))
+        try:
+            text = decode_bytes(value, encodings, TEXT_VR_DELIMS)
+        except (ValueError, LookupError):
+            text = "\ufffd"
+        if "\ufffd" in text:
+            text = value.decode("ascii", "backslashreplace")
+        return text.strip(" \0")
+
+    def integer(self, keyword: str, default: int = 0) -> int:
+        """The first number of an integer string, 0 where that is none."""
+        if keyword not in self:
+            return default
+        try:
+            return int(self.text(keyword).split("\\")[0])
+        except ValueError:
+            return 0
+
+    def floats(self, keyword: str, count: int) -> tuple[float, ...] | None:
+        """The first numbers of a decimal string; None where they are fewer, or out of reason."""
+        try:
+            values = tuple(map(float, self.text(keyword).split("\\")))
+        except ValueError:
+            return None
+        is_sane = len(values) >= count and all(abs(value) < 1e6 for value in values)
+        return values[:count] if is_sane else None
+
+    def binary(self, keyword: str, form: str = "H", default: float = 0) -> Any:
+        """The first binary number, of a form that `struct` knows; 0 where it is cut short."""
+        if keyword not in self:
+            return default
+        value = self.raw(keyword)
+        if len(value) < struct.calcsize(form):
+            return 0
+        return struct.unpack_from(("<" if self[keyword].is_little_endian else ">") + form, value)[0]
+
+    def sequence(self, keyword: str) -> list[Elements]:
+        """The items of a sequence."""
+        from pydicom.filereader import read_sequence
+
+        element = self.get(keyword)
+        value = getattr(element, "value", None)
+        if element is not None and isinstance(value, bytes):
+            value = read_sequence(
+                _buffer(value),
+                element.is_implicit_VR,
+                element.is_little_endian,
+                len(value),
+                "iso8859",
+            )
+        return [Elements.of(item.elements()) for item in value or ()]
+
+
+class _CutShort(Exception):
+    """More of the file is needed."""
+
+
+def _buffer(data: bytes) -> io.BytesIO:
+    """Bytes that cannot be read in more pieces than an honest header has."""
+    return io.BytesIO(data) if len(data) <= _READ_FIRST[0] else _Bounded(data)
+
+
+class _Bounded(io.BytesIO):
+    """Bytes that are read in `_MOST_READS` pieces or fewer."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads += 1
+        if self.reads > _MOST_READS:
+            raise UnreadableDicom("its header has too many elements")
+        return super().read(size)
+
+
+def read_elements(path: Path) -> tuple[Elements, PixelData | None, int]:
+    """Read the elements of a file up to its pixel data.
+
+    Returns:
+        The elements, where the pixel data lie (None: nowhere), and the size of the file in bytes.
+
+    Raises:
+        NotDicom: if it is not a DICOM file.
+        UnreadableDicom: if it is damaged or cut short.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise UnreadableDicom("an empty file")
+            for most in _READ_FIRST:
+                file.seek(0)
+                data = file.read(most)
+                is_whole = len(data) >= size
+                with contextlib.suppress(_CutShort):
+                    return *_parsed(data, most, is_whole), size
+                if is_whole:
+                    break
+    except OSError:
+        raise UnreadableDicom("cannot be opened") from None
+    raise UnreadableDicom("damaged or cut short")
+
+
+def _parsed(data: bytes, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
+    """The elements in a file's first bytes, of which deflated ones are unpacked up to `most`."""
+    start = 132 if data[128:132] == b"DICM" else 0
+    if not start and not _looks_bare(data):
+        raise NotDicom("not a DICOM file")
+    try:
+        return _read(data, start, most, is_whole)
+    except UnreadableDicom:
+        raise
+    except Exception:  # whatever a damaged file makes of pydicom's many
+        raise _CutShort from None
+
+
+def _looks_bare(data: bytes) -> bool:
+    """Whether a file without preamble starts with an element of group 2 or 8."""
+    if len(data) < 8:
+        return False
+    group, element, length = struct.unpack_from("<HHI", data)
+    return group in (2, 8) and element < 0x100 and (_is_explicit(data, 0) or length < 0x10000)
+
+
+def _is_explicit(data: bytes, start: int) -> bool:
+    kind = data[start + 4 : start + 6]
+    return kind.isalpha() and kind.isupper()
+
+
+def _read(data: bytes, start: int, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
+    from pydicom.filereader import data_element_generator
+
+    buffer = _buffer(data)
+    buffer.seek(start)
+    meta = Elements.of(
+        data_element_generator(buffer, False, True, lambda tag, kind, length: tag >> 16 != 2)
+    )
+    start, syntax = buffer.tell(), meta.text("TransferSyntaxUID")
+    if syntax == DEFLATED:
+        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+        data, start = unpack.decompress(data[start:], min(most, _MOST_UNPACKED)), 0
+        is_whole = is_whole and unpack.eof
+        buffer = _buffer(data)
+    at_pixels: list[PixelData | None] = []
+
+    def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
+        if tag >> 16 != _PIXEL_GROUP:
+            return False
+        at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
+        return True
+
+    is_implicit, is_little = not _is_explicit(data, start), syntax != EXPLICIT_BIG
+    elements = Elements.of(
+        data_element_generator(
+            buffer, is_implicit, is_little, is_at_pixels, specific_tags=list(_keywords())
+        )
+    )
+    elements.update(meta)
+    if not at_pixels and not (is_whole and _ends(elements, buffer, len(data))):
+        raise _CutShort
+    return elements, at_pixels[0] if at_pixels else None
+
+
+def _ends(elements: Elements, buffer: io.BytesIO, size: int) -> bool:
+    """Whether a data set ends where its bytes do, and not within a value."""
+    values = ((element.value, getattr(element, "length", 0)) for element in elements.values())
+    return buffer.tell() <= size and not any(
+        isinstance(value, bytes) and len(value) < length < 0xFFFFFFFF for value, length in values
+    )
+
+
+@functools.cache
+def _keywords() -> dict[int, str]:
+    """Tag -> keyword of the elements that are read."""
+    from pydicom.datadict import tag_for_keyword
+
+    return {tag: keyword for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword))}
+
+
+@functools.lru_cache(maxsize=64)
+def _encodings(character_set: bytes) -> list[str]:
+    from pydicom.charset import convert_encodings
+
+    names = [name.strip(" \0") for name in character_set.decode("latin-1").split("\\")]
+    return convert_encodings(names)
+
+
+@contextlib.contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Keep what this thread makes pydicom say from the log and from warnings."""
+    log, thread = logging.getLogger("pydicom"), threading.get_ident()
+
+    def is_of_another_thread(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_another_thread)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.removeFilter(is_of_another_thread)

@@ -1,0 +1,230 @@
+"""What the header of a DICOM file says about its picture or pictures, which are not decoded.
+
+Part 10 files and bare data sets are read, of every transfer syntax. Frames of an enhanced
+multi-frame image get the positions, orientations and rescaling of their functional groups (PS3.3,
+C.7.6.16). Names and dates are not even decoded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from medseq_tf.readers.dicom.elements import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    Elements,
+    PixelData,
+    UnreadableDicom,
+    quiet_pydicom,
+    read_elements,
+)
+from medseq_tf.readers.dicom.frame import Frame, PlainPixels
+from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS
+
+CT, MR = "CT", "MR"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+MODALITY_OF_SOP_CLASS = {
+    "1.2.840.10008.5.1.4.1.1.2": CT,
+    "1.2.840.10008.5.1.4.1.1.2.1": CT,
+    "1.2.840.10008.5.1.4.1.1.2.2": CT,
+    "1.2.840.10008.5.1.4.1.1.4": MR,
+    "1.2.840.10008.5.1.4.1.1.4.1": MR,
+    "1.2.840.10008.5.1.4.1.1.4.4": MR,
+}
+
+_MOST_FRAMES = 2**16
+"""Of one file; the longest series of enhanced MR have some ten thousand."""
+_LARGEST_PER_BYTE = 1032
+"""Deflate makes a file at most this many times smaller."""
+_FRAGMENT_BYTES = 8
+"""Of each fragment of packed pixels, before its data; a frame has one at least."""
+_FUNCTIONAL_GROUPS = (
+    "FrameContentSequence",
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "MREchoSequence",
+)
+
+
+class DicomHeader(NamedTuple):
+    """What a file says about its picture or pictures; text is "" where it says nothing.
+
+    Attributes:
+        padding: the smallest and largest stored value that mean no pixel, once MONOCHROME1 is
+            inverted; None where the file names none.
+    """
+
+    patient_id: str
+    accession_number: str
+    study_uid: str
+    series_uid: str
+    series_description: str
+    series_number: int
+    acquisition_number: int
+    instance_number: int
+    sop_instance: str
+    sop_class: str
+    modality: str
+    image_type: tuple[str, ...]
+    is_burned_in: bool
+    samples: int
+    is_inverted: bool
+    rows: int
+    columns: int
+    frames: tuple[Frame, ...]
+    plain: PlainPixels | None
+    padding: tuple[int, int] | None
+
+
+def read_dicom_header(path: Path) -> DicomHeader | None:
+    """Read the header of a DICOM file.
+
+    Returns:
+        The header; None for an index of a medium (DICOMDIR) and for objects without a picture.
+
+    Raises:
+        NotDicom: if it is not a DICOM file.
+        UnreadableDicom: if it is damaged, cut short, or declares a picture that is too large.
+    """
+    with quiet_pydicom():
+        elements, pixels, file_bytes = read_elements(path)
+        if pixels is None:
+            sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
+            if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
+                raise UnreadableDicom("damaged or cut short")
+            return None
+        _check_size(elements, pixels, file_bytes)
+        try:
+            return _header(elements, pixels)
+        except Exception:  # whatever a damaged sequence makes of pydicom's many
+            raise UnreadableDicom("damaged or cut short") from None
+
+
+def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
+    sop_class = elements.text("SOPClassUID")
+    image_type = elements.text("ImageType").split("\\")
+    return DicomHeader(
+        patient_id=elements.decoded("PatientID"),
+        accession_number=elements.decoded("AccessionNumber"),
+        study_uid=elements.text("StudyInstanceUID"),
+        series_uid=elements.text("SeriesInstanceUID"),
+        series_description=elements.decoded("SeriesDescription"),
+        series_number=elements.integer("SeriesNumber"),
+        acquisition_number=elements.integer("AcquisitionNumber"),
+        instance_number=elements.integer("InstanceNumber"),
+        sop_instance=elements.text("SOPInstanceUID"),
+        sop_class=sop_class,
+        modality=MODALITY_OF_SOP_CLASS.get(sop_class, elements.text("Modality")),
+        image_type=tuple(value.strip().upper() for value in image_type),
+        is_burned_in=elements.text("BurnedInAnnotation").upper() == "YES",
+        samples=elements.binary("SamplesPerPixel", default=1),
+        is_inverted=elements.text("PhotometricInterpretation") == "MONOCHROME1",
+        rows=elements.binary("Rows"),
+        columns=elements.binary("Columns"),
+        frames=tuple(_frames(elements)),
+        plain=_plain_pixels(elements, pixels),
+        padding=_padding(elements),
+    )
+
+
+def _plain_pixels(elements: Elements, pixels: PixelData) -> PlainPixels | None:
+    """Where the values lie, if they are unpacked, little-endian, grey and 8 or 16 bits wide."""
+    allocated = elements.binary("BitsAllocated", default=16)
+    stored = elements.binary("BitsStored", default=allocated)
+    is_plain = (
+        elements.text("TransferSyntaxUID") in (IMPLICIT_LITTLE, EXPLICIT_LITTLE)
+        and elements.text("PhotometricInterpretation") == "MONOCHROME2"
+        and elements.binary("SamplesPerPixel", default=1) == 1
+        and allocated in (8, 16)
+        and 0 < stored <= allocated
+        and elements.binary("HighBit", default=stored - 1) == stored - 1
+    )
+    if not is_plain:
+        return None
+    dtype = ("<i" if elements.binary("PixelRepresentation") else "<u") + str(allocated // 8)
+    return PlainPixels(pixels.start, dtype, allocated - stored)
+
+
+def _padding(elements: Elements) -> tuple[int, int] | None:
+    """The range of stored values that are padding (PS3.3, C.7.5.1.1.2)."""
+    if not elements.raw("PixelPaddingValue"):
+        return None
+    form = "h" if elements.binary("PixelRepresentation") else "H"
+    value = elements.binary("PixelPaddingValue", form)
+    limit = elements.binary("PixelPaddingRangeLimit", form, default=value)
+    if elements.text("PhotometricInterpretation") == "MONOCHROME1":
+        stored = elements.binary("BitsStored", default=16)
+        value, limit = (2**stored - 1 - end for end in (value, limit))
+    return min(value, limit), max(value, limit)
+
+
+def _frames(elements: Elements) -> list[Frame]:
+    count = max(elements.integer("NumberOfFrames", 1), 1)
+    of_all = _merged(elements, elements.sequence("SharedFunctionalGroupsSequence"))
+    groups = elements.sequence("PerFrameFunctionalGroupsSequence")
+    if len(groups) != count:
+        return [_frame(of_all)] * count
+    return [_frame(_merged(of_all, [group])) for group in groups]
+
+
+def _merged(elements: Elements, groups: list[Elements]) -> Elements:
+    """The elements, and over them those of the first item of each functional group."""
+    merged = type(elements)(elements)
+    for group in groups:
+        for keyword in _FUNCTIONAL_GROUPS:
+            for item in group.sequence(keyword)[:1]:
+                merged.update(item)
+    return merged
+
+
+def _frame(elements: Elements) -> Frame:
+    spacing = elements.floats("PixelSpacing", 2)
+    slope, intercept = elements.floats("RescaleSlope", 1), elements.floats("RescaleIntercept", 1)
+    (temporal,) = elements.floats("TemporalPositionIdentifier", 1) or (0.0,)
+    (echo,) = elements.floats("EchoTime", 1) or (0.0,)
+    return Frame(
+        position=elements.floats("ImagePositionPatient", 3) or (),
+        orientation=elements.floats("ImageOrientationPatient", 6) or (),
+        pixel_spacing=spacing if spacing and min(spacing) > 0 else (1.0, 1.0),
+        slope=slope[0] if slope and slope[0] else 1.0,
+        intercept=intercept[0] if intercept else 0.0,
+        order=(
+            float(elements.binary("TemporalPositionIndex", "I", temporal)),
+            float(elements.binary("EffectiveEchoTime", "d", echo)),
+        ),
+        is_rescalable=(not elements.text("RescaleSlope") or bool(slope and slope[0]))
+        and (not elements.text("RescaleIntercept") or intercept is not None),
+    )
+
+
+def _check_size(elements: Elements, pixels: PixelData, file_bytes: int) -> None:
+    """Hold what a header declares against the bytes of its file, before any of it is believed."""
+    rows, columns = elements.binary("Rows"), elements.binary("Columns")
+    frames = max(elements.integer("NumberOfFrames", 1), 1)
+    if frames > _MOST_FRAMES:
+        raise UnreadableDicom(f"declares {frames} frames; at most {_MOST_FRAMES} a file")
+    if min(rows, columns) < 1 or max(rows, columns) > LARGEST_SIDE:
+        raise UnreadableDicom(
+            f"declares {columns} x {rows} pixels; 1 to {LARGEST_SIDE} a side can be used"
+        )
+    if frames * rows * columns > LARGEST_VOXELS:
+        raise UnreadableDicom(
+            f"declares {frames} frames of {columns} x {rows}; at most {LARGEST_VOXELS} voxels"
+        )
+    bits = elements.binary("SamplesPerPixel", default=1)
+    bits *= elements.binary("BitsAllocated", default=16)
+    wanted = rows * columns * frames * bits // 8
+    syntax = elements.text("TransferSyntaxUID")
+    if syntax == DEFLATED:
+        is_short = pixels.length < wanted or pixels.length > file_bytes * _LARGEST_PER_BYTE
+    elif syntax in (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG):
+        is_short = pixels.length < wanted or pixels.start + pixels.length > file_bytes
+    else:
+        is_short = pixels.start + frames * _FRAGMENT_BYTES > file_bytes
+    if is_short:
+        raise UnreadableDicom("cut short: declares more pixels than it holds")

@@ -1,0 +1,209 @@
+"""The studies of a folder of DICOM files, with labels or without: one an examination.
+
+`series` says which images are read, and in what order; they are turned as `orientation` says: an
+axial series goes from the feet up. `pixels` says what their values are, `identity` whose they are.
+Where CT and MR stand side by side, the one with more studies is read unless `modality` says which.
+
+Privacy. Text of the header, and file names, which may hold a name, go into no audit entry or error.
+Files are called by number, which `list_files` explains on the machine where they lie. A study is
+called by a hash of its StudyInstanceUID and PatientID. Its patient is PatientID or, where that is
+empty, the study itself (an audit entry), unless the labels say whose it is; `prepare` hashes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.dicom.header import CT, MR
+from medseq_tf.readers.dicom.identity import RULES, STUDY_COLUMNS, Match, match_labels
+from medseq_tf.readers.dicom.series import Stack, choose_series, files_by_study, numbered_files
+from medseq_tf.readers.dicom.study import DicomStudy, Tilt
+from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.intensities import DTYPES
+from medseq_tf.readers.labels import read_labels
+from medseq_tf.readers.study import (
+    AuditEntry,
+    SourceIndex,
+    StudySource,
+    kinds_text,
+    source_salt,
+)
+from medseq_tf.readers.volumes import checked_spacing
+
+
+def index_dicom(
+    source: str | Path,
+    labels: str | Path | None = None,
+    columns: Sequence[str] | None = None,
+    series: str = "best",
+    modality: str | None = None,
+    fewest_slices: int = 3,
+    tilt: Tilt = "keep",
+    spacing: float | tuple[float, float, float] | None = None,
+    match: Match | None = None,
+) -> SourceIndex:
+    """Find the studies under a folder that have labels.
+
+    Args:
+        source: the folder.
+        labels: CSV of labels, see `labels.read_labels`. Default: `labels.csv` in the source.
+        columns: the label columns. Default: all but patient, study and split.
+        series: `best`, `all`, or a pattern of the series' description with `*` and `?`.
+        modality: `CT` or `MR`; default: what there is more of.
+        fewest_slices: of a series that is used.
+        tilt: `keep` or `correct`.
+        spacing: mm to resample to, one number or x, y, z (left, back, head; 0 keeps one). Default:
+            nothing is resampled.
+        match: what a row's key is of a study: `study_instance_uid`, `accession_number`,
+            `patient_id` or `folder`. Default: what the key column is called, or else the one that
+            fits.
+
+    Raises:
+        InputError: if the source, the labels or a setting cannot be used, or if what belongs to
+            what is in doubt.
+    """
+    root, grid = Path(source), checked_spacing(spacing)
+    _check_settings(modality, fewest_slices, tilt)
+    if match not in (None, *RULES):
+        raise InputError(f"match={match!r} is unknown; valid: {', '.join(RULES)}")
+    if labels is None and (root / "labels.csv").is_file():
+        labels = root / "labels.csv"
+    folder = Folder(root)
+    if labels is None:
+        raise InputError("dicom needs labels, a CSV with one row a patient or study")
+    table = read_labels(labels, columns, STUDY_COLUMNS, match and (match, "study"))
+    audit_entries = _without_names(folder.audit_entries)
+    by_study = files_by_study(folder, table.path.resolve(), audit_entries)
+    listing = [*folder.listing, table.listing]
+    hashed = functools.partial(_hash, source_salt(listing))
+    stacks = list(choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries))
+    if not stacks:
+        instead = kinds_text(audit_entries) or "no file"
+        raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {instead}")
+    modality = modality or _most_frequent_modality(stacks, audit_entries)
+    rule, labelled = match_labels(stacks, modality, table, root, match, audit_entries)
+    studies: list[StudySource] = []
+    for stack, row, patient in labelled:
+        audit_entries += stack.audit_entries
+        studies.append(
+            DicomStudy(
+                source=stack.name,
+                patient=patient,
+                labels=row.labels,
+                split=row.split,
+                root=str(root),
+                pictures=stack.pictures,
+                modality=modality,
+                tilt=tilt,
+                spacing=grid,
+            )
+        )
+    resolved = {
+        "modality": modality,
+        "series": series,
+        "fewest_slices": fewest_slices,
+        "tilt": tilt,
+        "spacing": grid and list(grid),
+        "match": rule,
+    }
+    return SourceIndex(
+        studies, table.names, modality, audit_entries, listing, root, DTYPES[modality], resolved
+    )
+
+
+def find_dicom_studies(
+    source: str | Path,
+    series: str = "best",
+    modality: str | None = None,
+    fewest_slices: int = 3,
+    tilt: Tilt = "keep",
+    spacing: float | tuple[float, float, float] | None = None,
+) -> tuple[list[StudySource], list[AuditEntry]]:
+    """Find the studies under a folder, without labels: those to be predicted.
+
+    Args:
+        source: the folder.
+        series: see `index_dicom`, as the other arguments.
+        modality: studies of another one are left out.
+        fewest_slices: of a series that is used.
+        tilt: `keep` or `correct`.
+        spacing: mm to resample to.
+
+    Returns:
+        The studies, and audit entries on what is left out.
+
+    Raises:
+        InputError: if the source or a setting cannot be used.
+    """
+    root, grid = Path(source), checked_spacing(spacing)
+    _check_settings(modality, fewest_slices, tilt)
+    folder = Folder(root)
+    audit_entries = _without_names(folder.audit_entries)
+    by_study = files_by_study(folder, root, audit_entries)
+    hashed = functools.partial(_hash, source_salt(folder.listing))
+    studies: list[StudySource] = []
+    for stack in choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries):
+        audit_entries += stack.audit_entries
+        studies.append(
+            DicomStudy(
+                source=stack.name,
+                patient=stack.patient,
+                labels={},
+                split=None,
+                root=str(root),
+                pictures=stack.pictures,
+                modality=stack.modality,
+                tilt=tilt,
+                spacing=grid,
+            )
+        )
+    return studies, audit_entries
+
+
+def list_files(source: str | Path) -> Iterator[tuple[int, str]]:
+    """Give the number by which audit entries call each file of a source, and its path in it.
+
+    Raises:
+        InputError: if the source is not a folder.
+    """
+    return ((number, file.name) for number, file in numbered_files(Folder(Path(source))))
+
+
+def _check_settings(modality: Any, fewest_slices: Any, tilt: Any) -> None:
+    if modality not in (None, CT, MR):
+        raise InputError(f"modality={modality!r} is unknown; valid: {CT}, {MR}")
+    if not isinstance(fewest_slices, int) or fewest_slices < 1:
+        raise InputError(f"fewest_slices={fewest_slices!r} is not a whole number, 1 or more")
+    if tilt not in ("keep", "correct"):
+        raise InputError(f"tilt={tilt!r} is unknown; valid: keep, correct")
+
+
+def _without_names(audit_entries: Sequence[AuditEntry]) -> list[AuditEntry]:
+    return [AuditEntry(e.kind, "name withheld", e.detail) for e in audit_entries]
+
+
+def _hash(salt: bytes, uid: str) -> str:
+    return hashlib.sha256(salt + uid.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _most_frequent_modality(stacks: Sequence[Stack], audit_entries: list[AuditEntry]) -> str:
+    (modality, most), *others = Counter(stack.modality for stack in stacks).most_common()
+    for other, count in others:
+        if count == most:
+            raise InputError(
+                f"{most} studies are {modality} and {count} are {other}; give --modality"
+            )
+        audit_entries.append(
+            AuditEntry(
+                "modality taken",
+                modality,
+                f"{most} studies are, {count} are {other}; give --modality {other} for those",
+            )
+        )
+    return modality

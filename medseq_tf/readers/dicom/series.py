@@ -1,0 +1,340 @@
+"""Which series of a study is read, and its slices in order.
+
+Which images. Every file is looked into, so that a DICOMDIR is not needed, and not used. CT and MR
+images are grouped by SeriesInstanceUID, series by StudyInstanceUID. Left out, and counted by
+series: localisers (ImageType, or the series' description), secondary captures and screens, images
+with text burned in, colour, mosaics of slices, images without position or orientation, and series
+of fewer than `fewest_slices` slices.
+
+Which series. `series="best"`, one a study: axial before other planes, original primary images
+before derived ones, then the most slices, then the lowest series number. A pattern such as
+`*brain*` chooses among the series whose description fits it, in any case. `series="all"` makes each
+series a study of its patient.
+
+Order. Slices stand by the projection of ImagePositionPatient on the normal of
+ImageOrientationPatient; file names and InstanceNumber are not looked at. Frames of a multi-frame
+file are slices like others; without positions of their own they keep the file's order. Also
+handled, and named in the audit:
+
+    several orientations or sizes   the largest group of one orientation, size and pixel spacing
+    duplicate positions             the first in time, echo, acquisition, then instance number
+    missing positions               nothing is filled in
+    variable spacing                slices as acquired
+    gantry tilt                     slices as acquired, in tilted planes
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.frame import Frame, Picture, places
+from medseq_tf.readers.dicom.header import (
+    CT,
+    MR,
+    SECONDARY_CAPTURE,
+    DicomHeader,
+    read_dicom_header,
+)
+from medseq_tf.readers.folder import File, Folder
+from medseq_tf.readers.matching import normal_id
+from medseq_tf.readers.orientation import plane_of
+from medseq_tf.readers.study import AuditEntry
+
+SMALLEST_TILT_DEGREES = 0.5
+SAME_POSITION_MM = 0.01
+VARIES_BY = 0.05
+
+_LOCALISER = re.compile(
+    r"\b(locali[sz]er|scout|topogram|surview|scano(gram)?|survey|3[- ]?plane)\b", re.IGNORECASE
+)
+_SCREEN = {"SCREEN SAVE", "SCREEN_CAPTURE", "SCREENSHOT"}
+
+
+class DicomFile(NamedTuple):
+    """A file with a picture or pictures, by its number and its path in the source."""
+
+    number: int
+    path: str
+    header: DicomHeader
+
+
+Studies = dict[str, dict[str, list[DicomFile]]]
+"""Study -> SeriesInstanceUID -> files."""
+
+
+class Stack(NamedTuple):
+    """A series that can be used: its pictures in order, and what is known of it.
+
+    Attributes:
+        name: of its study, without anything of the patient.
+        patient: PatientID, or else StudyInstanceUID.
+        identifiers: what a row of the labels may call it, by the rule.
+        modality: `CT` or `MR`.
+        rank: the greatest is the best of a study's.
+        description: of the series.
+        pictures: one a position.
+        audit_entries: what was odd about them.
+    """
+
+    name: str
+    patient: str
+    identifiers: dict[str, tuple[str, ...]]
+    modality: str
+    rank: tuple
+    description: str
+    pictures: tuple[Picture, ...]
+    audit_entries: list[AuditEntry]
+
+
+# --------------------------------------------------------------------------------- files to series
+
+
+def numbered_files(folder: Folder) -> Iterator[tuple[int, File]]:
+    """Give the files of a source with the numbers that audit entries call them by."""
+    return enumerate(folder.files, start=1)
+
+
+def files_by_study(folder: Folder, labels: Path, audit_entries: list[AuditEntry]) -> Studies:
+    """Group the files with pictures by study, then by series; name the others in the audit."""
+    by_study: Studies = defaultdict(lambda: defaultdict(list))
+    for number, file in numbered_files(folder):
+        path = folder.root / file.name
+        if path.name == labels.name and path.resolve() == labels:
+            continue
+        try:
+            header = read_dicom_header(path)
+        except NotDicom as error:
+            audit_entries.append(AuditEntry("odd file", f"file {number}", str(error)))
+        except UnreadableDicom as error:
+            audit_entries.append(AuditEntry("unreadable image", f"file {number}", str(error)))
+        else:
+            if header is None:
+                continue
+            if not header.study_uid or not header.series_uid:
+                audit_entries.append(
+                    AuditEntry("odd file", f"file {number}", "no study or series UID")
+                )
+                continue
+            study = by_study[f"{header.study_uid} {header.patient_id}"]
+            study[header.series_uid].append(DicomFile(number, file.name, header))
+    return by_study
+
+
+# ------------------------------------------------------------------------------- series to be used
+
+
+def choose_series(
+    by_study: Studies,
+    hashed: Callable[[str], str],
+    series: str,
+    modality: str | None,
+    fewest_slices: int,
+    audit_entries: list[AuditEntry],
+) -> Iterator[Stack]:
+    """Choose what is read of each study, as the module's words say.
+
+    Args:
+        by_study: the files.
+        hashed: gives the hash by which a UID is named.
+        series: `best`, `all`, or a pattern of the series' description.
+        modality: series of another one are not used; None: those of both are.
+        fewest_slices: of a series that is used.
+        audit_entries: what is left out is added.
+    """
+    for study, by_series in by_study.items():
+        name = f"study-{hashed(study)}"
+        usable = []
+        for series_uid, files in by_series.items():
+            series_name = f"{name}/series-{hashed(series_uid)}"
+            slices = _images_of_slices(files, series_name, audit_entries)
+            stack = _stack(slices, name if series != "all" else series_name) if slices else None
+            if stack and len(stack.pictures) < fewest_slices:
+                detail = f"{len(stack.pictures)} slices, fewer than {fewest_slices}"
+                audit_entries.append(AuditEntry("series of few slices", series_name, detail))
+            elif stack and modality in (None, stack.modality):
+                usable.append(stack)
+        if series == "all":
+            yield from usable
+            continue
+        if series != "best":
+            pattern = series.casefold()
+            usable = [s for s in usable if fnmatch.fnmatchcase(s.description.casefold(), pattern)]
+        if usable:
+            yield max(usable, key=lambda stack: stack.rank)
+        else:
+            audit_entries.append(AuditEntry("study left out", name, "no series that can be used"))
+
+
+def _images_of_slices(
+    files: list[DicomFile], name: str, audit_entries: list[AuditEntry]
+) -> list[DicomFile]:
+    """The files of a series that are pictures of slices; the others are counted by reason."""
+    reasons: Counter[str] = Counter()
+    slices = []
+    for file in files:
+        reason = _why_no_slice(file.header)
+        if reason:
+            reasons[reason] += 1
+        else:
+            slices.append(file)
+    audit_entries += [
+        AuditEntry(reason, name, f"{count} images left out") for reason, count in reasons.items()
+    ]
+    return slices
+
+
+def _why_no_slice(header: DicomHeader) -> str:
+    kinds, first = set(header.image_type), header.frames[0]
+    is_localiser = "LOCALIZER" in kinds or _LOCALISER.search(header.series_description)
+    is_secondary = header.sop_class.startswith(SECONDARY_CAPTURE) or kinds & _SCREEN
+    reasons = {
+        "secondary capture": is_secondary,
+        "neither CT nor MR": header.modality not in (CT, MR),
+        "localiser": is_localiser,
+        "text burned into the image": header.is_burned_in,
+        "colour image": header.samples != 1,
+        "mosaic of slices": "MOSAIC" in kinds,
+        "image without orientation": not first.orientation or not first.is_orthonormal,
+        "image without position": not first.position,
+        "image with an impossible rescale slope or intercept": not all(
+            frame.is_rescalable for frame in header.frames
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+# ----------------------------------------------------------------------------- a series to a stack
+
+
+def _stack(files: list[DicomFile], name: str) -> Stack:
+    """A series' pictures in order, one a position, and what was odd about them."""
+    audit_entries: list[AuditEntry] = []
+    groups: dict[tuple, list[Picture]] = defaultdict(list)
+    for file in files:
+        for picture in _pictures(file):
+            groups[_geometry(picture)].append(picture)
+    pictures = max(groups.values(), key=len)
+    others = sum(map(len, groups.values())) - len(pictures)
+    if others:
+        detail = f"{others} images left out, {len(pictures)} kept"
+        audit_entries.append(AuditEntry("several orientations or sizes in a series", name, detail))
+    pictures, repeated = _one_a_position(pictures)
+    if repeated:
+        detail = f"{repeated} images left out"
+        audit_entries.append(AuditEntry("duplicate slice positions", name, detail))
+    audit_entries += _oddities_of_spacing(pictures, name)
+    inverted = sum(file.header.is_inverted for file in files)
+    if inverted:
+        audit_entries.append(AuditEntry("MONOCHROME1", name, f"{inverted} images inverted"))
+    rescalings = {(p.frame.slope, p.frame.intercept) for p in pictures}
+    if len(rescalings) > 1:
+        detail = f"{len(rescalings)} pairs of slope and intercept; each image is given its own"
+        audit_entries.append(AuditEntry("several rescalings in a series", name, detail))
+    header = files[0].header
+    is_axial = plane_of(pictures[0].frame.cosines) == "axial"
+    is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")
+    folders = {parts[0] for file in files if len(parts := Path(file.path).parts) > 1}
+    return Stack(
+        name=name,
+        patient=normal_id(header.patient_id) or header.study_uid,
+        identifiers={
+            "study_instance_uid": (header.study_uid,),
+            "accession_number": (header.accession_number,),
+            "patient_id": (header.patient_id,),
+            "folder": tuple(sorted(folders)),
+        },
+        modality=header.modality,
+        rank=(is_axial, is_original, len(pictures), -header.series_number, header.series_uid),
+        description=header.series_description,
+        pictures=tuple(pictures),
+        audit_entries=audit_entries,
+    )
+
+
+def _pictures(file: DicomFile) -> Iterator[Picture]:
+    header = file.header
+    has_positions = len({frame.position for frame in header.frames}) > 1
+    for place, frame in enumerate(header.frames):
+        if not frame.position or not frame.orientation:
+            continue
+        if len(header.frames) > 1 and not has_positions:
+            frame = _in_file_order(frame, place)
+        yield Picture(
+            number=file.number,
+            path=file.path,
+            place=place,
+            frame=frame,
+            shape=(header.rows, header.columns),
+            first_frame=header.frames[0],
+            plain=header.plain,
+            padding=header.padding,
+            tie=(
+                *frame.order,
+                header.acquisition_number,
+                header.instance_number,
+                header.sop_instance,
+                place,
+            ),
+        )
+
+
+def _in_file_order(frame: Frame, place: int) -> Frame:
+    """A frame without a position of its own, put 1 mm after the one before it."""
+    position = np.array(frame.position) + place * frame.slice_axis
+    return frame._replace(position=tuple(position.tolist()))
+
+
+def _geometry(picture: Picture) -> tuple:
+    frame = picture.frame
+    orientation = tuple(round(value, 2) + 0.0 for value in frame.orientation)
+    spacing = tuple(round(value, 3) for value in frame.pixel_spacing)
+    return orientation, spacing, picture.shape
+
+
+def _one_a_position(pictures: list[Picture]) -> tuple[list[Picture], int]:
+    """The pictures in order, the first of each position, and how many others there are."""
+    heights = places([picture.frame for picture in pictures])
+    order = sorted(range(len(pictures)), key=lambda i: (heights[i], pictures[i].tie))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and heights[index] - heights[groups[-1][0]] < SAME_POSITION_MM:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    kept = [pictures[min(group, key=lambda i: pictures[i].tie)] for group in groups]
+    return kept, len(pictures) - len(kept)
+
+
+def _oddities_of_spacing(pictures: Sequence[Picture], name: str) -> list[AuditEntry]:
+    frames = [picture.frame for picture in pictures]
+    if len(frames) < 2:
+        return []
+    audit_entries = []
+    steps = np.diff(places(frames))
+    typical = float(np.median(steps))
+    multiples = np.rint(steps / typical)
+    is_gap = (multiples >= 2) & (np.abs(steps / typical - multiples) < 0.1)
+    if is_gap.any():
+        missing = int((multiples[is_gap] - 1).sum())
+        after = ", ".join(str(place + 1) for place in np.flatnonzero(is_gap)[:10])
+        audit_entries.append(
+            AuditEntry("missing slice positions", name, f"{missing} missing, after slice {after}")
+        )
+    rest = steps[~is_gap]
+    if rest.size and np.ptp(rest) > VARIES_BY * typical:
+        detail = f"{rest.min():.2f} to {rest.max():.2f} mm between slices"
+        audit_entries.append(AuditEntry("variable slice spacing", name, detail))
+    step = np.array(frames[-1].position) - np.array(frames[0].position)
+    cosine = abs(step @ frames[0].normal) / np.linalg.norm(step)
+    tilt = float(np.degrees(np.arccos(min(cosine, 1.0))))
+    if tilt > SMALLEST_TILT_DEGREES:
+        audit_entries.append(AuditEntry("gantry tilt", name, f"{tilt:.1f} degrees"))
+    return audit_entries

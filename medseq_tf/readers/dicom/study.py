@@ -1,0 +1,88 @@
+"""A study in one DICOM series, whose pictures are decoded, turned and brought to one dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from medseq_tf.readers.dicom.frame import Picture
+from medseq_tf.readers.dicom.header import CT
+from medseq_tf.readers.dicom.pixels import decode, fill_padding
+from medseq_tf.readers.dicom.resampling import evenly_spaced, upright
+from medseq_tf.readers.intensities import (
+    beyond_range,
+    count_beyond_range,
+    hounsfield_units,
+    stored_intensities,
+)
+from medseq_tf.readers.orientation import plane_of, to_plane
+from medseq_tf.readers.study import (
+    MOST_SLICES,
+    AuditEntry,
+    Slices,
+    StudySource,
+    UnreadableStudy,
+)
+from medseq_tf.readers.volumes import Spacing
+
+Tilt = Literal["keep", "correct"]
+
+
+@dataclass(frozen=True)
+class DicomStudy(StudySource):
+    """A study in one series: its pictures in the order of their positions."""
+
+    root: str
+    pictures: tuple[Picture, ...]
+    modality: str
+    tilt: Tilt
+    spacing: Spacing
+
+    def read(self) -> Slices:
+        """Decode every picture that can be decoded; the others become audit entries."""
+        if len(self.pictures) > MOST_SLICES:
+            count = len(self.pictures)
+            raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
+        volume, pictures, audit_entries = self._decoded()
+        images, odd = stored_intensities(volume, self.modality, self.source)
+        frames = [picture.frame for picture in pictures]
+        if self.tilt == "correct":
+            images = upright(images, frames)
+        cosines = frames[0].cosines
+        plane = plane_of(cosines)
+        slices = [to_plane(image.T[:, :, None], cosines, plane)[0] for image in images]
+        if self.spacing is not None:
+            slices = evenly_spaced(slices, frames, plane, self.spacing)
+        return Slices(
+            [np.ascontiguousarray(image) for image in slices], audit_entries=audit_entries + odd
+        )
+
+    def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
+        """(T, H, W) intensities without padding, their pictures, and what was odd."""
+        images, pictures, paddings = [], [], []
+        audit_entries: list[AuditEntry] = []
+        beyond = voxels = 0
+        for picture, image, padding in decode(self.root, self.pictures):
+            if image is None:
+                where = f"{self.source} file {picture.number}"
+                audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
+                continue
+            own = image if padding is None else image[~padding]
+            voxels += own.size
+            if self.modality == CT and image.dtype.kind == "i":
+                # Slice by slice it stays in the processor's cache; only fractions and MR need to
+                # see the whole study.
+                beyond += count_beyond_range(own) if own.size else 0
+                image = hounsfield_units(image)
+            images.append(image)
+            pictures.append(picture)
+            paddings.append(padding)
+        if not images:
+            raise UnreadableStudy("no slice can be read", audit_entries)
+        if voxels:
+            audit_entries += beyond_range(beyond, voxels, self.source)
+        volume = np.stack(images)
+        audit_entries += fill_padding(volume, paddings, self.source)
+        return volume, pictures, audit_entries
