@@ -13,8 +13,7 @@ import numpy as np
 
 from medseq_tf.readers.dicom.frame import Frame, places
 from medseq_tf.readers.orientation import nearest_axes, world_axes
-from medseq_tf.readers.study import UnreadableStudy
-from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS
+from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS, UnreadableStudy
 
 
 def upright(images: Sequence[np.ndarray], frames: Sequence[Frame]) -> list[np.ndarray]:
