@@ -34,7 +34,7 @@ from side_by_side import Ratio, Time, aim, alternate, machine, median, ratio, ta
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.models import losses
-from medseq_tf.models.aggregators import recurrent
+from medseq_tf.models.aggregators import build_aggregator
 from medseq_tf.training.loop import build_optimizer, learning_rate
 
 BATCH, STEPS, SIDE = 16, 15, 64
@@ -73,10 +73,16 @@ def build(*settings: str) -> models.SequenceClassifier:
 def build_with_keras_layer() -> models.SequenceClassifier:
     """The same with Keras's `TimeDistributed`, which needs to know the number of steps."""
     recipe = preset().model
-    layer = KerasTimeDistributed(models.ConvFSMStack(seed=0))
-    layer.build((None, LONG, SIDE, SIDE, 1))
-    parts = (models.Encoder(layer), recurrent(recipe.aggregator, seed=0), models.Head(1, [32]))
-    model = models.SequenceClassifier(*parts, (SIDE, SIDE, 1))
+    slice_shape = (SIDE, SIDE, 1)
+    stack = models.ENCODERS["conv_fsm"](recipe.encoder, 0, True).slices_to_features.layer
+    layer = KerasTimeDistributed(stack)
+    layer.build((None, LONG, *slice_shape))
+    model = models.SequenceClassifier(
+        models.Encoder(layer, recipe.encoder.dropout),
+        build_aggregator(recipe.aggregator, slice_shape, seed=0),
+        models.Head(1, **recipe.head.model_dump()),
+        slice_shape,
+    )
     model.build()
     return model
 

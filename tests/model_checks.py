@@ -1,4 +1,4 @@
-"""Takes a layer or model, checks what every encoder, aggregator and model here has to hold.
+"""What every encoder, aggregator and model here has to hold, and small ones to check it on.
 
 The checks run over calls `(inputs, lengths) -> outputs` with right-padded inputs `(batch, steps,
 ...)`; each raises AssertionError with the difference found.
@@ -11,9 +11,59 @@ import json
 
 import keras
 import numpy as np
+import pydantic
 import tensorflow as tf
 
+from medseq_tf import recipe as recipes
+from medseq_tf.models import ENCODERS
+from medseq_tf.models.aggregators import build_aggregator
+
 NOISE = 1e3
+SLICE_SHAPE = (4, 5, 2)
+"""Of the slices that aggregators of pixels read."""
+
+
+def aggregator_settings(name, **changes):
+    """The recipe's settings of an aggregator, some of them changed."""
+    values = {"encoder": {"name": "pixels"}, "aggregator": {"name": name, **changes}}
+    return recipes.Model(**values).aggregator
+
+
+def aggregator(name, seed=0, **changes):
+    """An aggregator by its settings; those of pixels take 40 features."""
+    return build_aggregator(aggregator_settings(name, **changes), SLICE_SHAPE, seed)
+
+
+def encoder_settings(name, **changes):
+    """The recipe's settings of an encoder, some of them changed."""
+    return recipes.Model(encoder={"name": name, **changes}).encoder
+
+
+def encoder(name, seed=0, skip_padding=True, **changes):
+    """An encoder by its settings."""
+    return ENCODERS[name](encoder_settings(name, **changes), seed, skip_padding)
+
+
+def other_values(settings):
+    """Settings, every one of which has another value than before, where one is easily found."""
+    changes = {}
+    for key, value in [*settings, *settings]:  # what some keys may be depends on later ones
+        if key in changes:
+            continue
+        listed = recipes.choices(type(settings), key)
+        if isinstance(value, bool):
+            changes[key] = not value
+        elif isinstance(value, int | float):
+            changes[key] = value // 2 or 2 if isinstance(value, int) else value / 2 or 0.1
+        elif isinstance(value, list):
+            changes[key] = value[::-1]
+        elif value in listed and key != "name":
+            changes[key] = next(choice for choice in listed if choice != value)
+        try:
+            settings = type(settings).model_validate({**dict(settings), **changes})
+        except pydantic.ValidationError:
+            del changes[key]
+    return settings
 
 
 def randomize_moving_statistics(layer, seed=0):

@@ -1,21 +1,25 @@
-"""Takes feature maps of slices, gives them normalised by statistics of the real slices alone."""
+"""Batch normalisation by statistics of the real slices alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
+from medseq_tf.layers.layer import Layer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class BatchNormalization(keras.layers.Layer):
-    """Slices where `real` is False count in no statistic; their outputs are to be ignored.
+class BatchNormalization(Layer):
+    """Batch normalisation (Ioffe and Szegedy 2015) that leaves padding out of its statistics.
 
-    Batch normalisation (Ioffe and Szegedy 2015) of feature maps `(batch, height, width,
-    positions * channels)`, the channels standing position by position. In training a channel is
-    normalised by its mean and biased variance over the batch, height and width, and over the
-    positions too where they share the statistics. In inference the moving averages are used:
+        y = gamma (x - mean) / sqrt(variance + epsilon) + beta
+
+    In training a channel is normalised by its mean and biased variance over the batch, height and
+    width, and over the positions too where they share the statistics; slices where `real` is False
+    count in none of them. In inference the moving averages are used:
     `moving = momentum * moving + (1 - momentum) * batch`, so `momentum=0.9` is PyTorch's 0.1.
     The moving variance averages biased variances as Keras does, where PyTorch averages unbiased
     ones: training moves them differently by n / (n - 1), inference on the same values is the same.
@@ -28,22 +32,35 @@ class BatchNormalization(keras.layers.Layer):
         epsilon: added to the variance.
 
     Call arguments:
-        inputs: `(batch, height, width, positions * channels)`.
-        real: `(batch,)` or `(batch, positions)` bool, which slices are real; None: all of them.
+        inputs: `(B, H, W, P * C)`.
+        real: `(B,)` or `(B, P)` bool, which slices are real; None: all of them.
         training: whether to use, and learn from, the statistics of this batch.
+
+    Returns:
+        `(B, H, W, P * C)`; what stands at padded slices is to be
+        ignored.
     """
 
-    def __init__(self, positions=1, shared=True, momentum=0.9, epsilon=1e-5, **kwargs):
+    def __init__(
+        self,
+        positions: int = 1,
+        shared: bool = True,
+        *,
+        momentum: float,
+        epsilon: float,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.positions = positions
         self.shared = shared
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Make the scale, the offset and the moving averages."""
         channels = input_shape[-1] // self.positions if self.shared else input_shape[-1]
 
-        def weight(name, initializer, trainable=True):
+        def weight(name: str, initializer: str, trainable: bool = True) -> keras.Variable:
             return self.add_weight(
                 name=name,
                 shape=(channels,),
@@ -57,7 +74,10 @@ class BatchNormalization(keras.layers.Layer):
         self.moving_mean = weight("moving_mean", "zeros", trainable=False)
         self.moving_variance = weight("moving_variance", "ones", trainable=False)
 
-    def call(self, inputs, real=None, training=None):
+    def call(
+        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
+        """Return the inputs, normalised."""
         shape = ops.shape(inputs)
         outputs = ops.cast(inputs, "float32")
         if self.shared and self.positions > 1:
@@ -78,24 +98,26 @@ class BatchNormalization(keras.layers.Layer):
             self._update(mean, variance, known)
         return ops.cast(ops.reshape(outputs, shape), self.compute_dtype)
 
-    def _normalize(self, inputs, mean, variance):
+    def _normalize(self, inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return ops.batch_normalization(
             inputs, mean, variance, -1, self.beta, self.gamma, self.epsilon
         )
 
-    def _normalize_all(self, inputs):
+    def _normalize_all(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = (ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta))
         return kernels.normalize_by_batch(inputs, *weights, self.epsilon)
 
-    def _weights(self, real, inputs):
-        """1 for the channels of real slices, else 0: of rank 4, to be broadcast over `inputs`."""
+    def _weights(self, real: Tensor, inputs: Tensor) -> Tensor:
+        """Return 1 for the channels of real slices, else 0, of rank 4, to be broadcast."""
         real = ops.reshape(ops.cast(real, "float32"), (-1, self.positions))
         if self.shared:
             return ops.reshape(real, (-1, 1, self.positions, 1))
         real = ops.repeat(real, inputs.shape[-1] // self.positions, axis=1)
         return ops.reshape(real, (-1, 1, 1, inputs.shape[-1]))
 
-    def _normalize_real(self, inputs, weights):
+    def _normalize_real(
+        self, inputs: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape = ops.shape(inputs)
         # Padding becomes 0 first: times 0 it would stay what it is if it is not finite.
         inputs = ops.where(weights > 0, inputs, 0.0)
@@ -107,22 +129,14 @@ class BatchNormalization(keras.layers.Layer):
         known = ops.broadcast_to(count > 0, self.gamma.shape)
         return self._normalize(inputs, mean, variance), mean, variance, known
 
-    def _update(self, mean, variance, known=None):
-        """Moves the moving averages, of channels that the batch has real slices for."""
+    def _update(self, mean: Tensor, variance: Tensor, known: Tensor | None = None) -> None:
+        """Move the moving averages, of channels that the batch has real slices for."""
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             old = ops.convert_to_tensor(moving)
             new = old * self.momentum + ops.cast(batch, "float32") * (1.0 - self.momentum)
             # A position that no study of the batch reaches has nothing to learn from it.
             moving.assign(new if known is None else ops.where(known, new, old))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the inputs' shape."""
         return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "positions": self.positions,
-            "shared": self.shared,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }

@@ -1,21 +1,24 @@
-"""Takes feature maps of slices, gives them convolved, by shared weights or each position's own."""
+"""2-D convolutions of slices, by weights that all slices share or by each position's own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import kernels
 from medseq_tf.layers.batch_normalization import BatchNormalization
+from medseq_tf.layers.layer import Layer, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class PerPositionConv2D(keras.layers.Layer):
-    """No slice, real or padded, has a part in another's output; padded ones are convolved too.
+class PerPositionConv2D(Layer):
+    """`positions` 2-D convolutions side by side, each with a kernel of its own.
 
-    `positions` 2-D convolutions side by side, each with a kernel of its own, as one convolution
-    whose groups are the positions (paper 1, figure 7: SequenceConv2D). With one position it is an
-    ordinary convolution over slices folded into the batch axis.
+    It is one convolution whose groups are the positions (paper 1, figure 7: SequenceConv2D); with
+    one position, an ordinary one over slices folded into the batch axis. No slice has a part in
+    another's output; padded ones are convolved too.
 
     Kernels and biases are drawn from U(-1/sqrt(n), 1/sqrt(n)), n = inputs of one output.
 
@@ -28,14 +31,24 @@ class PerPositionConv2D(keras.layers.Layer):
         seed: seed of the initial kernel.
 
     Call arguments:
-        inputs: `(batch, height, width, positions * channels)`, the channels position by position.
+        inputs: `(B, H, W, P * C)`, the channels position by position.
+
+    Returns:
+        `(B, H', W', P * filters)`, position by position.
 
     Raises:
         InputError: at build, where a slice is smaller than the kernel.
     """
 
     def __init__(
-        self, filters, kernel_size, strides=1, padding=0, positions=1, seed=None, **kwargs
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        padding: int | str = 0,
+        positions: int = 1,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.filters = filters
@@ -48,9 +61,10 @@ class PerPositionConv2D(keras.layers.Layer):
     @property
     def margin(self) -> int:
         """Rows and columns of zeros added on each side."""
-        return self.kernel_size // 2 if self.padding == "same" else self.padding
+        return self.kernel_size // 2 if self.padding == "same" else int(self.padding)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Make the kernel and the bias."""
         self.compute_output_shape(input_shape)
         self.kernel = self.add_weight(
             name="kernel",
@@ -68,17 +82,19 @@ class PerPositionConv2D(keras.layers.Layer):
             name="bias", shape=(self.positions * self.filters,), initializer="zeros"
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
+        """Return the convolved slices."""
         kernel = keras.ops.convert_to_tensor(self.kernel)
         outputs = kernels.convolution(inputs, kernel, self.strides, self.margin, self.positions)
         return outputs + self.bias
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape after the convolution."""
         batch, height, width, _ = input_shape
         sides = [self._output_side(side) for side in (height, width)]
         return (batch, *sides, self.positions * self.filters)
 
-    def _output_side(self, side):
+    def _output_side(self, side: int | None) -> int | None:
         if side is None:
             return None
         if side + 2 * self.margin < self.kernel_size:
@@ -88,24 +104,13 @@ class PerPositionConv2D(keras.layers.Layer):
             )
         return (side + 2 * self.margin - self.kernel_size) // self.strides + 1
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "positions": self.positions,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class ConvolutionBlock(keras.layers.Layer):
-    """Slices where `real` is False count in no batch statistic; their outputs are to be ignored.
+class ConvolutionBlock(Layer):
+    """Convolution with bias, batch normalisation, activation.
 
-    Convolution with bias, batch normalisation, activation: paper 1's BasicModule and
-    SequenceConv2D (figures 7 and 8).
+    Paper 1's BasicModule and SequenceConv2D (figures 7 and 8). Slices where `real` is False count
+    in no batch statistic.
 
     Args:
         filters: number of filters of each position.
@@ -121,24 +126,29 @@ class ConvolutionBlock(keras.layers.Layer):
         seed: seed of the initial kernel.
 
     Call arguments:
-        inputs: `(batch, height, width, positions * channels)`, the channels position by position.
-        real: `(batch,)` or `(batch, positions)` bool, which slices are real; None: all of them.
+        inputs: `(B, H, W, P * C)`, the channels position by position.
+        real: `(B,)` or `(B, P)` bool, which slices are real; None: all of them.
         training: as in `BatchNormalization`.
+
+    Returns:
+        `(B, H', W', P * filters)`, position by position; what stands at
+        padded slices is to be ignored.
     """
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        strides=1,
-        padding="same",
-        positions=1,
-        shared_normalization=True,
-        activation="relu",
-        momentum=0.9,
-        epsilon=1e-5,
-        seed=None,
-        **kwargs,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        padding: int | str = "same",
+        positions: int = 1,
+        shared_normalization: bool = True,
+        *,
+        activation: str,
+        momentum: float,
+        epsilon: float,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.filters = filters
@@ -164,34 +174,24 @@ class ConvolutionBlock(keras.layers.Layer):
         self.normalization = BatchNormalization(
             positions,
             shared_normalization,
-            momentum,
-            epsilon,
+            momentum=momentum,
+            epsilon=epsilon,
             name="normalization",
             dtype=self.dtype_policy,
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Make the weights of both parts."""
         self.convolution.build(input_shape)
         self.normalization.build(self.compute_output_shape(input_shape))
 
-    def call(self, inputs, real=None, training=None):
+    def call(
+        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
+        """Return the activation of the normalised convolution."""
         outputs = self.normalization(self.convolution(inputs), real=real, training=training)
         return keras.activations.get(self.activation)(outputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape after the convolution."""
         return self.convolution.compute_output_shape(input_shape)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "positions": self.positions,
-            "shared_normalization": self.shared_normalization,
-            "activation": self.activation,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "seed": self.seed,
-        }

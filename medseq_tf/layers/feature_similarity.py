@@ -1,29 +1,34 @@
-"""Takes feature maps of slices, gives them with each place informed by the places like it."""
+"""Feature similarity module: each place of a map informed by the places like it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.layers.convolution import ConvolutionBlock
+from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
 from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.recipe import FeatureSimilaritySettings, choices
 
-ATTENTIONS = ("softmax", "none", "scaled")
+ATTENTIONS = choices(FeatureSimilaritySettings, "attention")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class FeatureSimilarity(keras.layers.Layer):
-    """Slices where `real` is False count in no batch statistic; their outputs are to be ignored.
+class FeatureSimilarity(Layer):
+    """Feature similarity module (Qi et al. 2019, X-Net; paper 1, figure 8).
 
-    Feature similarity module (Qi et al. 2019, X-Net; paper 1, figure 8). With x = 3x3 block of the
-    input to C' = max(C // 3, 4) channels, and theta, phi, g = 1x1 blocks of x to
+    With x = 3x3 block of the input to C' = max(C // 3, 4) channels, and theta, phi, g = 1x1 blocks
+    of x to
     C'' = max(C' // 2, 2) channels, each a matrix of (places, C''):
 
         attention = theta . phi^T       softmax: over the places of phi; scaled: / places
         y = attention . g
         output = 3x3 block(1x1 block(y) + x) + input
 
-    theta, phi and g are one convolution with 3 C'' filters, which is the same thing.
+    theta, phi and g are one convolution with 3 C'' filters, which is the same thing. Slices where
+    `real` is False count in no batch statistic.
 
     Args:
         attention: `softmax` (paper 1's figure), `none` (its public code) or `scaled` (X-Net).
@@ -35,27 +40,28 @@ class FeatureSimilarity(keras.layers.Layer):
         seed: seed of the initial weights.
 
     Call arguments:
-        inputs: `(batch, height, width, positions * channels)`, the channels position by position.
-        real: `(batch,)` or `(batch, positions)` bool, which slices are real; None: all of them.
+        inputs: `(B, H, W, P * C)`, the channels position by position.
+        real: `(B,)` or `(B, P)` bool, which slices are real; None: all of them.
         training: as in `BatchNormalization`.
 
     Returns:
-        A tensor of the inputs' shape.
+        `(B, H, W, P * C)`, as the inputs; what stands at padded slices
+        is to be ignored.
     """
 
     def __init__(
         self,
-        attention="softmax",
-        positions=1,
-        activation="relu",
-        momentum=0.9,
-        epsilon=1e-5,
-        seed=None,
-        **kwargs,
+        attention: str,
+        positions: int = 1,
+        *,
+        activation: str,
+        momentum: float,
+        epsilon: float,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention is one of {', '.join(ATTENTIONS)}, got {attention!r}")
+        check_choice("attention", attention, ATTENTIONS)
         self.attention = attention
         self.positions = positions
         self.activation = activation
@@ -63,7 +69,8 @@ class FeatureSimilarity(keras.layers.Layer):
         self.epsilon = epsilon
         self.seed = seed
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Make the four blocks."""
         channels = input_shape[-1] // self.positions
         reduced = max(channels // 3, 4)
         self.projected = max(reduced // 2, 2)
@@ -78,7 +85,9 @@ class FeatureSimilarity(keras.layers.Layer):
         self.restore.build((*input_shape[:-1], self.positions * self.projected))
         self.expand.build(reduced_shape)
 
-    def _block(self, name, filters, kernel_size, seed):
+    def _block(
+        self, name: str, filters: int, kernel_size: int, seed: int | None
+    ) -> ConvolutionBlock:
         return ConvolutionBlock(
             filters,
             kernel_size,
@@ -92,14 +101,17 @@ class FeatureSimilarity(keras.layers.Layer):
             dtype=self.dtype_policy,
         )
 
-    def call(self, inputs, real=None, training=None):
+    def call(
+        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
+    ) -> Tensor:
+        """Return the inputs plus what the places like each place tell it."""
         x = self.reduce(inputs, real=real, training=training)
         y = self._attend(self.project(x, real=real, training=training))
         z = self.restore(y, real=real, training=training) + x
         return self.expand(z, real=real, training=training) + inputs
 
-    def _attend(self, projections):
-        """theta, phi and g, `(..., positions * 3 * C'')`, to y, `(..., positions * C'')`."""
+    def _attend(self, projections: Tensor) -> Tensor:
+        """Return y, `(..., P * C'')`, of theta, phi and g, `(..., P * 3 * C'')`."""
         batch, height, width, _ = ops.shape(projections)
         places = height * width
         by_place = ops.reshape(projections, (batch, places, self.positions, 3 * self.projected))
@@ -112,16 +124,6 @@ class FeatureSimilarity(keras.layers.Layer):
         y = ops.transpose(ops.matmul(attention, g), (0, 2, 1, 3))
         return ops.reshape(y, (batch, height, width, self.positions * self.projected))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the inputs' shape."""
         return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "attention": self.attention,
-            "positions": self.positions,
-            "activation": self.activation,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "seed": self.seed,
-        }

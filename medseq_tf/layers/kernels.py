@@ -1,4 +1,4 @@
-"""Takes tensors, gives convolutions, normalisation and loops over them by the backend's best way.
+"""Convolutions, normalisation and loops, each by the backend's best way.
 
 Everything else in `layers` and `models` is `keras.ops` alone. These few operations leave it on
 TensorFlow, and only there: `keras.ops.conv` compiles a grouped convolution with XLA on the CPU,
@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
+
+from medseq_tf.layers.layer import Tensor
 
 
 def _on_tensorflow() -> bool:
@@ -38,18 +42,20 @@ def _grouped_gradient_works() -> bool:
     return True
 
 
-def convolution(inputs, kernel, strides: int = 1, padding: int = 0, groups: int = 1):
-    """2-D convolution in `groups` independent groups of channels, zero padding on all four sides.
+def convolution(
+    inputs: Tensor, kernel: Tensor, strides: int = 1, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """Convolve in 2-D, in `groups` independent groups of channels, with zeros on all four sides.
 
     Args:
-        inputs: `(batch, height, width, groups * channels)`.
-        kernel: `(kernel height, kernel width, channels, groups * filters)`.
+        inputs: `(B, H, W, groups * C)`.
+        kernel: `(kernel height, kernel width, C, groups * filters)`.
         strides: the same along both axes.
         padding: rows and columns of zeros added on each side.
         groups: number of groups; channels and filters stand group by group.
 
     Returns:
-        `(batch, new height, new width, groups * filters)`.
+        `(B, H', W', groups * filters)`.
     """
     if padding:
         # Ahead of the convolution: with padding of its own oneDNN has no gradient for groups.
@@ -59,7 +65,7 @@ def convolution(inputs, kernel, strides: int = 1, padding: int = 0, groups: int 
     return ops.conv(inputs, kernel, strides, "valid", data_format="channels_last")
 
 
-def _tensorflow_convolution(inputs, kernel, strides, groups):
+def _tensorflow_convolution(inputs: Tensor, kernel: Tensor, strides: int, groups: int) -> Tensor:
     import tensorflow as tf
 
     if groups == 1 or _grouped_gradient_works():
@@ -68,17 +74,19 @@ def _tensorflow_convolution(inputs, kernel, strides, groups):
     return tf.concat([tf.nn.conv2d(x, k, strides, "VALID") for x, k in pairs], axis=-1)
 
 
-def normalize_by_batch(inputs, scale, offset, epsilon: float):
+def normalize_by_batch(
+    inputs: Tensor, scale: Tensor, offset: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each channel by its mean and variance over all other axes.
 
     Args:
-        inputs: `(batch, height, width, channels)` float32.
-        scale: `(channels,)`.
-        offset: `(channels,)`.
+        inputs: `(B, H, W, C)` float32.
+        scale: `(C,)`.
+        offset: `(C,)`.
         epsilon: added to the variance.
 
     Returns:
-        The normalised inputs, the means `(channels,)` and the biased variances `(channels,)`.
+        The normalised inputs, the means `(C,)` and the biased variances `(C,)`.
     """
     if not _on_tensorflow():
         mean, variance = ops.moments(inputs, axes=(0, 1, 2))
@@ -94,8 +102,8 @@ def normalize_by_batch(inputs, scale, offset, epsilon: float):
     return outputs, mean, variance * tf.where(count > 1, (count - 1) / count, 1.0)
 
 
-def scan(step, state, inputs):
-    """Outputs of a recurrence over the first axis of its inputs.
+def scan(step: Callable[..., Any], state: Any, inputs: Tensor) -> Tensor:
+    """Return the outputs of a recurrence over the first axis of its inputs.
 
     TensorFlow's loop is told its length, which `keras.ops.scan` does not do: XLA differentiates no
     loop without one.
@@ -104,18 +112,20 @@ def scan(step, state, inputs):
         step: `(state, input) -> (state, output)`, the state and the output of unchanging shapes.
         state: the state before the first step, one tensor or a tuple; the first one's shape and
             dtype are the output's.
-        inputs: `(steps, ...)`.
+        inputs: `(T, ...)`.
 
     Returns:
-        `(steps, *output.shape)`.
+        `(T, *output.shape)`.
     """
     if not _on_tensorflow():
         return ops.scan(step, state, inputs)[1]
     return _loop(step, state, inputs, state[0] if isinstance(state, tuple) else state)
 
 
-def _loop(step, state, inputs, like, reverse: bool = False):
-    """TensorFlow's `scan`, whose outputs are `like` a tensor, or each like one of a tuple.
+def _loop(
+    step: Callable[..., Any], state: Any, inputs: Tensor, like: Any, reverse: bool = False
+) -> Any:
+    """Run TensorFlow's `scan`, whose outputs are `like` a tensor, or each like one of a tuple.
 
     With `reverse` it goes from the last input to the first.
     """
@@ -129,7 +139,7 @@ def _loop(step, state, inputs, like, reverse: bool = False):
         for one in (like if several else [like])
     ]
 
-    def body(count, state, written):
+    def body(count: Tensor, state: Any, written: list) -> tuple[Tensor, Any, list]:
         place = steps - 1 - count if reverse else count
         state, outputs = step(state, read.read(place))
         outputs = outputs if several else [outputs]
@@ -143,8 +153,8 @@ def _loop(step, state, inputs, like, reverse: bool = False):
     return outputs if several else outputs[0]
 
 
-def each_direction(states, weights):
-    """`(directions, batch, n)` times `(directions, n, m)`, one matrix product a direction.
+def each_direction(states: Tensor, weights: Tensor) -> Tensor:
+    """Multiply `(directions, B, n)` by `(directions, n, m)`, one matrix product a direction.
 
     As a batched product the small matrices of a recurrence take several times as long: each call
     of oneDNN's has to be prepared anew.
@@ -153,8 +163,8 @@ def each_direction(states, weights):
     return ops.stack(products)
 
 
-def each_in_its_order(sequences):
-    """`(steps, directions, ...)` with the backward direction's steps reversed; its own inverse."""
+def each_in_its_order(sequences: Tensor) -> Tensor:
+    """Reverse the backward direction's steps of `(T, directions, ...)`; its own inverse."""
     steps, directions, *shape = ops.shape(sequences)
     if directions == 1:
         return sequences
@@ -165,27 +175,27 @@ def each_in_its_order(sequences):
     return ops.reshape(rows, (steps, directions, *shape))
 
 
-def lstm(drive, recurrent_kernel):
-    """States of an LSTM that starts from zeros, in one direction or both.
+def lstm(drive: Tensor, recurrent_kernel: Tensor) -> Tensor:
+    """Return the states of an LSTM that starts from zeros, in one direction or both.
 
         i, f, g, o = drive + h . recurrent_kernel
         c = sigmoid(f) c + sigmoid(i) tanh(g)
         h = sigmoid(o) tanh(c)
 
     Args:
-        drive: `(steps, directions, batch, 4 * units)`, the inputs times their kernel plus the bias,
+        drive: `(T, directions, B, 4 * units)`, the inputs times their kernel plus the bias,
             gates in the order i, f, g, o; direction 1 reads the steps from the last to the first.
         recurrent_kernel: `(directions, units, 4 * units)`.
 
     Returns:
-        `(steps, directions, batch, units)`, h after each step.
+        `(T, directions, B, units)`, h after each step.
     """
     recurrent_kernel = ops.convert_to_tensor(recurrent_kernel)
     if _on_tensorflow():
         return _tensorflow_lstm(drive, recurrent_kernel)
     zeros = ops.zeros_like(drive[0, ..., : recurrent_kernel.shape[1]])
 
-    def step(state, drive):
+    def step(state: tuple[Tensor, Tensor], drive: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         h, c = state
         i, f, g, o = _gates(drive + each_direction(h, recurrent_kernel))
         c = f * c + i * g
@@ -195,14 +205,14 @@ def lstm(drive, recurrent_kernel):
     return each_in_its_order(scan(step, (zeros, zeros), each_in_its_order(drive)))
 
 
-def _gates(z):
-    """i, f, g, o of what goes into them, `(..., 4 * units)`."""
+def _gates(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return i, f, g, o of what goes into them, `(..., 4 * units)`."""
     i, f, _, o = ops.split(ops.sigmoid(z), 4, axis=-1)
     return i, f, ops.tanh(ops.split(z, 4, axis=-1)[2]), o
 
 
-def _tensorflow_lstm(drive, recurrent_kernel):
-    """`lstm` with a gradient by hand.
+def _tensorflow_lstm(drive: Tensor, recurrent_kernel: Tensor) -> Tensor:
+    """Return the states of `lstm`, with a gradient by hand.
 
     The loop keeps h and c alone. Its gradient has all gates again from one product over all steps,
     and all that does not depend on later steps, before its own loop; the gradient of the recurrent
@@ -212,18 +222,18 @@ def _tensorflow_lstm(drive, recurrent_kernel):
 
     directions, units, _ = recurrent_kernel.shape
 
-    def by_direction(sequences):
-        """`(steps, directions, batch, n)` to `(directions, steps * batch, n)`."""
+    def by_direction(sequences: Tensor) -> Tensor:
+        """Turn `(T, directions, B, n)` into `(directions, T * B, n)`."""
         rows = tf.transpose(sequences, (1, 0, 2, 3))
         return tf.reshape(rows, (directions, -1, sequences.shape[-1]))
 
     @tf.custom_gradient
-    def states(drive, recurrent_kernel):
+    def states(drive: Tensor, recurrent_kernel: Tensor) -> tuple[Tensor, Callable[..., Any]]:
         drive = each_in_its_order(drive)
         steps = tf.shape(drive)[0] if drive.shape[0] is None else drive.shape[0]
         zeros = tf.zeros_like(drive[0, ..., :units])
 
-        def step(state, drive):
+        def step(state: Any, drive: Tensor) -> tuple[Any, Any]:
             h, c = state
             i, f, g, o = _gates(drive + each_direction(h, recurrent_kernel))
             c = f * c + i * g
@@ -232,7 +242,7 @@ def _tensorflow_lstm(drive, recurrent_kernel):
 
         h, c = _loop(step, (zeros, zeros), drive, (zeros, zeros))
 
-        def gradient(of_h):
+        def gradient(of_h: Tensor) -> tuple[Tensor, Tensor]:
             none = tf.zeros_like(h[:1])
             earlier_h = tf.concat([none, h[:-1]], axis=0)
             earlier_c = tf.concat([none, c[:-1]], axis=0)
@@ -250,7 +260,7 @@ def _tensorflow_lstm(drive, recurrent_kernel):
             known = tf.concat([each_in_its_order(of_h), f, slopes[-1], *slopes[:-1]], axis=-1)
             transposed = tf.transpose(recurrent_kernel, (0, 2, 1))
 
-            def step_back(state, known):
+            def step_back(state: Any, known: Tensor) -> tuple[Any, Tensor]:
                 of_drive, of_c = state
                 of_h, f, by_c, by_drive = tf.split(known, [units, units, units, 4 * units], -1)
                 of_h += each_direction(of_drive, transposed)
@@ -269,8 +279,14 @@ def _tensorflow_lstm(drive, recurrent_kernel):
     return states(drive, tf.convert_to_tensor(recurrent_kernel))
 
 
-def in_chunks(function, inputs, size: int, row_shape: tuple[int, ...], dtype: str):
-    """`function` of the rows of `inputs`, at most `size` of them at a time.
+def in_chunks(
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    size: int,
+    row_shape: tuple[int, ...],
+    dtype: str,
+) -> Tensor:
+    """Return `function` of the rows of `inputs`, at most `size` of them at a time.
 
     One chunk is computed after the other, so memory is that of one chunk however many rows there
     are. Chunks are as even as can be: 23 rows, at most 16 at a time, are 12 and 11. Where shapes
@@ -310,14 +326,20 @@ def _is_eager() -> bool:
     return tf.executing_eagerly()
 
 
-def _tensorflow_chunks(function, inputs, size, row_shape, dtype):
+def _tensorflow_chunks(
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    size: int,
+    row_shape: tuple[int, ...],
+    dtype: str,
+) -> Tensor:
     import tensorflow as tf
 
     rows = tf.shape(inputs)[0]
     chunks = -(-rows // size)
     written = tf.TensorArray(dtype, chunks, infer_shape=False, element_shape=(None, *row_shape))
 
-    def body(index, written):
+    def body(index: Tensor, written: Any) -> tuple[Tensor, Any]:
         outputs = function(inputs[rows * index // chunks : rows * (index + 1) // chunks])
         return index + 1, written.write(index, outputs)
 
@@ -326,8 +348,10 @@ def _tensorflow_chunks(function, inputs, size, row_shape, dtype):
     return tf.while_loop(condition, body, loop, parallel_iterations=1)[1].concat()
 
 
-def require_at_most(inputs, size, limit: int, message: str):
-    """`inputs`, unless `size`, known only when the graph runs, is above `limit`: then `message`.
+def require_at_most(inputs: Tensor, size: Tensor, limit: int, message: str) -> Tensor:
+    """Return `inputs`, or fail when the graph runs and `size` is above `limit`.
+
+    What fails says `message`.
 
     Where sizes are always known (every backend but TensorFlow) the caller has checked already.
     """

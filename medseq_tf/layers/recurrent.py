@@ -1,11 +1,14 @@
-"""Takes sequences of vectors, gives the outputs of an LSTM or GRU that reads them."""
+"""One layer of LSTM or GRU over sequences of vectors, in one direction or both."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
+from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 
@@ -16,16 +19,27 @@ CLOSED = 1e4
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class RecurrentLayer(keras.layers.Layer):
-    """Padded steps change no state, forward or backward, and their outputs are zeros.
+class RecurrentLayer(Layer):
+    """Long short-term memory or gated recurrent unit, in one direction or both.
 
-    One layer of LSTM (Hochreiter and Schmidhuber 1997, forget gate by Gers et al. 2000) or GRU
-    (Cho et al. 2014), one or both directions, with the equations and weights of
-    `keras.layers.LSTM` and `keras.layers.GRU(reset_after=True)`. It differs from them in time
-    taken: the inputs are multiplied once for all steps and both directions, the directions share
-    one loop, and padding closes gates ahead of the loop instead of selecting states in it.
+    LSTM (Hochreiter and Schmidhuber 1997, forget gate by Gers et al. 2000):
 
-    Weights; d directions: forward, backward; gates in the order i, f, g, o or (GRU) z, r, h:
+        i, f, g, o = x . kernel + h . recurrent_kernel + bias
+        c = sigmoid(f) c + sigmoid(i) tanh(g)
+        h = sigmoid(o) tanh(c)
+
+    GRU (Cho et al. 2014):
+
+        z, r, n = x . kernel + bias[0]
+        z', r', n' = h . recurrent_kernel + bias[1]
+        h = sigmoid(z + z') h + (1 - sigmoid(z + z')) tanh(n + sigmoid(r + r') n')
+
+    They are those of `keras.layers.LSTM` and `keras.layers.GRU(reset_after=True)`, and differ from
+    them in time taken: the inputs are multiplied once for all steps and both directions, the
+    directions share one loop, and padding closes gates ahead of the loop instead of selecting
+    states in it. So padded steps change no state, forward or backward; their outputs are zeros.
+
+    Weights; d directions: forward, backward; gates in the order i, f, g, o or (GRU) z, r, n:
 
         kernel            (features, d, gates * units)     glorot_uniform
         recurrent_kernel  (d, units, gates * units)        orthogonal
@@ -39,18 +53,24 @@ class RecurrentLayer(keras.layers.Layer):
         seed: seed of the initial weights.
 
     Call arguments:
-        inputs: `(batch, steps, features)`.
-        lengths: `(batch,)` number of real steps; None: all of them.
+        inputs: `(B, T, F)`.
+        lengths: `(B,)` number of real steps; None: all of them.
 
     Returns:
-        `(batch, steps, d * units)`: at step t the forward state after step t, then the backward
+        `(B, T, d * units)`: at step t the forward state after step t, then the backward
         state after the steps from the last one down to t.
     """
 
-    def __init__(self, units, cell="lstm", bidirectional=False, seed=None, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        cell: str,
+        bidirectional: bool,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
-        if cell not in GATES:
-            raise ValueError(f"cell is one of {', '.join(GATES)}, got {cell!r}")
+        check_choice("cell", cell, GATES)
         self.units = units
         self.cell = cell
         self.bidirectional = bidirectional
@@ -61,19 +81,20 @@ class RecurrentLayer(keras.layers.Layer):
         """1 or, with `bidirectional`, 2."""
         return 2 if self.bidirectional else 1
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
+        """Make the kernels and the bias."""
         features, width = input_shape[-1], GATES[self.cell] * self.units
         seeds = child_seeds(self.seed, 2 * self.directions)
 
-        def glorot(shape, dtype):
+        def glorot(shape: Shape, dtype: str) -> Tensor:
             draws = [keras.initializers.GlorotUniform(s) for s in seeds[: self.directions]]
             return ops.stack([draw((features, width), dtype) for draw in draws], axis=1)
 
-        def orthogonal(shape, dtype):
+        def orthogonal(shape: Shape, dtype: str) -> Tensor:
             draws = [keras.initializers.Orthogonal(seed=s) for s in seeds[self.directions :]]
             return ops.stack([draw((self.units, width), dtype) for draw in draws])
 
-        def zeros(shape, dtype):
+        def zeros(shape: Shape, dtype: str) -> Tensor:
             bias = ops.zeros(shape, dtype)
             return bias if self.cell == "gru" else bias + self._forget_gate(dtype)
 
@@ -88,10 +109,11 @@ class RecurrentLayer(keras.layers.Layer):
             initializer=zeros,
         )
 
-    def _forget_gate(self, dtype):
+    def _forget_gate(self, dtype: str) -> Tensor:
         return ops.repeat(ops.cast([0, 1, 0, 0], dtype), self.units)
 
-    def call(self, inputs, lengths=None):
+    def call(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return the states after every step."""
         batch, steps, features = ops.shape(inputs)
         width = GATES[self.cell] * self.units
         kernel = ops.reshape(self.kernel, (features, self.directions * width))
@@ -110,16 +132,16 @@ class RecurrentLayer(keras.layers.Layer):
         )
         return outputs if mask is None else zero_padding(outputs, mask)
 
-    def _padding(self, dtype):
-        """What stands for the input at a padded step: no way in (LSTM), or keep the state (GRU)."""
+    def _padding(self, dtype: str) -> Tensor:
+        """Return the input of a padded step: no way in (LSTM), or keep the state (GRU)."""
         closed = [-CLOSED, 0, 0, -CLOSED] if self.cell == "lstm" else [CLOSED, 0, 0]
         return ops.repeat(ops.cast(closed, dtype), self.units)
 
-    def _gru(self, drive):
+    def _gru(self, drive: Tensor) -> Tensor:
         recurrent_kernel = ops.convert_to_tensor(self.recurrent_kernel)
         recurrent_bias = ops.convert_to_tensor(self.bias)[:, 1:]
 
-        def step(h, drive):
+        def step(h: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
             update, reset, candidate = ops.split(drive, 3, axis=-1)
             recurrent = kernels.each_direction(h, recurrent_kernel) + recurrent_bias
             h_update, h_reset, h_candidate = ops.split(recurrent, 3, axis=-1)
@@ -133,14 +155,6 @@ class RecurrentLayer(keras.layers.Layer):
             kernels.scan(step, zeros, kernels.each_in_its_order(drive))
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of all states."""
         return (*input_shape[:-1], self.directions * self.units)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "cell": self.cell,
-            "bidirectional": self.bidirectional,
-            "seed": self.seed,
-        }

@@ -1,4 +1,4 @@
-"""Takes one seed, gives independent seeds for the parts of a layer or model."""
+"""Seeds for the parts of a layer or model, of one seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def child_seeds(seed: int | None, count: int) -> list[int | None]:
-    """`count` independent seeds; all None, so that each part draws anew, where `seed` is None."""
+    """Return `count` independent seeds; each None, to draw anew, where `seed` is None."""
     if seed is None:
         return [None] * count
     # 31 bits: Keras keeps seeds in int32 on some backends.

@@ -1,25 +1,27 @@
-"""Takes sequences of slices, gives what one layer makes of every slice."""
+"""Sequences of slices through one layer, slice by slice."""
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import keras
 from keras import ops
 
+from medseq_tf.layers.layer import Tensor
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
 class TimeDistributed(keras.layers.TimeDistributed):
-    """Only real slices pass through the layer, and padded ones give zeros.
+    """`keras.layers.TimeDistributed` with the same call, plus `lengths`.
 
-    `keras.layers.TimeDistributed` with the same call, plus `lengths`. Slices are folded into the
+    Only real slices pass through the layer, and padded ones give zeros. Slices are folded into the
     batch axis, so the layer runs once however many steps there are, one trace serves all lengths,
     and batch statistics are those of the real slices.
 
     On JAX, whose shapes are fixed when it compiles, and with `skip_padding=False` all slices pass
-    through the layer. Then a layer whose call takes `real` gets it, `(batch * steps,)` bool, to
+    through the layer. Then a layer whose call takes `real` gets it, `(B * T,)` bool, to
     leave padding out of its batch statistics.
 
     Args:
@@ -28,24 +30,31 @@ class TimeDistributed(keras.layers.TimeDistributed):
             have fixed shapes, as under XLA.
 
     Call arguments:
-        inputs: `(batch, steps, ...)`.
+        inputs: `(B, T, ...)`.
         training: passed to the layer if its call takes it.
-        mask: `(batch, steps)` bool, which slices are real.
-        lengths: `(batch,)` number of real slices of each study, another way to say `mask`. With
+        mask: `(B, T)` bool, which slices are real.
+        lengths: `(B,)` number of real slices of each study, another way to say `mask`. With
             neither, all slices are real.
 
     Returns:
-        `(batch, steps, ...)`.
+        `(B, T, ...)`.
 
     Raises:
         ValueError: where a Keras batch normalisation inside the layer would learn from padding.
     """
 
-    def __init__(self, layer, skip_padding=True, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, skip_padding: bool = True, **kwargs: Any):
         super().__init__(layer, **kwargs)
         self.skip_padding = skip_padding
 
-    def call(self, inputs, training=None, mask=None, lengths=None):
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the layer makes of every slice."""
         mask = self._real(inputs, mask, lengths)
         batch, steps = ops.shape(inputs)[:2]
         slices = ops.reshape(inputs, (-1, *inputs.shape[2:]))
@@ -61,7 +70,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         outputs = ops.reshape(outputs, (batch, steps, *outputs.shape[1:]))
         return outputs if mask is None else zero_padding(outputs, mask)
 
-    def _real(self, inputs, mask, lengths):
+    def _real(self, inputs: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
         if mask is not None:
             mask = ops.cast(mask, "bool")
         if lengths is None:
@@ -69,13 +78,13 @@ class TimeDistributed(keras.layers.TimeDistributed):
         of_lengths = sequence_mask(lengths, ops.shape(inputs)[1])
         return of_lengths if mask is None else ops.logical_and(mask, of_lengths)
 
-    def _apply(self, slices, training, mask=None):
+    def _apply(self, slices: Tensor, training: bool | None, real: Tensor | None = None) -> Tensor:
         takes = inspect.signature(self.layer.call).parameters
-        kwargs = {"training": training} if "training" in takes else {}
-        if mask is not None:
+        kwargs: dict[str, Any] = {"training": training} if "training" in takes else {}
+        if real is not None:
             if isinstance(self.layer, keras.layers.BatchNormalization):
                 everywhere = ops.ones(ops.shape(slices)[:-1], dtype="bool")
-                per_slice = ops.reshape(mask, (-1, *(1 for _ in slices.shape[2:])))
+                per_slice = ops.reshape(real, (-1, *(1 for _ in slices.shape[2:])))
                 kwargs["mask"] = ops.logical_and(everywhere, per_slice)
             elif training and _learns_from_padding(self.layer):
                 raise ValueError(
@@ -84,14 +93,15 @@ class TimeDistributed(keras.layers.TimeDistributed):
                     "layer whose call takes `real`"
                 )
             elif "real" in takes:
-                kwargs["real"] = mask
+                kwargs["real"] = real
         return self.layer(slices, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """Return the wrapped layer's configuration and `skip_padding`."""
         return {**super().get_config(), "skip_padding": self.skip_padding}
 
 
-def _learns_from_padding(layer) -> bool:
+def _learns_from_padding(layer: keras.layers.Layer) -> bool:
     return any(
         isinstance(part, keras.layers.BatchNormalization) and part.trainable
         for part in layer._flatten_layers()

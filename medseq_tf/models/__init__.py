@@ -1,26 +1,25 @@
-"""Takes the recipe's model settings, gives a built `SequenceClassifier`."""
+"""Models of a recipe: encoder, aggregator and head, joined in a `SequenceClassifier`."""
 
 from __future__ import annotations
 
-import keras
-
 from medseq_tf.errors import InputError
+from medseq_tf.layers import Layer
 from medseq_tf.layers.seeds import child_seeds
-from medseq_tf.models.aggregators import AGGREGATORS, Recurrent
+from medseq_tf.models.aggregator import Aggregator
+from medseq_tf.models.aggregators import AGGREGATORS, Recurrent, build_aggregator
 from medseq_tf.models.classifier import SequenceClassifier
 from medseq_tf.models.encoders import ENCODERS, ConvFSMStack, Encoder
 from medseq_tf.models.head import Head
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
-from medseq_tf.models.volume import cnn_3d
-from medseq_tf.recipe import Cnn3D
 from medseq_tf.recipe import Model as ModelSettings
 from medseq_tf.recipe import Segmenter as SegmenterSettings
 
 __all__ = [
     "AGGREGATORS",
     "ENCODERS",
+    "Aggregator",
     "AreaHead",
     "ConvFSMStack",
     "Encoder",
@@ -42,11 +41,11 @@ def build(
     seed: int | None = None,
     skip_padding: bool = True,
 ) -> SequenceClassifier:
-    """A model with its weights made, under the Keras dtype policy that is set.
+    """Return a model with its weights made, under the Keras dtype policy that is set.
 
     Args:
         settings: the recipe's `model`.
-        input_shape: `(height, width, channels)` of a slice.
+        input_shape: `(H, W, C)` of a slice.
         labels: number of labels.
         seed: seed of the initial weights and of dropout: the same seed gives the same model, bit
             for bit; None draws anew.
@@ -63,7 +62,7 @@ def build(
     encoder_seed, aggregator_seed, head_seed = child_seeds(seed, 3)
     model = SequenceClassifier(
         ENCODERS[settings.encoder.name](settings.encoder, encoder_seed, skip_padding),
-        _aggregator(settings, input_shape, aggregator_seed),
+        build_aggregator(settings.aggregator, input_shape, aggregator_seed),
         _head(settings, labels, head_seed),
         slice_shape=input_shape,
         name="classifier",
@@ -72,18 +71,9 @@ def build(
     return model
 
 
-def _aggregator(
-    settings: ModelSettings, input_shape: tuple[int, int, int], seed: int | None
-) -> keras.layers.Layer:
-    if isinstance(settings.aggregator, Cnn3D):
-        return cnn_3d(settings.aggregator, seed, input_shape)
-    return AGGREGATORS[settings.aggregator.name](settings.aggregator, seed)
-
-
-def _head(settings: ModelSettings, labels: int, seed: int | None) -> keras.layers.Layer:
+def _head(settings: ModelSettings, labels: int, seed: int | None) -> Layer:
     if not isinstance(settings.encoder, SegmenterSettings):
-        head = settings.head
-        return Head(labels, head.units, head.activation, head.dropout, seed, name="head")
+        return Head(labels, **settings.head.model_dump(), seed=seed, name="head")
     if labels != 1:
         raise InputError(
             f"a segmenter answers for one label, that of the lesion masks; the data set has "

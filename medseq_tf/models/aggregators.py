@@ -1,27 +1,35 @@
-"""Takes a vector of features for each slice and lengths, gives one vector for each study."""
+"""The catalogue of aggregators, and the one of both papers: a stack of LSTM or GRU layers."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.layers import RecurrentLayer
+from medseq_tf.layers.layer import Shape, Tensor, check_choice
 from medseq_tf.layers.seeds import child_seeds
-from medseq_tf.models.pooling import Pooling, attention, pooling
-from medseq_tf.models.slice_scores import slice_scores
-from medseq_tf.models.transformer import transformer
+from medseq_tf.models.aggregator import Aggregator
+from medseq_tf.models.pooling import GatedAttention, Pooling
+from medseq_tf.models.slice_scores import SliceScores
+from medseq_tf.models.transformer import Transformer
+from medseq_tf.models.volume import VolumeNetwork
+from medseq_tf.recipe import BACKWARD_READOUTS, AnyAggregator, choices
 from medseq_tf.recipe import Recurrent as RecurrentSettings
 
-READOUTS = ("last", "last_backward", "concat", "mean", "max")
-BACKWARD_READOUTS = ("last_backward", "concat")
+READOUTS = choices(RecurrentSettings, "readout")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class Recurrent(keras.layers.Layer):
-    """Padded steps change nothing, whatever they hold and however many they are.
+class Recurrent(Aggregator):
+    """A stack of LSTM or GRU layers over the slices, with dropout between the layers.
 
-    A stack of LSTM or GRU layers over the slices, with dropout between the layers (paper 1:
-    three bidirectional LSTM layers of 64 units, dropout 0.3, read out by `last_backward`).
+    Paper 1: three bidirectional LSTM layers of 64 units, dropout 0.3, read out by `last_backward`.
+    Padded steps change nothing, whatever they hold and however many they are.
 
     Args:
         units: size of the state of one direction.
@@ -34,30 +42,24 @@ class Recurrent(keras.layers.Layer):
             `max`: of its states over the real slices, in all directions that it has.
         seed: seed of the initial weights and of dropout.
 
-    Call arguments:
-        features: `(batch, steps, features)`.
-        lengths: `(batch,)` number of real slices of each study, at least 1.
-        training: whether to drop.
-
     Returns:
-        `(batch, units)`, or `(batch, 2 * units)` for `concat` and for a bidirectional `mean` or
+        `(B, units)`, or `(B, 2 * units)` for `concat` and for a bidirectional `mean` or
         `max`.
     """
 
     def __init__(
         self,
-        units=64,
-        layers=3,
-        cell="lstm",
-        bidirectional=True,
-        dropout=0.3,
-        readout="last_backward",
-        seed=None,
-        **kwargs,
+        units: int,
+        layers: int,
+        cell: str,
+        bidirectional: bool,
+        dropout: float,
+        readout: str,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if readout not in READOUTS:
-            raise ValueError(f"readout is one of {', '.join(READOUTS)}, got {readout!r}")
+        check_choice("readout", readout, READOUTS)
         if not bidirectional and readout in BACKWARD_READOUTS:
             raise ValueError(
                 f"readout={readout!r} needs bidirectional=True; without: 'last', 'mean' or 'max'"
@@ -69,33 +71,27 @@ class Recurrent(keras.layers.Layer):
         self.dropout = dropout
         self.readout = readout
         self.seed = seed
+        policy = self.dtype_policy
         seeds = child_seeds(seed, 2 * layers - 1)
         self.stack = [
-            RecurrentLayer(
-                units,
-                cell,
-                bidirectional,
-                seeds[number],
-                name=f"{cell}_{number + 1}",
-                dtype=self.dtype_policy,
-            )
-            for number in range(layers)
+            RecurrentLayer(units, cell, bidirectional, child, name=f"{cell}_{n}", dtype=policy)
+            for n, child in enumerate(seeds[:layers], start=1)
         ]
         pooled = readout in ("mean", "max")
-        self.pool = Pooling(readout, name="pool", dtype=self.dtype_policy) if pooled else None
+        self.pool = Pooling(readout, name="pool", dtype=policy) if pooled else None
         self.drops = [
-            keras.layers.Dropout(
-                dropout, seed=dropout_seed, name=f"dropout_{number}", dtype=self.dtype_policy
-            )
-            for number, dropout_seed in enumerate(seeds[layers:], start=1)
+            keras.layers.Dropout(dropout, seed=child, name=f"dropout_{n}", dtype=policy)
+            for n, child in enumerate(seeds[layers:], start=1)
         ]
 
-    def build(self, features_shape):
+    def build(self, features_shape: Shape) -> None:
+        """Build the layers, one after the other."""
         for layer in self.stack:
             layer.build(features_shape)
             features_shape = layer.compute_output_shape(features_shape)
 
-    def call(self, features, lengths, training=None):
+    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return what is read out of the last layer's states."""
         states = self._states(features, lengths, training)
         if self.pool is not None:
             return self.pool(states, lengths)
@@ -110,14 +106,14 @@ class Recurrent(keras.layers.Layer):
 
     @property
     def causal(self) -> bool:
-        """Whether `steps` gives the answer after each slice: one direction, read out by `last`."""
+        """Whether `steps` gives the vector after each slice: one direction, read out by `last`."""
         return not self.bidirectional and self.readout == "last"
 
-    def steps(self, features, lengths, training=None):
-        """The state after each slice, from that slice and those before it alone.
+    def steps(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return the state after each slice, from that slice and those before it alone.
 
         Returns:
-            `(batch, steps, units)`, zeros where a study has ended.
+            `(B, T, units)`, zeros where a study has ended.
 
         Raises:
             ValueError: for a bidirectional stack, whose states also know the slices to come, and
@@ -130,59 +126,46 @@ class Recurrent(keras.layers.Layer):
             )
         return self._states(features, lengths, training)
 
-    def _states(self, features, lengths, training):
+    def _states(self, features: Tensor, lengths: Tensor, training: bool | None) -> Tensor:
         states = self.stack[0](features, lengths=lengths)
         for drop, layer in zip(self.drops, self.stack[1:], strict=True):
             states = layer(drop(states, training=training), lengths=lengths)
         return states
 
-    def compute_output_shape(self, features_shape, lengths_shape=None):
+    def compute_output_shape(
+        self, features_shape: Shape, lengths_shape: Shape | None = None
+    ) -> Shape:
+        """Return the shape of the vectors."""
         both = self.readout == "concat" or (self.pool is not None and self.bidirectional)
         return (features_shape[0], self.units * (2 if both else 1))
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "layers": self.layers,
-            "cell": self.cell,
-            "bidirectional": self.bidirectional,
-            "dropout": self.dropout,
-            "readout": self.readout,
-            "seed": self.seed,
-        }
+
+AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+    "lstm": partial(Recurrent, cell="lstm"),
+    "gru": partial(Recurrent, cell="gru"),
+    "mean": partial(Pooling, mode="mean"),
+    "max": partial(Pooling, mode="max"),
+    "sum": partial(Pooling, mode="sum"),
+    "log_sum_exp": partial(Pooling, mode="log_sum_exp"),
+    "attention": GatedAttention,
+    "transformer": Transformer,
+    "slice_scores": partial(SliceScores, dtype="float32"),  # as the head's logits
+    "cnn_3d": VolumeNetwork,
+}
+"""`model.aggregator.name` -> what makes it of its settings."""
 
 
-def recurrent(settings: RecurrentSettings, seed: int | None = None) -> Recurrent:
-    """The aggregator of both papers: a stack of LSTM or GRU layers.
+def build_aggregator(
+    settings: AnyAggregator, slice_shape: tuple[int, int, int], seed: int | None
+) -> Aggregator:
+    """Return the aggregator of a recipe, not built.
 
     Args:
         settings: the recipe's `model.aggregator`.
-        seed: seed of the initial weights and of dropout.
-
-    Returns:
-        A `Recurrent`, not built.
+        slice_shape: `(H, W, C)`, for those that ask for it.
+        seed: seed of the initial weights and of dropout, likewise.
     """
-    return Recurrent(
-        units=settings.units,
-        layers=settings.layers,
-        cell=settings.name,
-        bidirectional=settings.bidirectional,
-        dropout=settings.dropout,
-        readout=settings.readout,
-        seed=seed,
-        name="aggregator",
-    )
-
-
-AGGREGATORS = {
-    "lstm": recurrent,
-    "gru": recurrent,
-    "mean": pooling,
-    "max": pooling,
-    "sum": pooling,
-    "log_sum_exp": pooling,
-    "attention": attention,
-    "transformer": transformer,
-    "slice_scores": slice_scores,
-}
+    make = AGGREGATORS[settings.name]
+    offered = {"slice_shape": slice_shape, "seed": seed}
+    wanted = {k: v for k, v in offered.items() if k in inspect.signature(make).parameters}
+    return make(**settings.model_dump(by_alias=True, exclude={"name"}), **wanted, name="aggregator")

@@ -1,4 +1,4 @@
-"""Takes the name of a network of `keras.applications`, gives it up to one output, with weights."""
+"""Networks of `keras.applications`, up to one output, with their weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PIXELS = 2 * 224 * 224
 
 
 def find(name: str) -> Callable[..., keras.Model]:
-    """The function of `keras.applications` that makes the network of this name.
+    """Return the function of `keras.applications` that makes the network of this name.
 
     Raises:
         InputError: if there is none, with the names most like it.
@@ -43,7 +43,7 @@ def find(name: str) -> Callable[..., keras.Model]:
 
 
 def preprocessing(name: str) -> Callable[[Any], Any]:
-    """What the network's own module makes of pictures in 0..255 before the network sees them."""
+    """Return what turns pictures in 0..255 into the network's input, its module's own."""
     module = find(name).__module__.rpartition(".")[2]
     return getattr(keras.applications, module).preprocess_input
 
@@ -55,7 +55,7 @@ def network(
     weights: str | None = "none",
     seed: int | None = None,
 ) -> tuple[keras.Model, list[keras.layers.Layer]]:
-    """A network from preprocessed pictures to a vector of features, under the dtype policy set.
+    """Return a network from preprocessed pictures to features, under the dtype policy set.
 
     Args:
         name: in `keras.applications`.
@@ -63,7 +63,7 @@ def network(
             name: its output, pooled by `average` where it is a map. A layer of the classification
             top needs pictures of the network's own size. Names that Keras numbers through a
             session (`activation_94`) are counted from the network's first.
-        input_shape: `(height, width, 3)`.
+        input_shape: `(H, W, 3)`.
         weights: `imagenet`, a file's path, `none` (random, see `randomize`), or None: whatever
             Keras draws, for weights that are set later.
         seed: seed of random weights and of the network's own dropout.
@@ -75,7 +75,7 @@ def network(
         InputError: if there is no such network or layer, `input_shape` does not fit, or the weights
             cannot be had or do not fit.
     """
-    whole, options = _unweighted(name, output, tuple(input_shape))
+    whole, options = _unweighted(name, output, input_shape)
     if weights == "imagenet":
         whole = _download(name, options)
     elif weights not in (None, "none"):
@@ -90,7 +90,7 @@ def network(
     return model, whole.layers
 
 
-def _seed_generator(layer):
+def _seed_generator(layer: keras.layers.Layer) -> Any:
     return getattr(layer, "seed_generator", None)
 
 
@@ -100,7 +100,7 @@ def _seed_generator(layer):
 def _unweighted(
     name: str, output: str, input_shape: tuple[int, int, int]
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """The whole network that has this output, and the options that it is made with.
+    """Return the whole network that has this output, and the options that it is made with.
 
     It has its classification top only where the output is a layer of that.
     """
@@ -142,7 +142,7 @@ def _construct(name: str, weights: str | None, options: dict[str, Any]) -> keras
 
 
 def named_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
-    """The layers by their names, as they are in a session without any other network.
+    """Return the layers by their names, as they are in a session without any other network.
 
     Keras numbers layers without a name of their own (`conv2d`, `conv2d_1`...) through a session:
     what `activation_9` means would depend on what was built before.
@@ -168,7 +168,7 @@ def named_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def _automatic_name(layer: keras.layers.Layer) -> str:
-    """`Conv2D` gives `conv2d`, `ZeroPadding2D` `zero_padding2d`."""
+    """Return the name that Keras gives a layer: `conv2d` to a `Conv2D`."""
     name = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", type(layer).__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -187,7 +187,7 @@ def _up_to(output: str, whole: keras.Model, name: str) -> keras.Model:
 
 @contextmanager
 def dtype_policy(policy: keras.DTypePolicy) -> Iterator[None]:
-    """Networks made inside compute under this policy."""
+    """Let networks made inside compute under this policy."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:

@@ -1,12 +1,17 @@
-"""Takes padded sequences of slices, gives what a network of `keras.applications` makes of each."""
+"""The encoder of paper 2: a network of `keras.applications` over every slice, then dense layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import TimeDistributed, kernels
+from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import dense as dense_layer
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models import applications
@@ -17,11 +22,11 @@ CHUNK = 16
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class KerasNetwork(keras.layers.Layer):
-    """Has no part in lengths and padding: it sees slices one by one.
+class KerasNetwork(Layer):
+    """A network of `keras.applications` up to one output, for slices in [0, 1].
 
-    A network of `keras.applications` up to one output, with its own preprocessing, for slices in
-    [0, 1]. Frozen layers are never trained, and batch normalisation among them keeps its moving
+    It brings its own preprocessing, and has no part in lengths and padding: it sees slices one by
+    one. Frozen layers are never trained, and batch normalisation among them keeps its moving
     statistics. A network that is frozen whole runs in inference mode, has no gradient, and takes
     at most 16 slices at a time, so that its memory does not grow with a study.
 
@@ -39,26 +44,34 @@ class KerasNetwork(keras.layers.Layer):
             None (to be set later).
 
     Call arguments:
-        images: `(batch, height, width, channels)` in [0, 1], one channel, shown as three equal
+        images: `(B, H, W, C)` in [0, 1], one channel, shown as three equal
             ones, or three.
         training: whether layers that are not frozen drop and learn batch statistics.
 
     Returns:
-        `(batch, features)`.
+        `(B, F)`.
 
     Raises:
         InputError: from `build`, if network, output, size, layers or weights do not fit.
     """
 
-    def __init__(self, application, output_name="average", frozen="all", seed=None, **kwargs):
+    def __init__(
+        self,
+        application: str,
+        output_name: str,
+        frozen: str | int,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.application = application
         self.output_name = output_name
         self.frozen = frozen
         self.seed = seed
-        self.source = "none"
+        self.source: str | None = "none"
 
-    def build(self, images_shape):
+    def build(self, images_shape: Shape) -> None:
+        """Make the network and load its weights from `source`."""
         _, height, width, channels = images_shape
         if channels not in (1, 3):
             raise InputError(
@@ -72,10 +85,10 @@ class KerasNetwork(keras.layers.Layer):
             )
         self._freeze(layers)
 
-    def _freeze(self, layers):
+    def _freeze(self, layers: list[keras.layers.Layer]) -> None:
         if self.frozen == "all":
             self.model.trainable = False
-        elif self.frozen != "none":
+        elif isinstance(self.frozen, int):
             if self.frozen > len(layers):
                 raise InputError(
                     f"model.encoder.frozen = {self.frozen}: {self.application} has {len(layers)} "
@@ -84,7 +97,8 @@ class KerasNetwork(keras.layers.Layer):
             for layer in layers[: self.frozen]:
                 layer.trainable = False
 
-    def call(self, images, training=None):
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+        """Return the network's output, pooled where it is a map."""
         if self.frozen != "all":
             return self._features(images, training)
         features = kernels.in_chunks(
@@ -92,7 +106,7 @@ class KerasNetwork(keras.layers.Layer):
         )
         return ops.stop_gradient(features)
 
-    def _features(self, images, training=False):
+    def _features(self, images: Tensor, training: bool | None = False) -> Tensor:
         if images.shape[-1] == 1:
             images = ops.repeat(images, 3, axis=-1)
         return self.model(self.preprocess(255.0 * images), training=training)
@@ -105,30 +119,23 @@ class KerasNetwork(keras.layers.Layer):
             for layer in self.model.layers
         )
 
-    def compute_output_shape(self, images_shape):
+    def compute_output_shape(self, images_shape: Shape) -> Shape:
+        """Return the shape of the features."""
         return (images_shape[0], self.model.output_shape[-1])
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "application": self.application,
-            "output_name": self.output_name,
-            "frozen": self.frozen,
-            "seed": self.seed,
-        }
-
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> KerasNetwork:
+        """Return the layer that has this configuration; its weights are to be set later."""
         layer = cls(**config)
         layer.source = None
         return layer
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class PretrainedEncoder(keras.layers.Layer):
-    """Padded positions give zeros, and neither they nor batch-mates change what real ones give.
+class PretrainedEncoder(Layer):
+    """A network over every slice, then dense layers, then dropout (paper 2).
 
-    A network over every slice, then dense layers, then dropout (paper 2).
+    Padded positions give zeros, and neither they nor batch-mates change what real ones give.
 
     Args:
         network: a `KerasNetwork`.
@@ -138,19 +145,27 @@ class PretrainedEncoder(keras.layers.Layer):
         seed: seed of the dense layers' weights and of the dropout.
 
     Attributes:
-        backbone: the network over sequences, `(batch, steps, height, width, channels)` to
-            `(batch, steps, features)`.
+        backbone: the network over sequences, `(B, T, H, W, C)` to
+            `(B, T, F)`.
 
     Call arguments:
-        slices: `(batch, steps, height, width, channels)` in [0, 1].
-        lengths: `(batch,)` number of real slices of each study.
+        slices: `(B, T, H, W, C)` in [0, 1].
+        lengths: `(B,)` number of real slices of each study.
         training: whether to drop features and to learn batch statistics.
 
     Returns:
-        `(batch, steps, features)`.
+        `(B, T, F)`.
     """
 
-    def __init__(self, network, dense=(), dropout=0.0, skip_padding=True, seed=None, **kwargs):
+    def __init__(
+        self,
+        network: KerasNetwork,
+        dense: Sequence[Sequence],
+        dropout: float,
+        skip_padding: bool = True,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.dense = [list(layer) for layer in dense]
         self.dropout = dropout
@@ -159,29 +174,27 @@ class PretrainedEncoder(keras.layers.Layer):
         self.backbone = TimeDistributed(
             network, skip_padding, name="backbone", dtype=self.dtype_policy
         )
+        policy = self.dtype_policy
         *dense_seeds, dropout_seed = child_seeds(seed, len(self.dense) + 1)
         self.dense_layers = [
-            keras.layers.Dense(
-                units,
-                activation,
-                kernel_initializer=keras.initializers.GlorotUniform(dense_seed),
-                name=f"dense_{number}",
-                dtype=self.dtype_policy,
-            )
-            for number, ((units, activation), dense_seed) in enumerate(
+            dense_layer(units, child, f"dense_{number}", activation, dtype=policy)
+            for number, ((units, activation), child) in enumerate(
                 zip(self.dense, dense_seeds, strict=True), start=1
             )
         ]
-        self.drop = keras.layers.Dropout(
-            dropout, seed=dropout_seed, name="dropout", dtype=self.dtype_policy
-        )
+        self.drop = keras.layers.Dropout(dropout, seed=dropout_seed, name="dropout", dtype=policy)
 
     @property
     def network(self) -> KerasNetwork:
-        """The network for slices `(slices, height, width, channels)` in [0, 1]."""
+        """The network for slices `(slices, H, W, C)` in [0, 1]."""
         return self.backbone.layer
 
-    def build(self, slices_shape):
+    def build(self, slices_shape: Shape) -> None:
+        """Build the network and the dense layers.
+
+        Raises:
+            InputError: batch statistics would be learned from padding.
+        """
         self.backbone.build(slices_shape)
         if not self.skip_padding and self.network.learns_statistics:
             raise InputError(
@@ -193,41 +206,30 @@ class PretrainedEncoder(keras.layers.Layer):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
 
-    def call(self, slices, lengths, training=None):
+    def call(self, slices: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return the features of every slice."""
         features = self.backbone(slices, lengths=lengths, training=training)
         return self.finish(features, lengths, training=training)
 
-    def finish(self, features, lengths, training=None):
-        """What follows the network: `(batch, steps, features)`, the backbone's, to the same."""
+    def finish(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return what follows the network, `(B, T, F)`, of its features."""
         for layer in self.dense_layers:
             features = layer(features)
         features = self.drop(features, training=training)
         return zero_padding(features, sequence_mask(lengths, ops.shape(features)[1]))
 
-    def compute_output_shape(self, slices_shape, lengths_shape=None):
+    def compute_output_shape(
+        self, slices_shape: Shape, lengths_shape: Shape | None = None
+    ) -> Shape:
+        """Return the shape of the features."""
         shape = self.backbone.compute_output_shape(slices_shape)
         return (*shape[:-1], self.dense[-1][0]) if self.dense else shape
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "network": keras.saving.serialize_keras_object(self.network),
-            "dense": self.dense,
-            "dropout": self.dropout,
-            "skip_padding": self.skip_padding,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        network = keras.saving.deserialize_keras_object(config["network"])
-        return cls(**{**config, "network": network})
-
 
 def keras_application(
-    settings: KerasApplicationSettings, seed: int | None = None, skip_padding: bool = True
+    settings: KerasApplicationSettings, seed: int | None, skip_padding: bool
 ) -> PretrainedEncoder:
-    """The encoder of paper 2: a pretrained network, then dense layers.
+    """Return the encoder of paper 2: a pretrained network, then dense layers.
 
     Args:
         settings: the recipe's `model.encoder`.

@@ -53,11 +53,11 @@ class LabelLoss(keras.losses.Loss):
         """Return the loss of every label and which labels are known.
 
         Args:
-            y_true: `(batch, labels)`, 1, 0 or NaN.
-            y_pred: logits `(batch, labels)`.
+            y_true: `(B, labels)`, 1, 0 or NaN.
+            y_pred: logits `(B, labels)`.
 
         Returns:
-            The losses `(batch, labels)`, 0 where the label is unknown, and the known ones as 1.0,
+            The losses `(B, labels)`, 0 where the label is unknown, and the known ones as 1.0,
               the
             others as 0.0. Their sums' quotient is the mean over the known labels.
         """
@@ -77,11 +77,12 @@ class LabelLoss(keras.losses.Loss):
         return losses * known, known
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each study's mean loss over its known labels, `(batch,)`; 0 if it has none."""
+        """Return each study's mean loss over its known labels, `(B,)`; 0 if it has none."""
         losses, known = self.elementwise(y_true, y_pred)
         return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values."""
         return {
             **super().get_config(),
             "positive_weight": self.positive_weight,
@@ -120,11 +121,11 @@ class PixelLoss(keras.losses.Loss):
         """Return the loss of every slice and which slices are known.
 
         Args:
-            y_true: masks `(batch, steps, height, width)`, 1, 0 or NaN.
-            y_pred: logits `(batch, steps, height, width)`.
+            y_true: masks `(B, T, H, W)`, 1, 0 or NaN.
+            y_pred: logits `(B, T, H, W)`.
 
         Returns:
-            The losses `(batch, steps)`, 0 where the slice is unknown, and the known ones as 1.0,
+            The losses `(B, T)`, 0 where the slice is unknown, and the known ones as 1.0,
               the
             others as 0.0. Their sums' quotient is the mean over the known slices.
         """
@@ -140,11 +141,12 @@ class PixelLoss(keras.losses.Loss):
         return (ops.mean(by_pixel, axis=(-2, -1)) + dice_loss) * known, known
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each study's mean loss over its known slices, `(batch,)`; 0 if it has none."""
+        """Return each study's mean loss over its known slices, `(B,)`; 0 if it has none."""
         losses, known = self.elementwise(y_true, y_pred)
         return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values."""
         return {**super().get_config(), "gamma": self.gamma}
 
 

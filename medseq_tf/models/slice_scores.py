@@ -1,26 +1,27 @@
-"""Takes a score of each slice and label and lengths, gives the pooled score of each study."""
+"""An aggregator of scores: the head judges every slice, their scores are summarised."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
+from medseq_tf.layers.layer import Tensor, check_choice
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
+from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.pooling import Pooling
 from medseq_tf.recipe import SliceScores as SliceScoresSettings
-
-POOLINGS = ("mean", "max", "log_sum_exp")
-TARGETS = ("slice", "study")
+from medseq_tf.recipe import choices
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class SliceScores(keras.layers.Layer):
-    """Neither the order of the slices nor padding, whatever it holds, changes anything.
+class SliceScores(Aggregator):
+    """The summary of the scores that the head gives every slice by itself (paper 2, setting 1).
 
-    The head stands before this aggregator: it scores every slice by itself, and the scores of a
-    study are summarised for its answer (paper 2, setting 1).
+    The head stands before this aggregator. Neither the order of the slices nor padding changes
+    anything.
 
     Args:
         pooling: `mean`: the mean of the slices' probabilities; `max`: their maximum;
@@ -31,22 +32,20 @@ class SliceScores(keras.layers.Layer):
             the pooled score alone (multiple instance learning).
 
     Call arguments:
-        scores: `(batch, steps, labels)` logits of each slice.
-        lengths: `(batch,)` number of real slices of each study, at least 1.
+        features: `(B, T, labels)` logits of each slice.
+        lengths: `(B,)` number of real slices of each study, at least 1.
         training: not used.
 
     Returns:
-        `(batch, labels)` logits.
+        `(B, labels)` logits.
     """
 
     of_scores = True
-    """The head comes first."""
 
-    def __init__(self, pooling="mean", sharpness=5.0, target="slice", **kwargs):
+    def __init__(self, pooling: str, sharpness: float, target: str, **kwargs: Any):
         super().__init__(**kwargs)
-        for name, value, valid in (("pooling", pooling, POOLINGS), ("target", target, TARGETS)):
-            if value not in valid:
-                raise ValueError(f"{name} is one of {', '.join(valid)}, got {value!r}")
+        check_choice("pooling", pooling, choices(SliceScoresSettings, "pooling"))
+        check_choice("target", target, choices(SliceScoresSettings, "target"))
         self.pooling = pooling
         self.sharpness = sharpness
         self.target = target
@@ -57,10 +56,9 @@ class SliceScores(keras.layers.Layer):
         """Whether the training loss judges every slice."""
         return self.target == "slice"
 
-    def build(self, scores_shape):
-        pass
-
-    def call(self, scores, lengths, training=None):
+    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return the summary of the real slices' scores."""
+        scores = features
         if self.pooling != "mean":
             return self.pool(scores, lengths)
         # logit(mean(p)) = log(sum(p)) - log(sum(1 - p)), which rounds no p to 0 or 1.
@@ -70,25 +68,3 @@ class SliceScores(keras.layers.Layer):
         positive = ops.where(real, -ops.softplus(-scores), nothing)
         negative = ops.where(real, -ops.softplus(scores), nothing)
         return ops.logsumexp(positive, axis=1) - ops.logsumexp(negative, axis=1)
-
-    def compute_output_shape(self, scores_shape, lengths_shape=None):
-        return (scores_shape[0], scores_shape[-1])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "pooling": self.pooling,
-            "sharpness": self.sharpness,
-            "target": self.target,
-        }
-
-
-def slice_scores(settings: SliceScoresSettings, seed: int | None = None) -> SliceScores:
-    """A pool of the slices' own scores; there is nothing to draw from `seed`."""
-    return SliceScores(
-        settings.pooling,
-        settings.sharpness,
-        settings.target,
-        name="aggregator",
-        dtype="float32",  # as the head's logits
-    )

@@ -1,34 +1,36 @@
-"""Takes the slices of each study as one stack, gives one vector for each study by convolutions in
-three dimensions."""
+"""An aggregator of pixels: convolutions in three dimensions over the stack of slices."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from medseq_tf.layers import BatchNormalization
+from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.recipe import Cnn3D as Cnn3DSettings
+from medseq_tf.recipe import choices
 
-POOLINGS = ("average", "max")
 
-
-def resampling_weights(lengths, steps, depth: int):
-    """How much each slice of a stack weighs in each of `depth` evenly spaced ones.
+def resampling_weights(lengths: Tensor, steps: int | Tensor, depth: int) -> Tensor:
+    """Return how much each slice of a stack weighs in each of `depth` evenly spaced ones.
 
     Linear interpolation where a stack is shorter than `depth`; where it is longer, triangles as
     wide as the new spacing, so that every slice counts. A stack of `depth` slices stays as it is.
 
     Args:
-        lengths: `(batch,)` number of real slices of each study, at least 1.
+        lengths: `(B,)` number of real slices of each study, at least 1.
         steps: number of positions, padding included.
         depth: number of slices to resample to.
 
     Returns:
-        `(batch, depth, steps)` float32: each row adds up to 1, padding weighs 0.
+        `(B, depth, T)` float32: each row adds up to 1, padding weighs 0.
     """
     lengths = ops.reshape(ops.cast(lengths, "float32"), (-1, 1, 1))
     spacing = lengths / depth
@@ -40,10 +42,10 @@ def resampling_weights(lengths, steps, depth: int):
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class VolumeStage(keras.layers.Layer):
-    """Has no part in lengths and padding: it sees stacks of one depth.
+class VolumeStage(Layer):
+    """Convolution 3 x 3 x 3, batch normalisation, ReLU, maximum of 2 x 2 x 2.
 
-    Convolution 3 x 3 x 3, batch normalisation, ReLU, maximum of 2 x 2 x 2.
+    It has no part in lengths and padding: it sees stacks of one depth.
 
     Args:
         filters: number of filters.
@@ -52,14 +54,16 @@ class VolumeStage(keras.layers.Layer):
         seed: seed of the initial kernel.
 
     Call arguments:
-        inputs: `(batch, depth, height, width, channels)`.
+        inputs: `(B, depth, H, W, C)`.
         training: as in `BatchNormalization`.
 
     Returns:
-        `(batch, depth / 2, height / 2, width / 2, filters)`, rounded up.
+        `(B, depth / 2, H / 2, W / 2, filters)`, rounded up.
     """
 
-    def __init__(self, filters, momentum=0.9, epsilon=1e-5, seed=None, **kwargs):
+    def __init__(
+        self, filters: int, momentum: float, epsilon: float, seed: int | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.filters = filters
         self.momentum = momentum
@@ -78,11 +82,13 @@ class VolumeStage(keras.layers.Layer):
             momentum=momentum, epsilon=epsilon, name="normalization", dtype=self.dtype_policy
         )
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
+        """Make the weights of both parts."""
         self.convolution.build(inputs_shape)
         self.normalization.build((None, None, None, self.filters))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Return maps of half the sides."""
         maps = self.convolution(inputs)
         shape = ops.shape(maps)
         flat = ops.reshape(maps, (shape[0] * shape[1], *shape[2:]))
@@ -92,31 +98,22 @@ class VolumeStage(keras.layers.Layer):
         maps = ops.max_pool(maps, 2, 2, "same", data_format="channels_last")
         return ops.cast(maps, self.compute_dtype)
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
+        """Return the shape of the maps."""
         batch, *sides, _ = inputs_shape
         return (batch, *(-(-side // 2) for side in sides), self.filters)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class VolumeNetwork(keras.layers.Layer):
-    """Padding, whatever it holds and however much it is, changes nothing: the real slices alone
-    are resampled to `depth`.
+class VolumeNetwork(Aggregator):
+    """A 3-D convolutional network over a study's slices (paper 2, setting 2).
 
-    A 3-D convolutional network over a study's slices, for studies whose volume is intact (paper 2,
-    setting 2): `resampling_weights`, one `VolumeStage` for each entry of `filters`, the average or
-    maximum over the volume.
+    For studies whose volume is intact: `resampling_weights`, one `VolumeStage` for each entry of
+    `filters`, the average or maximum over the volume. Padding changes nothing: the real slices
+    alone are resampled to `depth`.
 
     Args:
-        slice_shape: `(height, width, channels)` of a slice.
+        slice_shape: `(H, W, C)` of a slice.
         depth: slices that a study is resampled to.
         filters: of each stage.
         pooling: `average` or `max`, over what is left of the volume.
@@ -125,31 +122,29 @@ class VolumeNetwork(keras.layers.Layer):
         seed: seed of the initial weights.
 
     Call arguments:
-        features: `(batch, steps, height * width * channels)`, the slices' own pixels.
-        lengths: `(batch,)` number of real slices of each study, at least 1.
+        features: `(B, T, H * W * C)`, the slices' own pixels.
+        lengths: `(B,)` number of real slices of each study, at least 1.
         training: whether to learn batch statistics.
 
     Returns:
-        `(batch, filters)` of the last stage.
+        `(B, filters)` of the last stage.
     """
 
     at_once = 8
-    """Studies, or beginnings of one, that pass at once where a study asks for many."""
 
     def __init__(
         self,
-        slice_shape,
-        depth=16,
-        filters=(16, 32, 64),
-        pooling="average",
-        momentum=0.9,
-        epsilon=1e-5,
-        seed=None,
-        **kwargs,
+        slice_shape: Sequence[int],
+        depth: int,
+        filters: Sequence[int],
+        pooling: str,
+        momentum: float,
+        epsilon: float,
+        seed: int | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling!r}")
+        check_choice("pooling", pooling, choices(Cnn3DSettings, "pooling"))
         self.slice_shape = list(slice_shape)
         self.depth = depth
         self.filters = list(filters)
@@ -157,33 +152,31 @@ class VolumeNetwork(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
         self.seed = seed
-        seeds = child_seeds(seed, len(self.filters))
+        policy = self.dtype_policy
+        stages = zip(self.filters, child_seeds(seed, len(self.filters)), strict=True)
         self.stages = [
-            VolumeStage(
-                count,
-                momentum,
-                epsilon,
-                stage_seed,
-                name=f"stage_{number}",
-                dtype=self.dtype_policy,
-            )
-            for number, (count, stage_seed) in enumerate(
-                zip(self.filters, seeds, strict=True), start=1
-            )
+            VolumeStage(count, momentum, epsilon, child, name=f"stage_{number}", dtype=policy)
+            for number, (count, child) in enumerate(stages, start=1)
         ]
 
-    def build(self, features_shape):
+    def build(self, features_shape: Shape) -> None:
+        """Build the stages.
+
+        Raises:
+            ValueError: slices are not of `slice_shape`.
+        """
         if features_shape[-1] not in (None, math.prod(self.slice_shape)):
             raise ValueError(
                 f"slices of {self.slice_shape} have {math.prod(self.slice_shape)} values, got "
                 f"{features_shape[-1]}"
             )
-        shape = (None, self.depth, *self.slice_shape)
+        shape: Shape = (None, self.depth, *self.slice_shape)
         for stage in self.stages:
             stage.build(shape)
             shape = stage.compute_output_shape(shape)
 
-    def call(self, features, lengths, training=None):
+    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+        """Return the summary of the last stage's maps."""
         batch, steps = ops.shape(features)[:2]
         features = zero_padding(features, sequence_mask(lengths, steps))
         weights = ops.cast(resampling_weights(lengths, steps, self.depth), features.dtype)
@@ -194,33 +187,8 @@ class VolumeNetwork(keras.layers.Layer):
         summarise = ops.mean if self.pooling == "average" else ops.max
         return summarise(volume, axis=(1, 2, 3))
 
-    def compute_output_shape(self, features_shape, lengths_shape=None):
+    def compute_output_shape(
+        self, features_shape: Shape, lengths_shape: Shape | None = None
+    ) -> Shape:
+        """Return the shape of the vectors."""
         return (features_shape[0], self.filters[-1])
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "slice_shape": self.slice_shape,
-            "depth": self.depth,
-            "filters": self.filters,
-            "pooling": self.pooling,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "seed": self.seed,
-        }
-
-
-def cnn_3d(
-    settings: Cnn3DSettings, seed: int | None, slice_shape: tuple[int, int, int]
-) -> VolumeNetwork:
-    """A 3-D convolutional network over slices of `slice_shape`, `(height, width, channels)`."""
-    return VolumeNetwork(
-        slice_shape,
-        settings.depth,
-        settings.filters,
-        settings.pooling,
-        settings.batch_norm_momentum,
-        settings.batch_norm_epsilon,
-        seed,
-        name="aggregator",
-    )

@@ -28,6 +28,8 @@ from medseq_tf.recipe.loading import (
 from medseq_tf.recipe.model import (
     BACKWARD_READOUTS,
     KINDS,
+    AnyAggregator,
+    AnyEncoder,
     Attention,
     Cnn3D,
     ConvFSM,
@@ -46,6 +48,7 @@ from medseq_tf.recipe.model import (
 from medseq_tf.recipe.settings import (
     Settings,
     choices,
+    settings_in,
 )
 from medseq_tf.recipe.training import (
     DECISIONS,
@@ -65,6 +68,8 @@ __all__ = [
     "KINDS",
     "MONITORS",
     "PIXEL_LOSSES",
+    "AnyAggregator",
+    "AnyEncoder",
     "Attention",
     "Augment",
     "Chosen",
@@ -106,4 +111,5 @@ __all__ = [
     "load",
     "plain_values",
     "presets",
+    "settings_in",
 ]

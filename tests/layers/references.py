@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+
+from medseq_tf import layers
+
+# With the values of the papers for what the layers leave to the recipe.
+STATISTICS = {"momentum": 0.9, "epsilon": 1e-5}
+BatchNormalization = functools.partial(layers.BatchNormalization, **STATISTICS)
+ConvolutionBlock = functools.partial(layers.ConvolutionBlock, activation="relu", **STATISTICS)
+FeatureSimilarity = functools.partial(
+    layers.FeatureSimilarity, attention="softmax", activation="relu", **STATISTICS
+)
 
 
 def convolve(image, kernel, bias, stride=1, padding=0):

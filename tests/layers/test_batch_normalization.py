@@ -6,9 +6,7 @@ import keras
 import numpy as np
 import pytest
 from model_checks import check_round_trip, randomize_moving_statistics
-from references import normalize, normalize_by_batch
-
-from medseq_tf.layers import BatchNormalization
+from references import BatchNormalization, normalize, normalize_by_batch
 
 REAL = np.array(
     [[True, True, False], [True, False, False], [True, True, True], [True, True, False]]

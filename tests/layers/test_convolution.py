@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from model_checks import check_round_trip, randomize_moving_statistics
-from references import block, convolve, position_of
+from references import ConvolutionBlock, block, convolve, position_of
 
 from medseq_tf.errors import InputError
-from medseq_tf.layers import ConvolutionBlock, PerPositionConv2D, kernels
+from medseq_tf.layers import PerPositionConv2D, kernels
 
 
 @pytest.mark.parametrize(

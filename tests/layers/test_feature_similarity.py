@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from model_checks import check_round_trip, randomize_moving_statistics
-from references import feature_similarity, position_of
-
-from medseq_tf.layers import FeatureSimilarity
+from references import FeatureSimilarity, feature_similarity, position_of
 
 
 def built(channels=12, positions=1, **arguments):
@@ -46,7 +44,7 @@ def test_channels_of_the_paper(channels, reduced, projected):
 
 def test_a_wrong_attention_is_refused():
     with pytest.raises(ValueError, match="softmax, none, scaled, got 'sigmoid'"):
-        FeatureSimilarity("sigmoid")
+        FeatureSimilarity(attention="sigmoid")
 
 
 def test_round_trip(rng):

@@ -11,10 +11,17 @@ from model_checks import (
     check_round_trip,
     randomize_moving_statistics,
 )
-from references import convolve, feature_similarity, normalize_by_batch, position_of
+from references import (
+    ConvolutionBlock,
+    FeatureSimilarity,
+    convolve,
+    feature_similarity,
+    normalize_by_batch,
+    position_of,
+)
 
 from medseq_tf.errors import InputError
-from medseq_tf.layers import ConvolutionBlock, FeatureSimilarity, PerPosition
+from medseq_tf.layers import PerPosition
 
 LENGTHS = np.array([4, 1, 3], "int32")
 REAL = np.arange(4) < LENGTHS[:, None]

@@ -100,7 +100,7 @@ def test_half_precision_closes_the_gates_too(features):
 
 def test_a_wrong_cell_is_refused():
     with pytest.raises(ValueError, match="lstm, gru, got 'rnn'"):
-        RecurrentLayer(4, "rnn")
+        RecurrentLayer(4, "rnn", False)
 
 
 @pytest.mark.parametrize("cell", CELLS)

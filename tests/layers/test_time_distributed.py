@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from model_checks import check_one_trace, check_padding, check_round_trip
-from references import normalize_by_batch
+from references import BatchNormalization, ConvolutionBlock, normalize_by_batch
 
-from medseq_tf.layers import BatchNormalization, ConvolutionBlock, TimeDistributed
+from medseq_tf.layers import TimeDistributed
 
 LENGTHS = np.array([4, 1, 3], "int32")
 REAL = np.arange(4) < LENGTHS[:, None]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from model_checks import check_one_trace, check_padding, check_round_trip
+from model_checks import aggregator, check_one_trace, check_padding, check_round_trip
 
-from medseq_tf import recipe as recipes
-from medseq_tf.models import AGGREGATORS, Recurrent
-from medseq_tf.models.aggregators import READOUTS
+from medseq_tf.models.aggregators import READOUTS, Recurrent
 
 LENGTHS = np.array([5, 1, 3], "int32")
 MASK = np.arange(5) < LENGTHS[:, None]
@@ -21,11 +19,11 @@ def features(rng):
     return rng.normal(size=(3, 5, 6)).astype("float32")
 
 
-def of_keras(aggregator, features):
+def of_keras(layers, features):
     """The last layer's outputs and the final states of its directions, by Keras's layers."""
     outputs = features
-    for number, layer in enumerate(aggregator.stack):
-        last = number == len(aggregator.stack) - 1
+    for number, layer in enumerate(layers):
+        last = number == len(layers) - 1
         parts = []
         for d in range(layer.directions):
             reference = CELLS[layer.cell](
@@ -48,10 +46,10 @@ def of_keras(aggregator, features):
     [(False, "last"), (True, "last"), (True, "last_backward"), (True, "concat")],
 )
 def test_equals_a_stack_of_keras_layers(features, cell, layers, bidirectional, readout):
-    aggregator = Recurrent(4, layers, cell, bidirectional, readout=readout, seed=0)
-    vectors = aggregator(features, LENGTHS)
-    assert vectors.shape == aggregator.compute_output_shape(features.shape)
-    states = of_keras(aggregator, features)
+    layer = aggregator(cell, units=4, layers=layers, bidirectional=bidirectional, readout=readout)
+    vectors = layer(features, LENGTHS)
+    assert vectors.shape == layer.compute_output_shape(features.shape)
+    states = of_keras(layer.stack, features)
     part = {"last": slice(0, 4), "last_backward": slice(4, 8), "concat": slice(0, 8)}[readout]
     np.testing.assert_allclose(vectors, states[:, part], atol=1e-6)
 
@@ -59,11 +57,11 @@ def test_equals_a_stack_of_keras_layers(features, cell, layers, bidirectional, r
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("readout", ["mean", "max"])
 def test_states_are_joined_over_the_real_slices(features, bidirectional, readout):
-    aggregator = Recurrent(4, 2, "gru", bidirectional, readout=readout, seed=0)
-    vectors = np.asarray(aggregator(features, LENGTHS))
-    assert vectors.shape == aggregator.compute_output_shape(features.shape)
-    layers, states = aggregator.stack, features
-    for layer in layers:
+    whole = aggregator("gru", units=4, layers=2, bidirectional=bidirectional, readout=readout)
+    vectors = np.asarray(whole(features, LENGTHS))
+    assert vectors.shape == whole.compute_output_shape(features.shape)
+    states = features
+    for layer in whole.stack:
         states = np.asarray(layer(states, lengths=LENGTHS))
     join = getattr(np, readout)
     for row, length in enumerate(LENGTHS):
@@ -73,41 +71,40 @@ def test_states_are_joined_over_the_real_slices(features, bidirectional, readout
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("readout", READOUTS)
 def test_padding_and_batch_mates_change_nothing(features, name, readout):
-    settings = recipes.Recurrent(name=name, units=4, layers=2, readout=readout)
-    aggregator = AGGREGATORS[name](settings, seed=0)
-    check_padding(aggregator, features, LENGTHS)
-    check_one_trace(aggregator, 6)
+    layer = aggregator(name, units=4, layers=2, readout=readout)
+    check_padding(layer, features, LENGTHS)
+    check_one_trace(layer, 6)
 
 
 def test_steps_know_only_the_slices_so_far(features):
-    aggregator = Recurrent(4, 2, bidirectional=False, readout="last", seed=0)
-    aggregator(features, LENGTHS)
-    steps = np.asarray(aggregator.steps(features, LENGTHS))
+    layer = aggregator("lstm", units=4, layers=2, bidirectional=False, readout="last")
+    layer(features, LENGTHS)
+    steps = np.asarray(layer.steps(features, LENGTHS))
     assert steps.shape == (3, 5, 4)
     for step in range(5):
         still = step < LENGTHS
-        so_far = aggregator(features[still, : step + 1], np.full(still.sum(), step + 1))
+        so_far = layer(features[still, : step + 1], np.full(still.sum(), step + 1))
         np.testing.assert_allclose(steps[still, step], so_far, atol=1e-6)
         assert not steps[~still, step].any()
 
 
 def test_steps_of_both_directions_are_refused(features):
-    for aggregator in (Recurrent(4), Recurrent(4, bidirectional=False, readout="mean")):
+    for changes in ({}, {"bidirectional": False, "readout": "mean"}):
         with pytest.raises(ValueError, match="an output a step needs bidirectional=False"):
-            aggregator.steps(features, LENGTHS)
+            aggregator("lstm", **changes).steps(features, LENGTHS)
 
 
 def test_dropout_stands_between_the_layers_and_is_seeded(features):
     def vectors(layers):
-        aggregator = Recurrent(4, layers, dropout=0.5, seed=5)
-        return np.asarray(aggregator(features, LENGTHS, training=True))
+        layer = aggregator("lstm", units=4, layers=layers, dropout=0.5)
+        return np.asarray(layer(features, LENGTHS, training=True))
 
     np.testing.assert_array_equal(vectors(2), vectors(2))
-    one = Recurrent(4, 1, dropout=0.5, seed=5)
+    one = aggregator("lstm", units=4, layers=1, dropout=0.5)
     np.testing.assert_array_equal(
         one(features, LENGTHS, training=True), one(features, LENGTHS, training=False)
     )
-    two = Recurrent(4, 2, dropout=0.5, seed=5)
+    two = aggregator("lstm", units=4, layers=2, dropout=0.5)
     assert np.any(two(features, LENGTHS, training=True) != two(features, LENGTHS))
 
 
@@ -120,9 +117,12 @@ def test_dropout_stands_between_the_layers_and_is_seeded(features):
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Recurrent(4, **arguments)
+        Recurrent(
+            **{"units": 4, "layers": 1, "cell": "lstm", "bidirectional": True, "dropout": 0.0}
+            | {"readout": "last_backward", **arguments}
+        )
 
 
 def test_round_trip(features):
-    aggregator = Recurrent(4, 2, "gru", True, dropout=0.1, readout="concat", seed=8)
-    check_round_trip(aggregator, features, LENGTHS)
+    layer = aggregator("gru", 8, units=4, layers=2, dropout=0.1, readout="concat")
+    check_round_trip(layer, features, LENGTHS)

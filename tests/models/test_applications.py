@@ -40,7 +40,7 @@ def write_older_layout(network, path):
 
 
 def loaded(source, name="MobileNet", shape=SHAPE, output="average"):
-    network = KerasNetwork(name, output)
+    network = KerasNetwork(name, output, "all")
     network.source = str(source)
     network.build((None, *shape))
     return network

@@ -13,7 +13,6 @@ from model_checks import check_one_trace, check_padding, randomize_moving_statis
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
-from medseq_tf.models import AGGREGATORS, ENCODERS
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -69,12 +68,6 @@ def slices(rng):
 @pytest.fixture(params=VARIANTS)
 def model(request):
     return build(request.param)
-
-
-def test_the_catalogues_hold_what_a_recipe_can_name():
-    assert set(ENCODERS) == {"conv_fsm", "keras_application", "pixels", "segmenter"}
-    pooled = {"mean", "max", "sum", "log_sum_exp", "attention"}
-    assert set(AGGREGATORS) == {"lstm", "gru", "transformer", "slice_scores"} | pooled
 
 
 def test_logits(model, slices):

@@ -10,7 +10,7 @@ from medseq_tf.models import Head
 
 def test_equals_plain_matrices(rng):
     vectors = rng.normal(size=(3, 6)).astype("float32")
-    head = Head(2, units=[5, 4], activation="tanh", seed=0)
+    head = Head(2, units=[5, 4], activation="tanh", dropout=0.2, seed=0)
     logits = head(vectors)
     hidden = vectors.astype("float64")
     for layer in head.hidden:
@@ -22,15 +22,15 @@ def test_equals_plain_matrices(rng):
 
 
 def test_logits_are_float32_in_mixed_precision(rng):
-    head = Head(2, dtype="mixed_float16")
+    head = Head(2, [32], "relu", 0.2, dtype="mixed_float16")
     assert head(rng.normal(size=(3, 6)).astype("float16")).dtype == "float32"
 
 
 def test_dropout_follows_every_hidden_layer(rng):
-    head = Head(1, units=[64], dropout=0.5, seed=1)
+    head = Head(1, units=[64], activation="relu", dropout=0.5, seed=1)
     vectors = rng.normal(size=(3, 6)).astype("float32")
     assert np.any(head(vectors, training=True) != head(vectors))
-    head = Head(1, units=[64], dropout=0.0, seed=1)
+    head = Head(1, units=[64], activation="relu", dropout=0.0, seed=1)
     np.testing.assert_array_equal(head(vectors, training=True), head(vectors))
 
 

@@ -53,7 +53,7 @@ def application(name):
     ],
 )
 def test_features_are_those_of_the_network_itself(rng, name, module, features, output, pooling):
-    network = KerasNetwork(name, output, seed=3)
+    network = KerasNetwork(name, output, "all", seed=3)
     network.build((None, 40, 40, 1))
     itself = application(name)(
         weights=None, include_top=False, pooling=pooling, input_shape=(40, 40, 3)
@@ -70,7 +70,7 @@ def test_features_are_those_of_the_network_itself(rng, name, module, features, o
 
 
 def test_three_channels_are_red_green_and_blue(rng):
-    network = KerasNetwork("VGG16", seed=3)
+    network = KerasNetwork("VGG16", "average", "all", seed=3)
     network.build((None, *SHAPE[:2], 3))
     slices = rng.uniform(size=(2, *SHAPE[:2], 3)).astype("float32")
     expected = network.model(keras.applications.vgg16.preprocess_input(255 * slices))
@@ -88,7 +88,7 @@ def test_a_model_takes_neighbouring_slices_as_channels(rng):
 
 def test_a_layer_below_the_top_is_read_at_any_size(slices):
     whole = application(SMALL)(weights=None, include_top=False, input_shape=(*SHAPE[:2], 3))
-    network = KerasNetwork(SMALL, "conv_pw_3_relu", seed=0)
+    network = KerasNetwork(SMALL, "conv_pw_3_relu", "all", seed=0)
     network.build((None, *SHAPE))
     assert network.compute_output_shape((None, *SHAPE)) == (None, 128)
     part = keras.Model(whole.input, whole.get_layer("conv_pw_3_relu").output)
@@ -99,9 +99,9 @@ def test_a_layer_below_the_top_is_read_at_any_size(slices):
 
 
 def test_automatic_layer_names_do_not_depend_on_what_was_built_before():
-    first = KerasNetwork("Xception", "conv2d_1", seed=0)
+    first = KerasNetwork("Xception", "conv2d_1", "all", seed=0)
     first.build((None, 72, 72, 1))
-    again = KerasNetwork("Xception", "conv2d_1", seed=0)
+    again = KerasNetwork("Xception", "conv2d_1", "all", seed=0)
     again.build((None, 72, 72, 1))
     assert first.model.layers[-2].name != again.model.layers[-2].name  # Keras counts on
     slices = np.ones((1, 72, 72, 1), "float32")
@@ -141,7 +141,7 @@ def test_features_in_place_of_slices(slices):
 
 @pytest.mark.parametrize("count", [1, 16, 17, 40])
 def test_a_study_passes_a_frozen_network_in_portions(rng, monkeypatch, count):
-    network = KerasNetwork(SMALL, seed=0)
+    network = KerasNetwork(SMALL, "average", "all", seed=0)
     network.build((None, *SHAPE))
     seen, whole = [], network._features
     slices = rng.uniform(size=(count, *SHAPE)).astype("float32")
@@ -276,7 +276,7 @@ def test_a_saved_model_needs_no_other_file(slices, tmp_path, monkeypatch, encode
 def test_round_trips(slices):
     network = KerasNetwork(SMALL, "max", frozen=7, seed=5)
     check_round_trip(network, slices[0])
-    network = KerasNetwork(SMALL, seed=5)
+    network = KerasNetwork(SMALL, "average", "all", seed=5)
     encoder = PretrainedEncoder(network, [(4, "relu"), (3, "linear")], 0.2, False, 6)
     check_round_trip(encoder, slices, LENGTHS)
 
@@ -298,7 +298,7 @@ def test_one_seed_gives_one_network(network):
     [("VGG19", 32), ("VGG19", 96), ("DenseNet121", 64), ("ResNet50", 32), ("MobileNetV2", 96)],
 )
 def test_random_networks_neither_fade_nor_overflow(network, side):
-    layer = KerasNetwork(network, seed=0)
+    layer = KerasNetwork(network, "average", "all", seed=0)
     layer.build((None, side, side, 1))
     rows, columns = np.mgrid[:side, :side] / side - 0.5
     heads = [np.hypot(rows, columns * w) < 0.4 for w in (1, 1.2, 1.5, 2)]  # ellipses on black

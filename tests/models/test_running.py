@@ -14,7 +14,6 @@ from model_checks import (
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.models.classifier import PREFIXES
 
 SHAPE = (20, 20, 1)
 LENGTHS = np.array([5, 1, 3], "int32")
@@ -108,7 +107,7 @@ def test_more_beginnings_than_pass_at_once(rng):
     model = build("bilstm")
     features = rng.normal(size=(3, 24, 3)).astype("float32")
     lengths = np.array([24, 1, 20], "int32")
-    assert features.shape[0] * features.shape[1] > PREFIXES
+    assert features.shape[0] * features.shape[1] > model.aggregator.at_once
     check_running(model, "features", features, lengths)
     graph = tf.function(
         lambda features, lengths: model.running({"features": features, "lengths": lengths}),

@@ -99,7 +99,7 @@ PUBLISHED = {"xnet": "15.1M", "unet": "34.5M", "dunet": "8,640,163"}
 
 @pytest.mark.parametrize("network", CHANNELS)
 def test_as_many_weights_as_published(network):
-    segmenter = Segmenter(network)
+    segmenter = Segmenter(network, None)
     with keras.device("cpu"):
         segmenter.build((None, 192, 192, CHANNELS[network]))
     count = segmenter.count_params()
@@ -184,7 +184,7 @@ def test_inference_in_portions_is_inference_at_once(rng, monkeypatch):
 
 def test_unknown_networks_are_named():
     with pytest.raises(ValueError, match="one of xnet, unet, dunet, got 'vnet'"):
-        Segmenter("vnet")
+        Segmenter("vnet", None)
 
 
 # --------------------------------------------------------------------- detection by segmentation

@@ -41,14 +41,14 @@ def scores(rng):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_the_pool_is_that_of_the_real_slices(scores, pooling):
-    got = np.asarray(SliceScores(pooling, 2.0)(scores, LENGTHS))
+    got = np.asarray(SliceScores(pooling, 2.0, "slice")(scores, LENGTHS))
     for study, length, pooled in zip(scores.astype(float), LENGTHS, got, strict=True):
         np.testing.assert_allclose(pooled, POOLINGS[pooling](study[:length]), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_neither_padding_nor_order_changes_anything(scores, pooling, rng):
-    layer = SliceScores(pooling, 2.0)
+    layer = SliceScores(pooling, 2.0, "slice")
     check_padding(layer, scores, LENGTHS)
     check_one_trace(layer, 2)
     shuffled = scores.copy()
@@ -63,7 +63,7 @@ def test_sure_slices_stay_finite_and_have_a_gradient():
     lengths = np.array([2, 3], "int32")
     with tf.GradientTape() as tape:
         tape.watch(scores)
-        pooled = SliceScores()(scores, lengths)
+        pooled = SliceScores("mean", 5.0, "slice")(scores, lengths)
     slopes = tape.gradient(pooled, scores).numpy()
     np.testing.assert_allclose(pooled[0], np.log(2) - np.log(np.exp(-150)), rtol=1e-5)
     np.testing.assert_allclose(pooled[1], logit(expit([-200.0, 3.0, 0.0]).mean()), rtol=1e-5)
@@ -81,7 +81,7 @@ def test_sure_slices_stay_finite_and_have_a_gradient():
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        SliceScores(**arguments)
+        SliceScores(**{"pooling": "mean", "sharpness": 5.0, "target": "slice", **arguments})
 
 
 # ------------------------------------------------------------------------------------ the model

@@ -46,7 +46,9 @@ def test_every_slice_of_a_longer_study_counts(length):
 
 
 def network(**arguments):
-    settings = {"depth": 4, "filters": (3, 6), "seed": 0, **arguments}
+    statistics = {"momentum": 0.9, "epsilon": 1e-5}
+    settings = {"depth": 4, "filters": (3, 6), "pooling": "average", "seed": 0, **statistics}
+    settings |= arguments
     return VolumeNetwork((4, 5, 2), **settings)
 
 
