@@ -190,7 +190,7 @@ def _describe(prepared: Prepared, options: argparse.Namespace) -> None:
 
 
 def _print_tables(table: pd.DataFrame, runs: list[Any]) -> None:
-    from medseq_tf.evaluation.evaluate import compare
+    from medseq_tf.evaluation.comparison import compare
 
     print("\npixels, means over test studies with a lesion (dice_pooled: over all pixels)")
     _print_part(table, PIXELS)

@@ -228,14 +228,14 @@ def train(**arguments: Any) -> None:
 
     recipes.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.evaluation.evaluate import fold_text, text
+    from medseq_tf.evaluation.results_text import folds_text, metrics_text
     from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
-    say(text(done.metrics))
+    say(metrics_text(done.metrics))
     if done.folds:
-        say(fold_text(done.predictions))
+        say(folds_text(done.predictions))
     say(f"run:    {done.path}")
     say(f"report: {done.path / 'report.html'}")
     for note in done.notes:

@@ -78,7 +78,16 @@ class Prepared:
     studies: pd.DataFrame
 
     @classmethod
-    def load(cls, path: str | Path) -> Prepared:
+    def open(cls, data: str | os.PathLike | Prepared) -> Prepared:
+        """Open a prepared data set; one that is open already is returned as it is.
+
+        Raises:
+            InputError: see `load`.
+        """
+        return data if isinstance(data, Prepared) else cls.load(data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Prepared:
         """Open a prepared data set and check that all its files are there, whole.
 
         Raises:
@@ -108,6 +117,11 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The content hash of each study, by id."""
+        return dict(zip(self.studies["study_id"], self.studies["content_hash"], strict=True))
 
     @property
     def label_names(self) -> list[str]:

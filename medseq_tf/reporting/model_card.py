@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from medseq_tf.dataset import leakage, selection
-from medseq_tf.evaluation import evaluate
+from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.files import atomic
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
@@ -30,7 +30,7 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
     """Return the model card of a finished run as Markdown."""
     recipe, dataset = run.experiment, run.dataset
     scores = run.metrics
-    scores = scores[scores["metric"].isin(evaluate.SHOWN)]
+    scores = results_text.reported(scores)
     metrics = scores.assign(
         value=scores["value"].map(number),
         interval=[interval(*bounds) for bounds in scores[["low", "high"]].to_numpy(float)],

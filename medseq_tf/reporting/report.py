@@ -20,8 +20,9 @@ from medseq_tf.dataset import leakage, selection
 from medseq_tf.dataset import subgroups as subgroups_by_source
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation import cross_validation, evaluate, metrics
+from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
 from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import atomic, destination
 from medseq_tf.reporting import figures, tables
 from medseq_tf.reporting.figures import Drawing
@@ -65,10 +66,10 @@ def report(
     if data is None:
         text = page(opened)
     else:
-        prepared = data if isinstance(data, Prepared) else Prepared.load(Path(data))
+        prepared = Prepared.open(data)
         text = page(
             opened,
-            evaluate.audit_splits(opened, prepared),
+            audit_splits(opened, prepared),
             _explain_chosen(opened, prepared),
             images,
             subgroups_by_source.sources(prepared),
@@ -230,11 +231,11 @@ def _calls(
     by_group = tables.subgroup_scores(predictions, label_names, groups, selected)
     intervals = 0 if by_group.empty else int(by_group["low"].notna().sum())
     return {
-        "any_positive": evaluate.ANY_POSITIVE,
-        "confusion": list(evaluate.confusion_table(predictions).itertuples()),
+        "any_positive": results_text.ANY_POSITIVE,
+        "confusion": list(scoring.confusion_table(predictions).itertuples()),
         "temperatures": {
             label: [f"{temperatures.get(label, 1.0):.2f}" for temperatures in fitted]
-            for label in evaluate.calibration_table(predictions)["label"].unique()
+            for label in scoring.calibration_table(predictions)["label"].unique()
         },
         "calibration_table": tables.calibration(predictions, selected),
         "subgroup_table": tables.subgroups(by_group),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset import selection
-from medseq_tf.evaluation import evaluate, metrics
+from medseq_tf.evaluation import metrics, results_text, scoring
 from medseq_tf.evaluation.metrics import interval_text
 from medseq_tf.runs.run import Run
 
@@ -113,7 +113,7 @@ def splits(run: Run) -> Table:
 
 def metric_rows(scores: pd.DataFrame) -> Table:
     """List a run's metrics with their intervals."""
-    shown = scores[scores["metric"].isin(evaluate.SHOWN)]
+    shown = results_text.reported(scores)
     return table(
         pd.DataFrame(
             {
@@ -134,10 +134,10 @@ def folds(predictions: pd.DataFrame) -> Table:
     Of repeated folds there is one column a repeat, the mean of its folds.
     """
     tested = predictions[predictions["split"] == "test"]
-    shown = [name for name in evaluate.SHOWN if name in metrics.METRICS]
-    by_fold = evaluate.fold_table(tested).melt(["fold", "label"], shown, var_name="metric")
+    shown = [name for name in scoring.REPORTED_METRICS if name in metrics.METRICS]
+    by_fold = scoring.fold_table(tested).melt(["fold", "label"], shown, var_name="metric")
     wide = by_fold.pivot_table("value", ["label", "metric"], "fold", sort=False, dropna=False)
-    summary = evaluate.fold_summary(tested).set_index(["label", "metric"])
+    summary = scoring.fold_summary(tested).set_index(["label", "metric"])
     repeat_of = tested.groupby("fold")["repeat"].first() if "repeat" in tested else None
     if repeat_of is not None and repeat_of.nunique() > 1:
         wide = wide.T.groupby(repeat_of).mean().T
@@ -155,11 +155,11 @@ def calibration(predictions: pd.DataFrame, selected: str) -> Table:
         predictions: of the studies that are reported.
         selected: why they have no intervals; empty if they have.
     """
-    scores = _without_intervals(evaluate.calibration_table(predictions), selected)
+    scores = _without_intervals(scoring.calibration_table(predictions), selected)
     rows = pd.DataFrame({"label": scores["label"], "metric": scores["metric"].map(metric_name)})
     for when, name in (("before", "as predicted"), ("after", "scaled")):
         rows[name] = scores[when].map(number)
-        ranges = (evaluate.calibration_range(row, when) for row in scores.to_dict("records"))
+        ranges = (results_text.calibration_range(row, when) for row in scores.to_dict("records"))
         rows["95% interval" + " " * (when == "after")] = [words.strip(" ()") for words in ranges]
     return table(rows.assign(note=scores["note"].fillna("")))
 
@@ -186,7 +186,7 @@ def subgroup_scores(
     selected: str,
 ) -> pd.DataFrame:
     """Score the subgroups; those of studies used for selection get no intervals."""
-    return _without_intervals(evaluate.subgroup_table(predictions, label_names, groups), selected)
+    return _without_intervals(scoring.subgroup_table(predictions, label_names, groups), selected)
 
 
 def _without_intervals(scores: pd.DataFrame, selected: str) -> pd.DataFrame:

@@ -259,7 +259,7 @@ class _Drawn(StudySource):
 
 def _studies_of(data: str | os.PathLike | Prepared, description: Description) -> list[_Study]:
     """Return a few studies of a prepared data set, of different numbers of slices."""
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     stored = (prepared.info["size"], prepared.info["preparation"]["aspect"])
     bits = 8 * np.dtype(prepared.info["storage"]["dtype"]).itemsize
     if (*stored, bits, prepared.info["storage"]["offset"]) != (

@@ -24,9 +24,9 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation import metrics
-from medseq_tf.evaluation.evaluate import point_metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, frozen_network, join, weights_digest
 from medseq_tf.evaluation.inference import Predictions, study_predictions
+from medseq_tf.evaluation.scoring import point_metrics
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
 from medseq_tf.input.slice_store import SliceStore

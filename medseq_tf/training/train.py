@@ -32,20 +32,18 @@ from medseq_tf.dataset.splits import (
 )
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import cross_validation, operating_points
-from medseq_tf.evaluation.evaluate import (
-    audit_splits,
+from medseq_tf.evaluation.feature_store import feature_folder
+from medseq_tf.evaluation.inference import Predictions, study_predictions
+from medseq_tf.evaluation.operating_points import OperatingPoint
+from medseq_tf.evaluation.predictions import (
     calibrated,
     choose_cuts,
     choose_operating_points,
     fit_temperatures,
-    fold_summary,
     predictions_table,
-    score,
-    selection_marked,
 )
-from medseq_tf.evaluation.feature_store import feature_folder
-from medseq_tf.evaluation.inference import Predictions, study_predictions
-from medseq_tf.evaluation.operating_points import OperatingPoint
+from medseq_tf.evaluation.scoring import fold_summary, mark_selection, score
+from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import atomic, destination, write_json
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
@@ -109,7 +107,7 @@ def train(
         Stopped: interrupted with Ctrl-C; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
     if splits is not None:
         if folds is not None:
@@ -248,14 +246,10 @@ def _begin(
 ) -> None:
     """Write what a run begins with, `run.json` last."""
     folder.mkdir(parents=True, exist_ok=True)
-    studies = prepared.studies
     with atomic(folder / "experiment.yaml") as temporary:
         temporary.write_text(recipe.to_yaml(), "utf-8")
     write_json(folder / "dataset.json", prepared.info)
-    write_json(
-        folder / "studies.json",
-        dict(zip(studies["study_id"], studies["content_hash"], strict=True)),
-    )
+    write_json(folder / "studies.json", prepared.contents)
     write_json(folder / "splits.json", _named(prepared, splits))
     write_json(
         folder / "run.json",
@@ -381,7 +375,7 @@ def _write_results(
     scored = predictions[predictions["split"] == "test"] if "fold" in predictions else predictions
     run = Run(folder)
     table = score(scored, prepared.label_names)
-    table = selection_marked(table, run.experiment, scored, run.contents)
+    table = mark_selection(table, run.experiment, scored, run.contents)
     rows = table.to_dict(orient="records")
     folds = "fold" in predictions
     results = {

@@ -328,7 +328,7 @@ def _tracker(folder: Path, job: dict[str, Any], kind: Any) -> Any:
 
 def _score(run: Any, metric: str) -> dict[str, Any]:
     """Return a run's score, its spread over the folds, and further metrics as means."""
-    from medseq_tf.evaluation.evaluate import fold_table
+    from medseq_tf.evaluation.scoring import fold_table
     from medseq_tf.tuning import optimism
 
     held_out = optimism.held_out(run.predictions)

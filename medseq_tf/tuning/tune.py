@@ -22,7 +22,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.evaluation import evaluate
+from medseq_tf.evaluation import scoring
 from medseq_tf.files import destination, write_json, write_text
 from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run, locked
@@ -105,7 +105,7 @@ def tune(
         Stopped: interrupted with Ctrl-C; the same call goes on.
     """
     space = Space.load(space, overrides)
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
     role, place = _cluster(cluster)
@@ -333,7 +333,7 @@ def nested_result(folder: Path, prepared: Prepared, objective: Objective) -> dic
         tested = Run(search.path / "champion" / search.winner["trial"]).predictions
         tested = tested[tested["split"] == "test"].assign(fold=number)
         tables.append(tested)
-        outer = evaluate.fold_table(tested)[objective.metric].mean()
+        outer = scoring.fold_table(tested)[objective.metric].mean()
         folds.append(
             {
                 "fold": number,
@@ -342,5 +342,5 @@ def nested_result(folder: Path, prepared: Prepared, objective: Objective) -> dic
                 "outside": float(outer),
             }
         )
-    table = evaluate.score(pd.concat(tables, ignore_index=True), prepared.label_names)
+    table = scoring.score(pd.concat(tables, ignore_index=True), prepared.label_names)
     return {"metric": objective.metric, "folds": folds, "table": table.to_dict(orient="records")}

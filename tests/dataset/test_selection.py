@@ -13,7 +13,7 @@ from small_run import SMALL, run_small
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import reuse, selection
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.evaluation import evaluate as evaluation
+from medseq_tf.evaluation import comparison, evaluate, results_text, scoring
 from medseq_tf.reporting import figures, model_card, report
 from medseq_tf.tuning import optimism
 
@@ -46,8 +46,8 @@ def both(rng):
 
 
 def test_validation_stands_last_labelled_and_without_an_interval(both):
-    judged = evaluation.evaluate_predictions(both, ["lesion"], resamples=50)
-    for table in (judged.table, judged.calibration):
+    evaluated = evaluate.evaluate_predictions(both, ["lesion"], resamples=50)
+    for table in (evaluated.table, evaluated.calibration):
         assert list(dict.fromkeys(table["split"])) == ["test", "validation"]
         of_validation = table[table["split"] == "validation"]
         bounds = [n for n in table if n.endswith(("low", "high")) and "null" not in n]
@@ -56,9 +56,9 @@ def test_validation_stands_last_labelled_and_without_an_interval(both):
         assert of_validation["note"].str.contains("used for selection").all()
         assert table[table["split"] == "test"][bounds].notna().any(axis=None)
         assert not table[table["split"] == "test"]["note"].str.contains("used for selection").any()
-    groups = judged.subgroups
+    groups = evaluated.subgroups
     assert groups.loc[groups["split"] == "validation", ["low", "high"]].isna().all(axis=None)
-    text = evaluation.text(judged.table)
+    text = results_text.metrics_text(evaluated.table)
     assert text.count("used for selection") == 1
     lines = [line for line in text.splitlines() if line.startswith("validation")]
     assert lines
@@ -68,7 +68,7 @@ def test_validation_stands_last_labelled_and_without_an_interval(both):
 
 def test_a_comparison_on_validation_concludes_nothing(both):
     of_validation = both[both["split"] == "validation"]
-    found = evaluation.compare_tables(
+    found = comparison.compare_tables(
         {"a": of_validation, "b": of_validation.assign(probability=0.3)}, ["lesion"], 50
     )
     assert found.differences[["low", "high", "p"]].isna().all(axis=None)
@@ -200,7 +200,7 @@ def equal_trials(trials, patients, seed, true=0.70, folds=5, repeats=2):
 
 
 def score(table):
-    return evaluation.fold_table(table).groupby("fold")["auroc"].mean().mean()
+    return scoring.fold_table(table).groupby("fold")["auroc"].mean().mean()
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_the_best_of_twenty_equal_trials_is_corrected_to_what_they_are():
 @pytest.mark.parametrize("metric", ["auroc", "accuracy", "brier"])
 def test_one_trial_alone_is_hardly_corrected(metric):
     trials = equal_trials(1, 60, 0)
-    expected = evaluation.fold_table(trials["0000"]).groupby("fold")[metric].mean().mean()
+    expected = scoring.fold_table(trials["0000"]).groupby("fold")[metric].mean().mean()
     value, note = optimism.correct(trials, metric, smaller_is_better=metric == "brier")
     assert value == pytest.approx(expected, abs=0.03)
     assert note == ""
@@ -255,18 +255,18 @@ def test_a_correction_that_makes_it_no_worse_is_no_correction(metric, score, cor
 
 
 def test_every_figure_of_the_test_patients_counts(data, run, tmp_path):
-    first = evaluation.evaluate(run, data, resamples=20)
+    first = evaluate.evaluate(run, data, resamples=20)
     times = first.reads.times
     assert times >= 2, "the training's own figures, and these"
     assert first.reads.recipes == 1
     assert f"have been read {times} times, by 1 recipe" in first.text()
-    assert evaluation.evaluate(run, data, resamples=20).reads.times == times + 1
-    assert evaluation.evaluate(run, data, split="validation", resamples=20).reads is None
+    assert evaluate.evaluate(run, data, resamples=20).reads.times == times + 1
+    assert evaluate.evaluate(run, data, split="validation", resamples=20).reads is None
     other = run_small(data, tmp_path / "other", "fit.epochs=1", "seed=1")
     assert (other.reads.times, other.reads.recipes) == (times + 2, 2)
-    evaluation.compare([run, other], data, "validation", resamples=20)
-    evaluation.compare([run, other], data, resamples=20)
-    assert evaluation.evaluate(run, data, resamples=20).reads.times == times + 5
+    comparison.compare([run, other], data, "validation", resamples=20)
+    comparison.compare([run, other], data, resamples=20)
+    assert evaluate.evaluate(run, data, resamples=20).reads.times == times + 5
     words = "the best of these recipes is too good"
     assert words in model_card.card(other)
     assert words in report.page(other)
@@ -331,7 +331,7 @@ def test_a_run_of_a_chosen_recipe_has_no_interval_on_the_patients_who_chose_it(d
         assert point["sensitivity"][1:] == point["specificity"][1:] == [None, None]
     said = next(note for note in run.notes if "with each fold left out" in note)
     assert " to " not in said, "no interval"
-    assert words in evaluation.evaluate(run, data, resamples=20).text()
+    assert words in evaluate.evaluate(run, data, resamples=20).text()
     page, card = report.page(run), model_card.card(run)
     assert words in page
     assert words in card
@@ -347,7 +347,7 @@ def test_a_comparison_with_a_chosen_recipe_concludes_nothing(data, run, tmp_path
     (copy / "experiment.yaml").write_text(
         run.experiment.model_copy(update={"chosen": everyone.chosen}).to_yaml(), "utf-8"
     )
-    found = evaluation.compare([run, copy], resamples=20)
+    found = comparison.compare([run, copy], resamples=20)
     assert found.differences[["low", "high", "p"]].isna().all(axis=None)
     table = found.table.set_index("model")
     assert table.loc["chosen", "low"].isna().all()

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import optimize, special, stats
 
-from medseq_tf.evaluation import evaluate, metrics
+from medseq_tf.evaluation import metrics, scoring
 
 pytestmark = pytest.mark.slow
 CUT = 0.4
@@ -186,7 +186,7 @@ def test_calibration(several):
             {"split": "test", "label": "a", "study": range(len(labels)), "truth": labels,
              "patient": owner, "probability": probabilities, "calibrated": probabilities}
         )  # fmt: skip
-        rows = evaluate.calibration_table(predictions).set_index("metric").loc[list(true)]
+        rows = scoring.calibration_table(predictions).set_index("metric").loc[list(true)]
         value = pd.Series(true)
         covered.append((rows["before_low"] <= value) & (value <= rows["before_high"]))
     share = pd.concat(covered, axis=1).mean(axis=1)

@@ -1,7 +1,7 @@
 """By simulation: intervals of cross-validated recipes cover, and their comparison keeps its level.
 
 What the learners, cohorts and truths are is in `benchmarks/coverage_folds.py`, which prints more of
-them. Everything goes through `evaluate.score` and `evaluate.compare_tables`.
+them. Everything goes through `scoring.score` and `comparison.compare_tables`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseq_tf.evaluation import evaluate
+from medseq_tf.evaluation import comparison, scoring
 
 SOURCE = Path(__file__).parents[2] / "benchmarks" / "coverage_folds.py"
 
@@ -68,7 +68,7 @@ def test_an_interval_holds_what_the_recipe_does_on_average(simulation, learner, 
         rows = repeats * 2 * half
         found = []
         for cohort in zip(*(part[:, :rows] for part in parts), strict=True):
-            scored = evaluate.score(table(*cohort, half), ["lesion"], resamples=2)
+            scored = scoring.score(table(*cohort, half), ["lesion"], resamples=2)
             found.append(scored.set_index("metric").loc["auroc", ["low", "high"]])
         low, high = np.array(found, float).T
         covered = ((low <= truth) & (truth <= high)).mean()
@@ -85,7 +85,7 @@ def test_equal_recipes_differ_in_few_cohorts(simulation, name):
         rows, rejected = repeats * 2 * half, []
         for number in range(cohorts):
             tables = [table(*(part[number, :rows] for part in one), half) for one in both]
-            found = evaluate.compare_tables(
+            found = comparison.compare_tables(
                 dict(zip("ab", tables, strict=True)), ["lesion"], resamples=2
             )
             rejected.append(found.differences.set_index("metric").loc["auroc", "p"] < 0.05)

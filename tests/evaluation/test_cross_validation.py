@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from medseq_tf.evaluation import cross_validation, evaluate, metrics
+from medseq_tf.evaluation import comparison, cross_validation, metrics, scoring
 
 
 def predictions(truth, probability, fold, repeat=None, patient=None, threshold=0.5, label="lesion"):
@@ -51,7 +51,7 @@ def by_metric(table):
 def test_folds_are_ranked_apart_and_called_together(rng):
     table = drawn(rng, n=90)
     shifted = table.assign(probability=(table["probability"] + table["fold"]) / 4)
-    result = by_metric(evaluate.score(shifted, ["lesion"], 200))
+    result = by_metric(scoring.score(shifted, ["lesion"], 200))
     aurocs = [
         sklearn_metrics.roc_auc_score(part["truth"], part["probability"])
         for _, part in shifted.groupby("fold")
@@ -67,17 +67,17 @@ def test_folds_are_ranked_apart_and_called_together(rng):
 
 def test_folds_are_pooled_only_where_their_probabilities_are_alike(rng):
     table = drawn(rng, n=90)
-    alike = by_metric(evaluate.score(table, ["lesion"], 20))
+    alike = by_metric(scoring.score(table, ["lesion"], 20))
     pooled = sklearn_metrics.roc_auc_score(table["truth"], table["probability"])
     assert alike.loc["auroc_pooled", "value"] == pytest.approx(pooled)
     shifted = table.assign(probability=(table["probability"] + table["fold"]) / 4)
-    assert "auroc_pooled" not in evaluate.score(shifted, ["lesion"], 20)["metric"].tolist()
+    assert "auroc_pooled" not in scoring.score(shifted, ["lesion"], 20)["metric"].tolist()
 
 
 def test_a_recipe_is_less_sure_than_its_fitted_models(rng):
     """The interval counts the spread of training; that of the fitted models does not."""
     table = drawn(rng, n=80)
-    recipe = by_metric(evaluate.score(table, ["lesion"], 500)).loc["auroc"]
+    recipe = by_metric(scoring.score(table, ["lesion"], 500)).loc["auroc"]
     plain = metrics.delong_interval(table["truth"], table["probability"])
     assert recipe["high"] - recipe["low"] > 1.15 * (plain.high - plain.low)
 
@@ -88,14 +88,14 @@ def test_a_fold_that_failed_widens_the_interval(rng):
     mine = failed["fold"] == 1
     failed.loc[mine, "probability"] = 1 - failed.loc[mine, "probability"]
     low, high = (
-        by_metric(evaluate.score(part, ["lesion"], 50)).loc["auroc"] for part in (failed, table)
+        by_metric(scoring.score(part, ["lesion"], 50)).loc["auroc"] for part in (failed, table)
     )
     assert low["high"] - low["low"] > 3 * (high["high"] - high["low"])
 
 
 def test_repeats_are_averaged_and_a_study_counts_once(rng):
     table = drawn(rng, repeats=3)
-    result = by_metric(evaluate.score(table, ["lesion"], 100))
+    result = by_metric(scoring.score(table, ["lesion"], 100))
     aurocs = [
         metrics.auroc(part["truth"], part["probability"]) for _, part in table.groupby("fold")
     ]
@@ -115,7 +115,7 @@ def test_repeating_the_same_folds_makes_no_one_surer(rng):
     once = drawn(rng)
     again = once.assign(repeat=2, fold=once["fold"] + 3)
     narrow, wide = (
-        by_metric(evaluate.score(part, ["lesion"], 200)).loc["auroc"]
+        by_metric(scoring.score(part, ["lesion"], 200)).loc["auroc"]
         for part in (once, pd.concat([once, again], ignore_index=True))
     )
     assert wide["value"] == pytest.approx(narrow["value"])
@@ -125,14 +125,14 @@ def test_repeating_the_same_folds_makes_no_one_surer(rng):
 def test_rows_in_any_order_say_the_same(rng):
     table = drawn(rng, repeats=2)
     shuffled = table.sample(frac=1, random_state=1)
-    first, second = (evaluate.score(part, ["lesion"], 50) for part in (table, shuffled))
+    first, second = (scoring.score(part, ["lesion"], 50) for part in (table, shuffled))
     pd.testing.assert_frame_equal(first, second)
 
 
 def test_a_table_without_repeats_is_one_repeat(rng):
     table = drawn(rng)
     first, second = (
-        evaluate.score(part, ["lesion"], 50) for part in (table, table.drop(columns="repeat"))
+        scoring.score(part, ["lesion"], 50) for part in (table, table.drop(columns="repeat"))
     )
     pd.testing.assert_frame_equal(first, second)
 
@@ -142,7 +142,7 @@ def test_studies_of_a_patient_do_not_make_surer(rng):
     once = drawn(rng)
     copies = once.assign(study=once["study"] + "b")
     table = pd.concat([once, copies], ignore_index=True)
-    alone, both = (by_metric(evaluate.score(part, ["lesion"], 400)) for part in (once, table))
+    alone, both = (by_metric(scoring.score(part, ["lesion"], 400)) for part in (once, table))
     for metric, tolerance in {"auroc": 1e-9, "recall": 0.05, "brier": 0.05}.items():
         widths = [part.loc[metric, "high"] - part.loc[metric, "low"] for part in (alone, both)]
         assert widths[1] == pytest.approx(widths[0], rel=tolerance)
@@ -153,7 +153,7 @@ def test_studies_of_a_patient_do_not_make_surer(rng):
 def test_a_fold_that_cannot_be_ranked_is_left_out_and_named(rng):
     table = drawn(rng)
     table.loc[table["fold"] == 2, "truth"] = 0
-    row = by_metric(evaluate.score(table, ["lesion"], 50)).loc["auroc"]
+    row = by_metric(scoring.score(table, ["lesion"], 50)).loc["auroc"]
     assert row["note"] == "without fold 2: not both classes"
     parts = [part for fold, part in table.groupby("fold") if fold != 2]
     expected = np.mean([metrics.auroc(part["truth"], part["probability"]) for part in parts])
@@ -166,7 +166,7 @@ def test_folds_of_one_positive_patient_each_have_an_interval(rng):
     truth[:5] = 1
     fold = np.arange(40) % 5 + 1
     probability = np.clip(0.3 * truth + 0.6 * rng.random(40), 0, 1)
-    row = by_metric(evaluate.score(predictions(truth, probability, fold), ["lesion"], 50))
+    row = by_metric(scoring.score(predictions(truth, probability, fold), ["lesion"], 50))
     assert row.loc["auroc", "low"] < row.loc["auroc", "value"] < row.loc["auroc", "high"]
 
 
@@ -174,7 +174,7 @@ def test_separation_and_full_recall_have_a_lower_bound():
     truth = np.arange(40) % 2
     fold = np.arange(40) // 2 % 5 + 1
     table = predictions(truth, 0.1 + 0.8 * truth, fold)
-    result = by_metric(evaluate.score(table, ["lesion"], 50))
+    result = by_metric(scoring.score(table, ["lesion"], 50))
     for metric in ("auroc", "recall", "specificity", "accuracy", "precision", "f1"):
         assert result.loc[metric, "value"] == 1
         assert 0.5 < result.loc[metric, "low"] < 0.95
@@ -183,7 +183,7 @@ def test_separation_and_full_recall_have_a_lower_bound():
 
 def test_one_positive_patient_has_no_interval():
     table = predictions([1, 0, 0, 0], [0.9, 0.1, 0.2, 0.3], [1, 1, 2, 2])
-    result = by_metric(evaluate.score(table, ["lesion"], 20))
+    result = by_metric(scoring.score(table, ["lesion"], 20))
     assert np.isnan(result.loc["auroc", "low"])
     assert "one positive patient" in result.loc["auroc", "note"]
 
@@ -191,7 +191,7 @@ def test_one_positive_patient_has_no_interval():
 def test_labels_and_their_mean(rng):
     tables = [drawn(rng).assign(label=name) for name in ("a", "b")]
     nothing = tables[0].assign(label="c", truth=0.0)
-    result = evaluate.score(pd.concat([*tables, nothing]), ["a", "b", "c"], 100)
+    result = scoring.score(pd.concat([*tables, nothing]), ["a", "b", "c"], 100)
     auroc = result[result["metric"] == "auroc"].set_index("label")
     assert auroc.loc["macro", "value"] == pytest.approx(auroc.loc[["a", "b"], "value"].mean())
     assert auroc.loc["macro", "note"] == "without c: not both classes"
@@ -205,7 +205,7 @@ def test_labels_and_their_mean(rng):
 def test_a_comparison_is_paired_by_patient(rng):
     a = drawn(rng, n=120, repeats=2)
     b = a.assign(probability=np.clip(a["probability"] + rng.normal(0, 0.02, len(a)), 0, 1))
-    found = evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 200)
+    found = comparison.compare_tables({"a": a, "b": b}, ["lesion"], 200)
     row = by_metric(found.differences).loc["auroc"]
     alone = by_metric(found.table[found.table["model"] == "a"]).loc["auroc"]
     assert row["low"] <= row["difference"] <= row["high"]
@@ -216,7 +216,7 @@ def test_a_comparison_is_paired_by_patient(rng):
 
 def test_a_recipe_compared_with_itself_is_alike(rng):
     table = drawn(rng)
-    found = evaluate.compare_tables({"a": table, "b": table}, ["lesion"], 50).differences
+    found = comparison.compare_tables({"a": table, "b": table}, ["lesion"], 50).differences
     row = by_metric(found).loc["auroc"]
     assert (row["difference"], row["p"]) == (0, 1)
 
@@ -225,7 +225,7 @@ def test_other_folds_and_repeats_are_compared_by_patient(rng):
     a, b = drawn(rng, repeats=1), drawn(rng, repeats=2, k=5)
     single = drawn(rng).drop(columns=["fold", "repeat"])
     for other in (b, single):
-        found = evaluate.compare_tables({"a": a, "b": other}, ["lesion"], 100).differences
+        found = comparison.compare_tables({"a": a, "b": other}, ["lesion"], 100).differences
         row = by_metric(found).loc["auroc"]
         assert row["low"] < row["difference"] < row["high"]
         assert 0 <= row["p"] <= 1
@@ -237,7 +237,7 @@ def test_folds_of_the_same_numbers_that_divide_the_patients_otherwise_are_other_
     assert len({(part["truth"] == 1).sum() for _, part in other.groupby("fold")}) > 1
     renamed = other.assign(fold=other["fold"] + 5)
     found, expected = (
-        evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences
+        comparison.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences
         for b in (other, renamed)
     )
     pd.testing.assert_frame_equal(found, expected)
@@ -252,10 +252,10 @@ def test_few_patients_are_described_and_nothing_concluded(rng):
         for label in ("a", "b")
     ]
     table = pd.concat(tables, ignore_index=True)
-    rows = evaluate.score(table, ["a", "b"], 100).set_index(["label", "metric"])
+    rows = scoring.score(table, ["a", "b"], 100).set_index(["label", "metric"])
     assert rows.loc[("a", "auroc"), "note"] == f"6 positive patients: {metrics.DESCRIBED}"
     better = table.assign(probability=(table["probability"] + table["truth"]) / 2)
-    found = evaluate.compare_tables({"x": table, "y": better}, ["a", "b"], 100).differences
+    found = comparison.compare_tables({"x": table, "y": better}, ["a", "b"], 100).differences
     aurocs = found[found["metric"] == "auroc"].set_index("label")
     assert aurocs["p"].isna().all()
     assert metrics.DESCRIBED in aurocs.loc["macro", "note"]
@@ -263,7 +263,7 @@ def test_few_patients_are_described_and_nothing_concluded(rng):
 
 def test_a_far_better_recipe_is_found(rng):
     a, b = drawn(rng, n=100, gap=3.0), drawn(rng, n=100, gap=0.0)
-    row = by_metric(evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences)
+    row = by_metric(comparison.compare_tables({"a": a, "b": b}, ["lesion"], 100).differences)
     assert row.loc["auroc", "p"] < 0.001
     assert row.loc["auroc", "low"] > 0
 
@@ -271,7 +271,7 @@ def test_a_far_better_recipe_is_found(rng):
 def test_the_short_forms_are_those_of_the_table(rng):
     a = drawn(rng, repeats=2)
     b = a.assign(probability=rng.random(len(a)))
-    found = evaluate.compare_tables({"a": a, "b": b}, ["lesion"], 20)
+    found = comparison.compare_tables({"a": a, "b": b}, ["lesion"], 20)
     row = by_metric(found.table[found.table["model"] == "a"]).loc["auroc"]
     keys = {"folds": "fold", "patients": "patient", "repeats": "repeat", "studies": "study"}
     columns = {key: a[name] for key, name in keys.items()}
@@ -289,7 +289,7 @@ def test_how_common_the_label_is_counts_in_precision(rng):
     """Where all are called positive, precision is the share of positive patients."""
     truth = np.arange(80) % 4 == 0
     table = predictions(truth, 0.6 + 0.3 * rng.random(80), np.arange(80) // 4 % 5 + 1)
-    row = by_metric(evaluate.score(table, ["lesion"], 400)).loc["precision"]
+    row = by_metric(scoring.score(table, ["lesion"], 400)).loc["precision"]
     low, high = metrics.wilson_interval(20, 80)
     assert row["value"] == 0.25
     assert row["high"] - row["low"] >= high - low

@@ -13,8 +13,10 @@ import pytest
 from small_run import run_small
 
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation import evaluate
 from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.predictions import CUT_RULES, choose_cuts
+from medseq_tf.evaluation.run_predictions import stored_cuts
+from medseq_tf.evaluation.scoring import score
 from medseq_tf.reporting import figures, model_card, report
 from medseq_tf.runs.run import Run
 
@@ -105,7 +107,7 @@ def test_what_a_name_holds_is_text_not_markup(run, tmp_path, monkeypatch):
     dataset["counts"]["labels"] = {HOSTILE: dataset["counts"]["labels"]["lesion"]}
     for name, value in {
         "predictions": table,
-        "metrics": evaluate.score(table, [HOSTILE]),
+        "metrics": score(table, [HOSTILE]),
         "dataset": dataset,
         "notes": [HOSTILE],
         "thresholds": {HOSTILE: 0.5},
@@ -194,9 +196,9 @@ def test_one_class_gives_no_curves_but_a_report(run, monkeypatch):
 
 def test_the_run_keeps_the_cuts_of_other_operating_points(run, tmp_path):
     """A run of an earlier version, without them, gets them from its validation predictions."""
-    cuts = evaluate.choose_cuts(run.predictions)
+    cuts = choose_cuts(run.predictions)
     assert run.cuts == cuts
-    assert set(cuts["lesion"]) == set(evaluate.CUTS)
+    assert set(cuts["lesion"]) == set(CUT_RULES)
     row = run.metrics.set_index(["split", "metric"]).loc[("test", "sensitivity_at_90_specificity")]
     assert row["threshold"] == cuts["lesion"]["sensitivity_at_90_specificity"]
     assert "chosen on validation; specificity here" in row["note"]
@@ -205,7 +207,7 @@ def test_the_run_keeps_the_cuts_of_other_operating_points(run, tmp_path):
     del results["cuts"]
     (old.path / "metrics.json").write_text(json.dumps(results), "utf-8")
     assert old.cuts == {}
-    assert evaluate.stored_cuts(old) == cuts
+    assert stored_cuts(old) == cuts
 
 
 def described(run, monkeypatch, count, shift=0.3, seed=0):
@@ -216,7 +218,7 @@ def described(run, monkeypatch, count, shift=0.3, seed=0):
     table["calibrated"] = table["probability"]
     table["positive"] = table["probability"] >= 0.5
     monkeypatch.setattr(Run, "predictions", table)
-    monkeypatch.setattr(Run, "metrics", evaluate.score(table, ["lesion"]))
+    monkeypatch.setattr(Run, "metrics", score(table, ["lesion"]))
     text = report.page(run)
     check(text)
     return text

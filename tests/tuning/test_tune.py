@@ -788,7 +788,7 @@ def outcome_of(seed, studies, effect=0.0):
             )
         )
     table = pd.concat(rows, ignore_index=True)
-    from medseq_tf.evaluation.evaluate import fold_table
+    from medseq_tf.evaluation.scoring import fold_table
 
     scores = fold_table(table)["auroc"]
     kept = {name: column.tolist() for name, column in table.items()}
@@ -964,7 +964,7 @@ def permuted(demo_data, tmp_path):
 @pytest.mark.slow
 def test_where_nothing_can_be_learned_no_headline_claims_it(permuted, tmp_path, monkeypatch):
     """From a search to a cross-validation of what it found, and nested evaluation."""
-    from medseq_tf.evaluation import evaluate
+    from medseq_tf.evaluation import results_text
     from medseq_tf.reporting import model_card, report
     from medseq_tf.training.train import train
 
@@ -978,7 +978,7 @@ def test_where_nothing_can_be_learned_no_headline_claims_it(permuted, tmp_path, 
     assert rows.loc["auroc", "low"] < 0.5
     run = train(search.path / "best.yaml", permuted, tmp_path / "run", folds=2, **quiet)
     assert run.metrics["low"].isna().all()
-    for text in (report.page(run), model_card.card(run), evaluate.text(run.metrics)):
+    for text in (report.page(run), model_card.card(run), results_text.metrics_text(run.metrics)):
         assert "chosen on 32 of these 40 patients" in text
     assert "AUROC has no interval" in report.page(run)
     plain = train(recipes.load("fsm_bilstm", SPACE["set"]), permuted, tmp_path / "plain", **quiet)

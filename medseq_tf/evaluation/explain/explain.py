@@ -75,7 +75,7 @@ def study(
     Raises:
         InputError: the study, label or method is unknown, or the data do not fit the run.
     """
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     return Explainer(Run.open(run), prepared, [study_id], seed).explain(study_id, label, pixels)
 
 
@@ -96,7 +96,7 @@ def studies(
     Raises:
         InputError: a study, label or method is unknown, or the data do not fit the run.
     """
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     explainer = Explainer(Run.open(run), prepared, list(dict.fromkeys(s for s, _ in pairs)))
     for label in dict.fromkeys(label for _, label in pairs):
         explainer.check(label, pixels)
@@ -171,7 +171,7 @@ def explain(
         InputError: see `study` and `quality`.
     """
     run = Run.open(run)
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     check_label(label, prepared)
     run.require_finished()
     chosen = [study] if study else choose(run.predictions, label)

@@ -92,7 +92,7 @@ def quality(
         InputError: there are no masks, or no such study.
     """
     run = Run.open(run)
-    prepared = data if isinstance(data, Prepared) else Prepared.load(data)
+    prepared = Prepared.open(data)
     check_label(label, prepared)
     label = prepared.label_names[0] if label is None else label
     splits = [fold.splits for fold in run.folds] or [run.splits]

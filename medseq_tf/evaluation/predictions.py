@@ -1,0 +1,175 @@
+"""Tables of predictions, one row a study and label, and what their validation studies choose.
+
+Validation studies choose each label's thresholds (`choose_operating_points`, `choose_cuts`) and the
+temperature of its probabilities (`fit_temperatures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation import metrics, operating_points
+from medseq_tf.evaluation.inference import Predictions
+from medseq_tf.evaluation.operating_points import OperatingPoint
+
+PIXEL_COLUMNS = ("found", "false", "missed")
+"""Columns of a segmenter's predictions: pixels of the lesion, called or not, and others called."""
+
+CUT_RULES = {
+    "sensitivity_at_90_specificity": "specificity>=0.9",
+    "specificity_at_90_sensitivity": "sensitivity>=0.9",
+}
+"""The metrics of an operating point beside the threshold, and the rule that chooses it."""
+
+
+def predictions_table(
+    prepared: Prepared,
+    rows: np.ndarray,
+    predictions: Predictions,
+    split: str,
+    thresholds: Mapping[str, float],
+) -> pd.DataFrame:
+    """Return one row a study and label; studies that the recipe leaves out are left out.
+
+    Args:
+        prepared: the data set.
+        rows: its rows, `(studies,)`.
+        predictions: the model's, of these rows.
+        split: the split's name, kept as a column.
+        thresholds: by label.
+    """
+    studies = prepared.studies.iloc[rows]
+    pixels = {}
+    if predictions.pixels is not None:
+        pixels = dict(zip(PIXEL_COLUMNS, predictions.pixels.T, strict=True))
+    tables = [
+        pd.DataFrame(
+            {
+                "study": studies["study_id"].to_numpy(),
+                "patient": studies["patient_id"].to_numpy(),
+                "slices": studies["slices"].to_numpy(),
+                "split": split,
+                "label": label,
+                "truth": prepared.labels[rows, i],
+                "probability": predictions.probabilities[:, i],
+                "threshold": thresholds[label],
+                **pixels,
+            }
+        )
+        for i, label in enumerate(prepared.label_names)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    table["positive"] = table["probability"] >= table["threshold"]
+    return table[table["probability"].notna()].reset_index(drop=True)
+
+
+def by_study(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a study; columns truth, probability, threshold and cuts, by label."""
+    values = ["truth", "probability", "threshold", *cut_columns(predictions)]
+    return predictions.pivot(index=["patient", "study"], columns="label", values=values)
+
+
+# ------------------------------------------------------------------- what validation studies choose
+
+
+def choose_operating_points(
+    prepared: Prepared, rows: np.ndarray, probabilities: np.ndarray
+) -> dict[str, OperatingPoint]:
+    """Return each label's threshold by Youden's index on validation studies.
+
+    A label of one class only gets 0.5 and a note.
+    """
+    scored = ~np.isnan(probabilities).any(1)
+    patients = prepared.studies["patient_id"].to_numpy()[rows][scored]
+    values = (prepared.labels[rows][scored], probabilities[scored])
+    return operating_points.of_validation(*values, patients, prepared.label_names)
+
+
+def choose_cuts(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return, by label, the cut of each metric of `CUT_RULES`, chosen on the validation studies.
+
+    A label of one class only has none.
+    """
+    return {
+        label: {
+            name: metrics.choose_threshold(truth, probability, rule)
+            for name, rule in CUT_RULES.items()
+        }
+        for label, truth, probability in _validation(predictions)
+        if len(np.unique(truth)) == 2
+    }
+
+
+def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    """Return each label's temperature, fitted on the validation studies, and notes.
+
+    It is 1, with a note, where validation has one class only, and 1 where validation does not speak
+    against the probabilities as they are; see `metrics.fit_temperature`.
+    """
+    temperatures, notes = {}, []
+    for label, truth, probability in _validation(predictions):
+        if len(np.unique(truth)) < 2:
+            temperatures[label] = 1.0
+            reason = "validation does not have both classes"
+            notes.append(f"{label}: {reason}, so probabilities are not scaled")
+        else:
+            temperatures[label] = metrics.fit_temperature(truth, metrics.logits(probability))
+    return temperatures, notes
+
+
+def _validation(predictions: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield each label with the known truth of its validation studies and their probabilities."""
+    for label, rows in predictions.groupby("label", sort=False):
+        known = rows[(rows["split"] == "validation") & rows["truth"].notna()]
+        yield label, known["truth"].to_numpy(float), known["probability"].to_numpy(float)
+
+
+# --------------------------------------------------------------- what that adds to a table
+
+
+def with_cuts(predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Return a table of predictions with the cuts of `choose_cuts`, a column each.
+
+    Args:
+        predictions: one row a study and label.
+        cuts: by label and metric; what is not there is not known.
+    """
+    if not any(cuts.values()):
+        return predictions
+    columns = {
+        f"cut_{name}": [cuts.get(label, {}).get(name, np.nan) for label in predictions["label"]]
+        for name in CUT_RULES
+    }
+    return predictions.assign(**columns)
+
+
+def cut_columns(predictions: pd.DataFrame) -> list[str]:
+    """Return the names of the columns that `with_cuts` has added to a table."""
+    return [f"cut_{name}" for name in CUT_RULES if f"cut_{name}" in predictions]
+
+
+def cut_arrays(studies: pd.DataFrame, label_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the cuts of a table of `by_study`, `(studies, labels)`, by metric."""
+    return {
+        name: studies[f"cut_{name}"].reindex(columns=label_names).to_numpy(float)
+        for name in CUT_RULES
+        if f"cut_{name}" in studies.columns.get_level_values(0)
+    }
+
+
+def calibrated(predictions: pd.DataFrame, temperatures: Mapping[str, float]) -> pd.DataFrame:
+    """Return a table of predictions with the column `calibrated`: probabilities after scaling.
+
+    Temperature scaling is increasing, so that it changes no call.
+    """
+    scaled = pd.Series(np.nan, predictions.index)
+    for label, rows in predictions.groupby("label", sort=False):
+        scaled[rows.index] = metrics.scale(rows["probability"], temperatures.get(label, 1.0))
+    at = predictions.columns.get_loc("probability") + 1
+    columns = list(predictions.drop(columns="calibrated", errors="ignore").columns)
+    columns.insert(at, "calibrated")
+    return predictions.assign(calibrated=scaled)[columns]

@@ -1,0 +1,147 @@
+"""Tables of scores as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from medseq_tf.dataset import selection
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.metrics.interval_text import interval, number
+from medseq_tf.evaluation.scoring import PATIENTS_ALONE, REPORTED_METRICS, fold_summary
+
+ANY_POSITIVE = (
+    "By patient: a patient is positive if one of the studies is, and is called positive if one of "
+    "them is called so. The other figures are of studies."
+)
+"""What a table of calls by patient counts."""
+
+
+def metrics_text(table: pd.DataFrame) -> str:
+    """Return a table of metrics as text, what is to be said of them below it."""
+    shown = reported(table)
+    notes = list(dict.fromkeys(note for note in shown["note"] if note))
+    width = _width(shown["label"], 10)
+    head = f"{'split':<12}{'label':<{width}}{'metric':<31}{'value':>6}   {'95% interval':<17}"
+    lines = [head + "studies (positive)"]
+    for row in shown.itertuples():
+        count = "" if row.label == "macro" else f"{row.n:.0f} ({row.positives:.0f})"
+        mark = f"  [{notes.index(row.note) + 1}]" if row.note else ""
+        line = (
+            f"{row.split:<12}{row.label:<{width}}{row.metric:<31}{number(row.value):>6}   "
+            f"{interval(row.low, row.high):<17}"
+        )
+        lines.append((line + count + mark).rstrip())
+    lines += [f"[{i}] {note}" for i, note in enumerate(notes, start=1)]
+    having = shown[shown["low"].notna()]
+    questions = having["question"].dropna().unique() if "question" in having else []
+    lines += [f"intervals of: {question}" for question in questions]
+    return "\n".join(lines + _multiplicity(shown))
+
+
+def folds_text(predictions: pd.DataFrame) -> str:
+    """Return the folds' own test metrics as text: mean and standard deviation."""
+    summary = fold_summary(predictions[predictions["split"] == "test"])
+    lines = [f"{'test folds':<11}{'label':<14}{'metric':<31}{'mean':>6}   sd over folds"]
+    for row in reported(summary).itertuples():
+        lines.append(f"{'':<11}{row.label:<14}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
+    return "\n".join(lines)
+
+
+def calibration_text(calibration: pd.DataFrame) -> str:
+    """Return a calibration table as text, before and after temperature scaling."""
+    width = _width(calibration["label"], 10)
+    rows = calibration.to_dict(orient="records")
+    before, after = (
+        [number(row[when]) + calibration_range(row, when) for row in rows]
+        for when in ("before", "after")
+    )
+    wide = max(24, *map(len, before)) + 2
+    lines = [
+        f"{'calibration':<12}{'label':<{width}}{'metric':<28}{'as predicted':<{wide}}after scaling"
+    ]
+    for row, *cells in zip(rows, before, after, strict=True):
+        name = f"{row['split']:<12}{row['label']:<{width}}{row['metric']:<28}"
+        lines.append(f"{name}{cells[0]:<{wide}}{cells[1]}".rstrip())
+    if calibration["note"].str.contains(PATIENTS_ALONE, regex=False).any():
+        lines.append(PATIENTS_ALONE)
+    lines.append(
+        "right: O/E 1, intercept 0, slope 1 (below: too extreme); 95% intervals in brackets"
+    )
+    return "\n".join(lines)
+
+
+def calibration_range(row: Mapping[str, float], when: str) -> str:
+    """Return the interval of a row of a calibration table, or what right probabilities have."""
+    low, high = row[f"{when}_low"], row[f"{when}_high"]
+    if not pd.isna(low):
+        return f" ({interval(low, high)})"
+    null = row[f"{when}_null"]
+    return "" if pd.isna(null) else f" (if right {null:.3f}, to {row[f'{when}_null_high']:.3f})"
+
+
+def confusion_text(confusion: pd.DataFrame) -> str:
+    """Return patients by truth and call as text, a small table a split and label."""
+    lines = [ANY_POSITIVE]
+    for row in confusion.itertuples():
+        lines += [
+            f"{row.label}, {row.patients} {row.split} patients{'called positive':>22}   negative"
+            + (f"   ({selection.LABEL})" if row.split == "validation" else ""),
+            f"    {'positive':<30}{row.true_positives:>15g}{row.false_negatives:>11g}",
+            f"    {'negative':<30}{row.false_positives:>15g}{row.true_negatives:>11g}",
+        ]
+    return "\n".join(lines)
+
+
+def subgroup_text(table: pd.DataFrame) -> str:
+    """Return the metrics of subgroups as text."""
+    width = _width(table["subgroup"] + " " + table["group"], 12)
+    lines = [f"{'subgroup':<{width}}{'label':<14}{'metric':<14}{'value':>6}   95% interval"]
+    for row in table.itertuples():
+        name = f"{row.subgroup} {row.group}"
+        note = f"  ({row.note})" if row.note else ""
+        lines.append(
+            f"{name:<{width}}{row.label:<14}{row.metric:<14}{number(row.value):>6}   "
+            f"{interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
+        )
+    return "\n".join(lines + _multiplicity(table))
+
+
+def comparison_text(table: pd.DataFrame, differences: pd.DataFrame, notes: list[str]) -> str:
+    """Return the metrics of several models and their differences as text."""
+    width, labels = _width(table["model"], 5), _width(table["label"], 5)
+    lines = [f"{'model':<{width}}{'label':<{labels}}{'metric':<31}{'value':>6}   95% interval"]
+    for row in reported(table).itertuples():
+        lines.append(
+            f"{row.model:<{width}}{row.label:<{labels}}{row.metric:<31}"
+            f"{number(row.value):>6}   {interval(row.low, row.high)}"
+        )
+    lines += ["", "differences, on the same patients"]
+    tests = int(differences["p"].notna().sum())
+    for row in reported(differences).itertuples():
+        p = "" if pd.isna(row.p) else f"   p = {row.p:.3f}"
+        if p and row.p_adjusted != row.p:
+            p += f", {row.p_adjusted:.3f} adjusted for {tests} tests"
+        note = f"   ({row.note})" if row.note else ""
+        lines.append(
+            f"{row.model} - {row.other}  {row.label:<{labels}}{row.metric:<31}"
+            f"{number(row.difference, '+'):>6}   {interval(row.low, row.high, '+')}"
+            f"   {row.method}{p}{note}"
+        )
+    return "\n".join(lines + notes)
+
+
+def reported(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table whose metric is printed and reported."""
+    return table[table["metric"].isin(REPORTED_METRICS)]
+
+
+def _width(names: pd.Series, least: int) -> int:
+    """Return how wide a column of names is."""
+    return max(least, *names.str.len()) + 2
+
+
+def _multiplicity(table: pd.DataFrame) -> list[str]:
+    """Return what is to be said of a table of many intervals."""
+    return list(filter(None, [metrics.multiplicity(int(table["low"].notna().sum()))]))

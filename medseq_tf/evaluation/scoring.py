@@ -1,0 +1,308 @@
+"""Scores of a table of predictions: metrics, calibration, calls by patient, folds and subgroups.
+
+The unit is the study; intervals are over patients, with all their studies. Of a cross-validated
+run each study is scored by the model that has not seen it: what ranks studies is the mean over the
+folds, for probabilities of two models do not rank each other's studies; what scores single calls
+and probabilities is over all studies at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.dataset import selection, subgroups
+from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation.predictions import (
+    PIXEL_COLUMNS,
+    by_study,
+    choose_cuts,
+    cut_arrays,
+    cut_columns,
+    with_cuts,
+)
+from medseq_tf.recipe import Experiment
+from medseq_tf.runs.run import METRICS_COLUMNS
+
+REPORTED_METRICS = (
+    "auroc",
+    "auroc_pooled",
+    "average_precision",
+    "sensitivity_at_90_specificity",
+    "specificity_at_90_sensitivity",
+    "accuracy",
+    "recall",
+    "specificity",
+    "precision",
+    "f1",
+    "f1_macro",
+    "brier",
+    *metrics.PIXEL_METRICS,
+    "dice_pooled",
+)
+"""The metrics of printed tables, reports and model cards, in their order."""
+
+SUBGROUP_METRICS = ("auroc", "recall", "specificity")
+
+CALIBRATION_MEASURES = {
+    "observed_expected": metrics.observed_expected,
+    "calibration_intercept": metrics.calibration_intercept,
+    "calibration_slope": metrics.calibration_slope,
+    "brier": metrics.brier_interval,
+    "expected_calibration_error": None,
+}
+"""The rows of `calibration_table`, in its order, and what gives their interval."""
+
+PATIENTS_ALONE = "of folds: the interval is over patients; what training varies by is not counted"
+"""Of calibration."""
+
+
+# ---------------------------------------------------------------------------------- metrics
+
+
+def score(
+    predictions: pd.DataFrame, label_names: Sequence[str], resamples: int = 2000
+) -> pd.DataFrame:
+    """Return the metrics of each split in a table of predictions, with intervals over patients."""
+    label_names, tables = list(label_names), []
+    if "fold" not in predictions and not cut_columns(predictions):
+        predictions = with_cuts(predictions, choose_cuts(predictions))
+    for split, rows in predictions.groupby("split", sort=False):
+        if "fold" in rows:
+            of_folds = cross_validation.held_out(rows, label_names)
+            table = cross_validation.evaluate_folds(of_folds, resamples)
+            table["question"] = cross_validation.RECIPE
+        else:
+            table = _score_studies(by_study(rows), label_names, resamples, split == "validation")
+        if set(PIXEL_COLUMNS) <= set(rows):
+            table = pd.concat([table, _score_pixels(rows)], ignore_index=True)
+        table.insert(0, "split", split)
+        tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=METRICS_COLUMNS)
+    return selection.labelled(pd.concat(tables, ignore_index=True))
+
+
+def _score_studies(
+    studies: pd.DataFrame, label_names: list[str], resamples: int, chose_cuts: bool
+) -> pd.DataFrame:
+    """Return the metrics of one model, of the rows of `by_study`."""
+    table = metrics.evaluate_predictions(
+        studies["truth"][label_names].to_numpy(float),
+        studies["probability"][label_names].to_numpy(float),
+        label_names,
+        thresholds=studies["threshold"][label_names].to_numpy(float),
+        patients=studies.index.get_level_values("patient").to_numpy(),
+        resamples=resamples,
+        cuts={} if chose_cuts else cut_arrays(studies, label_names),
+    )
+    return table.assign(question=cross_validation.FITTED)
+
+
+def _score_pixels(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return how well a segmenter finds the pixels of lesions."""
+    columns = list(PIXEL_COLUMNS)
+    studies = predictions.groupby(["patient", "study"], as_index=False)[columns].mean()
+    found, false, missed = (studies[name] for name in columns)
+    table = metrics.evaluate_pixels(
+        found, false, missed, predictions["label"].iloc[0], studies["patient"]
+    )
+    return table.assign(question=cross_validation.FITTED)
+
+
+def point_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | float = 0.5
+) -> dict[str, float]:
+    """Return every metric as its mean over the labels that have both classes, without intervals.
+
+    Args:
+        labels: `(studies, labels)`, 1, 0 or NaN where unknown.
+        probabilities: `(studies, labels)`.
+        thresholds: one, `(labels,)` or `(studies, labels)`.
+    """
+    thresholds = np.broadcast_to(thresholds, labels.shape)
+    by_label = [
+        metrics.all_metrics(labels[:, i], probabilities[:, i], thresholds[:, i])
+        for i in range(labels.shape[1])
+        if {0.0, 1.0} <= set(labels[:, i])
+    ]
+    return {
+        name: float(np.mean([values[name] for values in by_label])) if by_label else float("nan")
+        for name in metrics.METRICS
+    }
+
+
+def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a fold and label with its metrics: each fold's own, not pooled."""
+    scored = []
+    for (fold, label), rows in predictions.groupby(["fold", "label"], sort=True):
+        truth, probability, threshold = (
+            rows[name].to_numpy(float)[:, None] for name in ("truth", "probability", "threshold")
+        )
+        values = point_metrics(truth, probability, threshold)
+        scored.append({"fold": fold, "label": label, "studies": len(rows), **values})
+    return pd.DataFrame(scored)
+
+
+def fold_summary(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return mean and standard deviation over the folds of every label and metric."""
+    long = fold_table(predictions).melt(
+        ["fold", "label", "studies"], list(metrics.METRICS), var_name="metric"
+    )
+    grouped = long.groupby(["label", "metric"], sort=False)["value"]
+    return grouped.agg(mean="mean", sd="std", folds="count").reset_index()
+
+
+# ---------------------------------------------------------------------------------- selection
+
+
+def mark_selection(
+    table: pd.DataFrame,
+    recipe: Experiment,
+    predictions: pd.DataFrame,
+    contents: Mapping[str, str],
+) -> pd.DataFrame:
+    """Return metrics by split, labelled where the recipe was chosen on the patients themselves.
+
+    Args:
+        table: one row a split and metric.
+        recipe: of the model.
+        predictions: that the metrics are of.
+        contents: the content hash of each study, by id.
+    """
+    if not len(table) or not recipe.chosen:
+        return table
+    for split, rows in predictions.groupby("split", sort=False):
+        if words := selection_note(recipe, rows, contents):
+            table = selection.without_intervals(table, table["split"] == split, words)
+    return table
+
+
+def selection_note(
+    recipe: Experiment, predictions: pd.DataFrame, contents: Mapping[str, str]
+) -> str:
+    """Return what is to be said of a recipe that was chosen on some of the studies predicted."""
+    studies = predictions.drop_duplicates("study")
+    hashes = studies["study"].map(dict(contents))
+    return selection.note(
+        recipe, pd.DataFrame({"patient_id": studies["patient"], "content_hash": hashes})
+    )
+
+
+# ---------------------------------------------------------------------- calibration and calls
+
+
+def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return how well probabilities are calibrated before and after temperature scaling.
+
+    O/E, the share of positives over the mean probability (1 is right); the intercept, what is to be
+    added to the logits (0 is right); the slope, what they are to be multiplied by (1 is right); the
+    Brier score; and the expected calibration error, which right probabilities have too: its `null`
+    columns say what they would have by chance, and there is no interval of it.
+
+    Returns:
+        One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
+        `after_low`, `after_high` (95%, over patients), `before_null`, `before_null_high`,
+        `after_null`, `after_null_high` (median and 95th percentile of right probabilities), `note`.
+    """
+    rows = [
+        {"split": split, "label": label, "metric": metric, **_calibration_row(metric, studies)}
+        for (split, label), studies in predictions.groupby(["split", "label"], sort=False)
+        for metric in CALIBRATION_MEASURES
+    ]
+    return selection.labelled(pd.DataFrame(rows))
+
+
+def _calibration_row(metric: str, predictions: pd.DataFrame) -> dict[str, float | str]:
+    """Return one measure of calibration of one label's predictions, before and after scaling."""
+    known = predictions[predictions["truth"].notna()]
+    truth = known["truth"].to_numpy(float)
+    measure = CALIBRATION_MEASURES[metric]
+    of_folds = measure is not None and "fold" in known and known["fold"].nunique() > 1
+    row: dict[str, float] = {}
+    notes = [PATIENTS_ALONE] if of_folds else []
+    for when, column in (("before", "probability"), ("after", "calibrated")):
+        probability = known[column].to_numpy(float)
+        null = (np.nan, np.nan)
+        if measure is None:
+            value = metrics.expected_calibration_error(truth, probability)
+            estimate = metrics.Estimate(float(value))
+            null = metrics.null_calibration_error(probability, studies=known["study"].to_numpy())
+        else:
+            estimate = measure(truth, probability, known["patient"].to_numpy())
+        row |= {when: estimate.value, f"{when}_low": estimate.low, f"{when}_high": estimate.high}
+        row |= {f"{when}_null": null[0], f"{when}_null_high": null[1]}
+        notes.append(estimate.note)
+    return {**row, "note": "; ".join(filter(None, dict.fromkeys(notes)))}
+
+
+def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return patients by truth and call, one row a split and label.
+
+    A patient is positive, or called positive, if one of the studies is. Over repeats of folds the
+    counts are means.
+    """
+    known = predictions[predictions["truth"].notna()]
+    if "repeat" in known and known["repeat"].nunique() > 1:
+        counts = pd.concat([confusion_table(rows) for _, rows in known.groupby("repeat")])
+        means = counts.groupby(["split", "label"], sort=False).mean().round(1).reset_index()
+        return means.astype({"patients": int})
+    table = []
+    for (split, label), rows in known.groupby(["split", "label"], sort=False):
+        patients = rows.groupby("patient").agg(truth=("truth", "max"), called=("positive", "any"))
+        positive, called = patients["truth"] == 1, patients["called"]
+        table.append(
+            {
+                "split": split,
+                "label": label,
+                "patients": len(patients),
+                "true_positives": int((positive & called).sum()),
+                "false_negatives": int((positive & ~called).sum()),
+                "false_positives": int((~positive & called).sum()),
+                "true_negatives": int((~positive & ~called).sum()),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+# -------------------------------------------------------------------------------- subgroups
+
+
+def subgroup_table(
+    predictions: pd.DataFrame,
+    label_names: Sequence[str],
+    groups: pd.DataFrame | None = None,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return the metrics of `SUBGROUP_METRICS` in parts of the studies.
+
+    Args:
+        predictions: one row a study and label.
+        label_names: the labels.
+        groups: subgroups by study id, a column each; thirds by the number of slices come first.
+        resamples: of the bootstrap over patients, by which intervals of folds are found.
+    """
+    counts = predictions.drop_duplicates("study").set_index("study")["slices"]
+    columns = {"slices": subgroups.thirds(counts)}
+    if groups is not None:
+        columns |= {str(name): groups[name].reindex(counts.index) for name in groups.columns}
+    tables = []
+    for subgroup, column in columns.items():
+        names = column.dropna().unique()
+        for group in getattr(names, "sort_values", names.tolist)():
+            members = predictions[predictions["study"].isin(column.index[column == group])]
+            table = score(members, label_names, resamples)
+            table = table[table["metric"].isin(SUBGROUP_METRICS) & (table["label"] != "macro")]
+            tables.append(table.assign(subgroup=subgroup, group=str(group)))
+    if not tables:
+        return pd.DataFrame()
+    table = columns_in_front(pd.concat(tables, ignore_index=True), ["split", "subgroup", "group"])
+    order = table.groupby(["split", "subgroup"], sort=False).ngroup()
+    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def columns_in_front(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return a table with these columns first."""
+    return table[[*names, *(name for name in table.columns if name not in names)]]
