@@ -13,6 +13,7 @@ from medseq_tf.models.head import Head
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
+from medseq_tf.models.torch_weights import load_torch_weights
 from medseq_tf.recipe import Model as ModelSettings
 from medseq_tf.recipe import Segmenter as SegmenterSettings
 
@@ -68,6 +69,8 @@ def build(
         name="classifier",
     )
     model.build()
+    if settings.initial_weights:
+        load_torch_weights(settings.initial_weights, model)
     return model
 
 

@@ -1,18 +1,27 @@
-"""Takes the tensors of paper 1's PyTorch network, gives them to a `fsm_bilstm_paper` model.
+"""The weights of paper 1's PyTorch network for a `fsm_bilstm_paper` model.
 
-`presets/WEIGHTS.md` says which tensor goes where. NumPy is enough: a checkpoint is read with
+`recipe/presets/WEIGHTS.md` says which tensor goes where. NumPy is enough: a checkpoint is read with
 PyTorch elsewhere, `{name: tensor.numpy() for name, tensor in state_dict.items()}`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
 
+import keras
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.layers import PerPosition, RecurrentLayer
+from medseq_tf.layers import (
+    BatchNormalization,
+    PerPosition,
+    PerPositionConv2D,
+    RecurrentLayer,
+)
 from medseq_tf.models.classifier import SequenceClassifier
+from medseq_tf.models.encoders import ConvFSMStack
 
 ANCHOR = "sequence_convolutions.0.convs.0.weight"
 TORCH_EPSILON = 1e-5
@@ -22,6 +31,10 @@ FSM_BLOCKS = {
     "restore": ("y_conv",),
     "expand": ("last_conv",),
 }
+
+
+Pairs = Iterator[tuple[keras.Variable, np.ndarray, str]]
+"""A variable, its value and the name of the (first) tensor that the value is made of."""
 
 
 class _Tensors:
@@ -43,11 +56,36 @@ class _Tensors:
         }
 
     def take(self, name: str) -> np.ndarray:
+        """Return a tensor by its name without the prefix."""
         name = self.prefix + name
         if name not in self.tensors:
             raise InputError(f"the PyTorch weights have no tensor {name}")
         self.left.discard(name)
         return np.asarray(self.tensors[name])
+
+
+def load_torch_weights(path: str | os.PathLike, model: SequenceClassifier) -> None:
+    """Set a model's weights from a file of the PyTorch network's tensors.
+
+    Args:
+        path: a file of `numpy.savez`, the tensors by their names in `state_dict()`.
+        model: as in `fsm_bilstm_from_torch`.
+
+    Raises:
+        InputError: for a file that cannot be read, and as `fsm_bilstm_from_torch`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            tensors = dict(arrays)
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+        raise InputError(
+            f"model.initial_weights = {path}: is no file of tensors that can be read; write one "
+            "with numpy.savez"
+        ) from None
+    try:
+        fsm_bilstm_from_torch(tensors, model)
+    except InputError as error:
+        raise InputError(f"model.initial_weights = {path}: {error}") from None
 
 
 def fsm_bilstm_from_torch(
@@ -86,7 +124,7 @@ def fsm_bilstm_from_torch(
         variable.assign(value)
 
 
-def _paper_stack(model):
+def _paper_stack(model: SequenceClassifier) -> ConvFSMStack:
     per_position = getattr(model.encoder, "slices_to_features", None)
     cell = getattr(model.aggregator, "cell", None)
     if not (
@@ -107,7 +145,7 @@ def _paper_stack(model):
     return per_position.layer
 
 
-def _encoder(tensors, stack):
+def _encoder(tensors: _Tensors, stack: ConvFSMStack) -> Pairs:
     for number, stage in enumerate(stack.stages):
         name = f"sequence_convolutions.{number}"
         convolutions = [f"{name}.convs.{position}" for position in range(stack.positions)]
@@ -124,14 +162,14 @@ def _encoder(tensors, stack):
         yield from _normalization(tensors, ours.normalization, [f"{name}.1" for name in names])
 
 
-def _convolution(tensors, layer, names):
+def _convolution(tensors: _Tensors, layer: PerPositionConv2D, names: list[str]) -> Pairs:
     kernels = [tensors.take(f"{name}.weight").transpose(2, 3, 1, 0) for name in names]
     biases = [tensors.take(f"{name}.bias") for name in names]
     yield layer.kernel, np.concatenate(kernels, axis=-1), f"{names[0]}.weight"
     yield layer.bias, np.concatenate(biases), f"{names[0]}.bias"
 
 
-def _normalization(tensors, layer, names):
+def _normalization(tensors: _Tensors, layer: BatchNormalization, names: list[str]) -> Pairs:
     ours = {
         "weight": layer.gamma,
         "bias": layer.beta,
@@ -143,12 +181,14 @@ def _normalization(tensors, layer, names):
         yield variable, np.concatenate(parts), f"{names[0]}.{theirs}"
 
 
-def _recurrent(tensors, model):
+def _recurrent(tensors: _Tensors, model: SequenceClassifier) -> Pairs:
     for number, layer in enumerate(model.aggregator.stack):
         yield from _lstm(tensors, layer, number, model if number == 0 else None)
 
 
-def _lstm(tensors, layer: RecurrentLayer, number: int, first_of: SequenceClassifier | None):
+def _lstm(
+    tensors: _Tensors, layer: RecurrentLayer, number: int, first_of: SequenceClassifier | None
+) -> Pairs:
     ends = (f"l{number}", f"l{number}_reverse")
     kernels = [tensors.take(f"lstm.weight_ih_{end}").T for end in ends]
     if first_of is not None:
@@ -162,8 +202,8 @@ def _lstm(tensors, layer: RecurrentLayer, number: int, first_of: SequenceClassif
     yield layer.bias, np.stack(biases), f"lstm.bias_ih_{ends[0]}"
 
 
-def _channels_last(kernel, model):
-    """Rows of `kernel` from the order channel, height, width to height, width, channel."""
+def _channels_last(kernel: np.ndarray, model: SequenceClassifier) -> np.ndarray:
+    """Bring rows of `kernel` from the order channel, height, width to height, width, channel."""
     stack = model.encoder.slices_to_features.layer
     if stack.pooling != "flatten":
         return kernel
@@ -174,7 +214,7 @@ def _channels_last(kernel, model):
     return rows.reshape(kernel.shape)
 
 
-def _head(tensors, model):
+def _head(tensors: _Tensors, model: SequenceClassifier) -> Pairs:
     # dense.1 and dense.2 are the activation and the dropout, which have no tensors.
     for layer, name in zip((model.head.hidden[0], model.head.logits), ("0", "3"), strict=True):
         yield layer.kernel, tensors.take(f"dense.{name}.weight").T, f"dense.{name}.weight"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
@@ -15,7 +16,7 @@ from medseq_tf.models.torch_weights import fsm_bilstm_from_torch
 GOLDEN = Path(__file__).with_name("torch_golden.npz")
 
 
-def small_model(attention="none", **changes):
+def small_settings(attention="none", **changes):
     """The network of make_torch_golden.py."""
     encoder = {
         "weights": "per_position",
@@ -24,8 +25,15 @@ def small_model(attention="none", **changes):
         "fsm": {"attention": attention},
         **changes,
     }
-    settings = recipes.Model(encoder=encoder, aggregator={"units": 5}, head={"units": [4]})
+    return recipes.Model(encoder=encoder, aggregator={"units": 5}, head={"units": [4]})
+
+
+def build(settings):
     return models.build(settings, (64, 64, 1), labels=1, seed=0)
+
+
+def small_model(attention="none", **changes):
+    return build(small_settings(attention, **changes))
 
 
 def outputs_of(model, slices):
@@ -83,6 +91,41 @@ def test_a_prefix_before_all_names_is_left_out(golden, tensors):
     fsm_bilstm_from_torch({**prefixed, "loss.weight": np.ones(1)}, model)
     _, logits = outputs_of(model, golden["slices"])
     np.testing.assert_allclose(logits, golden["logits.none"], atol=1e-5)
+
+
+def test_a_recipe_names_a_file_of_tensors(tensors, tmp_path):
+    np.savez(tmp_path / "paper.npz", **tensors)
+    expected = small_model()
+    fsm_bilstm_from_torch(tensors, expected)
+    model = build(small_settings().model_copy(update={"initial_weights": tmp_path / "paper.npz"}))
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is no file of tensors that can be read"),
+        (b"text", "is no file of tensors that can be read"),
+        ({"a": np.array([None])}, "is no file of tensors that can be read"),
+        ({"a": np.ones(1)}, "expected the tensors of one FSM"),
+    ],
+)
+def test_a_file_of_other_things_is_one_line(tmp_path, content, message):
+    path = tmp_path / "paper.npz"
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif content:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"model.initial_weights = \S+paper.npz: {message}"):
+        build(small_settings().model_copy(update={"initial_weights": path}))
+
+
+def test_a_recipe_without_initial_weights_is_written_as_before(tmp_path):
+    recipe = recipes.load("fsm_bilstm_paper")
+    assert "initial_weights" not in recipe.to_yaml()
+    named = recipes.load(recipe, ["model.initial_weights=paper.npz"])
+    assert recipes.from_values(yaml.safe_load(named.to_yaml())) == named != recipe
 
 
 def test_missing_left_over_and_misshapen_tensors_are_refused(tensors):
