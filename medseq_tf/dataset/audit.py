@@ -1,15 +1,18 @@
-"""Takes the audit entries of a reader and of `prepare`; gives the audit, as a dict and as text."""
+"""The audit: what was odd in a source, as plain data and as text."""
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from medseq_tf.errors import printable
 from medseq_tf.readers import AuditEntry, natural_key
 
 
-def build_audit(audit_entries: Iterable[AuditEntry], counts: dict[str, int]) -> dict:
-    """The audit as plain data.
+def build_audit(audit_entries: Iterable[AuditEntry], counts: dict[str, int]) -> dict[str, Any]:
+    """Return the audit as plain data.
 
     Args:
         audit_entries: in any order.
@@ -19,16 +22,14 @@ def build_audit(audit_entries: Iterable[AuditEntry], counts: dict[str, int]) -> 
         `data_set` (the counts), `counts` (of entries by kind) and `entries`, each a dict of `kind`,
         `where` and `detail`, ordered by kind, then by where in natural order.
     """
-    ordered = sorted(audit_entries, key=lambda f: (f.kind, natural_key(f.where), f.detail))
-    by_kind: dict[str, int] = {}
-    for entry in ordered:
-        by_kind[entry.kind] = by_kind.get(entry.kind, 0) + 1
-    entries = [{"kind": f.kind, "where": f.where, "detail": f.detail} for f in ordered]
+    ordered = sorted(audit_entries, key=lambda e: (e.kind, natural_key(e.where), e.detail))
+    by_kind = dict(collections.Counter(entry.kind for entry in ordered))
+    entries = [dataclasses.asdict(entry) for entry in ordered]
     return {"data_set": dict(counts), "counts": by_kind, "entries": entries}
 
 
-def audit_text(audit: dict, most: int | None = None) -> str:
-    """The audit for a reader: every kind with its count, and its audit entries by name.
+def audit_text(audit: dict[str, Any], most: int | None = None) -> str:
+    """Return the audit to be read: every kind with its count, and its audit entries by name.
 
     Args:
         audit: as `build_audit` gives it.
@@ -48,6 +49,6 @@ def audit_text(audit: dict, most: int | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _one_line(entry: dict) -> str:
+def _one_line(entry: dict[str, str]) -> str:
     text = f"{entry['where']}: {entry['detail']}" if entry["detail"] else entry["where"]
     return printable(text)

@@ -1,11 +1,9 @@
-"""Takes a prepared data set and its splits; gives what two splits share: patients, slices, copies.
+"""Leakage: the patients, slices and near copies of slices that two splits share.
 
-A copy is a slice that was re-encoded, resized or brightened a little. It is found by a perceptual
-hash: the signs of the 255 lowest frequencies of the slice's cosine transform, brought to 64 x 64
-(after Zauner 2010, section 3.2.1). Two slices of different patients are near duplicates if their
-hashes differ in at most `DISTANCE` bits and the same frequencies correlate by at least
-`CORRELATION`. The hash makes the search fast; the correlation keeps apart neighbouring patients'
-slices, which look alike.
+A copy is a slice that was re-encoded, resized or brightened a little. Two slices of different
+patients are near duplicates if their perceptual hashes differ in at most `DISTANCE` bits and the
+same frequencies correlate by at least `CORRELATION`. The hash makes the search fast; the
+correlation keeps apart neighbouring patients' slices, which look alike.
 """
 
 from __future__ import annotations
@@ -13,10 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import pandas as pd
 
+from medseq_tf.dataset.perceptual_hashes import (
+    WORDS,
+    PerceptualHashes,
+    near,
+    perceptual_hashes,
+)
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 
@@ -26,11 +29,7 @@ CORRELATION = 0.995
 """Least correlation of the low frequencies of a slice and its copy."""
 DISTANCE_WITHOUT_PIXELS = 8
 """As `DISTANCE`, where only the hash of one of the two is there and nothing correlates them."""
-LEAST_CONTRAST = 8.0
-"""Standard deviation, on the scale 0..255, below which a slice says too little to be compared."""
 
-SOFT_TISSUE = (-160.0, 240.0)
-SIDE, FREQUENCIES = 64, 16
 BLOCK = 256
 COMPARED_TOGETHER = 2**22
 """Pairs of hashes that are held in memory at once."""
@@ -81,7 +80,7 @@ class Audit:
         return not self.shared_patients and self.pairs.empty
 
     def text(self, most: int = 10) -> str:
-        """The audit for a terminal."""
+        """Return the audit for a terminal."""
         lines = [
             f"{row.part}: {row.studies} studies of {row.patients} patients, {row.slices} slices"
             for row in self.parts.itertuples()
@@ -89,11 +88,11 @@ class Audit:
         lines.append(f"patients in more than one part: {len(self.shared_patients)}")
         lines += [f"    {patient}" for patient in self.shared_patients[:most]]
         for kind in ("same slice", "near duplicate"):
-            found = self.pairs[self.pairs["kind"] == kind]
-            studies = found[["study", "other_study"]].drop_duplicates()
+            pairs = self.pairs[self.pairs["kind"] == kind]
+            studies = pairs[["study", "other_study"]].drop_duplicates()
             lines.append(
-                f"{kind}s across parts: {len(found)}"
-                + (f" between {len(studies)} pairs of studies" if len(found) else "")
+                f"{kind}s across parts: {len(pairs)}"
+                + (f" between {len(studies)} pairs of studies" if len(pairs) else "")
             )
             lines += [
                 f"    study {row.study} slice {row.slice} ({row.split}) and study "
@@ -104,7 +103,7 @@ class Audit:
                     if row.correlation == row.correlation
                     else ""
                 )
-                for row in found.head(most).itertuples()
+                for row in pairs.head(most).itertuples()
             ]
         lines.append(
             f"{self.compared} slices compared; {self.blank} say too little to be compared"
@@ -119,7 +118,7 @@ def audit(
     distance: int = DISTANCE,
     correlation: float = CORRELATION,
 ) -> Audit:
-    """Looks for patients and slices that two splits share.
+    """Look for patients and slices that two splits share.
 
     Args:
         prepared: the data set.
@@ -137,29 +136,29 @@ def audit(
     patients = studies["patient_id"].to_numpy()[rows]
     seen = pd.DataFrame({"patient": patients, "part": part_of[rows]}).drop_duplicates()
     shared = sorted(seen.loc[seen["patient"].duplicated(), "patient"].unique())
-    prints = fingerprints(prepared, rows)
+    hashed = perceptual_hashes(prepared, rows)
     return Audit(
         _counts(studies.iloc[rows], part_of[rows]),
         shared,
-        _pairs(prepared, prints, part_of, distance, correlation),
-        len(prints.rows),
-        prints.blank,
-        prints.unreadable,
-        known_slices(prepared, prints, rows),
+        _pairs(prepared, hashed, part_of, distance, correlation),
+        len(hashed.rows),
+        hashed.blank,
+        hashed.unreadable,
+        known_slices(prepared, hashed, rows),
     )
 
 
 # ---------------------------------------------------------------- a run's studies, known again
 
 
-def known_slices(prepared: Prepared, prints: Fingerprints, rows: np.ndarray) -> pd.DataFrame:
+def known_slices(prepared: Prepared, hashed: PerceptualHashes, rows: np.ndarray) -> pd.DataFrame:
     """Return what is kept of some studies to know them again in another data set.
 
     It holds no picture: hashes alone, of which no slice can be made again.
 
     Returns:
         One row a slice: `study`, `patient`, `slice` (from 0), `content` (its hash, see
-        `study_record.slice_hash`; None where it says too little) and `bits` (32 bytes, its
+        `records.slice_hash`; None where it says too little) and `bits` (32 bytes, its
         perceptual hash; None where it says too little).
     """
     studies = prepared.studies.iloc[rows]
@@ -174,7 +173,7 @@ def known_slices(prepared: Prepared, prints: Fingerprints, rows: np.ndarray) -> 
     )
     start = dict(zip(rows.tolist(), np.cumsum([0, *map(len, places)]).tolist(), strict=False))
     bits = np.full(len(table), None, object)
-    for row, place, words in zip(prints.rows, prints.slices, prints.bits, strict=True):
+    for row, place, words in zip(hashed.rows, hashed.slices, hashed.bits, strict=True):
         bits[start[int(row)] + int(place)] = words.tobytes()
     return table.assign(bits=bits)
 
@@ -222,22 +221,20 @@ def audit_unseen(
         prepared: the data set.
         distance: most bits in which a slice and its copy differ.
     """
-    prints = fingerprints(prepared, np.arange(len(prepared)))
+    hashed = perceptual_hashes(prepared, np.arange(len(prepared)))
     theirs = known.dropna(subset="bits").reset_index(drop=True)
     words = b"".join(theirs["bits"]) if len(theirs) else b""
-    bits = np.frombuffer(words, np.uint64).reshape(-1, FREQUENCIES**2 // 64)
+    bits = np.frombuffer(words, np.uint64).reshape(-1, WORDS)
     ids = prepared.studies["study_id"].to_numpy()
     hashes = prepared.studies["slice_hashes"]
     studies, slices, contents = (theirs[name].to_numpy() for name in ("study", "slice", "content"))
     rows = []
     block = max(1, min(BLOCK, COMPARED_TOGETHER // max(len(bits), 1)))
-    for start in range(0, len(prints.rows), block):
-        found = near(prints.bits[start : start + block], bits, distance)
-        for mine, other, differing in zip(*found, strict=True):
-            row, place = int(prints.rows[start + mine]), int(prints.slices[start + mine])
-            content = hashes.iat[row][place]
-            same = content is not None and content == contents[other]
-            kind = "same slice" if same else "near duplicate"
+    for start in range(0, len(hashed.rows), block):
+        close = near(hashed.bits[start : start + block], bits, distance)
+        for mine, other, differing in zip(*close, strict=True):
+            row, place = int(hashed.rows[start + mine]), int(hashed.slices[start + mine])
+            kind = _kind(hashes.iat[row][place], contents[other])
             there = (RUN, studies[other], int(slices[other]))
             rows.append((kind, UNSEEN, ids[row], place, *there, int(differing), np.nan))
     parts = pd.DataFrame(
@@ -249,14 +246,16 @@ def audit_unseen(
         }
     )
     shared = sorted(set(known["patient"]) & set(prepared.studies["patient_id"]))
-    return Audit(parts, shared, _table(rows), len(prints.rows), prints.blank, prints.unreadable)
+    return Audit(parts, shared, _table(rows), len(hashed.rows), hashed.blank, hashed.unreadable)
 
 
 # ------------------------------------------------------------------------------ the parts of a set
 
 
-def _parts(prepared: Prepared, splits: object) -> np.ndarray:
-    """The part of each row of the data set, `(studies,)` str; empty for none."""
+def _parts(
+    prepared: Prepared, splits: Mapping[str, Sequence[str]] | Sequence[Mapping[str, Sequence[str]]]
+) -> np.ndarray:
+    """Return the part of each row of the data set, `(studies,)` str; empty for none."""
     row_of = {study: row for row, study in enumerate(prepared.studies["study_id"])}
     if isinstance(splits, Mapping):
         parts = dict(splits)
@@ -283,123 +282,49 @@ def _counts(studies: pd.DataFrame, part_of: np.ndarray) -> pd.DataFrame:
     return counts.loc[order or sorted(counts.index, key=lambda p: (len(p), p))].reset_index()
 
 
-# --------------------------------------------------------------------------------- fingerprints
-
-
-@dataclass(frozen=True)
-class Fingerprints:
-    """Of slices that say something: where each stands and what it looks like.
-
-    Attributes:
-        rows: row of the data set, `(slices,)`.
-        slices: position in its study, `(slices,)`.
-        bits: the hash, `(slices, 4)` uint64.
-        frequencies: unit vectors of the low frequencies, `(slices, 255)` float16.
-        blank: number of slices that say too little.
-        unreadable: studies that could not be read.
-    """
-
-    rows: np.ndarray
-    slices: np.ndarray
-    bits: np.ndarray
-    frequencies: np.ndarray
-    blank: int
-    unreadable: list[str]
-
-
-def fingerprints(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> Fingerprints:
-    """Gives the fingerprints of all slices of some studies; each study is decoded once."""
-    owners, positions, vectors, blank, unreadable = [], [], [], 0, []
-    for row in map(int, rows):
-        try:
-            images = _to_grey(prepared.slices(row), prepared.info)
-        except InputError:
-            unreadable.append(str(prepared.studies["study_id"].iat[row]))
-            continue
-        telling = np.flatnonzero(images.std(axis=(1, 2)) >= LEAST_CONTRAST)
-        blank += len(images) - len(telling)
-        vectors += [_low_frequencies(images[i]) for i in telling]
-        positions += telling.tolist()
-        owners += [row] * len(telling)
-    found = np.array(vectors, np.float16).reshape(-1, FREQUENCIES**2 - 1)
-    bits = np.packbits(np.pad(found > 0, ((0, 0), (0, 1))), axis=1).view(np.uint64)
-    return Fingerprints(
-        np.array(owners, np.int64), np.array(positions, np.int64), bits, found, blank, unreadable
-    )
-
-
-def _to_grey(images: np.ndarray, info: Mapping) -> np.ndarray:
-    """Intensities `(T, H, W)` on the scale 0..255: HU by a soft-tissue window, MRI by its range."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32)
-    low, high = SOFT_TISSUE if info["unit"] == "HU" else np.quantile(images, [0.01, 0.99])
-    return np.clip((images - low) * (255 / max(high - low, 1)), 0, 255).astype(np.float32)
-
-
-def _low_frequencies(image: np.ndarray) -> np.ndarray:
-    """The unit vector `(255,)` of the lowest frequencies without the mean."""
-    method = cv2.INTER_AREA if min(image.shape) > SIDE else cv2.INTER_LINEAR
-    image = cv2.resize(image, (SIDE, SIDE), interpolation=method)
-    vector = cv2.dct(image)[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
-    return vector / max(float(np.linalg.norm(vector)), 1e-6)
-
-
 # ------------------------------------------------------------------------------------------ pairs
 
 
 def _pairs(
     prepared: Prepared,
-    prints: Fingerprints,
+    hashed: PerceptualHashes,
     part_of: np.ndarray,
     distance: int,
     correlation: float,
 ) -> pd.DataFrame:
     patients = np.unique(prepared.studies["patient_id"], return_inverse=True)[1]
-    part, patient = part_of[prints.rows].astype(str), patients[prints.rows]
-    found = []
+    part, patient = part_of[hashed.rows].astype(str), patients[hashed.rows]
+    pairs: list[tuple[int, int, int, float]] = []
     for name in np.unique(part)[:-1]:
         here, there = np.flatnonzero(part == name), np.flatnonzero(part > name)
         for start in range(0, len(here), BLOCK):
             block = here[start : start + BLOCK]
-            a, b, bits = near(prints.bits[block], prints.bits[there], distance)
+            a, b, bits = near(hashed.bits[block], hashed.bits[there], distance)
             a, b = block[a], there[b]
             strangers = patient[a] != patient[b]
             a, b, bits = a[strangers], b[strangers], bits[strangers]
-            left, right = (prints.frequencies[i].astype(np.float32) for i in (a, b))
+            left, right = (hashed.frequencies[i].astype(np.float32) for i in (a, b))
             alike = (left * right).sum(axis=1)
             copies = alike >= correlation
-            found += zip(a[copies], b[copies], bits[copies], alike[copies], strict=True)
+            pairs += zip(a[copies], b[copies], bits[copies], alike[copies], strict=True)
     ids, hashes = prepared.studies["study_id"].to_numpy(), prepared.studies["slice_hashes"]
     rows = []
-    for a, b, bits, alike in found:
-        row, at = int(prints.rows[a]), int(prints.slices[a])
-        other, other_at = int(prints.rows[b]), int(prints.slices[b])
-        content = hashes.iat[row][at]
-        same = content is not None and content == hashes.iat[other][other_at]
-        kind = "same slice" if same else "near duplicate"
-        places = (part[a], ids[row], at, part[b], ids[other], other_at)
-        rows.append((kind, *places, int(bits), min(float(alike), 1.0)))
+    for first, second, differing, likeness in pairs:
+        row, place = int(hashed.rows[first]), int(hashed.slices[first])
+        other, other_place = int(hashed.rows[second]), int(hashed.slices[second])
+        kind = _kind(hashes.iat[row][place], hashes.iat[other][other_place])
+        places = (part[first], ids[row], place, part[second], ids[other], other_place)
+        rows.append((kind, *places, int(differing), min(float(likeness), 1.0)))
     return _table(rows)
+
+
+def _kind(content: str | None, other_content: str | None) -> str:
+    """Say what two slices that look alike are to each other, by the hashes of their pixels."""
+    same = content is not None and content == other_content
+    return "same slice" if same else "near duplicate"
 
 
 def _table(rows: list[tuple]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
     order = ["kind", "distance", "study", "slice", "other_study", "other_slice"]
     return table.sort_values(order, ascending=[False] + [True] * 5, ignore_index=True)
-
-
-def near(bits: np.ndarray, others: np.ndarray, distance: int) -> tuple[np.ndarray, ...]:
-    """Finds all pairs of hashes that differ in at most `distance` bits.
-
-    Args:
-        bits: `(n, words)` uint64.
-        others: `(m, words)` uint64.
-        distance: most bits.
-
-    Returns:
-        Positions in `bits` and in `others`, and the number of bits, `(pairs,)` each.
-    """
-    a, b = np.nonzero(np.bitwise_count(bits[:, None, 0] ^ others[None, :, 0]) <= distance)
-    differing = np.bitwise_count(bits[a] ^ others[b]).sum(axis=1)
-    kept = differing <= distance
-    return a[kept], b[kept], differing[kept]

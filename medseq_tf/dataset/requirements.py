@@ -1,4 +1,4 @@
-"""Takes a recipe and a prepared data set; says whether the data are prepared as the recipe needs.
+"""Requirements: whether a data set is prepared as a recipe needs it.
 
 A recipe's `requires` is compared with what `prepare` wrote into `dataset.json`. What differs is an
 error, one line that names the options to prepare again with; what a data set does not say of
@@ -31,15 +31,15 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
     stored = reading(prepared.info)
     wrong, options, unknown = [], [], []
     for name in ("axis", "size", "modality", "unit", "aspect"):
-        wanted, found = getattr(needs, name), stored[name]
+        wanted, has = getattr(needs, name), stored[name]
         if wanted is None:
             continue
         any_of = wanted if isinstance(wanted, list) else [wanted]
         words = f"{name} {' or '.join(map(str, any_of))}"
-        if found is None or (name == "axis" and (found in PLANES) != (wanted in PLANES)):
+        if has is None or (name == "axis" and (has in PLANES) != (wanted in PLANES)):
             unknown.append(words)
-        elif found not in any_of:
-            wrong.append(f"{words} (it has {printable(found)})")
+        elif has not in any_of:
+            wrong.append(f"{words} (it has {printable(has)})")
             options += [f"--{name} {any_of[0]}"] if name != "unit" else []
     if needs.labels is not None and needs.labels != len(prepared.label_names):
         wrong.append(f"{_labels(needs.labels)} (it has {len(prepared.label_names)})")
@@ -65,7 +65,7 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
 
 
 def reading(info: dict[str, Any]) -> dict[str, Any]:
-    """What a data set says of how it was read and stored; None for what it does not say.
+    """Return what a data set says of how it was read and stored; None for what it does not say.
 
     Args:
         info: its `dataset.json`.

@@ -1,4 +1,4 @@
-"""Takes the folder of a prepared data set; counts how often its patients answered for a figure.
+"""How often the test patients of a data set have answered for a figure.
 
 Test patients who are read once say how good one recipe is. Read again and again, recipe after
 recipe, the best of these is too good, whether a search chose it or a person did. So every figure
@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from medseq_tf.dataset.prepared import READS, Prepared
+from medseq_tf.dataset.prepared import READS as FILE
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.recipe import Experiment
 
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None
-
-FILE = READS
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Reads:
         times: reads of any of them.
         recipes: different recipes, seeds included, that read them.
         counted: whether the data set's folder could be written, so that the next read knows of
-          this.
+            this.
     """
 
     patients: int
@@ -69,11 +68,11 @@ def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Re
         studies: ids of the studies that were scored.
         recipe: what was scored.
     """
-    row = {study: i for i, study in enumerate(prepared.studies["study_id"])}
-    rows = np.array(sorted({row[study] for study in studies}), np.int64)
-    own = {
+    row_of = {study: row for row, study in enumerate(prepared.studies["study_id"])}
+    rows = np.array(sorted({row_of[study] for study in studies}), np.int64)
+    this_read = {
         "data": prepared.fingerprint[:16],
-        "studies": _packed(rows, len(row)),
+        "studies": _packed(rows, len(row_of)),
         "recipe": _recipe(recipe),
     }
     path, counted = prepared.path / FILE, True
@@ -84,16 +83,16 @@ def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Re
             file.seek(0)
             before = file.read()
             torn = b"" if not before or before.endswith(b"\n") else b"\n"  # a kill, in mid-line
-            file.write(torn + json.dumps(own).encode() + b"\n")
+            file.write(torn + json.dumps(this_read).encode() + b"\n")
     except OSError:
         before, counted = _content(path), False
-    found = [own]
+    reads = [this_read]
     for line in _lines(before):
-        same = line.get("data") == own["data"]
-        if same and np.intersect1d(_unpacked(line.get("studies")), rows).size:
-            found.append(line)
+        is_of_this_data = line.get("data") == this_read["data"]
+        if is_of_this_data and np.intersect1d(_unpacked(line.get("studies")), rows).size:
+            reads.append(line)
     patients = prepared.studies["patient_id"].iloc[rows].nunique()
-    return Reads(patients, len(found), len({line.get("recipe") for line in found}), counted)
+    return Reads(patients, len(reads), len({line.get("recipe") for line in reads}), counted)
 
 
 def _content(path: Path) -> bytes:

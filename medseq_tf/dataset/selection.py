@@ -1,4 +1,4 @@
-"""Takes figures and where their recipe comes from; says which of them chose themselves.
+"""Selection: which figures are of patients who took part in a choice.
 
 Validation studies choose the epoch, the threshold and the temperature; a search's patients choose
 the recipe. A figure of patients who took part in a choice is too good, by an amount that no
@@ -29,7 +29,7 @@ _TESTS = ("p", "p_adjusted")
 # --------------------------------------------------------------------------------- the patients
 
 
-def keys(studies: pd.DataFrame) -> set[str]:
+def patient_keys(studies: pd.DataFrame) -> set[str]:
     """Return short hashes by which the patients of some studies are known again.
 
     Args:
@@ -98,19 +98,19 @@ def without_intervals(table: pd.DataFrame, rows: np.ndarray | pd.Series, why: st
             table.loc[rows, name] = np.nan
     for name in ("interval", "method"):
         if name in table:
-            table.loc[rows, name] = ""
+            table[name] = table[name].mask(rows, "")
     notes = table["note"].fillna("").astype(str)
     missing = rows & ~notes.str.contains(why, regex=False).to_numpy()
     table["note"] = notes.where(
-        ~missing, notes.map(lambda own: "; ".join(filter(None, (own, why))))
+        ~missing, notes.map(lambda text: "; ".join(filter(None, (text, why))))
     )
     return table
 
 
-def said(table: pd.DataFrame) -> str:
-    """Return what a table of figures says of selection: nothing where none chose itself."""
+def noted_in(table: pd.DataFrame) -> str:
+    """Return what the notes of a table of figures say of selection; nothing where none do."""
     notes = table["note"].fillna("").astype(str) if len(table) else pd.Series([], dtype=str)
-    return next((own[own.index(LABEL) :] for own in notes if LABEL in own), "")
+    return next((text[text.index(LABEL) :] for text in notes if LABEL in text), "")
 
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Takes a prepared data set and perhaps a CSV file; gives the group that each study belongs to.
+"""Subgroups: the group that each study belongs to, by its source or a CSV file.
 
 What stands in the CSV is matched in memory: only the groups' names leave this module, no key.
 """
@@ -32,13 +32,13 @@ def thirds(values: pd.Series) -> pd.Series:
     if known.empty:
         return pd.Series(None, values.index, dtype=object)
     inner = np.unique(np.quantile(known, [1 / 3, 2 / 3], method="lower"))
-    part = np.searchsorted(inner, numbers.to_numpy(), side="left")
+    third = np.searchsorted(inner, numbers.to_numpy(), side="left")
     names = {}
-    for number in np.unique(part[numbers.notna()]):
-        own = known[part[numbers.notna()] == number]
-        low, high = f"{own.min():g}", f"{own.max():g}"
+    for number in np.unique(third[numbers.notna()]):
+        members = known[third[numbers.notna()] == number]
+        low, high = f"{members.min():g}", f"{members.max():g}"
         names[number] = low if low == high else f"{low} to {high}"
-    named = [names[i] if ok else None for i, ok in zip(part, numbers.notna(), strict=True)]
+    named = [names[i] if ok else None for i, ok in zip(third, numbers.notna(), strict=True)]
     group = pd.Series(named, values.index, dtype=object)
     return group.astype(pd.CategoricalDtype(list(names.values()), ordered=True))
 
@@ -113,14 +113,14 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
         )
     if taken == "name":
         _refuse_one_name_for_two_patients(path, prepared, named, lines)
-    found = rows.loc[list(named.values())].set_axis(list(named), axis=0)
-    return pd.DataFrame({str(name): _grouped(found[name]) for name in columns}).reindex(
+    values = rows.loc[list(named.values())].set_axis(list(named), axis=0)
+    return pd.DataFrame({str(name): _grouped(values[name]) for name in columns}).reindex(
         prepared.studies["study_id"]
     )
 
 
 def _readings(prepared: Prepared) -> dict[str, dict[str, tuple[str, ...]]]:
-    """The identifiers of each study, by what a table's key may be."""
+    """Return the identifiers of each study, by what a table's key may be."""
     studies = prepared.studies
     names = [PurePosixPath(source).name for source in studies["source"].astype(str)]
     columns = {
@@ -135,7 +135,9 @@ def _readings(prepared: Prepared) -> dict[str, dict[str, tuple[str, ...]]]:
     }
 
 
-def _refuse_one_name_for_two_patients(path, prepared: Prepared, named: dict, lines: dict) -> None:
+def _refuse_one_name_for_two_patients(
+    path: str | os.PathLike, prepared: Prepared, named: dict[str, str], lines: dict[str, int]
+) -> None:
     patients = prepared.studies.set_index("study_id")["patient_id"]
     first: dict[str, str] = {}
     for study, key in named.items():

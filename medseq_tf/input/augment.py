@@ -1,4 +1,4 @@
-"""Takes a batch's flat slices in [0, 1] and a seed; gives them randomly varied and normalised.
+"""Augmentation: a batch's flat slices in [0, 1], randomly varied and normalised.
 
 All in the TensorFlow graph and stateless: the same seed gives the same pictures. Each augmentation
 is two functions. `draw_<name>(count, seed, settings)` draws parameters, tensors of leading
@@ -28,14 +28,14 @@ Parameters = dict[str, tf.Tensor]
 # --------------------------------------------------------------------------------------- drawing
 
 
-def _draw(count, seed: tf.Tensor, p: float, numbers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws which of `count` entries are chosen, bool (count,), and uniform (count, numbers)."""
+def _draw(count: tf.Tensor, seed: tf.Tensor, p: float, numbers: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draw which of `count` entries are chosen, bool (count,), and uniform (count, numbers)."""
     drawn = tf.random.stateless_uniform((count, 1 + numbers), seed)
     return drawn[:, 0] < p, drawn[:, 1:]
 
 
 def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
-    """Brings numbers from [0, 1) to [low, high)."""
+    """Bring numbers from [0, 1) to [low, high)."""
     return low + (high - low) * uniform
 
 
@@ -48,7 +48,7 @@ def _apply_to(
     parameters: Parameters,
     change: Callable[[tf.Tensor, Parameters], tf.Tensor],
 ) -> tf.Tensor:
-    """Changes the `chosen` (N,) slices of `images` and leaves the others alone, and uncomputed."""
+    """Change the `chosen` (N,) slices of `images` and leaves the others alone, and uncomputed."""
     index = tf.where(chosen)
     chosen_parameters = {name: tf.gather_nd(value, index) for name, value in parameters.items()}
     changed = change(tf.gather_nd(images, index), chosen_parameters)
@@ -56,7 +56,7 @@ def _apply_to(
 
 
 def _reflect(coordinates: tf.Tensor, size: int) -> tf.Tensor:
-    """Mirrors coordinates at the centres of the first and the last pixel: into [0, size - 1].
+    """Mirror coordinates at the centres of the first and the last pixel: into [0, size - 1].
 
     They may lie up to two extents beyond the last. (Faster than the modulus of any distance.)
     """
@@ -65,13 +65,13 @@ def _reflect(coordinates: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _interpolation(coordinates: tf.Tensor, size: int) -> tf.Tensor:
-    """Gives the matrices (n, out, size) that read `size` pixels at `coordinates` (n, out)."""
+    """Return the matrices (n, out, size) that read `size` pixels at `coordinates` (n, out)."""
     pixels = np.arange(size, dtype=np.float32)
     return tf.nn.relu(1.0 - tf.abs(_reflect(coordinates, size)[..., None] - pixels))
 
 
 def _transform_axes(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Multiplies each slice by `rows` (n, H, H) from the left, `columns` (n, W, W) from the right.
+    """Multiply each slice by `rows` (n, H, H) from the left, `columns` (n, W, W) from the right.
 
     Blur and axis-aligned warps are such products, which are faster than gathering pixels.
     """
@@ -84,7 +84,7 @@ def _transform_axes(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> t
 
 
 def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Reads slices bilinearly at `y`, `x` (n, H, W), in pixels from the first pixel's centre."""
+    """Read slices bilinearly at `y`, `x` (n, H, W), in pixels from the first pixel's centre."""
     _, height, width, channels = images.shape
     y, x = _reflect(y, height), _reflect(x, width)
     top = tf.minimum(tf.cast(y, tf.int32), height - 2)
@@ -103,15 +103,15 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 # -------------------------------------------------------------------------------------- rotation
 
 
-def draw_rotation(count, seed: tf.Tensor, settings: recipes.Rotation) -> Parameters:
-    """Draws `radians` (count,), uniform in ±degrees."""
+def draw_rotation(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Rotation) -> Parameters:
+    """Draw `radians` (count,), uniform in ±degrees."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
     limit = math.radians(settings.degrees)
     return {"radians": tf.where(chosen, _between(-limit, limit, uniform[:, 0]), 0.0)}
 
 
 def apply_rotation(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Turns slices counter-clockwise about their centre, bilinearly; what comes in is black."""
+    """Turn slices counter-clockwise about their centre, bilinearly; what comes in is black."""
     return _apply_to(parameters["radians"] != 0.0, images, parameters, _rotate)
 
 
@@ -144,8 +144,10 @@ def _rotate(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # --------------------------------------------------------------------------------- resized crop
 
 
-def draw_resized_crop(count, seed: tf.Tensor, settings: recipes.ResizedCrop) -> Parameters:
-    """Draws `scale` (count,), the share of the side that is kept, and where: `y`, `x` in [0, 1).
+def draw_resized_crop(
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.ResizedCrop
+) -> Parameters:
+    """Draw `scale` (count,), the share of the side that is kept, and where: `y`, `x` in [0, 1).
 
     `y` and `x` are the shares of the free play above and left of the crop.
     """
@@ -155,7 +157,7 @@ def draw_resized_crop(count, seed: tf.Tensor, settings: recipes.ResizedCrop) -> 
 
 
 def apply_resized_crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Cuts out a part of each slice and brings it back to full size, bilinearly."""
+    """Cut out a part of each slice and brings it back to full size, bilinearly."""
     return _apply_to(parameters["scale"] != 1.0, images, parameters, _crop)
 
 
@@ -176,21 +178,23 @@ def _crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # ------------------------------------------------------------------------------------------ flip
 
 
-def draw_flip(count, seed: tf.Tensor, settings: recipes.Flip) -> Parameters:
-    """Draws `flip` (count,) bool."""
+def draw_flip(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Flip) -> Parameters:
+    """Draw `flip` (count,) bool."""
     return {"flip": _draw(count, seed, settings.p, 0)[0]}
 
 
 def apply_flip(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Mirrors slices left-right."""
+    """Mirror slices left-right."""
     return _apply_to(parameters["flip"], images, parameters, lambda x, _: tf.reverse(x, [2]))
 
 
 # -------------------------------------------------------------------------------- Gaussian noise
 
 
-def draw_gaussian_noise(count, seed: tf.Tensor, settings: recipes.GaussianNoise) -> Parameters:
-    """Draws `std` (count,), on the 0..1 scale, of a uniform variance; and a `seed` (count, 2)."""
+def draw_gaussian_noise(
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.GaussianNoise
+) -> Parameters:
+    """Draw `std` (count,), on the 0..1 scale, of a uniform variance; and a `seed` (count, 2)."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
     std = tf.sqrt(_between(*settings.variance, uniform[:, 0])) / 255.0
     return {
@@ -200,7 +204,7 @@ def draw_gaussian_noise(count, seed: tf.Tensor, settings: recipes.GaussianNoise)
 
 
 def apply_gaussian_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Adds noise, independent in every pixel and channel (and slice), and clips to [0, 1]."""
+    """Add noise, independent in every pixel and channel (and slice), and clips to [0, 1]."""
     return _apply_to(parameters["std"] != 0.0, images, parameters, _add_noise)
 
 
@@ -214,8 +218,10 @@ def _add_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # --------------------------------------------------------------------------------- Gaussian blur
 
 
-def draw_gaussian_blur(count, seed: tf.Tensor, settings: recipes.GaussianBlur) -> Parameters:
-    """Draws `weights` (count, largest kernel): OpenCV's Gaussian of a random odd kernel size.
+def draw_gaussian_blur(
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.GaussianBlur
+) -> Parameters:
+    """Draw `weights` (count, largest kernel): OpenCV's Gaussian of a random odd kernel size.
 
     Every odd size of the range is equally likely; sigma is OpenCV's for that size.
     """
@@ -227,12 +233,12 @@ def draw_gaussian_blur(count, seed: tf.Tensor, settings: recipes.GaussianBlur) -
 
 
 def _gaussian(size: int, width: int) -> np.ndarray:
-    """Gives OpenCV's Gaussian kernel of `size` taps, centred in `width` taps, float32."""
+    """Return OpenCV's Gaussian kernel of `size` taps, centred in `width` taps, float32."""
     return np.pad(cv2.getGaussianKernel(size, -1, cv2.CV_32F)[:, 0], (width - size) // 2)
 
 
 def apply_gaussian_blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Convolves slices with their weights along both axes."""
+    """Convolve slices with their weights along both axes."""
     weights = parameters["weights"]
     return _apply_to(weights[:, weights.shape[1] // 2] != 1.0, images, parameters, _blur)
 
@@ -252,8 +258,10 @@ def _blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # ------------------------------------------------------------------------------- grid distortion
 
 
-def draw_grid_distortion(count, seed: tf.Tensor, settings: recipes.GridDistortion) -> Parameters:
-    """Draws `y`, `x` (count, steps), each cell's source extent, uniform in 1 ± limit."""
+def draw_grid_distortion(
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.GridDistortion
+) -> Parameters:
+    """Draw `y`, `x` (count, steps), each cell's source extent, uniform in 1 ± limit."""
     chosen, uniform = _draw(count, seed, settings.p, 2 * settings.steps)
     extents = _between(1.0 - settings.limit, 1.0 + settings.limit, uniform)
     y, x = tf.split(tf.where(chosen[:, None], extents, 1.0), 2, axis=1)
@@ -261,7 +269,7 @@ def draw_grid_distortion(count, seed: tf.Tensor, settings: recipes.GridDistortio
 
 
 def apply_grid_distortion(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Stretches the rows and columns of a grid's equal cells, starting from the top left corner."""
+    """Stretch the rows and columns of a grid's equal cells, starting from the top left corner."""
     chosen = tf.reduce_any((parameters["y"] != 1.0) | (parameters["x"] != 1.0), axis=1)
     return _apply_to(chosen, images, parameters, _distort_grid)
 
@@ -285,16 +293,16 @@ def _distort_grid(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 
 
 def draw_optical_distortion(
-    count, seed: tf.Tensor, settings: recipes.OpticalDistortion
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.OpticalDistortion
 ) -> Parameters:
-    """Draws `coefficient` (count,), uniform in ±limit: above 0 barrel, below 0 pincushion."""
+    """Draw `coefficient` (count,), uniform in ±limit: above 0 barrel, below 0 pincushion."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
     coefficient = _between(-settings.limit, settings.limit, uniform[:, 0])
     return {"coefficient": tf.where(chosen, coefficient, 0.0)}
 
 
 def apply_optical_distortion(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Distorts slices as a lens does: OpenCV's camera model with k1 = k2 = coefficient.
+    """Distort slices as a lens does: OpenCV's camera model with k1 = k2 = coefficient.
 
     The focal lengths are the width and the height, the optical centre is the slice's.
     """
@@ -303,8 +311,8 @@ def apply_optical_distortion(images: tf.Tensor, parameters: Parameters) -> tf.Te
 
 def _distort_as_a_lens(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     _, height, width, _ = images.shape
-    y = np.float32(np.arange(height) - (height - 1) / 2)[:, None]
-    x = np.float32(np.arange(width) - (width - 1) / 2)[None, :]
+    y = np.asarray(np.arange(height) - (height - 1) / 2, np.float32)[:, None]
+    x = np.asarray(np.arange(width) - (width - 1) / 2, np.float32)[None, :]
     squared_radius = (y / height) ** 2 + (x / width) ** 2
     scale = 1.0 + parameters["coefficient"][:, None, None] * (squared_radius + squared_radius**2)
     return _sample(images, y * scale + (height - 1) / 2, x * scale + (width - 1) / 2)
@@ -313,8 +321,10 @@ def _distort_as_a_lens(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 # -------------------------------------------------------------------------------- coarse dropout
 
 
-def draw_coarse_dropout(count, seed: tf.Tensor, settings: recipes.CoarseDropout) -> Parameters:
-    """Draws `y`, `x` (count, holes) in [0, 1), and `size` (count,), the holes' side in pixels.
+def draw_coarse_dropout(
+    count: tf.Tensor, seed: tf.Tensor, settings: recipes.CoarseDropout
+) -> Parameters:
+    """Draw `y`, `x` (count, holes) in [0, 1), and `size` (count,), the holes' side in pixels.
 
     `y` and `x` are the shares of the free play above and left of a hole, which lies inside the
     slice. A size of 0 means no holes.
@@ -325,13 +335,13 @@ def draw_coarse_dropout(count, seed: tf.Tensor, settings: recipes.CoarseDropout)
 
 
 def apply_coarse_dropout(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Fills square holes with 0."""
+    """Fill square holes with 0."""
     return _apply_to(parameters["size"] > 0, images, parameters, _punch_holes)
 
 
 def _punch_holes(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     def covered(size: int, place: tf.Tensor) -> tf.Tensor:
-        """Tells which of `size` pixels each hole covers: (n, holes, size), 1.0 or 0.0."""
+        """Tell which of `size` pixels each hole covers: (n, holes, size), 1.0 or 0.0."""
         side = tf.minimum(parameters["size"], size)[:, None]
         start = tf.cast(place * tf.cast(size - side + 1, tf.float32), tf.int32)[..., None]
         from_start = np.arange(size, dtype=np.int32) - start
@@ -345,7 +355,7 @@ def _punch_holes(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 
 # ------------------------------------------------------------------------------------------- all
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, tuple[Callable[..., Parameters], Callable[..., tf.Tensor]]] = {
     "rotation": (draw_rotation, apply_rotation),
     "resized_crop": (draw_resized_crop, apply_resized_crop),
     "flip": (draw_flip, apply_flip),
@@ -359,7 +369,7 @@ AUGMENTATIONS = {
 
 
 def normalise(images: tf.Tensor, mean: float, std: float) -> tf.Tensor:
-    """Gives (images - mean) / std."""
+    """Return (images - mean) / std."""
     return (images - mean) / std
 
 
@@ -372,7 +382,7 @@ def augment(
     mean: float,
     std: float,
 ) -> tf.Tensor:
-    """Varies and normalises the slices of a batch, in the order of the fields of `Augment`.
+    """Vary and normalise the slices of a batch, in the order of the fields of `Augment`.
 
     Args:
         images: float32 (N, H, W, C) in [0, 1], the slices of all sequences one after another.
@@ -390,15 +400,15 @@ def augment(
     seeds = tf.random.split(seed, len(AUGMENTATIONS))
     normalised = False
     for position, (name, (draw, apply)) in enumerate(AUGMENTATIONS.items()):
-        own_settings = getattr(settings, name)
-        if own_settings is None:
+        augmentation = getattr(settings, name)
+        if augmentation is None:
             continue
-        if own_settings.per == "sequence":
-            drawn = draw(tf.reduce_max(sequence_ids) + 1, seeds[position], own_settings)
+        if augmentation.per == "sequence":
+            drawn = draw(tf.reduce_max(sequence_ids) + 1, seeds[position], augmentation)
             parameters = {key: tf.gather(value, sequence_ids) for key, value in drawn.items()}
         else:
-            parameters = draw(tf.shape(images)[0], seeds[position], own_settings)
-        if name == "coarse_dropout" and own_settings.after_normalisation:
+            parameters = draw(tf.shape(images)[0], seeds[position], augmentation)
+        if name == "coarse_dropout" and augmentation.after_normalisation:
             images, normalised = normalise(images, mean, std), True
         images = apply(images, parameters)
     return images if normalised else normalise(images, mean, std)

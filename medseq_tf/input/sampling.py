@@ -1,4 +1,4 @@
-"""Takes numbers of slices and the `sequence` settings; gives which slices to show, in what order.
+"""Sampling: which slices of a study make a sequence, in what order, and which sequences a batch.
 
 NumPy only. A sequence is an array of positions in its study's slices (scan order, from 0). What is
 drawn for a study depends on the seed, the epoch and the study alone, never on its companions.
@@ -40,7 +40,7 @@ class StudySequence(NamedTuple):
 
 
 def spread_evenly(length: int, count: int) -> np.ndarray:
-    """Spreads `count` positions evenly over `length` slices: the middles of `count` equal parts.
+    """Spread `count` positions evenly over `length` slices: the middles of `count` equal parts.
 
     With `count` above `length`, slices are repeated, in order, as equally often as can be.
 
@@ -51,7 +51,7 @@ def spread_evenly(length: int, count: int) -> np.ndarray:
 
 
 def _paper(length: int, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Draws the sequences of paper 1's sampler (table 2; see `recipes.Sequence`)."""
+    """Draw the sequences of paper 1's sampler (table 2; see `recipes.Sequence`)."""
     if length < count:
         return [np.sort(rng.integers(length, size=count)) for _ in range(count)]
     if length == count:
@@ -60,11 +60,12 @@ def _paper(length: int, count: int, rng: np.random.Generator) -> list[np.ndarray
 
 
 def _short(length: int, settings: recipes.Sequence) -> np.ndarray:
-    """Gives the one sequence of a study of at most `settings.length` slices."""
+    """Return the one sequence of a study of at most `settings.length` slices."""
     return spread_evenly(length, settings.length if settings.fill else length)
 
 
 def _draw(length: int, settings: recipes.Sequence, rng: np.random.Generator) -> list[np.ndarray]:
+    """Draw the sequences of a study by the policy, in scan order."""
     count = settings.length
     if settings.policy == "paper":
         return _paper(length, count, rng)
@@ -92,7 +93,7 @@ def _check_not_empty(length: int) -> None:
 def study_sequences(
     length: int, settings: recipes.Sequence, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Draws the training sequences of one study for one epoch.
+    """Draw the training sequences of one study for one epoch.
 
     Args:
         length: Number of slices of the study.
@@ -115,7 +116,7 @@ def study_sequences(
 
 
 def evaluation_sequences(length: int, settings: recipes.Sequence) -> list[np.ndarray]:
-    """Gives the sequences that answer for one study in evaluation: at least one, always the same.
+    """Return the sequences that one study is evaluated on: at least one, always the same.
 
     `evaluation.length`, or else `length`, is the number of slices n; order is always scan order.
     `paper` gives every sequence of the paper's sampler, drawn with a generator seeded by the
@@ -160,7 +161,7 @@ def plan_epoch(
     epoch: int,
     keys: Sequence[int] | None = None,
 ) -> list[StudySequence]:
-    """Draws the sequences of one epoch of training, in random order.
+    """Draw the sequences of one epoch of training, in random order.
 
     Args:
         slice_counts: (studies,), number of slices of each study.
@@ -193,7 +194,7 @@ def plan_epoch(
 def batches(
     plan: Sequence[StudySequence], batch_size: int, seed: int, epoch: int
 ) -> list[list[StudySequence]]:
-    """Cuts an epoch's plan into batches of similar length, in random order.
+    """Cut an epoch's plan into batches of similar length, in random order.
 
     `BUCKET_BATCHES` batches' worth of neighbours in the plan are sorted by length and cut; then
     all batches are shuffled by (seed, epoch). Sequences of one length stay a plain shuffle. At
@@ -216,6 +217,6 @@ def batches(
 
 
 def batches_by_length(plan: Sequence[StudySequence], batch_size: int) -> list[list[StudySequence]]:
-    """Cuts a plan, sorted by length, into batches: the least padding, always the same batches."""
+    """Cut a plan, sorted by length, into batches: the least padding, always the same batches."""
     by_length = sorted(plan, key=lambda sequence: len(sequence.slices))
     return [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]

@@ -123,7 +123,7 @@ def page(
     scores = run.metrics
     split = "test" if (scores["split"] == "test").any() else "validation"
     scores = scores[scores["split"] == split]
-    selected = selection.said(scores)
+    selected = selection.noted_in(scores)
     predictions = run.predictions
     predictions = predictions[predictions["split"] == split].assign(selected=bool(selected))
     context = {

@@ -420,7 +420,7 @@ def _write_results(
 def _tags(table: pd.DataFrame) -> dict[str, str]:
     """Return by split which figures were used for selection, for MLflow."""
     used = table[table["note"].fillna("").str.contains(selection.LABEL)]
-    return {f"medseq_tf.{split}": selection.said(rows) for split, rows in used.groupby("split")}
+    return {f"medseq_tf.{split}": selection.noted_in(rows) for split, rows in used.groupby("split")}
 
 
 def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:

@@ -252,7 +252,7 @@ def _begin(
     scored = scored_studies(prepared, plan)
     about = {
         "scored": int(scored["patient_id"].nunique()),
-        "patients": " ".join(sorted(selection.keys(scored))[:MOST_KEYS]),
+        "patients": " ".join(sorted(selection.patient_keys(scored))[:MOST_KEYS]),
     }
     write_json(folder / "search.json", {**asked, **about, "status": "started", **environment()})
 

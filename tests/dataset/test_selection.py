@@ -128,7 +128,7 @@ def test_a_run_of_before_is_shown_without_the_intervals_that_it_stored(run, tmp_
 
 
 def chosen(prepared, rows, **more):
-    patients = " ".join(sorted(selection.keys(prepared.studies.iloc[rows])))
+    patients = " ".join(sorted(selection.patient_keys(prepared.studies.iloc[rows])))
     choice = {"by": "search s", "cohort": "12 patients", "score": "auroc 0.9", **more}
     return recipes.from_values({"chosen": [{**choice, "patients": patients}]})
 
