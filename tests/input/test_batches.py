@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.tfrecord import encode_example
+from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_example, frame
 from medseq_tf.errors import InputError
 from medseq_tf.input import model_input
 from medseq_tf.input.batches import evaluation_batches, readable, steps_per_epoch, training_batches
@@ -46,24 +46,24 @@ def write(folder: Path, studies: list[np.ndarray], labels: np.ndarray | None = N
     """Writes studies (T, H, W) as the shard of a prepared data set."""
     labels = np.zeros((len(studies), 1), np.float32) if labels is None else labels
     (folder / "shards").mkdir(parents=True)
-    payloads = []
+    records = []
     for i, images in enumerate(studies):
         stored = images
         if images.dtype == np.int16:
             stored = (images.astype(np.int32) + 32768).astype(np.uint16)
         encoded = [cv2.imencode(".png", image)[1].tobytes() for image in stored]
         example = {"study_id": [b"%016x" % i], "slices": encoded, "labels": labels[i]}
-        payloads.append(encode_example(example))
-    shard = b"".join(payloads)
+        records.append(frame(encode_example(example)))
+    shard = b"".join(records)
     (folder / "shards" / "only.tfrecord").write_bytes(shard)
-    lengths = np.array([len(payload) for payload in payloads])
+    lengths = np.array([len(record) for record in records])
     table = pd.DataFrame(
         {
             "study_id": [f"{i:016x}" for i in range(len(studies))],
             "slices": [len(images) for images in studies],
             "shard": "only.tfrecord",
-            "offset": np.cumsum(lengths) - lengths,
-            "length": lengths,
+            "offset": np.cumsum(lengths) - lengths + HEADER_BYTES,
+            "length": lengths - HEADER_BYTES - FOOTER_BYTES,
             **{f"label.{k}": labels[:, k].astype(float) for k in range(labels.shape[1])},
         }
     )
