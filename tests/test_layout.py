@@ -36,7 +36,7 @@ ROAD = (
     "console",
     "cli",
 )
-ENTRANCES = ("__init__", "__main__", "tune")
+ENTRANCES = ("__init__", "__main__", "tune", "mlflow_scoring")
 """Files that lead into the package: they may import anything, and nothing imports them."""
 
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib
 import json
 import os
 import signal
@@ -48,6 +49,12 @@ def test_rows_of_a_table():
     assert (found["probability"][:2] >= found["threshold"][:2]).tolist() == found["positive"][
         :2
     ].tolist()
+
+
+def test_a_model_that_version_0_1_registered_is_scored():
+    module = importlib.import_module("medseq_tf.mlflow_scoring")  # the name that MLflow keeps
+    found = module._load_pyfunc(str(exported().path)).predict(pd.DataFrame(studies()))
+    assert found["probability"][0] == pytest.approx(expected(5), abs=1e-6)
 
 
 def test_rows_without_names_are_called_by_their_place():
