@@ -38,8 +38,8 @@ from medseq_tf.dataset.records import to_square
 from medseq_tf.input import sampling
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.pictures import decode_picture
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import ServingModel
-from medseq_tf.serving.wire import Description
 
 TARGET = 1.2
 COUNTS = (10, 30, 100)

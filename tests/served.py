@@ -21,7 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tensorflow as tf
-from serving_protos import messages
 from small_run import run_small
 
 from medseq_tf.dataset.prepare import prepare
@@ -162,37 +161,30 @@ class Server:
 
     def _grpc(self):
         import grpc
+        from tensorflow_serving.apis import predict_pb2
+        from tensorflow_serving.apis import prediction_service_pb2_grpc as service
 
-        protos = messages()
+        class Servicer(service.PredictionServiceServicer):
+            def Predict(servicer, request, context):  # noqa: N802, N805
+                self.seen += 1
+                not_found, wrong = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
+                if request.model_spec.name != NAME:
+                    context.abort(not_found, "Servable not found for request: Latest()")
+                signature = request.model_spec.signature_name or "serving_default"
+                if signature not in self.signatures:
+                    context.abort(wrong, f'Serving signature key "{signature}" not found.')
+                try:
+                    inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+                    outputs = self.run(signature, inputs)
+                except tf.errors.OpError as error:
+                    context.abort(wrong, error.message)
+                response = predict_pb2.PredictResponse()
+                for name in request.output_filter or outputs:
+                    response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
+                return response
 
-        def predict(request, context):
-            self.seen += 1
-            if request.model_spec.name != NAME:
-                context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest()")
-            signature = request.model_spec.signature_name or "serving_default"
-            if signature not in self.signatures:
-                words = f'Serving signature key "{signature}" not found.'
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, words)
-            try:
-                inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
-                outputs = self.run(signature, inputs)
-            except tf.errors.OpError as error:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
-            response = protos["PredictResponse"]()
-            for name in request.output_filter or outputs:
-                response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
-            return response
-
-        handler = grpc.unary_unary_rpc_method_handler(
-            predict,
-            protos["PredictRequest"].FromString,
-            lambda response: response.SerializeToString(),
-        )
-        service = "tensorflow.serving.PredictionService"
         server = grpc.server(futures.ThreadPoolExecutor(2))
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"Predict": handler}),)
-        )
+        service.add_PredictionServiceServicer_to_server(Servicer(), server)
         self.grpc_port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         return server

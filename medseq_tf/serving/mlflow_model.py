@@ -1,4 +1,4 @@
-"""Takes an exported model that MLflow holds; gives what `mlflow models serve` asks.
+"""An exported model as `mlflow models serve` asks it.
 
 MLflow stores the name of this module with the model and calls `_load_pyfunc`: no pickle. A row of
 a request is a study: `slices`, its JPEG or PNG files in scan order, in base64, and perhaps `study`,
@@ -15,24 +15,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medseq_tf.serving.client import RequestRefused, check_answer, refuse_cmyk
+from medseq_tf.serving.client import refuse_cmyk
 from medseq_tf.serving.open_model import Model, open_saved_model
+from medseq_tf.serving.refusals import RequestRefused
 
 SLICES, STUDY = "slices", "study"
+COLUMNS = ["study", "label", "probability", "threshold", "positive", "error"]
 
 
 class Scorer:
-    """Answers tables of studies.
+    """The predictions of a model for tables of studies.
 
     Args:
-        model: what is asked.
+        model: what predicts.
     """
 
     def __init__(self, model: Model):
         self.model = model
         self.description = model.describe()
 
-    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None):
+    def predict(
+        self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Give one row a study and label, or one with an `error` for a study that is refused.
 
         Args:
@@ -42,38 +46,35 @@ class Scorer:
         Returns:
             Columns study (its name, or its place), label, probability, threshold, positive, error.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         for place, row in enumerate(model_input.to_dict(orient="records")):
             name = _name(row.get(STUDY), place)
             try:
-                files = _files(row[SLICES])
-                refuse_cmyk(files)
-                answer = self.model.predict(files)
-                check_answer(answer, len(files), len(self.description.labels))
+                rows += self._rows(name, _files(row[SLICES]))
             except RequestRefused as error:
                 rows.append({"study": name, "error": str(error)})
-                continue
-            for label, probability in zip(
-                self.description.labels, answer.probability.tolist(), strict=True
-            ):
-                threshold = self.description.thresholds[label]
-                rows.append(
-                    {
-                        "study": name,
-                        "label": label,
-                        "probability": probability,
-                        "threshold": threshold,
-                        "positive": probability >= threshold,
-                        "error": None,
-                    }
-                )
-        columns = ["study", "label", "probability", "threshold", "positive", "error"]
-        return pd.DataFrame(rows, columns=columns).astype(object).replace({float("nan"): None})
+        return pd.DataFrame(rows, columns=COLUMNS).astype(object).replace({float("nan"): None})
+
+    def _rows(self, name: str, files: list[bytes]) -> list[dict[str, Any]]:
+        refuse_cmyk(files)
+        labels, thresholds = self.description.labels, self.description.thresholds
+        predicted = self.model.predict(files).checked(len(files), len(labels))
+        return [
+            {
+                "study": name,
+                "label": label,
+                "probability": probability,
+                "threshold": thresholds[label],
+                "positive": probability >= thresholds[label],
+                "error": None,
+            }
+            for label, probability in zip(labels, predicted.probability.tolist(), strict=True)
+        ]
 
 
-def _name(given: Any, place: int) -> str:
-    is_missing = given is None or given == "" or (isinstance(given, float) and math.isnan(given))
-    return str(place if is_missing or given is pd.NA else given)
+def _name(name: Any, place: int) -> str:
+    is_missing = name is None or name is pd.NA or (isinstance(name, float) and math.isnan(name))
+    return str(place if is_missing or name == "" else name)
 
 
 def _files(slices: Any) -> list[bytes]:
@@ -92,5 +93,5 @@ def _file(text: str | bytes) -> bytes:
 
 
 def _load_pyfunc(path: str) -> Scorer:
-    """Called by MLflow with the folder of the SavedModel."""
+    """Load what MLflow asks; it calls this with the folder of the SavedModel."""
     return Scorer(open_saved_model(path))

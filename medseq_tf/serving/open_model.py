@@ -1,7 +1,7 @@
-"""Takes what names a model (run, SavedModel, MLflow URI, address of a server); gives its answers.
+"""The model behind a name: a run, a SavedModel, an MLflow URI or the address of a server.
 
-Whatever it is, it is asked with the bytes of a study's JPEG or PNG files and says what it is
-(`Description`). A run is asked through the graph that `export` writes.
+Whatever it is, it predicts from the bytes of a study's JPEG or PNG files and says what it is
+(`Description`). A run predicts through the graph that `export` writes.
 """
 
 from __future__ import annotations
@@ -9,34 +9,36 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tensorflow as tf
 
 from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store
-from medseq_tf.runs.run import Run
-from medseq_tf.serving.client import Answer, RequestRefused, ServingClient, check_answer, readable
-from medseq_tf.serving.export import describe
-from medseq_tf.serving.model import ServingModel
+from medseq_tf.runs.run import Run, RunOrPath
+from medseq_tf.serving.client import ServingClient
+from medseq_tf.serving.description import Description
+from medseq_tf.serving.model import LoadedRun
+from medseq_tf.serving.probabilities import StudyProbabilities
+from medseq_tf.serving.refusals import RequestRefused, readable
 from medseq_tf.serving.saved_graph import check_saved_model
-from medseq_tf.serving.wire import Description
 
 SERVERS = ("http://", "https://", "grpc://")
 MLFLOW = ("models:/", "runs:/")
 
 
+@runtime_checkable
 class Model(Protocol):
-    """Something that answers for a study."""
+    """Something that predicts studies."""
 
     def describe(self) -> Description:
-        """What the model says of itself."""
+        """Return what the model says of itself."""
 
-    def predict(self, slices: Sequence[bytes], running: bool = False) -> Answer:
-        """What it says of a study, from its files in scan order.
+    def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
+        """Predict a study from its files, in scan order.
 
         Raises:
-            RequestRefused: the study cannot be answered for.
+            RequestRefused: there is no prediction for this study.
         """
 
 
@@ -50,25 +52,35 @@ class GraphModel:
     def __init__(self, signatures: Mapping[str, Any]):
         self._signatures = signatures
 
-    def describe(self) -> Description:
-        """What the model says of itself."""
-        answer = self._signatures["describe"](question=tf.constant([b""]))
-        return Description.from_json(answer["description"].numpy()[0])
-
-    def predict(self, slices: Sequence[bytes], running: bool = False) -> Answer:
-        """What it says of a study, from its files in scan order.
+    @classmethod
+    def of_run(cls, run: RunOrPath) -> GraphModel:
+        """Build the graph of a finished run, of its folds if it is cross-validated.
 
         Raises:
-            RequestRefused: the study cannot be answered for.
+            InputError: the run is not finished.
         """
-        ask = self._signatures["serving_default" if running else "probability"]
+        return cls(LoadedRun.open(run).serving_model().signatures)
+
+    def describe(self) -> Description:
+        """Return what the model says of itself."""
+        outputs = self._signatures["describe"](question=tf.constant([b""]))
+        return Description.from_json(outputs["description"].numpy()[0])
+
+    def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
+        """Predict a study from its files, in scan order.
+
+        Raises:
+            RequestRefused: there is no prediction for this study.
+        """
+        signature = self._signatures["serving_default" if running else "probability"]
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
         try:
-            answer = ask(image_bytes=files, lengths=tf.constant([len(slices)]))
+            outputs = signature(image_bytes=files, lengths=tf.constant([len(slices)]))
         except tf.errors.OpError as error:
             raise RequestRefused(readable(error.message)) from None
-        after_each = answer["running_probability"].numpy()[0] if running else None
-        return check_answer(Answer(answer["probability"].numpy()[0], after_each), len(slices))
+        after_each_slice = outputs["running_probability"].numpy()[0] if running else None
+        probabilities = StudyProbabilities(outputs["probability"].numpy()[0], after_each_slice)
+        return probabilities.checked(len(slices))
 
 
 def open_model(model: str | os.PathLike | Run | Model) -> Model:
@@ -76,15 +88,15 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
 
     Args:
         model: a run folder; a SavedModel's folder, or the one above it with its versions, of which
-          the highest is taken; `models:/NAME/1` or `runs:/ID/model` of MLflow; the address of a
-          served model, see `serving_client`.
+            the highest is taken; `models:/NAME/1` or `runs:/ID/model` of MLflow; the address of a
+            served model, see `client`.
 
     Raises:
         InputError: there is no such model, or it is none of these.
     """
     if isinstance(model, Run):
-        return _of_run(model)
-    if hasattr(model, "predict") and hasattr(model, "describe"):
+        return GraphModel.of_run(model)
+    if isinstance(model, Model):
         return model
     name = os.fspath(model)
     if name.startswith(SERVERS):
@@ -93,7 +105,7 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
         return open_saved_model(mlflow_store.download_saved_model(name))
     folder = Path(name)
     if (folder / "experiment.yaml").is_file():
-        return _of_run(Run.open(folder))
+        return GraphModel.of_run(folder)
     if (folder / "saved_model.pb").is_file():
         return open_saved_model(folder)
     versions = [p.parent for p in folder.glob("*/saved_model.pb") if p.parent.name.isdecimal()]
@@ -103,13 +115,6 @@ def open_model(model: str | os.PathLike | Run | Model) -> Model:
         f"{name}: is no model; right would be a run folder, the folder of an exported model, "
         "models:/NAME/1, http://host:8501/v1/models/NAME or grpc://host:8500/NAME"
     )
-
-
-def _of_run(run: Run) -> GraphModel:
-    run.require_finished()
-    parts = run.folds or [run]
-    models, recipe = [part.model() for part in parts], parts[0].experiment
-    return GraphModel(ServingModel(models, recipe, describe(run)).signatures)
 
 
 def open_saved_model(folder: str | os.PathLike) -> GraphModel:

@@ -1,4 +1,4 @@
-"""Takes a model and the files of studies without labels; gives each study's probabilities.
+"""The predictions of a model for files of studies without labels.
 
 Studies are read and brought to their prepared size as `prepare` does, in worker processes; the
 model, whatever it is and wherever it runs, is asked with the same bytes.
@@ -13,10 +13,11 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 
 from medseq_tf.dataset.records import StorageSpec, StudyRecord, start_worker, study_record_of
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
@@ -26,11 +27,11 @@ from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
-from medseq_tf.serving.client import RequestRefused, check_answer, refuse_credentials
+from medseq_tf.serving.client import refuse_credentials
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_model
-from medseq_tf.serving.wire import Description
+from medseq_tf.serving.refusals import RequestRefused
 
-DTYPES = {"photograph": "uint8", "CT": "int16", "MR": "uint16"}
 LEFT_OUT = "study left out"
 NAMED = 20
 """How many audit entries of a kind on a study are named; the others are counted."""
@@ -38,7 +39,7 @@ NAMED = 20
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of one label of one study; or, with `error`, why it says nothing.
+    """What a model predicts of one label of one study; or, with `error`, why there is nothing.
 
     Attributes:
         study: its path; of a DICOM study a hash.
@@ -70,7 +71,7 @@ class Prediction:
     operating_point: str | None = None
 
     def to_json(self) -> str:
-        """One line; what is not there is left out."""
+        """Return the prediction as one line of JSON; what is not there is left out."""
         values = dataclasses.asdict(self)
         return json.dumps({key: value for key, value in values.items() if value is not None})
 
@@ -92,7 +93,7 @@ def predict(
 
     Args:
         model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
-          see `answering.open_model`.
+          see `open_model`.
         paths: files and folders of studies; see `readers.unlabelled`.
         running: also give the probability after each slice.
         workers: processes that read; default: one a core. 1: this process, which a damaged file
@@ -115,14 +116,17 @@ def predict(
         start_server(study_record_of.__module__)
     if isinstance(model, str):
         refuse_credentials(model)
-    asked = open_model(model)
-    description = asked.describe()
-    studies = _found(paths, description)
-    return _predictions(asked, description, studies, running, workers, strict, progress)
+    opened = open_model(model)
+    description = opened.describe()
+    studies = _studies_of_paths([os.fspath(path) for path in paths], description)
+    return _predictions(opened, description, studies, running, workers, strict, progress)
+
+
+# ------------------------------------------------------------------------------- finding studies
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class _PathStudy:
     """A study, the given path that it is in, and what was odd about it before it was read."""
 
     study: StudySource
@@ -130,16 +134,19 @@ class _Found:
     audit_entries: tuple[AuditEntry, ...] = ()
 
 
-def _found(paths: Sequence[str | os.PathLike], description: Description) -> list[_Found]:
+def _studies_of_paths(paths: Sequence[str], description: Description) -> list[_PathStudy]:
     """Return the studies of all paths; a path without one is a study that cannot be read.
 
     Raises:
         InputError: a path does not exist, or none can be used.
     """
-    studies, unusable = [], []
-    for path in map(os.fspath, paths):
+    studies: list[_PathStudy] = []
+    unusable: list[InputError] = []
+    for path in paths:
         try:
-            found, audit_entries = find_studies(path, description.modality, description.preparation)
+            sources, audit_entries = find_studies(
+                path, description.modality, description.preparation
+            )
         except InputError as error:
             if len(paths) == 1 or not os.path.exists(path):
                 raise
@@ -147,36 +154,36 @@ def _found(paths: Sequence[str | os.PathLike], description: Description) -> list
             reason = str(error).removeprefix(f"{Path(path)}: ")
             studies.append(_left_out(path, reason, path))
         else:
-            studies += _of_path(path, found, audit_entries)
+            studies += _studies_of_path(path, sources, audit_entries)
     if len(unusable) == len(paths):
         raise unusable[0]
     return studies
 
 
-def _of_path(
-    path: str, studies: list[StudySource], audit_entries: list[AuditEntry]
-) -> list[_Found]:
-    odd: dict[str | None, list[AuditEntry]] = defaultdict(list)
+def _studies_of_path(
+    path: str, sources: list[StudySource], audit_entries: list[AuditEntry]
+) -> list[_PathStudy]:
+    by_source: dict[str | None, list[AuditEntry]] = defaultdict(list)
     for entry in audit_entries:
         if entry.kind != LEFT_OUT:
-            about = study_of(entry, studies)
-            odd[about.source if about else None].append(entry)
-    found = [_Found(study, path, tuple(odd[study.source])) for study in studies]
-    found += [
+            about = study_of(entry, sources)
+            by_source[about.source if about else None].append(entry)
+    studies = [_PathStudy(source, path, tuple(by_source[source.source])) for source in sources]
+    studies += [
         _left_out(entry.where, entry.detail, path)
         for entry in audit_entries
         if entry.kind == LEFT_OUT
     ]
-    if not found:
+    if not studies:
         kinds = kinds_text(audit_entries)
-        found.append(_left_out(path, f"no study that can be used ({kinds})", path))
-    of_path = tuple(odd[None])
-    found[0] = dataclasses.replace(found[0], audit_entries=of_path + found[0].audit_entries)
-    return found
+        studies.append(_left_out(path, f"no study that can be used ({kinds})", path))
+    first, of_path = studies[0], tuple(by_source[None])
+    studies[0] = dataclasses.replace(first, audit_entries=of_path + first.audit_entries)
+    return studies
 
 
-def _left_out(source: str, reason: str, path: str) -> _Found:
-    return _Found(_Unreadable(source, "", {}, None, reason), path)
+def _left_out(source: str, reason: str, path: str) -> _PathStudy:
+    return _PathStudy(_Unreadable(source, "", {}, None, reason), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,26 +193,30 @@ class _Unreadable(StudySource):
     reason: str
 
     def read(self) -> Slices:
+        """Say why nothing can be used."""
         raise UnreadableStudy(self.reason)
+
+
+# ------------------------------------------------------------------------------------ predicting
 
 
 def _predictions(
     model: Model,
     description: Description,
-    studies: list[_Found],
+    studies: list[_PathStudy],
     running: bool,
     workers: int | None,
     strict: bool,
     progress: bool,
 ) -> Iterator[Prediction]:
-    sources = [found.study for found in studies]
-    recipe = StorageSpec((), DTYPES[description.modality], description.size, description.aspect)
+    sources = [study.study for study in studies]
+    spec = StorageSpec((), description.dtype, description.size, description.aspect)
     bar = click.progressbar(
         length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
     )
-    with bar, contextlib.closing(_records(sources, recipe, workers)) as records:
-        for found, record in zip(studies, records, strict=True):
-            for prediction in _of_study(model, description, found, record, running):
+    with bar, contextlib.closing(_records(sources, spec, workers)) as records:
+        for study, record in zip(studies, records, strict=True):
+            for prediction in _of_study(model, description, study, record, running):
                 if strict and prediction.error:
                     raise InputError(f"{prediction.study}: {prediction.error}")
                 yield prediction
@@ -213,10 +224,10 @@ def _predictions(
 
 
 def _records(
-    studies: list[StudySource], recipe: StorageSpec, workers: int | None
-) -> Iterator[StudyRecord]:
+    sources: list[StudySource], spec: StorageSpec, workers: int | None
+) -> Generator[StudyRecord]:
     """Yield what `prepare` would store of each study, in order."""
-    tasks = [(study, "", recipe) for study in studies]
+    tasks = [(source, "", spec) for source in sources]
     if workers == 1:
         yield from map(study_record_of, tasks)
     else:
@@ -230,50 +241,51 @@ def _ended(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
 
 
 def _of_study(
-    model: Model, description: Description, found: _Found, record: StudyRecord, running: bool
+    model: Model, description: Description, study: _PathStudy, record: StudyRecord, running: bool
 ) -> Iterator[Prediction]:
-    audit_entries = [*found.audit_entries, *record.audit_entries]
-    left_out = [f.detail for f in audit_entries if f.kind == LEFT_OUT]
-    warnings = _warnings([f for f in audit_entries if f.kind != LEFT_OUT])
-    blank = Prediction(found.study.source, warnings=warnings, path=found.path)
+    audit_entries = [*study.audit_entries, *record.audit_entries]
+    left_out = [entry.detail for entry in audit_entries if entry.kind == LEFT_OUT]
+    warnings = _warnings([entry for entry in audit_entries if entry.kind != LEFT_OUT])
+    blank = Prediction(study.study.source, warnings=warnings, path=study.path)
     if not record.framed:
         yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
         return
-    files = decode_example(record.framed[HEADER_BYTES:-FOOTER_BYTES])["slices"]
+    files = list(decode_example(record.framed[HEADER_BYTES:-FOOTER_BYTES])["slices"])
     try:
-        answer = model.predict(files, running)
-        check_answer(answer, len(files), len(description.labels))
+        predicted = model.predict(files, running).checked(len(files), len(description.labels))
     except RequestRefused as error:
         yield dataclasses.replace(blank, slices=len(files), error=str(error))
         return
     for number, label in enumerate(description.labels):
-        probability = float(answer.probability[number])
-        threshold = description.thresholds[label]
-        steps = answer.running[: len(files), number] if running else None
+        probability = float(predicted.probability[number])
+        threshold, temperature = description.thresholds[label], description.temperatures[label]
+        steps = None
+        if running and predicted.running is not None:
+            steps = tuple(map(float, predicted.running[: len(files), number]))
         yield dataclasses.replace(
             blank,
             label=label,
             probability=probability,
-            calibrated=float(metrics.scale(probability, description.temperatures[label])),
+            calibrated=float(metrics.scale(np.asarray(probability), temperature)),
             threshold=threshold,
             positive=probability >= threshold,
             slices=len(files),
-            running=None if steps is None else tuple(map(float, steps)),
+            running=steps,
             operating_point=operating_points.measured(description.operating_points.get(label, {}))
             or None,
         )
 
 
 def _warnings(audit_entries: list[AuditEntry]) -> tuple[str, ...]:
-    """A line an audit entry; of many of one kind the first, and how many more there are."""
+    """Return a line an audit entry; of many of one kind the first, and how many more there are."""
     by_kind: dict[str, list[AuditEntry]] = defaultdict(list)
     for entry in audit_entries:
         by_kind[entry.kind].append(entry)
-    lines = []
-    for kind, found in by_kind.items():
-        lines += map(_text, found[:NAMED])
-        if len(found) > NAMED:
-            lines.append(f"{kind}: {len(found) - NAMED} more")
+    lines: list[str] = []
+    for kind, entries in by_kind.items():
+        lines += map(_text, entries[:NAMED])
+        if len(entries) > NAMED:
+            lines.append(f"{kind}: {len(entries) - NAMED} more")
     return tuple(lines)
 
 

@@ -1,4 +1,4 @@
-"""Takes a SavedModel's folder; refuses it, before it is loaded, if it is more than arithmetic.
+"""The check of a SavedModel before it is loaded: is its graph arithmetic and no more?
 
 A SavedModel is a program. TensorFlow has operations that read and write files, call Python and open
 connections, and runs some of them as soon as a model is loaded. An export of this package has none
@@ -90,7 +90,7 @@ def _refused(graph: GraphDef, objects) -> Iterator[str]:
 
 
 def _entries(objects) -> set[str]:
-    """The functions that loading a model, or asking it, can call."""
+    """Return the functions that loading a model, or asking it, can call."""
     names = set(objects.concrete_functions)
     for item in objects.nodes:
         names |= {item.bare_concrete_function.concrete_function_name}
@@ -99,7 +99,7 @@ def _entries(objects) -> set[str]:
 
 
 def _reached(functions: dict[str, Iterable[NodeDef]], entries: set[str]) -> set[str]:
-    """The functions that some, and all that these call, call."""
+    """Return those of the functions that the entries, and what they call, can call."""
     waiting, reached = [name for name in entries if name in functions], set()
     while waiting:
         name = waiting.pop()

@@ -117,9 +117,9 @@ def test_slices_that_have_to_be_enlarged_are_noted(demo_data, capsys):
 def test_what_was_settled_reaches_the_run_and_the_exported_model(demo_data):
     from served import small_run
 
-    from medseq_tf.serving.export import describe
+    from medseq_tf.serving.description import Description
 
     run = small_run()
     resolved = run.dataset["preparation"]["resolved"]
     assert resolved["modality"] == "photograph"
-    assert json.loads(describe(run).to_json())["preparation"]["resolved"] == resolved
+    assert json.loads(Description.of_run(run).to_json())["preparation"]["resolved"] == resolved

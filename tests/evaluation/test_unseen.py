@@ -176,7 +176,8 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
     of_no_numbers, place, others, tmp_path
 ):
     from medseq_tf.evaluation.explain.explain import explain
-    from medseq_tf.serving.export import describe, export
+    from medseq_tf.serving.description import Description
+    from medseq_tf.serving.export import export
     from medseq_tf.serving.mlflow_model import Scorer
     from medseq_tf.serving.model import ServingModel
     from medseq_tf.serving.open_model import open_model
@@ -199,7 +200,7 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
     scored = Scorer(open_model(run)).predict(pd.DataFrame({"slices": [files]}))
     assert scored["positive"][0] is None
     assert "no number" in scored["error"][0]
-    assert set(ServingModel([run.model()], run.experiment, describe(run)).signatures) >= {
+    assert set(ServingModel([run.model()], run.experiment, Description.of_run(run)).signatures) >= {
         "serving_default",
         "probability",
     }
@@ -208,8 +209,8 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
 def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
     import numpy as np
 
-    from medseq_tf.serving.client import Answer
     from medseq_tf.serving.mlflow_model import Scorer
+    from medseq_tf.serving.probabilities import StudyProbabilities
 
     class Model:
         answers = iter([[float("nan")], [7.5], [0.5, 0.5], [0.75]])
@@ -221,7 +222,7 @@ def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
             return Description
 
         def predict(self, slices, running=False):
-            return Answer(np.float32(next(self.answers)))
+            return StudyProbabilities(np.float32(next(self.answers)))
 
     found = Scorer(Model()).predict(pd.DataFrame({"slices": [["", ""]] * 4}))
     assert [error is None for error in found["error"]] == [False, False, False, True]

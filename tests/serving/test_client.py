@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import socket
 import subprocess
 import sys
@@ -11,14 +12,15 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from served import NAME, exported, pictures, serving, small_run
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving import client as serving_client
-from medseq_tf.serving.client import RequestRefused, ServingClient, ServingError, readable
-from medseq_tf.serving.export import describe
+from medseq_tf.serving.client import ServingClient
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import ServingModel
-from medseq_tf.serving.wire import encode_predict_response
+from medseq_tf.serving.refusals import RequestRefused, ServingError, readable
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def client(server, request):
 @functools.cache
 def model():
     run = small_run()
-    return ServingModel([run.model()], run.experiment, describe(run))
+    return ServingModel([run.model()], run.experiment, Description.of_run(run))
 
 
 def expected(files):
@@ -65,7 +67,7 @@ def test_it_gives_the_model_s_numbers(client):
 
 
 def test_it_says_what_the_model_is(client):
-    assert client.describe() == describe(small_run())
+    assert client.describe() == Description.of_run(small_run())
 
 
 def test_a_refused_study_is_not_tried_again(client, server, no_waiting):
@@ -190,7 +192,9 @@ def test_nor_does_one_by_grpc(server, monkeypatch, code):
 
 def test_a_jpeg_of_four_colours_is_called_by_its_name(server):
     before = server.seen
-    file = b"\xff\xd8\xff\xe0\0\4ab\xff\xc0\0\x14\x08\0\x28\0\x28\4" + bytes(99)
+    file = io.BytesIO()
+    Image.new("CMYK", (40, 40)).save(file, "JPEG")
+    file = file.getvalue()
     with pytest.raises(RequestRefused, match=r"^a CMYK JPEG is not read \(slice 1\)$"):
         ServingClient(server.address()).predict([*pictures(1, kind=".jpg"), file])
     assert server.seen == before
@@ -296,32 +300,49 @@ def test_nor_is_a_running_probability_of_another_shape(server, running):
         client.predict(pictures(2), running=True)
 
 
+def response(outputs):
+    """The bytes of TensorFlow Serving's own response of tensors."""
+    from tensorflow_serving.apis import predict_pb2
+
+    message = predict_pb2.PredictResponse()
+    for name, tensor in outputs.items():
+        message.outputs[name].CopyFrom(tensor)
+    return message.SerializeToString()
+
+
 @pytest.mark.parametrize(
     "values",
     [np.float32([[np.nan]]), np.float32([[7.5]]), np.float32([0.5]), [[b"0.5"]], np.float32([[]])],
 )
 def test_nor_by_grpc(server, monkeypatch, values):
     client = ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}")
-    answer = encode_predict_response({"probability": values})
+    answer = response({"probability": tf.make_tensor_proto(values)})
     monkeypatch.setattr(client._ask, "_predict", lambda request, timeout: answer)
     with pytest.raises(ServingError):
         client.predict(pictures(1))
 
 
-def test_a_tensor_that_claims_to_be_huge_costs_nothing(server, monkeypatch):
+@pytest.mark.parametrize(
+    "shape",
+    [(2**14,), (2**14, 0), (1, 2**28), (1, 2**62, 2**62), (1, 0, 2**62), (-1,), (1,) * 9,
+     (1,) * 99_999],
+    ids=lambda shape: str(shape[:3]),
+)  # fmt: skip
+def test_a_tensor_that_claims_to_be_huge_costs_nothing(server, monkeypatch, shape):
     import tracemalloc
 
     client = ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}")
-    one = encode_predict_response({"probability": np.float32([[0.5]])})
-    huge = encode_predict_response({"probability": np.zeros((2**14, 0), np.float32)})
-    dims = huge[huge.index(b"\x08\x80\x80\x01") :][:4]  # 2**14
-    for answer in (one.replace(b"\x12\x02\x08\x01", b"\x12\x04" + dims), huge):
-        monkeypatch.setattr(client._ask, "_predict", lambda request, timeout, a=answer: a)
-        tracemalloc.start()
-        with pytest.raises(ServingError):
-            client.predict(pictures(1))
-        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
-        tracemalloc.stop()
+    tensor = tf.make_tensor_proto(np.float32([[0.5]]))
+    tensor.ClearField("tensor_shape")
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    answer = response({"probability": tensor})
+    monkeypatch.setattr(client._ask, "_predict", lambda request, timeout: answer)
+    tracemalloc.start()
+    with pytest.raises(ServingError):
+        client.predict(pictures(1))
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
 
 
 class Dripping:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from served import data, exported, pictures, small_run
-from serving_protos import messages
+from tensorflow_serving.apis import prediction_log_pb2
 
 from medseq_tf import cli
 from medseq_tf import recipe as recipes
@@ -26,8 +26,11 @@ from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 from medseq_tf.serving import export as export_module
-from medseq_tf.serving.export import describe, export
-from medseq_tf.serving.wire import Description
+from medseq_tf.serving import export_check
+from medseq_tf.serving.description import Description
+from medseq_tf.serving.export import export
+from medseq_tf.serving.export_check import synthetic_studies
+from medseq_tf.serving.model import LoadedRun
 
 CLEAN = """
 import sys
@@ -71,7 +74,7 @@ def test_a_checked_version(tmp_path):
     assert not [p for p in done.path.parent.iterdir() if p.name.startswith(".")]
     run = small_run()
     description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
-    assert description == describe(run)
+    assert description == Description.of_run(run)
     assert description.thresholds == run.thresholds
     assert recipes.load(done.path / "assets/experiment.yaml") == run.experiment
 
@@ -88,13 +91,13 @@ def test_it_answers_where_keras_cannot_be_imported(tmp_path):
     assert f"{len(files)}, 1" in shape
 
 
-def a_file(model, recipe, description, folder):
+def a_file(loaded, folder):
     (folder / "saved_model.pb").write_bytes(b"a model")
 
 
 def test_versions_count_up(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_save", a_file)
-    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    monkeypatch.setattr(export_module, "check", lambda *a: 0.0)
     out = tmp_path / "model"
     (out / "7").mkdir(parents=True)
     (out / "not a version").mkdir()
@@ -109,23 +112,19 @@ def test_versions_count_up(tmp_path, monkeypatch):
 
 def checked(studies=None):
     """The check of the version that is there."""
-    run = small_run()
-    recipe, description = run.experiment, describe(run)
-    studies = studies or export_module._demo_studies(recipe, run)
-    return export_module._check(
-        exported().path, [run.model()], recipe, run, description, studies
-    )  # fmt: skip
+    loaded = LoadedRun.open(small_run())
+    return export_check.check(exported().path, loaded, studies or synthetic_studies(loaded))
 
 
 def test_a_model_with_another_number_fails_the_check(monkeypatch):
-    monkeypatch.setattr(export_module, "_expected", lambda *a: np.full((6, 1), 0.123))
+    monkeypatch.setattr(export_check, "_keras_probabilities", lambda *a: np.full((6, 1), 0.123))
     with pytest.raises(InputError, match="differ from the Keras model's by"):
         checked()
 
 
 def test_a_model_that_answers_garbage_fails_the_check():
     with pytest.raises(InputError, match="answers no picture with a probability"):
-        export_module._check_refusals(lambda **request: request, [b"a file"])
+        export_check._check_refusals(lambda **request: request, [b"a file"])
 
 
 def test_a_model_that_fails_the_check_is_not_there(tmp_path, monkeypatch):
@@ -133,7 +132,7 @@ def test_a_model_that_fails_the_check_is_not_there(tmp_path, monkeypatch):
         raise InputError("another number")
 
     monkeypatch.setattr(export_module, "_save", a_file)
-    monkeypatch.setattr(export_module, "_check", fails)
+    monkeypatch.setattr(export_module, "check", fails)
     with pytest.raises(InputError, match="another number"):
         export(small_run(), tmp_path / "model", batching=True)
     assert not list((tmp_path / "model").iterdir())
@@ -141,7 +140,7 @@ def test_a_model_that_fails_the_check_is_not_there(tmp_path, monkeypatch):
 
 def test_what_a_killed_export_left_is_removed_and_another_s_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "_save", a_file)
-    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    monkeypatch.setattr(export_module, "check", lambda *a: 0.0)
     out = tmp_path / "model"
     for name in (".partial-0123456789ab", "1", "my notes"):
         (out / name).mkdir(parents=True)
@@ -153,13 +152,13 @@ def test_what_a_killed_export_left_is_removed_and_another_s_is_not(tmp_path, mon
 def test_two_exports_at_once_are_two_versions(tmp_path, monkeypatch):
     out, inside = tmp_path / "model", []
 
-    def one_at_a_time(model, recipe, description, folder):
+    def one_at_a_time(loaded, folder):
         inside.append(folder)
         assert len([p for p in out.iterdir() if p.is_dir() and not p.name.isdecimal()]) == 1
         (folder / "saved_model.pb").write_bytes(b"a model")
 
     monkeypatch.setattr(export_module, "_save", one_at_a_time)
-    monkeypatch.setattr(export_module, "_check", lambda *a: 0.0)
+    monkeypatch.setattr(export_module, "check", lambda *a: 0.0)
     with ThreadPoolExecutor(2) as threads:
         done = list(threads.map(lambda _: export(small_run(), out), range(2)))
     assert sorted(exported.version for exported in done) == [1, 2]
@@ -194,7 +193,7 @@ def test_a_full_disk_is_one_line_with_the_model_s_name(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, number, status):
     monkeypatch.setattr(export_module, "_save", a_file)
-    monkeypatch.setattr(export_module, "_check", lambda *a: signal.raise_signal(number))
+    monkeypatch.setattr(export_module, "check", lambda *a: signal.raise_signal(number))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
     words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "model")]
     monkeypatch.setattr(sys, "argv", words)
@@ -210,7 +209,7 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, monkeypatch, capsys, num
 
 @pytest.mark.slow
 def test_checked_on_a_data_set():
-    studies = export_module._studies_of(data(), describe(small_run()))
+    studies = export_check.prepared_studies(data(), Description.of_run(small_run()))
     assert len(studies) == 8
     assert len({len(study.files) for study in studies}) > 3
     assert checked(studies) <= 1e-5
@@ -230,7 +229,7 @@ def test_warm_up_requests_are_tensorflow_serving_s():
     loaded = tf.saved_model.load(str(exported().path))
     assert 1 < len(records) <= 1000
     for record in records:
-        request = messages()["PredictionLog"].FromString(record).predict_log.request
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         assert request.model_spec.name == "lesion"
         ask = loaded.signatures[request.model_spec.signature_name]
         inputs = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
@@ -311,7 +310,7 @@ def test_the_command_has_the_defaults_of_its_function():
 
 def test_the_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(export_module, "_save", a_file)
-    monkeypatch.setattr(export_module, "_check", lambda *a: 2e-8)
+    monkeypatch.setattr(export_module, "check", lambda *a: 2e-8)
     words = ["medseq-tf", "export", str(small_run().path), "--out", str(tmp_path / "m")]
     monkeypatch.setattr(sys, "argv", [*words, "--batching"])
     with pytest.raises(SystemExit) as caught:

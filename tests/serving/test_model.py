@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from served import pictures
+from small_models import LABELS, NETWORK, SIZE, description_of, model_of, recipe_of
 
-from medseq_tf import models
-from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
@@ -20,22 +19,9 @@ from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import ServingModel
-from medseq_tf.serving.wire import Description
 
-SIZE = 24
-LABELS = ["a", "b"]
-NETWORK = {
-    "input.size": 20,
-    "model.encoder.filters": [3],
-    "model.encoder.kernels": [5],
-    "model.encoder.strides": [2],
-    "model.encoder.paddings": [0],
-    "model.aggregator.units": 4,
-    "model.aggregator.layers": 1,
-    "model.head.units": [3],
-    "sequence.length": 4,
-}
 PER_POSITION = {
     "model.encoder.weights": "per_position",
     "model.encoder.positions": 4,
@@ -69,38 +55,6 @@ class Drawn(StudySource):
 class InMemory(Prepared):
     def record(self, row):
         return self.studies["record"].iat[row]
-
-
-def recipe_of(values):
-    overrides = values if isinstance(values, list) else [f"{k}={v}" for k, v in values.items()]
-    return recipes.load(recipes.Experiment(), overrides)
-
-
-def description_of(dtype, most_slices=40, labels=LABELS):
-    modality = {"uint8": "photograph", "int16": "CT", "uint16": "MR"}[dtype]
-    return Description(
-        name="a run",
-        labels=labels,
-        thresholds=dict.fromkeys(labels, 0.5),
-        temperatures=dict.fromkeys(labels, 1.0),
-        modality=modality,
-        unit="any",
-        bits=8 if dtype == "uint8" else 16,
-        offset=STORAGE[dtype]["offset"],
-        size=SIZE,
-        aspect="pad",
-        most_slices=most_slices,
-        preparation={},
-    )
-
-
-def model_of(recipe, seed=0, labels=LABELS):
-    """A random model with answers far apart."""
-    size = recipe.input.size
-    model = models.build(recipe.model, (size, size, recipe.input.channels), len(labels), seed=seed)
-    for weight in model.head.trainable_variables:
-        weight.assign(4 * weight)
-    return model
 
 
 def prepared_road(model_list, recipe, dtype, studies):

@@ -26,9 +26,9 @@ from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_vol
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
 from medseq_tf.runs import mlflow_store
-from medseq_tf.serving.client import Answer
 from medseq_tf.serving.open_model import open_model
 from medseq_tf.serving.predict import Prediction, predict, table
+from medseq_tf.serving.probabilities import StudyProbabilities
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
 
@@ -237,7 +237,7 @@ class OfCT:
         return dataclasses.replace(model().describe(), modality="CT", preparation={})
 
     def predict(self, slices, running=False):
-        return Answer(np.float32([0.5]))
+        return StudyProbabilities(np.float32([0.5]))
 
 
 def test_what_is_odd_about_a_dicom_study_is_said_with_it(tmp_path):

@@ -16,10 +16,11 @@ from medseq_tf.dataset.records import StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_volumes
+from medseq_tf.readers.intensities import DTYPES
 from medseq_tf.readers.unlabelled import find_studies
-from medseq_tf.serving.client import Answer
-from medseq_tf.serving.predict import DTYPES, predict, table
-from medseq_tf.serving.wire import Description
+from medseq_tf.serving.description import Description
+from medseq_tf.serving.predict import predict, table
+from medseq_tf.serving.probabilities import StudyProbabilities
 
 COHORT = DemoCohort(patients=4, size=24, slices=(4, 7), difficulty=0.0, prevalence=0.5)
 
@@ -207,7 +208,7 @@ class Model:
     def predict(self, slices, running=False):
         self.asked.append(len(slices))
         steps = np.full((len(slices), 1), self.answer, np.float32) if running else None
-        return Answer(np.float32([self.answer]), steps)
+        return StudyProbabilities(np.float32([self.answer]), steps)
 
 
 @pytest.fixture

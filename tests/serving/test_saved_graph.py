@@ -6,25 +6,14 @@ import shutil
 
 import pytest
 import tensorflow as tf
+from small_models import NETWORK, description_of, model_of, recipe_of
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-from test_model import description_of, model_of, recipe_of
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.open_model import open_model, open_saved_model
 from medseq_tf.serving.predict import predict
 from medseq_tf.serving.saved_graph import check_saved_model
-
-NETWORK = [
-    "input.size=20",
-    "model.encoder.filters=[3]",
-    "model.encoder.kernels=[5]",
-    "model.encoder.strides=[2]",
-    "model.encoder.paddings=[0]",
-    "model.aggregator.units=4",
-    "model.aggregator.layers=1",
-    "model.head.units=[3]",
-]
 
 
 @pytest.fixture(scope="module")

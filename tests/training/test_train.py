@@ -25,9 +25,9 @@ from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.models import losses
 from medseq_tf.runs.run import Run
-from medseq_tf.serving.client import Answer
-from medseq_tf.serving.export import describe
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.predict import predict, table
+from medseq_tf.serving.probabilities import StudyProbabilities
 from medseq_tf.training import loop as fitting
 
 
@@ -463,7 +463,7 @@ def test_the_threshold_of_folds_is_chosen_on_all_patients_and_measured(folded):
     assert "chosen on the held-out predictions of all patients" in said
     assert "20 positive and 20 negative patients" in said
     assert "was not measured itself" in (run.path / "report.html").read_text("utf-8")
-    description = describe(run)
+    description = Description.of_run(run)
     assert description.thresholds == run.thresholds
     assert description.operating_points == run.operating_points
     assert description.temperatures == run.temperatures
@@ -472,10 +472,10 @@ def test_the_threshold_of_folds_is_chosen_on_all_patients_and_measured(folded):
 def test_predictions_say_what_the_threshold_stands_on(folded, tmp_path):
     class Asked:
         def describe(self):
-            return describe(folded)
+            return Description.of_run(folded)
 
         def predict(self, slices, running=False):
-            return Answer(np.array([0.7]), None)
+            return StudyProbabilities(np.array([0.7]), None)
 
     (tmp_path / "study").mkdir()
     grey = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)

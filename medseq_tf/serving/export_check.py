@@ -1,0 +1,214 @@
+"""The check of an exported model: the Keras model's probabilities, and an error for garbage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.records import StorageSpec, study_record
+from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
+from medseq_tf.errors import InputError
+from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.readers.pictures import decode_picture
+from medseq_tf.readers.study import Slices, StudySource
+from medseq_tf.serving.description import Description
+from medseq_tf.serving.model import LoadedRun
+
+TOLERANCE = 1e-5
+TOLERANCE_WHERE_OPENCV_VARIES = 1e-3
+"""16-bit slices that are enlarged: there OpenCV rounds as the processor's own library does."""
+
+STUDIES_CHECKED = 8
+
+
+@dataclass(frozen=True)
+class CheckStudy:
+    """A study to predict: its files, and the same as it stands in a prepared data set."""
+
+    files: list[bytes]
+    record: bytes
+
+
+def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
+    """Ask a written model; return how far its probabilities are from the Keras model's.
+
+    Raises:
+        InputError: too far, or it predicts from garbage.
+    """
+    expected = _keras_probabilities(loaded, studies)
+    signatures = tf.saved_model.load(str(folder)).signatures
+    whole = signatures["serving_default"]
+    alone = [_probability(whole, [study.files]) for study in studies]
+    all_files = [study.files for study in studies]
+    merged, lean = (_probability(ask, all_files) for ask in (whole, signatures["probability"]))
+    predicted = np.stack([np.concatenate(alone), merged, lean])
+    difference = float(np.max(np.abs(predicted - expected)))
+    description = loaded.description
+    is_enlarged = description.bits == 16 and loaded.recipe.input.size > description.size
+    allowed = TOLERANCE_WHERE_OPENCV_VARIES if is_enlarged else TOLERANCE
+    if not difference <= allowed:
+        raise InputError(
+            f"{loaded.run.path}: the exported model's probabilities differ from the Keras model's "
+            f"by {difference:.1e}, more than {allowed:.0e}; nothing was written"
+        )
+    _check_refusals(whole, studies[0].files)
+    return difference
+
+
+def _probability(signature: Any, studies: list[list[bytes]]) -> np.ndarray:
+    """Return (B, labels) of studies, padded as TF Serving pads: by the first slice."""
+    longest = max(map(len, studies))
+    rows = [files + [studies[0][0]] * (longest - len(files)) for files in studies]
+    image_bytes = tf.constant(rows, tf.string)
+    lengths = tf.constant([len(files) for files in studies], tf.int32)
+    return signature(image_bytes=image_bytes, lengths=lengths)["probability"].numpy()
+
+
+def _check_refusals(signature: Any, files: list[bytes]) -> None:
+    """Raise an InputError unless garbage is refused."""
+    file = files[0]
+    garbage: dict[str, tuple[Any, list[int]]] = {
+        "no picture": ([[b"no picture, but long enough to be one"]], [1]),
+        "nothing": ([[b""]], [1]),
+        "half a file": ([[file[: len(file) // 2]]], [1]),
+        "no slices": (np.zeros((1, 0), object), [0]),
+        "a length of 0": ([[file]], [0]),
+        "a length beyond the slices": ([[file]], [2]),
+        "two lengths for one study": ([[file]], [1, 1]),
+    }
+    for name, (image_bytes, lengths) in garbage.items():
+        try:
+            signature(image_bytes=tf.constant(image_bytes, tf.string), lengths=tf.constant(lengths))
+        except tf.errors.InvalidArgumentError:
+            continue
+        raise InputError(f"the exported model answers {name} with a probability; nothing written")
+
+
+# --------------------------------------------------------------------- the Keras model's own road
+
+
+class _InMemory(Prepared):
+    """Studies that were prepared and not written; their ids are their own."""
+
+    def record(self, row: int) -> bytes:
+        """Return the study's example."""
+        return self.studies["record"].iat[row]
+
+    def _example(self, row: int) -> dict:
+        return decode_example(self.record(row))
+
+
+def _keras_probabilities(loaded: LoadedRun, studies: list[CheckStudy]) -> np.ndarray:
+    """Return what the Keras models predict of prepared studies, `(studies, labels)`."""
+    table = pd.DataFrame(
+        {
+            "study_id": [f"check-{i}" for i in range(len(studies))],
+            "slices": [len(decode_example(study.record)["slices"]) for study in studies],
+            "shard": "",
+            "record": [study.record for study in studies],
+            **{f"label.{name}": np.nan for name in loaded.description.labels},
+        }
+    )
+    recipe = loaded.recipe
+    store = SliceStore(_InMemory(loaded.run.path, loaded.run.dataset, table), recipe)
+    rows = np.arange(len(studies))
+    by_model = [study_probabilities(model, store, rows, recipe) for model in loaded.models]
+    return np.mean(by_model, axis=0)
+
+
+# ----------------------------------------------------------------------------- studies to check on
+
+
+def prepared_studies(
+    data: str | os.PathLike | Prepared, description: Description
+) -> list[CheckStudy]:
+    """Return a few studies of a prepared data set, of different numbers of slices.
+
+    Raises:
+        InputError: it is prepared otherwise than the data of the run, or its studies are too long.
+    """
+    prepared = Prepared.open(data)
+    storage = prepared.info["storage"]
+    stored = (
+        prepared.info["size"],
+        prepared.info["preparation"]["aspect"],
+        8 * np.dtype(storage["dtype"]).itemsize,
+        storage["offset"],
+    )
+    wanted = (description.size, description.aspect, description.bits, description.offset)
+    if stored != wanted:
+        raise InputError(
+            f"{prepared.path}: is prepared otherwise than the data of the run; its slices would "
+            f"have to be {description.size} pixels wide, {description.bits} bits, --aspect "
+            f"{description.aspect}"
+        )
+    counts = prepared.studies["slices"].to_numpy()
+    usable = np.flatnonzero((counts >= 1) & (counts <= description.most_slices))
+    if not len(usable):
+        raise InputError(
+            f"{prepared.path}: every study has more than {description.most_slices} slices; raise "
+            "--most-slices"
+        )
+    usable = usable[np.argsort(counts[usable], kind="stable")]
+    rows = usable[np.unique(np.linspace(0, len(usable) - 1, STUDIES_CHECKED).astype(int))]
+    return [CheckStudy(prepared.encoded_slices(row), prepared.record(row)) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Drawn(StudySource):
+    """A study that is there already."""
+
+    images: list[np.ndarray]
+
+    def read(self) -> Slices:
+        """Return its slices."""
+        return Slices(self.images)
+
+
+def synthetic_studies(loaded: LoadedRun) -> list[CheckStudy]:
+    """Return studies of the run's modality, of each number of slices that matters.
+
+    One of them is of JPEG files, where the model reads photographs.
+    """
+    description, sequence = loaded.description, loaded.recipe.sequence
+    dtype, size = description.dtype, description.size
+    length = sequence.evaluation.length or sequence.length
+    counts = dict.fromkeys([1, 2, max(1, length - 1), length, length + 2, 2 * length + 5])
+    cohort = DemoCohort(patients=2, size=min(1024, max(16, 2 * size + 3)), slices=(30, 30))
+    volumes = [_intensities(cohort.render(patient).volume, dtype) for patient in range(2)]
+    spec = StorageSpec((), dtype, size, description.aspect)
+    studies = []
+    for number, count in enumerate(counts):
+        volume = volumes[number % 2]
+        images = [np.ascontiguousarray(image[:, number:]) for image in volume]
+        images = [images[i % len(images)] for i in range(count)]
+        as_jpeg = number == 3 and dtype == "uint8"
+        files = [_file(image, as_jpeg) for image in images]
+        if as_jpeg:
+            images = [decode_picture(file) for file in files]
+        source = _Drawn("made-up", "nobody", {}, None, images)
+        framed = study_record(source, "made-up", spec).framed
+        studies.append(CheckStudy(files, framed[HEADER_BYTES:-FOOTER_BYTES]))
+    return studies
+
+
+def _intensities(volume: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "uint8":
+        return photographs(volume)
+    return volume if dtype == "int16" else np.clip(volume + 1024, 0, None).astype(np.uint16)
+
+
+def _file(image: np.ndarray, as_jpeg: bool) -> bytes:
+    if image.dtype == np.int16:
+        image = (image.astype(np.int32) + 2**15).astype(np.uint16)
+    return cv2.imencode(".jpg" if as_jpeg else ".png", image)[1].tobytes()
