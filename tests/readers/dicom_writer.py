@@ -1,7 +1,8 @@
-"""Takes elements; gives the bytes of a DICOM file, odd ones included (PS3.5, chapter 7)."""
+"""DICOM files made byte by byte, odd ones included (PS3.5, chapter 7), and folders of them."""
 
 from __future__ import annotations
 
+import csv
 import struct
 
 import numpy as np
@@ -89,3 +90,35 @@ def image(pixels: np.ndarray, position=(0, 0, 0), **changes) -> dict[int, tuple]
         else:
             elements[tag] = value if isinstance(value, tuple) else (elements[tag][0], value)
     return elements
+
+
+def stack(count=5, rng=None, step=2.0):
+    """Return stored values (count, 4, 6) and the positions of their slices."""
+    rng = rng or np.random.default_rng(0)
+    return rng.integers(0, 4096, (count, 4, 6)), [(0, 0, step * t) for t in range(count)]
+
+
+def write(folder, *files, labels=(("patient-1", 1),)):
+    """Write files of elements or bytes under shuffled names, and labels by patient."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(files):
+        data = file if isinstance(file, bytes) else dicom_file(file)
+        (folder / f"{(number * 7919) % 1009:04}").write_bytes(data)
+    with open(folder / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["patient_id", "x"], *labels])
+    return folder
+
+
+def write_stack(folder, values, positions, **changes):
+    return write(folder, *(image(v, p, **changes) for v, p in zip(values, positions, strict=True)))
+
+
+def kinds(scan):
+    return [entry.kind for entry in scan.audit_entries]
+
+
+def series_of(values, positions, number, **changes):
+    return [
+        image(v, p, **{"t0020000E": f"1.2.3.{number}", "t00200011": ("IS", str(number)), **changes})
+        for v, p in zip(values, positions, strict=True)
+    ]

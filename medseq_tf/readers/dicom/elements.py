@@ -43,10 +43,11 @@ _KEYWORDS = (
 """The elements that are read, as the standard calls them."""
 
 _READ_FIRST = (64 * 1024, 2 * 2**20, 128 * 2**20)
-_MOST_UNPACKED = 32 * 2**20
+_MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
-_PIXEL_GROUP, _PIXEL_DATA = 0x7FE0, 0x7FE00010
+_FIRST_PIXELS, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
+"""Pixels in floating point come first, and are not read."""
 
 
 class NotDicom(ValueError):
@@ -147,7 +148,7 @@ class Elements(dict[str, Any]):
 
 
 class _CutShort(Exception):
-    """More of the file is needed."""
+    """More of the file is needed, and there is more."""
 
 
 def _buffer(data: bytes) -> io.BytesIO:
@@ -163,11 +164,11 @@ class _Bounded(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         self.reads += 1
         if self.reads > _MOST_READS:
-            raise UnreadableDicom("its header has too many elements")
+            raise ValueError("too many elements")
         return super().read(size)
 
 
-def read_elements(path: Path) -> tuple[Elements, PixelData | None, int]:
+def read_elements(path: str | Path) -> tuple[Elements, PixelData | None, int]:
     """Read the elements of a file up to its pixel data.
 
     Returns:
@@ -188,24 +189,9 @@ def read_elements(path: Path) -> tuple[Elements, PixelData | None, int]:
                 is_whole = len(data) >= size
                 with contextlib.suppress(_CutShort):
                     return *_parsed(data, most, is_whole), size
-                if is_whole:
-                    break
     except OSError:
         raise UnreadableDicom("cannot be opened") from None
     raise UnreadableDicom("damaged or cut short")
-
-
-def _parsed(data: bytes, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
-    """The elements in a file's first bytes, of which deflated ones are unpacked up to `most`."""
-    start = 132 if data[128:132] == b"DICM" else 0
-    if not start and not _looks_bare(data):
-        raise NotDicom("not a DICOM file")
-    try:
-        return _read(data, start, most, is_whole)
-    except UnreadableDicom:
-        raise
-    except Exception:  # whatever a damaged file makes of pydicom's many
-        raise _CutShort from None
 
 
 def _looks_bare(data: bytes) -> bool:
@@ -221,32 +207,60 @@ def _is_explicit(data: bytes, start: int) -> bool:
     return kind.isalpha() and kind.isupper()
 
 
-def _read(data: bytes, start: int, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
+def _parsed(data: bytes, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
+    """The elements in a file's first bytes, of which deflated ones are unpacked up to `most`."""
+    start = 132 if data[128:132] == b"DICM" else 0
+    if not start and not _looks_bare(data):
+        raise NotDicom("not a DICOM file")
+    try:
+        meta, start = _meta(data, start)
+        if meta.text("TransferSyntaxUID") == DEFLATED:
+            unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+            fits = min(_MOST_UNPACKED, _UNPACKED_PER_BYTE * len(data))
+            data, start = unpack.decompress(data[start:], min(most, fits)), 0
+            is_whole = is_whole and (unpack.eof or fits <= most)
+        return _data_set(data, start, meta, is_whole)
+    except UnreadableDicom:
+        raise
+    except Exception:  # whatever a damaged file makes of pydicom's many
+        if is_whole:
+            raise UnreadableDicom("damaged or cut short") from None
+        raise _CutShort from None
+
+
+def _meta(data: bytes, start: int) -> tuple[Elements, int]:
+    """The file meta information (group 2), always explicit and little-endian, and its end."""
     from pydicom.filereader import data_element_generator
 
     buffer = _buffer(data)
     buffer.seek(start)
-    meta = Elements.of(
-        data_element_generator(buffer, False, True, lambda tag, kind, length: tag >> 16 != 2)
-    )
-    start, syntax = buffer.tell(), meta.text("TransferSyntaxUID")
-    if syntax == DEFLATED:
-        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-        data, start = unpack.decompress(data[start:], min(most, _MOST_UNPACKED)), 0
-        is_whole = is_whole and unpack.eof
-        buffer = _buffer(data)
+    elements = data_element_generator(buffer, False, True, lambda tag, *_: tag >> 16 != 2)
+    return Elements.of(elements), buffer.tell()
+
+
+def _data_set(
+    data: bytes, start: int, meta: Elements, is_whole: bool
+) -> tuple[Elements, PixelData | None]:
+    """The elements of the data set and of its meta information."""
+    from pydicom.filereader import data_element_generator
+
+    buffer = _buffer(data)
+    buffer.seek(start)
     at_pixels: list[PixelData | None] = []
 
     def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
-        if tag >> 16 != _PIXEL_GROUP:
+        if tag < _FIRST_PIXELS:
             return False
         at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
         return True
 
-    is_implicit, is_little = not _is_explicit(data, start), syntax != EXPLICIT_BIG
     elements = Elements.of(
         data_element_generator(
-            buffer, is_implicit, is_little, is_at_pixels, specific_tags=list(_keywords())
+            buffer,
+            is_implicit_VR=not _is_explicit(data, start),
+            is_little_endian=meta.text("TransferSyntaxUID") != EXPLICIT_BIG,
+            stop_when=is_at_pixels,
+            specific_tags=list(_keywords()),
         )
     )
     elements.update(meta)

@@ -81,7 +81,7 @@ class DicomHeader(NamedTuple):
     padding: tuple[int, int] | None
 
 
-def read_dicom_header(path: Path) -> DicomHeader | None:
+def read_dicom_header(path: str | Path) -> DicomHeader | None:
     """Read the header of a DICOM file.
 
     Returns:

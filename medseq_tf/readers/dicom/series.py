@@ -26,6 +26,7 @@ handled, and named in the audit:
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -106,8 +107,8 @@ def files_by_study(folder: Folder, labels: Path, audit_entries: list[AuditEntry]
     """Group the files with pictures by study, then by series; name the others in the audit."""
     by_study: Studies = defaultdict(lambda: defaultdict(list))
     for number, file in numbered_files(folder):
-        path = folder.root / file.name
-        if path.name == labels.name and path.resolve() == labels:
+        path = os.path.join(folder.root, file.name)
+        if file.name.endswith(labels.name) and Path(path).resolve() == labels:
             continue
         try:
             header = read_dicom_header(path)
@@ -241,7 +242,7 @@ def _stack(files: list[DicomFile], name: str) -> Stack:
     header = files[0].header
     is_axial = plane_of(pictures[0].frame.cosines) == "axial"
     is_original = header.image_type[:2] == ("ORIGINAL", "PRIMARY")
-    folders = {parts[0] for file in files if len(parts := Path(file.path).parts) > 1}
+    folders = {file.path.partition("/")[0] for file in files if "/" in file.path}
     return Stack(
         name=name,
         patient=normal_id(header.patient_id) or header.study_uid,

@@ -1,0 +1,321 @@
+"""Headers of every syntax, character set and kind; hostile ones cost little."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from dicom_writer import (
+    BIG,
+    ENHANCED_CT,
+    EXPLICIT,
+    IMPLICIT,
+    dicom_file,
+    image,
+    stack,
+    write,
+)
+
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.header import read_dicom_header
+from medseq_tf.readers.dicom.index import index_dicom
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+def test_headers_of_every_syntax(tmp_path, syntax):
+    values, _ = stack(1)
+    path = tmp_path / "a"
+    elements = image(values[0], (1, 2, 3.5))
+    for undefined in (False, True):
+        elements[0x00081140] = ("SQ", [[(0x00081155, "UI", "1.2")], []])
+        path.write_bytes(dicom_file(elements, syntax, undefined=undefined))
+        header = read_dicom_header(path)
+        assert (header.rows, header.columns, header.patient_id) == (4, 6, "patient-1")
+        assert header.frames[0].position == (1, 2, 3.5)
+        assert (header.frames[0].slope, header.frames[0].intercept) == (1.0, -1024.0)
+
+
+def test_a_bare_data_set_is_read(tmp_path):
+    values, positions = stack()
+    files = [
+        dicom_file(image(v, p), syntax, bare=True)
+        for v, p, syntax in zip(
+            values, positions, [IMPLICIT, EXPLICIT] * 2 + [IMPLICIT], strict=True
+        )
+    ]
+    scan = index_dicom(write(tmp_path, *files))
+    np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
+
+
+def enhanced(values, positions, slopes):
+    """Return a multi-frame CT whose frames are shuffled and rescaled one by one."""
+    order = np.random.default_rng(1).permutation(len(values))
+    elements = image(
+        values[order],
+        t00080016=ENHANCED_CT,
+        t00200032=None,
+        t00200037=None,
+        t00280030=None,
+        t00281052=None,
+        t00281053=None,
+    )
+    elements[0x00280008] = ("IS", str(len(values)))
+    elements[0x52009229] = (
+        "SQ",
+        [
+            [
+                (0x00209116, "SQ", [[(0x00200037, "DS", "1\\0\\0\\0\\1\\0")]]),
+                (0x00289110, "SQ", [[(0x00180050, "DS", "2"), (0x00280030, "DS", "1\\1")]]),
+            ]
+        ],
+    )
+    elements[0x52009230] = (
+        "SQ",
+        [
+            [
+                (0x00209113, "SQ", [[(0x00200032, "DS", f"0\\0\\{positions[i][2]:g}")]]),
+                (
+                    0x00289145,
+                    "SQ",
+                    [[(0x00281052, "DS", "-1000"), (0x00281053, "DS", f"{slopes[i]:g}")]],
+                ),
+            ]
+            for i in order
+        ],
+    )
+    return elements
+
+
+def test_frames_of_a_multi_frame_file_are_slices(tmp_path):
+    values, positions = stack(6)
+    slopes = np.array([1, 1, 2, 1, 0.5, 1])
+    scan = index_dicom(write(tmp_path, enhanced(values, positions, slopes)))
+    expected = values * slopes[:, None, None] - 1000
+    np.testing.assert_allclose(scan.studies[0].read().images, expected, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"t00280010": 60000, "t00280011": 60000}, "declares 60000 x 60000 pixels; 1 to 8192"),
+        ({"t00280010": 0}, "declares 6 x 0 pixels"),
+        ({"t00280008": ("IS", "2000000000")}, "declares 2000000000 frames"),
+        ({"t00280010": 4000, "t00280011": 4000}, "more pixels than it holds"),
+    ],
+)
+def test_huge_declared_pictures(tmp_path, changes, reason):
+    values, positions = stack(1)
+    path = tmp_path / "a"
+    path.write_bytes(dicom_file(image(values[0], positions[0], **changes)))
+    with pytest.raises(UnreadableDicom, match=reason):
+        read_dicom_header(path)
+
+
+def test_what_is_no_dicom(tmp_path):
+    for data in (
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        b"x",
+        cv2.imencode(".jpg", np.eye(8))[1].tobytes(),
+    ):
+        (tmp_path / "a").write_bytes(data)
+        with pytest.raises(NotDicom):
+            read_dicom_header(tmp_path / "a")
+
+
+def test_nesting_without_end(tmp_path):
+    nested = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 500
+    (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + nested)
+    with pytest.raises(UnreadableDicom, match="damaged"):
+        read_dicom_header(tmp_path / "a")
+
+
+# ------------------------------------------------------------------------- beside pydicom itself
+
+
+PYDICOM_FILES = Path(pydicom.__file__).parent / "data"
+REFUSED = {
+    "ExplVR_BigEndNoMeta.dcm": "not a DICOM file",
+    "IM000000": "damaged or cut short",  # no pixels
+    "MR_truncated.dcm": "cut short: declares more pixels than it holds",
+    "SC_ybr_full_422_uncompressed.dcm": "cut short: declares more pixels than it holds",
+    "UN_sequence.dcm": "damaged or cut short",
+    "chrSQEncoding.dcm": "damaged or cut short",
+    "chrSQEncoding1.dcm": "damaged or cut short",
+    "empty_charset_LEI.dcm": "damaged or cut short",
+    "meta_missing_tsyntax.dcm": "declares 0 x 0 pixels",
+    "nested_priv_SQ.dcm": "declares 0 x 0 pixels",
+    "no_meta.dcm": "not a DICOM file",
+    "priv_SQ.dcm": "damaged or cut short",
+    "rtplan_truncated.dcm": "damaged or cut short",
+}
+"""Of pydicom's own files: what holds no picture and does not say so, or less than it declares."""
+
+
+PLAIN = ("CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_padded.dcm")
+
+
+def own_files():
+    """List those that ship with it; of fifty that hold no pixels one."""
+    files = [p for p in PYDICOM_FILES.rglob("*") if p.is_file() and p.suffix in (".dcm", "")]
+    return sorted(p for p in files if "TINY_ALPHA" not in p.parts or p.name == "IM000000")
+
+
+def as_integer(value):
+    try:
+        return int(value or 0)
+    except ValueError:
+        return 0
+
+
+def as_pydicom_reads(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(path, force=True)
+        pixels = getattr(dataset, "pixel_array", None) if path.name in PLAIN else None
+        return {"pixels": pixels, **{e.keyword: e.value for e in dataset}}
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.name)
+def test_pydicom_s_own_files_are_read_as_it_reads_them(path):
+    if path.name in REFUSED:
+        with pytest.raises((NotDicom, UnreadableDicom), match=REFUSED[path.name]):
+            read_dicom_header(path)
+        return
+    header, theirs = read_dicom_header(path), as_pydicom_reads(path)
+    if header is None:
+        assert "PixelData" not in theirs
+        return
+    assert (header.rows, header.columns) == (theirs["Rows"], theirs["Columns"])
+    assert header.samples == theirs["SamplesPerPixel"]
+    assert header.is_inverted == (theirs["PhotometricInterpretation"] == "MONOCHROME1")
+    assert len(header.frames) == (as_integer(theirs.get("NumberOfFrames")) or 1)
+    for name, keyword in TEXTS.items():
+        assert getattr(header, name) == str(theirs.get(keyword) or "").strip(), keyword
+    for name, keyword in NUMBERS.items():
+        assert getattr(header, name) == as_integer(theirs.get(keyword)), keyword
+    if header.modality not in ("CT", "MR"):
+        return
+    for name, keyword in GEOMETRY.items():
+        assert getattr(header.frames[0], name) == tuple(theirs.get(keyword) or ()), keyword
+    first = header.frames[0]
+    rescaling = (theirs.get("RescaleSlope") or 1, theirs.get("RescaleIntercept") or 0)
+    assert (first.slope, first.intercept) == rescaling
+    if path.name in PLAIN:
+        count = header.rows * header.columns
+        values = np.fromfile(path, header.plain.dtype, count, offset=header.plain.offset)
+        np.testing.assert_array_equal(values.reshape(header.rows, -1), theirs["pixels"])
+
+
+TEXTS = {
+    "patient_id": "PatientID",
+    "accession_number": "AccessionNumber",
+    "study_uid": "StudyInstanceUID",
+    "series_uid": "SeriesInstanceUID",
+    "series_description": "SeriesDescription",
+    "sop_instance": "SOPInstanceUID",
+    "sop_class": "SOPClassUID",
+    "modality": "Modality",
+}
+NUMBERS = {
+    "series_number": "SeriesNumber",
+    "acquisition_number": "AcquisitionNumber",
+    "instance_number": "InstanceNumber",
+}
+GEOMETRY = {
+    "position": "ImagePositionPatient",
+    "orientation": "ImageOrientationPatient",
+    "pixel_spacing": "PixelSpacing",
+}
+
+
+# --------------------------------------------------------------------------------- character sets
+
+
+@pytest.mark.parametrize(
+    ("character_set", "encoded", "text"),
+    [
+        (None, b"M\xfcller", "Müller"),
+        ("ISO_IR 100", "Müller".encode("latin-1"), "Müller"),
+        ("ISO_IR 192", "Müller".encode(), "Müller"),
+        ("ISO_IR 144", "Иванов".encode("iso8859_5"), "Иванов"),
+        ("GB18030", "王".encode("gb18030"), "王"),
+        ("\\ISO 2022 IR 87", b"\x1b$B;3ED\x1b(B 7", "山田 7"),
+        ("ISO_IR 192", b"M\xfcller", "M\\xfcller"),
+        ("no such set", b"M\xfcller", "Müller"),
+    ],
+)  # fmt: skip
+def test_a_patient_id_is_read_in_its_letters(tmp_path, caplog, character_set, encoded, text):
+    elements = image(np.zeros((4, 5), np.uint16))
+    elements[0x00100020] = ("LO", encoded + b" " * (len(encoded) % 2))
+    if character_set:
+        elements[0x00080005] = ("CS", character_set)
+    (tmp_path / "a").write_bytes(dicom_file(elements))
+    with caplog.at_level(logging.DEBUG):
+        assert read_dicom_header(tmp_path / "a").patient_id == text
+    assert caplog.text == ""
+
+
+def test_ids_that_differ_in_bytes_that_are_no_letters_stay_two(tmp_path):
+    ids = set()
+    for byte in (b"\xfc", b"\xf6"):
+        elements = image(np.zeros((4, 5), np.uint16), t00080005=("CS", "ISO_IR 192"))
+        elements[0x00100020] = ("LO", b"M" + byte)
+        (tmp_path / "a").write_bytes(dicom_file(elements))
+        ids.add(read_dicom_header(tmp_path / "a").patient_id)
+    assert len(ids) == 2
+
+
+def test_other_threads_and_later_calls_keep_pydicom_s_messages(tmp_path, caplog):
+    (tmp_path / "a").write_bytes(dicom_file(image(np.zeros((4, 5), np.uint16))))
+    read_dicom_header(tmp_path / "a")
+    logging.getLogger("pydicom").warning("heard")
+    assert "heard" in caplog.text
+    assert logging.getLogger("pydicom").filters == []
+
+
+# ------------------------------------------------------------------------------------ hostile ones
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, "1.2.840.10008.1.2.1.99"])
+def test_a_header_of_countless_items_costs_a_bounded_time(tmp_path, monkeypatch, syntax):
+    """Zeros are items without end to a parser that does not look at their tag."""
+    monkeypatch.setattr("medseq_tf.readers.dicom.elements._MOST_READS", 2**16)
+    whole = dicom_file(image(np.zeros((4, 5), np.uint16)), syntax)
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    sequence = b"\x08\x00\x15\x11SQ\0\0\xff\xff\xff\xff" + bytes(8 * 2**20)
+    body = sequence + whole[start:]
+    if syntax != EXPLICIT:
+        packer = zlib.compressobj(9, wbits=-15)
+        body = packer.compress(body) + packer.flush()
+    (tmp_path / "a").write_bytes(whole[:start] + body)
+    with pytest.raises(UnreadableDicom, match="damaged or cut short"):
+        read_dicom_header(tmp_path / "a")
+
+
+def test_elements_before_the_pixels_in_their_group_are_passed(tmp_path):
+    elements = image(np.zeros((4, 5), np.uint16))
+    elements[0x7FE00000] = ("UL", (52).to_bytes(4, "little"))
+    elements[0x7FE00001] = ("OB", bytes(8))
+    (tmp_path / "a").write_bytes(dicom_file(elements))
+    assert read_dicom_header(tmp_path / "a").plain
+
+
+def test_a_long_header_is_read(tmp_path):
+    """Its pixels begin after what is read first; deflated, after what is unpacked first."""
+    pixels = np.arange(20, dtype=np.uint16).reshape(4, 5)
+    noise = np.random.default_rng(0).bytes(200_000)
+    elements = {**image(pixels), 0x00091010: ("OB", noise)}
+    whole = dicom_file(elements, "1.2.840.10008.1.2.1.99")
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(whole[start:]) + packer.flush()
+    (tmp_path / "a").write_bytes(dicom_file(elements))
+    (tmp_path / "b").write_bytes(whole[:start] + packed)
+    for name in ("a", "b"):
+        assert read_dicom_header(tmp_path / name).rows == 4
