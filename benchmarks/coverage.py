@@ -99,11 +99,26 @@ def newcombe(labels: np.ndarray, probabilities: np.ndarray, owner: np.ndarray) -
     return held.min(initial=placed.aurocs[0]), held.max(initial=placed.aurocs[0])
 
 
+def resample(labels: np.ndarray, owner: np.ndarray, stratified: bool) -> np.ndarray:
+    """How often each study is drawn with its patient, (500, studies).
+
+    Stratified, as many patients with a positive study are drawn as there are, and of the others.
+    """
+    patient = np.unique(owner, return_inverse=True)[1]
+    strata = (np.bincount(patient, labels) > 0) & stratified
+    rng, counts = np.random.default_rng(0), np.zeros((500, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        drawn = members[rng.integers(len(members), size=(500, len(members)))]
+        np.add.at(counts, (np.arange(500)[:, None], drawn), 1)
+    return counts[:, patient]
+
+
 def percentile(metric: Callable, stratified: bool) -> Callable[..., Bounds]:
     """Return a percentile bootstrap of a metric over patients."""
 
     def bounds(labels: np.ndarray, probabilities: np.ndarray, owner: np.ndarray) -> Bounds:
-        weights = metrics.resample_weights(labels, owner, 500, stratified=stratified)
+        weights = resample(labels, owner, stratified)
         values = metric(labels, probabilities, weights=weights)
         return tuple(np.nanquantile(values, [0.025, 0.975]))
 

@@ -3,8 +3,8 @@
 A learner is cross-validated on many cohorts that are drawn anew, and its interval is asked whether
 it holds what the recipe does on average: the expected AUROC of the learner, trained on another
 cohort of the same size, on new patients. Everything goes through the functions of
-`medseq_tf.cross_validation`; the other candidates of `CANDIDATES` are those that it was chosen
-from.
+`medseq_tf.evaluation.cross_validation`; the other candidates of `CANDIDATES` are those that it was
+chosen from.
 
     python benchmarks/coverage_folds.py [--cohorts 500] [--size 62] [--candidates]
 """
@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from medseq_tf.evaluation import cross_validation
-from medseq_tf.evaluation.cross_validation import HeldOut, mean_ranks
+from medseq_tf.evaluation.cross_validation import HeldOut, mean_auroc
 
 FOLDS = 5
 
@@ -171,7 +171,7 @@ def held_out(scores: Array, folds: Array, repeats: Array, half: int) -> HeldOut:
 
 
 CANDIDATES: dict[str, Callable] = {}
-"""Intervals that were compared: of a `OneLabel` to low and high."""
+"""Intervals that were compared: of a `LabelFolds` to low and high."""
 
 
 def _candidate(function: Callable) -> Callable:
@@ -186,44 +186,44 @@ def _on_logits(value: float, spread: float, quantile: float) -> tuple[float, flo
 
 
 @_candidate
-def _delong_of_the_tested_patients(label: cross_validation.OneLabel) -> tuple[float, float]:
-    varying = mean_ranks([label]).varying()
-    return _on_logits(varying.value, np.sqrt(varying.patients), stats.norm.ppf(0.975))
+def _delong_of_the_tested_patients(label: cross_validation.LabelFolds) -> tuple[float, float]:
+    estimate = mean_auroc([label]).variance()
+    return _on_logits(estimate.value, np.sqrt(estimate.patients), stats.norm.ppf(0.975))
 
 
 @_candidate
-def _with_what_folds_add(label: cross_validation.OneLabel) -> tuple[float, float]:
-    varying = mean_ranks([label]).varying()
-    return _on_logits(varying.value, varying.spread(1.0), stats.t.ppf(0.975, varying.freedom))
+def _with_what_folds_add(label: cross_validation.LabelFolds) -> tuple[float, float]:
+    estimate = mean_auroc([label]).variance()
+    return _on_logits(estimate.value, estimate.spread(1.0), stats.t.ppf(0.975, estimate.freedom))
 
 
 @_candidate
-def _corrected_resampling(label: cross_validation.OneLabel) -> tuple[float, float]:
+def _corrected_resampling(label: cross_validation.LabelFolds) -> tuple[float, float]:
     """Nadeau and Bengio 2003."""
-    by_fold = list(mean_ranks([label]).by_fold.values())
+    by_fold = list(mean_auroc([label]).by_fold.values())
     variance = np.var(by_fold, ddof=1) * (1 / len(by_fold) + 1 / (FOLDS - 1))
     quantile = stats.t.ppf(0.975, len(by_fold) - 1)
     return _on_logits(np.mean(by_fold), np.sqrt(variance), quantile)
 
 
 @_candidate
-def _corrected_few_degrees(label: cross_validation.OneLabel) -> tuple[float, float]:
+def _corrected_few_degrees(label: cross_validation.LabelFolds) -> tuple[float, float]:
     """Nadeau and Bengio 2003, with the degrees of freedom of one repeat."""
-    by_fold = list(mean_ranks([label]).by_fold.values())
+    by_fold = list(mean_auroc([label]).by_fold.values())
     variance = np.var(by_fold, ddof=1) * (1 / len(by_fold) + 1 / (FOLDS - 1))
     return _on_logits(np.mean(by_fold), np.sqrt(variance), stats.t.ppf(0.975, FOLDS - 1))
 
 
 @_candidate
-def _twice_the_patients(label: cross_validation.OneLabel) -> tuple[float, float]:
-    varying = mean_ranks([label]).varying()
-    return _on_logits(varying.value, varying.spread(2.0), stats.t.ppf(0.975, varying.freedom))
+def _twice_the_patients(label: cross_validation.LabelFolds) -> tuple[float, float]:
+    estimate = mean_auroc([label]).variance()
+    return _on_logits(estimate.value, estimate.spread(2.0), stats.t.ppf(0.975, estimate.freedom))
 
 
 @_candidate
-def _ours(label: cross_validation.OneLabel) -> tuple[float, float]:
-    varying = mean_ranks([label]).varying()
-    return cross_validation.interval(varying, label.inflation, label.support("auroc"))
+def _ours(label: cross_validation.LabelFolds) -> tuple[float, float]:
+    estimate = mean_auroc([label]).variance()
+    return cross_validation.interval(estimate, label.inflation, label.support("auroc"))
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import make_folds
 from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.input import sampling
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.sampling import study_key
@@ -108,8 +109,19 @@ def auroc(table: pd.DataFrame, column: str) -> metrics.Estimate:
     """AUROC of a column; the mean over the folds where there are several."""
     if table["fold"].nunique() == 1:
         return metrics.delong_interval(table["label"], table[column], table["patient"])
-    rows = (table["label"], table[column], table["fold"], table["patient"])
-    return cross_validation.recipe_auroc(*rows)
+    return fold_auroc(held_out(table, column))
+
+
+def held_out(table: pd.DataFrame, column: str) -> cross_validation.HeldOut:
+    """A column as the held-out predictions of folds."""
+    predictions = table.assign(truth=table["label"], probability=table[column], threshold=0.5)
+    return cross_validation.held_out(predictions.assign(label="label"), ["label"])
+
+
+def fold_auroc(predictions: cross_validation.HeldOut) -> metrics.Estimate:
+    """The mean of the folds' AUROCs with its interval."""
+    rows = cross_validation.evaluate_folds(predictions, resamples=1).set_index("metric")
+    return metrics.Estimate(*rows.loc["auroc", ["value", "low", "high", "note"]])
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
@@ -142,13 +154,14 @@ def shuffling(
 
 def difference(scan: pd.DataFrame, shuffled: pd.DataFrame) -> str:
     """Shuffled minus scan training, both asked in scan order, in words."""
-    both = (shuffled["scan"], scan["scan"])
     if scan["fold"].nunique() == 1:
+        both = (shuffled["scan"], scan["scan"])
         test = metrics.delong_test(scan["label"], *both, scan["patient"])
     else:
-        rows = (scan["fold"], scan["patient"])
-        test = cross_validation.compare_recipes(scan["label"], both, *rows)
-    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f}), p = {test.p:.2f}"
+        recipes_compared = (held_out(table, "scan") for table in (shuffled, scan))
+        differences = cross_validation.compare_folds(*recipes_compared, resamples=1)
+        test = differences.set_index("metric").loc["auroc"]
+    return f"{with_interval(test.difference, test.low, test.high, '+')}, p = {test.p:.2f}"
 
 
 # -------------------------------------------------------------- 2: does order carry information?
@@ -211,8 +224,8 @@ def cross_validated(prepared: Prepared, values: np.ndarray) -> metrics.Estimate:
         model.fit(values[rest], labels[rest])
         scores[rows["test"]] = model.predict_proba(values[rows["test"]])[:, 1]
         fold_of[rows["test"]] = number
-    patients = prepared.studies["patient_id"].to_numpy()
-    return cross_validation.recipe_auroc(labels, scores, fold_of, patients)
+    studies = prepared.studies[["study_id", "patient_id"]].set_axis(["study", "patient"], axis=1)
+    return fold_auroc(held_out(studies.assign(label=labels, score=scores, fold=fold_of), "score"))
 
 
 # ----------------------------------------------------------------------------------- the tables

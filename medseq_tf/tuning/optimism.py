@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.metrics.point_metrics import mean_of_numbers
 
 RESAMPLES = 500
 COLUMNS = ("study", "patient", "fold", "label", "truth", "probability", "threshold")
@@ -123,28 +124,11 @@ def _scores(
         part = part[part["truth"].notna()]
         counts = drawn[:, patients.get_indexer(part["patient"])].astype(float)
         arrays = [part[name].to_numpy(float) for name in ("truth", "probability", "threshold")]
-        both = [_metric(metric, *arrays, weights) for weights in (counts, (counts == 0) * 1.0)]
+        both = [
+            metrics.all_metrics(*arrays, weights, [metric])[metric]
+            for weights in (counts, (counts == 0) * 1.0)
+        ]
         by_fold.setdefault(fold, []).append(np.array(both))
-    folds = np.array([_mean(np.array(labels)) for labels in by_fold.values()])
-    inside, outside = _mean(folds)
+    folds = np.array([mean_of_numbers(np.array(labels)) for labels in by_fold.values()])
+    inside, outside = mean_of_numbers(folds)
     return inside, outside
-
-
-def _metric(
-    metric: str, truth: np.ndarray, probability: np.ndarray, threshold: np.ndarray, weights
-) -> np.ndarray:
-    """Return a metric of each resample, `(resamples,)`; nan where it cannot be said."""
-    if metric in metrics.RANKING:
-        values = metrics.RANKING[metric](truth, probability, weights)
-    elif metric == "brier":
-        values = metrics.brier(truth, probability, weights)
-    else:
-        values = getattr(metrics.confusion(truth, probability, threshold, weights), metric)
-    return np.broadcast_to(values, len(weights))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the first axis of what is a number; nan where nothing is."""
-    known = ~np.isnan(values)
-    total = np.where(known, values, 0).sum(axis=0)
-    return np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(0))

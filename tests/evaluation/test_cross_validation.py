@@ -268,23 +268,6 @@ def test_a_far_better_recipe_is_found(rng):
     assert row.loc["auroc", "low"] > 0
 
 
-def test_the_short_forms_are_those_of_the_table(rng):
-    a = drawn(rng, repeats=2)
-    b = a.assign(probability=rng.random(len(a)))
-    found = comparison.compare_tables({"a": a, "b": b}, ["lesion"], 20)
-    row = by_metric(found.table[found.table["model"] == "a"]).loc["auroc"]
-    keys = {"folds": "fold", "patients": "patient", "repeats": "repeat", "studies": "study"}
-    columns = {key: a[name] for key, name in keys.items()}
-    alone = cross_validation.recipe_auroc(a["truth"], a["probability"], **columns)
-    assert row[["value", "low", "high"]].tolist() == [alone.value, alone.low, alone.high]
-    test = cross_validation.compare_recipes(
-        a["truth"], (a["probability"], b["probability"]), **columns
-    )
-    row = by_metric(found.differences).loc["auroc"]
-    expected = [test.difference, test.low, test.high, test.p]
-    np.testing.assert_allclose(row[["difference", "low", "high", "p"]].astype(float), expected)
-
-
 def test_how_common_the_label_is_counts_in_precision(rng):
     """Where all are called positive, precision is the share of positive patients."""
     truth = np.arange(80) % 4 == 0

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics
-from medseq_tf.evaluation.metrics import auc_intervals, proportions
+from medseq_tf.evaluation.metrics import auc_intervals, proportions, resampling
 
 examples = settings(max_examples=60, deadline=None)
 
@@ -127,9 +127,8 @@ def test_metrics_depend_on_neither_the_order_nor_the_scale(given_predictions, ra
     after = metrics.all_metrics(labels[order], probabilities[order], 0.5)
     for name in metrics.METRICS:
         assert after[name] == pytest.approx(before[name], nan_ok=True), name
-    for name in metrics.RANKING:
-        metric = metrics.RANKING[name]
-        assert metric(labels, np.exp(3 * probabilities) - 7) == metric(labels, probabilities), name
+    for metric in (metrics.auroc, metrics.average_precision):
+        assert metric(labels, np.exp(3 * probabilities) - 7) == metric(labels, probabilities)
     assert metrics.auroc(1 - labels, -probabilities) == pytest.approx(before["auroc"])
 
 
@@ -429,14 +428,14 @@ def test_temperature_is_the_likeliest_and_keeps_the_ranking():
     logits = 4 * np.log(probabilities / (1 - probabilities))
 
     def loss(temperature):
-        scaled = metrics.apply_temperature(logits, temperature)
+        scaled = special.expit(logits / temperature)
         prior = np.log(temperature) ** 2 / (2 * 0.5**2)  # log T ~ N(0, 0.5^2)
         return sklearn_metrics.log_loss(labels, scaled, normalize=False) + prior
 
     temperature = metrics.fit_temperature(labels, logits)
     assert all(loss(temperature) <= loss(other) for other in np.geomspace(0.1, 10, 200))
     assert loss(temperature) < loss(1)
-    scaled = metrics.apply_temperature(logits, temperature)
+    scaled = special.expit(logits / temperature)
     assert metrics.auroc(labels, scaled) == metrics.auroc(labels, logits)
 
 
@@ -616,12 +615,15 @@ def test_delong_says_what_it_cannot_tell():
 # ----------------------------------------------------------------------------------- bootstrap
 
 
-def test_resamples_draw_as_many_patients_of_each_class_as_there_are():
+def resampled(labels, patients=None, resamples=300):
+    return np.concatenate(list(resampling.bootstrap_weights(labels, patients, resamples, 0)))
+
+
+def test_resamples_draw_as_many_patients_as_there_are():
     labels = np.array([1, 0, 0, 1, 0, np.nan, 0, 1.0])
-    weights = metrics.resample_weights(labels, resamples=300)
+    weights = resampled(labels)
     assert weights.shape == (300, 8)
-    assert (weights[:, labels == 1].sum(axis=1) == 3).all()
-    assert (weights[:, labels == 0].sum(axis=1) == 4).all()
+    assert (weights.sum(axis=1) == 7).all()
     assert not weights[:, 5].any()
     assert weights[:, labels == 1].mean() == pytest.approx(1, abs=0.05)
 
@@ -629,13 +631,11 @@ def test_resamples_draw_as_many_patients_of_each_class_as_there_are():
 def test_resamples_draw_whole_patients():
     labels = np.array([1, 0, 0, 1, 0, 0, 1])
     patients = np.array(["a", "a", "b", "c", "d", "b", "c"])
-    weights = metrics.resample_weights(labels, patients, resamples=100)
+    weights = resampled(labels, patients)
     for patient in "abcd":
         own = weights[:, patients == patient]
         assert (own == own[:, :1]).all()
-    of_patient = weights[:, [0, 3, 2, 4]]  # a and c have a positive study, b and d have none
-    assert (of_patient[:, :2].sum(axis=1) == 2).all()
-    assert (of_patient[:, 2:].sum(axis=1) == 2).all()
+    assert (weights[:, [0, 3, 2, 4]].sum(axis=1) == 4).all()
 
 
 def test_the_bootstrap_equals_scipys_bca():
@@ -668,15 +668,13 @@ def test_the_bootstrap_takes_every_metric_that_it_promises_to(metric):
         assert found.value == metric(labels, probabilities)
 
 
-def test_prevalence_varies_from_resample_to_resample_unless_stratified():
+def test_prevalence_varies_from_resample_to_resample():
     labels, _ = sample(n=40)
-    drawn = metrics.resample_weights(labels, resamples=500, stratified=False)
+    drawn = resampled(labels, resamples=500)
     assert (drawn.sum(axis=1) == 40).all()
     positives = drawn[:, labels == 1].sum(axis=1)
     share = labels.mean()
     assert positives.std() == pytest.approx(np.sqrt(40 * share * (1 - share)), rel=0.1)
-    stratified = metrics.resample_weights(labels, resamples=50)
-    assert (stratified[:, labels == 1].sum(axis=1) == labels.sum()).all()
 
 
 def test_intervals_are_repeatable_and_follow_the_seed_alone():
@@ -737,7 +735,7 @@ def test_the_table_holds_each_label_and_their_mean():
     labels[:5, 0] = np.nan
     result = table(labels, probabilities, thresholds=np.array([0.4, 0.6]), resamples=200)
     assert list(result.index.unique("label")) == ["label 0", "label 1", "macro"]
-    assert list(result.loc["macro"].index) == list(metrics.TABLE)
+    assert list(result.loc["macro"].index) == list(metrics.CATALOGUE)
     columns = ["value", "low", "high", "interval", "n", "positives", "patients", "threshold"]
     assert list(result.columns) == [*columns, "note"]
     for i, threshold in enumerate([0.4, 0.6]):

@@ -20,7 +20,7 @@ def test_text_has_a_line_a_metric_and_each_note_once(rng):
     lines = metrics_text(table).splitlines()
     assert lines[0].startswith("split")
     assert len([line for line in lines if line.startswith("test")]) == len(
-        set(REPORTED_METRICS) & set(metrics.TABLE)
+        set(REPORTED_METRICS) & set(metrics.CATALOGUE)
     )
     notes = [line for line in lines if line.startswith("[")]
     assert notes

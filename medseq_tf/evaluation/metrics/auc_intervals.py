@@ -7,23 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from medseq_tf.evaluation.metrics.estimates import NAN, Estimate
 from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, known_studies, owners_of
 from medseq_tf.evaluation.metrics.proportions import shrunk_ratio
-from medseq_tf.evaluation.metrics.resampling import Estimate
 
 
 @dataclass(frozen=True)
 class DeLongTest:
     """Paired comparison of two models' AUROCs on the same studies."""
 
-    auroc_a: float
-    auroc_b: float
     difference: float
-    """AUROC of a minus AUROC of b."""
-    low: float
-    high: float
-    z: float
-    p: float
+    """AUROC of the first minus that of the second."""
+    low: float = NAN
+    high: float = NAN
+    z: float = NAN
+    p: float = NAN
     """Two-sided."""
     note: str = ""
 
@@ -51,12 +49,12 @@ def delong_interval(
         patients: (studies,) owners; None: each study has its own.
         confidence: Of the interval.
     """
-    z, nan = float(stats.norm.ppf((1 + confidence) / 2)), float("nan")
+    z = float(stats.norm.ppf((1 + confidence) / 2))
     placed = Placements.of(labels, [probabilities], patients)
     value = float(placed.aurocs[0])
     if placed.limits:
         reason = "; ".join(placed.limits)
-        return Estimate(value, nan, nan, reason if np.isnan(value) else f"no interval: {reason}")
+        return Estimate(value, note=reason if np.isnan(value) else f"no interval: {reason}")
     return Estimate(value, *auroc_bounds(value, placed.covariance[0, 0], *placed.counts, z))
 
 
@@ -115,27 +113,24 @@ def delong_test(
         confidence: Of the interval of the difference.
 
     Returns:
-        Both AUROCs, their difference with its interval, z, and the two-sided p-value.
+        The difference of the AUROCs with its interval, z, and the two-sided p-value.
     """
     scores = [probabilities_a, probabilities_b]
     contrast = np.array([1.0, -1.0])
     placed = Placements.of(labels, scores, patients)
-    aurocs, freedom = placed.aurocs, placed.degrees_of_freedom(contrast)
-    difference, nan = float(aurocs[0] - aurocs[1]), float("nan")
-    both = (float(aurocs[0]), float(aurocs[1]), difference)
+    difference = float(contrast @ placed.aurocs)
     if placed.limits:
-        note = "no interval: " + "; ".join(placed.limits)
-        return DeLongTest(*both, nan, nan, nan, nan, note)
+        return DeLongTest(difference, note="no interval: " + "; ".join(placed.limits))
     variance = contrast @ placed.covariance @ contrast
     if variance <= 1e-16:
         if difference == 0:
-            return DeLongTest(*both, nan, nan, 0.0, 1.0, "the two rank alike")
-        return DeLongTest(*both, nan, nan, nan, nan, "no test: the variance is 0")
-    spread = float(np.sqrt(variance))
+            return DeLongTest(difference, z=0.0, p=1.0, note="the two rank alike")
+        return DeLongTest(difference, note="no test: the variance is 0")
+    spread, freedom = float(np.sqrt(variance)), placed.degrees_of_freedom(contrast)
     z = difference / spread
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * spread
     low, high = max(difference - half, -1.0), min(difference + half, 1.0)
-    return DeLongTest(*both, low, high, z, float(2 * stats.t.sf(abs(z), freedom)))
+    return DeLongTest(difference, low, high, z, float(2 * stats.t.sf(abs(z), freedom)))
 
 
 @dataclass(frozen=True)

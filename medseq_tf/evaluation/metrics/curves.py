@@ -14,7 +14,11 @@ from medseq_tf.evaluation.metrics.point_metrics import (
     operating_points,
     ratio,
 )
-from medseq_tf.evaluation.metrics.resampling import owners_by_content, percentiles, weight_chunks
+from medseq_tf.evaluation.metrics.resampling import (
+    bootstrap_weights,
+    owners_by_content,
+    percentiles,
+)
 
 
 def roc_points(labels: Array, probabilities: Array) -> pd.DataFrame:
@@ -178,8 +182,8 @@ def _band(
 ) -> tuple[Array, Array, Array]:
     """A curve (points,) and its pointwise 95% bounds."""
     owners = owners_by_content(labels, probabilities) if patients is None else patients
-    chunks = weight_chunks(labels, owners, resamples, seed, stratified=False)
-    low, high, _ = percentiles(np.concatenate([curve(weights) for weights in chunks]), 0.95)
+    chunks = bootstrap_weights(labels, owners, resamples, seed)
+    low, high = percentiles(np.concatenate([curve(weights) for weights in chunks]), 0.95)
     return curve(None), low, high
 
 

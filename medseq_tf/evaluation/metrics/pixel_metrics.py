@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from medseq_tf.evaluation.metrics.metric_intervals import (
+from medseq_tf.evaluation.metrics.estimates import (
     DESCRIBED,
     FEW_PATIENTS,
-    LabelPredictions,
-    MetricEstimate,
-    label_row,
+    Estimate,
+    metric_row,
 )
+from medseq_tf.evaluation.metrics.label_estimates import LabelPredictions
 from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, owners_of, ratio
 from medseq_tf.evaluation.metrics.proportions import effective_interval
 from medseq_tf.evaluation.metrics.resampling import (
@@ -77,7 +77,7 @@ def evaluate_pixels(
     patients: Array | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """`pixel_metrics` with intervals over patients, as `metric_intervals` has them of a mean.
+    """`pixel_metrics` with intervals over patients, as `label_estimates` has them of a mean.
 
     Args:
         found: (studies,), as the next two as for `pixel_metrics`.
@@ -103,13 +103,13 @@ def evaluate_pixels(
     remark = f"{with_lesion} patients with a lesion: {DESCRIBED}" if few else ""
     rows = []
     for metric, value in pixel_metrics(*counts).items():
-        estimate = MetricEstimate(float(value), note="; ".join(limits))
+        estimate = Estimate(float(value), note="; ".join(limits))
         if np.isfinite(value) and limits:
             estimate = replace(estimate, note=f"no interval: {estimate.note}")
         elif np.isfinite(value):
             influence = influences(np.concatenate([part[metric] for part in without]))
             variance = jackknife_variance(influence)
             bounds = effective_interval(float(value), variance, with_lesion, confidence)
-            estimate = MetricEstimate(float(value), *bounds, "score, jackknife", remark)
-        rows.append(label_row(predictions, metric, estimate))
+            estimate = Estimate(float(value), *bounds, remark, "score, jackknife")
+        rows.append(metric_row(label, metric, estimate, predictions.counts, np.zeros(0)))
     return pd.DataFrame(rows)

@@ -8,12 +8,12 @@ in the sample. So a bootstrap is one call with a matrix of counts. What is undef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.recipe import DECISIONS
 
 Array = np.ndarray
 
@@ -34,6 +34,12 @@ class Confusion:
     false_negatives: Array
 
     @property
+    def _of_negative(self) -> Confusion:
+        """The same counts with the negative class as the one to be found."""
+        counts = (self.true_positives, self.false_positives)
+        return Confusion(self.true_negatives, self.false_negatives, *counts)
+
+    @property
     def accuracy(self) -> Array:
         """Share of all studies that are classified rightly."""
         right = self.true_positives + self.true_negatives
@@ -47,7 +53,7 @@ class Confusion:
     @property
     def specificity(self) -> Array:
         """Share of the negative studies that are called negative."""
-        return ratio(self.true_negatives, self.true_negatives + self.false_positives)
+        return self._of_negative.recall
 
     @property
     def precision(self) -> Array:
@@ -57,13 +63,18 @@ class Confusion:
     @property
     def negative_predictive_value(self) -> Array:
         """Share of the negative calls that are right."""
-        return ratio(self.true_negatives, self.true_negatives + self.false_negatives)
+        return self._of_negative.precision
 
     @property
     def f1(self) -> Array:
         """Harmonic mean of precision and recall; 0 when every positive study is missed."""
         wrong = self.false_positives + self.false_negatives
         return ratio(2 * self.true_positives, 2 * self.true_positives + wrong)
+
+    @property
+    def f1_negative(self) -> Array:
+        """F1 of the negative class: harmonic mean of negative predictive value and specificity."""
+        return self._of_negative.f1
 
     @property
     def balanced_accuracy(self) -> Array:
@@ -83,9 +94,7 @@ class Confusion:
     @property
     def f1_macro(self) -> Array:
         """F1, averaged over the two classes (paper 1, tables 4 and 5)."""
-        wrong = self.false_positives + self.false_negatives
-        negative = ratio(2 * self.true_negatives, 2 * self.true_negatives + wrong)
-        return (self.f1 + negative) / 2
+        return (self.f1 + self.f1_negative) / 2
 
 
 def confusion(
@@ -104,10 +113,14 @@ def confusion(
     """
     labels, probabilities, weights, known = known_studies(labels, probabilities, weights)
     threshold = np.broadcast_to(np.asarray(threshold, dtype=float), known.shape)[known]
-    called, positive = probabilities >= threshold, labels == 1
-    cells = [called & positive, called & ~positive, ~called & ~positive, ~called & positive]
-    counts = weights @ np.stack(cells, axis=1).astype(float)
+    counts = weights @ np.stack(confusion_cells(probabilities >= threshold, labels == 1), axis=1)
     return Confusion(*np.moveaxis(counts, -1, 0))
+
+
+def confusion_cells(called: Array, positive: Array) -> list[Array]:
+    """1.0 where a study (studies,) is in a cell, for the counts of `Confusion` in their order."""
+    cells = (called & positive, called & ~positive, ~called & ~positive, ~called & positive)
+    return [cell.astype(float) for cell in cells]
 
 
 # -------------------------------------------------------------------------- over all thresholds
@@ -181,48 +194,30 @@ def _best(values: Array, allowed: Array) -> Array:
     return np.where(allowed.any(axis=-1), best, np.nan)
 
 
-def brier(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
-    """Brier score: mean squared difference of probability and label; () or (resamples,)."""
+# ---------------------------------------------------------------------------- of each probability
+
+
+def squared_error(labels: Array, probabilities: Array) -> Array:
+    """Squared difference of probability and label, (studies,)."""
+    return (probabilities - labels) ** 2
+
+
+def mean_loss(
+    loss: Callable[[Array, Array], Array],
+    labels: Array,
+    probabilities: Array,
+    weights: Array | None = None,
+) -> Array:
+    """Mean over studies of a loss (labels, probabilities) -> (studies,); () or (resamples,)."""
     labels, probabilities, weights, _ = known_studies(
         labels, probabilities, weights, unit_interval=True
     )
-    return ratio(weights @ (probabilities - labels) ** 2, weights.sum(axis=-1))
+    return ratio(weights @ loss(labels, probabilities), weights.sum(axis=-1))
 
 
-# ------------------------------------------------------------------------------ all of a label
-
-RANKING = {"auroc": auroc, "average_precision": average_precision}
-
-TRADE_OFFS = {
-    "sensitivity_at_90_specificity": sensitivity_at_specificity,
-    "specificity_at_90_sensitivity": specificity_at_sensitivity,
-}
-
-METRICS = (*RANKING, *DECISIONS, "brier")
-"""What `all_metrics` gives, in its order: cheap enough for every epoch."""
-
-
-def all_metrics(
-    labels: Array,
-    probabilities: Array,
-    threshold: float | Array = 0.5,
-    weights: Array | None = None,
-) -> dict[str, Array]:
-    """Every metric of one label, without intervals.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        threshold: One for all, or (studies,).
-        weights: (studies,) or (resamples, studies) counts.
-
-    Returns:
-        By the names of `METRICS`, each () or (resamples,); nan where undefined.
-    """
-    result = {name: metric(labels, probabilities, weights) for name, metric in RANKING.items()}
-    counts = confusion(labels, probabilities, threshold, weights)
-    result |= {name: getattr(counts, name) for name in DECISIONS}
-    return result | {"brier": brier(labels, probabilities, weights)}
+def brier(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
+    """Brier score (Brier 1950): mean squared difference of probability and label."""
+    return mean_loss(squared_error, labels, probabilities, weights)
 
 
 # ----------------------------------------------------------------------------------- groundwork
@@ -231,7 +226,7 @@ def all_metrics(
 def known_studies(
     labels: Array, probabilities: Array, weights: Array | None, unit_interval: bool = False
 ) -> tuple[Array, Array, Array, Array]:
-    """Checks the input and leaves out studies of unknown label.
+    """Check labels and probabilities, and leave out studies of unknown label.
 
     Returns:
         Labels, probabilities and weights of the known studies, and which they are (studies,) bool.
@@ -268,6 +263,12 @@ def ratio(numerator: Array, denominator: Array) -> Array:
     return np.divide(numerator, denominator, out=empty, where=denominator != 0)
 
 
+def mean_of_numbers(values: Array) -> Array:
+    """Mean over the first axis of what is a number; nan where nothing is."""
+    known = np.isfinite(values)
+    return ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+
+
 def by_score(
     labels: Array, probabilities: Array, weights: Array | None
 ) -> tuple[Array, Array, Array]:
@@ -302,6 +303,7 @@ def operating_points(
 
 
 def owners_of(patients: Array | None, studies: int) -> Array:
+    """The patient of each study, (studies,); None: each study has its own."""
     if patients is None:
         return np.arange(studies)
     patients = np.asarray(patients)
@@ -313,6 +315,7 @@ def owners_of(patients: Array | None, studies: int) -> Array:
 
 
 def class_counts(labels: Array) -> str:
+    """How many studies are positive and negative, in words."""
     labels = np.asarray(labels, dtype=float)
     return f"{(labels == 1).sum()} positive and {(labels == 0).sum()} negative studies"
 

@@ -8,66 +8,44 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from medseq_tf.evaluation.metrics.estimates import Estimate
 from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, owners_of
 
 MOST_LEFT_OUT = 1000
 """Groups that the jackknife leaves out in turn; of more patients, several make one group."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its confidence interval; `note` says why a number is nan or to be doubted."""
+def bootstrap_weights(
+    labels: Array, patients: Array | None, resamples: int, seed: int
+) -> Iterator[Array]:
+    """Count how often each study stands in each bootstrap sample of patients.
 
-    value: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    note: str = ""
-
-
-def resample_weights(
-    labels: Array,
-    patients: Array | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    stratified: bool = True,
-) -> Array:
-    """How often each study stands in each bootstrap sample of patients.
-
-    Stratified by class, as many patients of each class are drawn, with replacement, as there are; a
-    patient with any positive study is of the positive class. That is right only for what does not
-    depend on prevalence. A study of unknown label has weight 0.
+    As many patients are drawn, with replacement, as there are, whatever their class: how common the
+    label is varies too. A study of unknown label has weight 0.
 
     Args:
         labels: (studies,) 0, 1 or nan.
         patients: (studies,) owners; None: each study has its own.
         resamples: Number of samples.
         seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
-        stratified: Draw each class by itself; if not, as many patients as there are.
 
-    Returns:
-        (resamples, studies) float64.
+    Yields:
+        Weights (some resamples, studies), float64, in pieces of about 16 MiB.
     """
-    return np.concatenate(list(weight_chunks(labels, patients, resamples, seed, stratified)))
-
-
-def weight_chunks(
-    labels: Array, patients: Array | None, resamples: int, seed: int, stratified: bool = True
-) -> Iterator[Array]:
-    """`resample_weights` in pieces of about 16 MiB."""
     labels = np.asarray(labels, dtype=float)
     known = ~np.isnan(labels)
     owner = np.unique(owners_of(patients, len(labels))[known], return_inverse=True)[1]
-    strata = ((np.bincount(owner, labels[known]) > 0) & stratified).astype(np.int64)
+    count = int(owner.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
     rows = max(1, 2_000_000 // max(len(labels), 1))
     for start in range(0, resamples, rows):
-        weights = np.zeros((min(rows, resamples - start), len(labels)))
-        weights[:, known] = _draw(strata, len(weights), rng)[:, owner]
+        size = min(rows, resamples - start)
+        weights = np.zeros((size, len(labels)))
+        weights[:, known] = _draw(count, size, rng)[:, owner]
         yield weights
 
 
@@ -79,16 +57,13 @@ def owners_by_content(labels: Array, probabilities: Array) -> Array:
     return patients
 
 
-def _draw(strata: Array, resamples: int, rng: np.random.Generator) -> Array:
-    """How often each patient is drawn: (resamples, patients), each stratum by itself."""
-    counts = np.zeros((resamples, len(strata)))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
-        drawn = rng.integers(len(members), size=(resamples, len(members)))
-        flat = drawn + np.arange(resamples)[:, None] * len(members)
-        tally = np.bincount(flat.ravel(), minlength=flat.size)
-        counts[:, members] = tally.reshape(flat.shape)
-    return counts
+def _draw(patients: int, resamples: int, rng: np.random.Generator) -> Array:
+    """How often each patient is drawn: (resamples, patients)."""
+    if not patients:
+        return np.zeros((resamples, 0))
+    drawn = rng.integers(patients, size=(resamples, patients))
+    flat = drawn + np.arange(resamples)[:, None] * patients
+    return np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(float)
 
 
 def bootstrap(
@@ -126,19 +101,19 @@ def bootstrap(
             return np.asarray(metric(labels, probabilities, weights=weights))
         return np.asarray(metric(labels, probabilities, weights))
 
-    value, nan = float(of(None)), float("nan")
+    value = float(of(None))
     limits = class_limits(labels, patients)
     if not np.isfinite(value) or limits:
         reason = "; ".join(limits) or "undefined: a class is never called"
-        return Estimate(value, nan, nan, f"no interval: {reason}" if np.isfinite(value) else reason)
-    chunks = weight_chunks(labels, owners, resamples, seed, stratified=False)
+        return Estimate(value, note=f"no interval: {reason}" if np.isfinite(value) else reason)
+    chunks = bootstrap_weights(labels, owners, resamples, seed)
     values = np.concatenate([of(weights) for weights in chunks])
     groups = jackknife_groups(owners)
     without = np.concatenate([of(weights) for weights in left_out_weights(groups)])
     defined = values[np.isfinite(values)]
     share = len(defined) / len(values)
     if share < 0.5:
-        return Estimate(value, nan, nan, f"no interval: undefined in {1 - share:.1%} of resamples")
+        return Estimate(value, note=f"no interval: undefined in {1 - share:.1%} of resamples")
     low, high = np.quantile(defined, _bca_tails(value, defined, influences(without), confidence))
     notes = []
     if share < 1:
@@ -159,15 +134,15 @@ def _bca_tails(value: float, values: Array, influence: Array, confidence: float)
     return stats.norm.cdf(bias + z / (1 - skew * z))
 
 
-def percentiles(values: Array, confidence: float) -> tuple[Array, Array, Array]:
-    """Bounds over the first axis and the share of values that are numbers; nan below a half."""
+def percentiles(values: Array, confidence: float) -> tuple[Array, Array]:
+    """Bounds over the first axis; nan where fewer than half of the values are numbers."""
     share = np.isfinite(values).mean(axis=0)
     low, high = np.full(share.shape, np.nan), np.full(share.shape, np.nan)
     enough = share >= 0.5
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     if enough.any():
         low[enough], high[enough] = np.nanquantile(values[..., enough], tails, axis=0)
-    return low, high, share
+    return low, high
 
 
 def jackknife_groups(owners: Array) -> Array:

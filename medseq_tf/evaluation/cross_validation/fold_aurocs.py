@@ -1,0 +1,130 @@
+"""The mean of the folds' AUROCs, with what each patient adds to it (DeLong et al. 1988)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseq_tf.evaluation.cross_validation.predictions import LabelFolds
+from medseq_tf.evaluation.cross_validation.variance import VarianceComponents, between_folds
+from medseq_tf.evaluation.metrics.point_metrics import Array
+
+
+@dataclass(frozen=True)
+class MeanAuroc:
+    """The mean of the folds' AUROCs, as each patient contributes to it.
+
+    Attributes:
+        value: the mean.
+        by_fold: AUROC by fold.
+        repeats: repeat by fold.
+        shares: (repeats, 2, patients) how far each patient's positive, then negative studies lie
+            from the mean, so that their sums over the repeats are what each adds to it.
+        wins: (positive, negative patients) by fold, how often the one ranks above the other.
+        classes: number of patients with a positive, and with a negative study.
+    """
+
+    value: float
+    by_fold: dict[int, float]
+    repeats: dict[int, int]
+    shares: Array
+    wins: dict[int, Array]
+    classes: tuple[int, int]
+
+    @property
+    def counted_twice(self) -> float:
+        """The variance by pairs of patients, which is in the shares of the one and of the other.
+
+        What a fold's wins differ by beyond their rows and columns, for the mean over the folds. In
+        small folds, and in a difference of two models, it is most of DeLong's variance.
+        """
+        total = 0.0
+        for wins in self.wins.values():
+            rows, columns = wins.shape
+            if rows > 1 and columns > 1:
+                rest = wins - wins.mean(axis=1, keepdims=True) - wins.mean(axis=0) + wins.mean()
+                total += (rest**2).sum() / ((rows - 1) * (columns - 1)) / wins.size
+        return total / max(len(self.wins), 1) ** 2
+
+    def variance(self) -> VarianceComponents:
+        """The mean with its variance: DeLong's, of several studies a patient Obuchowski's (1997).
+
+        The degrees of freedom are those of Welch (1947) and Satterthwaite (1946).
+        """
+        shares = self.shares.sum(axis=0)
+        count = [size / max(size - 1, 1) for size in (*self.classes, shares.shape[1])]
+        by_class = [float(count[kind] * (shares[kind] ** 2).sum()) for kind in (0, 1)]
+        both = 2 * count[2] * float((shares[0] * shares[1]).sum())
+        total = max(sum(by_class) + both, 0.0)
+        total = max(total - self.counted_twice, total / 2)
+        freedom = [max(size - 1, 1) for size in self.classes]
+        weights = sum(part**2 / free for part, free in zip(by_class, freedom, strict=True))
+        free = sum(by_class) ** 2 / weights if weights else min(freedom)
+        between = between_folds(self.by_fold, self.repeats, total)
+        return VarianceComponents(self.value, total, between, float(free))
+
+    def minus(self, other: MeanAuroc) -> MeanAuroc:
+        """The same of the difference to another model on the same patients."""
+        same = self.by_fold.keys() == other.by_fold.keys() and self.repeats == other.repeats
+        if same and self.shares.shape == other.shares.shape:
+            by_fold = {fold: value - other.by_fold[fold] for fold, value in self.by_fold.items()}
+            shares, repeats = self.shares - other.shares, self.repeats
+            wins = {fold: own - other.wins[fold] for fold, own in self.wins.items()}
+        else:
+            by_fold, repeats, wins = {}, {}, {}
+            shares = (self.shares.sum(axis=0) - other.shares.sum(axis=0))[None]
+        return MeanAuroc(self.value - other.value, by_fold, repeats, shares, wins, self.classes)
+
+
+def mean_auroc(labels: Sequence[LabelFolds]) -> MeanAuroc:
+    """The mean over the folds, and over several labels of the same patients and folds."""
+    of_labels = [_of_label(label) for label in labels]
+    first = of_labels[0]
+    if len(of_labels) == 1:
+        return first
+    common = [fold for fold in first.by_fold if all(fold in own.by_fold for own in of_labels)]
+    by_fold = {fold: float(np.mean([own.by_fold[fold] for own in of_labels])) for fold in common}
+    same = len({own.shares.shape for own in of_labels}) == 1
+    shares = [own.shares if same else own.shares.sum(axis=0)[None] for own in of_labels]
+    classes = (min(own.classes[0] for own in of_labels), min(own.classes[1] for own in of_labels))
+    repeats = {fold: first.repeats[fold] for fold in common}
+    value = float(np.mean([own.value for own in of_labels]))
+    mean_shares = np.mean(shares, axis=0)
+    return MeanAuroc(value, by_fold if same else {}, repeats, mean_shares, {}, classes)
+
+
+def _of_label(label: LabelFolds) -> MeanAuroc:
+    """The mean of the folds' AUROCs with the share of each patient.
+
+    Each study's placement among the other class of its fold is held against the mean over all
+    folds, so that a fold with a single positive study says its part too.
+    """
+    by_fold, patient_wins, places = {}, {}, {}
+    for fold, rows in label.rows.items():
+        positive, scores = label.truth[rows] == 1, label.probabilities[rows]
+        wins = (np.sign(scores[positive][:, None] - scores[~positive]) + 1) / 2
+        by_fold[fold] = float(wins.mean())
+        of_positive = _mean_by_owner(wins, label.owner[rows[positive]])
+        patient_wins[fold] = _mean_by_owner(of_positive.T, label.owner[rows[~positive]]).T
+        of_negative = (rows[~positive], wins.mean(axis=0))
+        places[fold] = ((rows[positive], wins.mean(axis=1)), of_negative)
+    value = float(np.mean(list(by_fold.values())))
+    repeats = {fold: int(label.repeats[rows[0]]) for fold, rows in label.rows.items()}
+    order = {repeat: number for number, repeat in enumerate(sorted(set(repeats.values())))}
+    shares = np.zeros((len(order), 2, label.everyone))
+    for fold, sides in places.items():
+        for side, (rows, placed) in enumerate(sides):
+            share = (placed - value) / (len(rows) * len(places))
+            shares[order[repeats[fold]], side] += np.bincount(
+                label.owner[rows], share, label.everyone
+            )
+    return MeanAuroc(value, by_fold, repeats, shares, patient_wins, label.classes)
+
+
+def _mean_by_owner(values: Array, owner: Array) -> Array:
+    """The mean over the studies of each owner, (owners, ...)."""
+    owners, number = np.unique(owner, return_inverse=True)
+    member = (number == np.arange(len(owners))[:, None]).astype(float)
+    return member @ values / member.sum(axis=1, keepdims=True)
