@@ -51,7 +51,7 @@ from medseq_tf.recipe.settings import (
     settings_in,
 )
 from medseq_tf.recipe.training import (
-    DECISIONS,
+    MINIMISED,
     MONITORS,
     PIXEL_LOSSES,
     Features,
@@ -64,8 +64,8 @@ from medseq_tf.recipe.training import (
 
 __all__ = [
     "BACKWARD_READOUTS",
-    "DECISIONS",
     "KINDS",
+    "MINIMISED",
     "MONITORS",
     "PIXEL_LOSSES",
     "AnyAggregator",

@@ -20,7 +20,13 @@ from medseq_tf.recipe.settings import (
 PixelLoss = Literal["dice_cross_entropy", "dice_focal"]
 PIXEL_LOSSES: tuple[str, ...] = get_args(PixelLoss)
 
-Decision = Literal[
+PixelMetric = Literal["dice", "iou"]
+PIXEL_METRICS: tuple[str, ...] = get_args(PixelMetric)
+"""Of the lesions' pixels, for segmenters."""
+
+Monitor = Literal[
+    "auroc",
+    "average_precision",
     "accuracy",
     "recall",
     "specificity",
@@ -30,17 +36,15 @@ Decision = Literal[
     "recall_macro",
     "precision_macro",
     "f1_macro",
+    "brier",
+    "loss",
+    PixelMetric,
 ]
-DECISIONS: tuple[str, ...] = get_args(Decision)
-"""Metrics of what is called positive at a threshold."""
-
-PixelMetric = Literal["dice", "iou"]
-PIXEL_METRICS: tuple[str, ...] = get_args(PixelMetric)
-"""Of the lesions' pixels, for segmenters."""
-
-Monitor = Literal["auroc", "average_precision", Decision, "brier", "loss", PixelMetric]
 MONITORS: tuple[str, ...] = get_args(Monitor)
-"""`loss` is the training loss."""
+"""What training watches, epoch by epoch; `loss` is the training loss."""
+
+MINIMISED = ("brier", "loss")
+"""The monitors of which the smallest value is the best."""
 
 
 class SyntheticLesions(Settings):

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medseq_tf.evaluation import metrics
+from medseq_tf.recipe import MINIMISED
 from medseq_tf.runs.run import Run
 
 COLORS = ("#0b6e99", "#c4622d", "#4c8c4a", "#8a5aa8", "#b0891c")
@@ -74,7 +75,7 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
         if f"val_{monitor}" in history:
             values = history[f"val_{monitor}"]
             right.plot(epochs, values, color=COLORS[0], marker=".", linewidth=1)
-            smaller = monitor in ("loss", "brier")
+            smaller = monitor in MINIMISED
             best.append(values.min() if smaller else values.max())
     left.set_ylim(0, None)
     _legend(left)

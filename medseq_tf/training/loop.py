@@ -353,7 +353,7 @@ class Fitter:
         key = f"val_{self.recipe.fit.monitor}"
         if not self.history or key not in self.history[-1]:
             return len(self.history)
-        sign = -1.0 if self.recipe.fit.monitor in ("loss", "brier") else 1.0
+        sign = -1.0 if self.recipe.fit.monitor in recipes.MINIMISED else 1.0
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
             return _or_worst(sign * row[key]), _or_worst(-row["val_loss"])

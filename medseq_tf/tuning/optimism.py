@@ -1,4 +1,4 @@
-"""Takes the held-out predictions of a search's trials; says how much too good the best of them is.
+"""By how much the best of a search's trials is too good, for having been chosen.
 
 Bootstrap bias-corrected cross-validation (Tsamardinos, Greasidou and Borboudakis 2018): patients
 are drawn with replacement; the trial that is best on those drawn is scored on those who were not.
@@ -15,6 +15,7 @@ import pandas as pd
 
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.metrics.point_metrics import mean_of_numbers
+from medseq_tf.recipe import MINIMISED
 
 RESAMPLES = 500
 COLUMNS = ("study", "patient", "fold", "label", "truth", "probability", "threshold")
@@ -42,8 +43,8 @@ class Corrected:
         words = f"{metric} {self.score:.3f}, the best of {self.trials} trials, is too good"
         if np.isnan(self.corrected):
             return f"{words}; by how much cannot be said: {self.note}"
-        is_worse = self.corrected > self.score if metric == "brier" else self.corrected < self.score
-        if not is_worse:
+        loss = self.corrected - self.score if metric in MINIMISED else self.score - self.corrected
+        if loss <= 0:
             return (
                 f"{words}; by how much cannot be said: {self.corrected:.3f} when corrected for the "
                 "choice (bootstrap, Tsamardinos 2018) is no worse, by chance of so few patients"
@@ -71,7 +72,6 @@ def held_out(predictions: pd.DataFrame) -> pd.DataFrame:
 def correct(
     trials: Mapping[str, pd.DataFrame],
     metric: str,
-    smaller_is_better: bool = False,
     seed: int = 0,
 ) -> tuple[float, str]:
     """Return the corrected score of the best of some trials, and why there is none.
@@ -81,7 +81,6 @@ def correct(
     Args:
         trials: held-out predictions with `COLUMNS`, by the trial's name; of the same studies.
         metric: one of `metrics.METRICS`.
-        smaller_is_better: whether the smallest score wins.
         seed: of the draws.
     """
     if metric not in metrics.METRICS:
@@ -95,7 +94,7 @@ def correct(
         return float("nan"), "it takes two patients of each class"
     both = [_scores(table, metric, chosen, positive.index) for table in trials.values()]
     inside, outside = (np.array([scores[i] for scores in both]) for i in (0, 1))
-    inside = np.where(np.isnan(inside), np.inf, inside if smaller_is_better else -inside)
+    inside = np.where(np.isnan(inside), np.inf, inside if metric in MINIMISED else -inside)
     winner = inside.argmin(axis=0)
     values = outside[winner, np.arange(len(winner))]
     if np.isnan(values).mean() > 0.5:

@@ -195,8 +195,7 @@ class Search:
         tables = {name: _held_out(self.path / "trials" / name) for name in finished}
         value, why = float("nan"), "some trials have kept no predictions"
         if all(table is not None for table in tables.values()):
-            smaller = objective.direction == "min"
-            value, why = optimism.correct(tables, objective.metric, smaller)
+            value, why = optimism.correct(tables, objective.metric)
         return Corrected(float(best[objective.metric]), value, len(finished), why)
 
     def experiment(self, trial: str) -> Experiment:

@@ -53,7 +53,7 @@ class Objective:
     @property
     def direction(self) -> Literal["max", "min"]:
         """Which way is better."""
-        return "min" if self.metric == "brier" else "max"
+        return "min" if self.metric in recipes.MINIMISED else "max"
 
     def __str__(self) -> str:
         if self.folds:

@@ -219,7 +219,7 @@ def test_the_best_of_twenty_equal_trials_is_corrected_to_what_they_are():
 def test_one_trial_alone_is_hardly_corrected(metric):
     trials = equal_trials(1, 60, 0)
     expected = scoring.fold_table(trials["0000"]).groupby("fold")[metric].mean().mean()
-    value, note = optimism.correct(trials, metric, smaller_is_better=metric == "brier")
+    value, note = optimism.correct(trials, metric)
     assert value == pytest.approx(expected, abs=0.03)
     assert note == ""
 

@@ -66,7 +66,7 @@ def multiplicity(intervals: int) -> str:
 
 
 def holm(p: Array) -> Array:
-    """Adjust p-values (tests,) for their number (Holm 1979, section 3); nan is not counted."""
+    """Adjust p-values (tests,) for their number (Holm 1979); nan is not counted."""
     p = np.asarray(p, dtype=float)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known])]
