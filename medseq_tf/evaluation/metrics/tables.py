@@ -48,7 +48,7 @@ def evaluate_predictions(
             other studies. Without them the cut is chosen on these, and there is no interval.
 
     Returns:
-        Tidy, one row a label (then `macro`, if there are several) and metric of `TABLE`, with
+        Tidy, one row a label (then `macro`, if there are several) and metric of `CATALOGUE`, with
         columns `label`, `metric`, `value`, `low`, `high`, `interval` (its method, or empty), `n`
         (studies with a known label), `positives` (studies), `patients`, `threshold` (nan if the
         metric has none, or several), and `note`.
@@ -162,7 +162,7 @@ def compare_predictions(
         cuts: Of both models, as for `evaluate_predictions`.
 
     Returns:
-        One row a label (then `macro`) and metric of `TABLE`: `label`, `metric`, `difference`
+        One row a label (then `macro`) and metric of `CATALOGUE`: `label`, `metric`, `difference`
         (first minus second), `low`, `high`, `p` (two-sided; DeLong's test alone gives one),
         `method` and `note`.
     """
