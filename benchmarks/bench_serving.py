@@ -1,4 +1,4 @@
-"""Takes a recipe; prints how fast its SavedModel answers, from the bytes of JPEGs to probabilities.
+"""How fast a recipe's SavedModel predicts, from the bytes of JPEGs to probabilities.
 
 Of studies of 10, 30 and 100 slices, in alternating rounds: `bare`, which decodes and resizes the
 slices that the recipe shows with OpenCV and passes them through the Keras model in one graph; and
@@ -55,13 +55,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each throughput")
     parser.add_argument("--side", type=int, default=256, help="of the JPEG files, pixels")
     parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.requests, given.seconds = 20, 500, 5.0
-    recipe = recipes.load(given.preset, given.overrides)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.requests, arguments.seconds = 20, 500, 5.0
+    recipe = recipes.load(arguments.preset, arguments.overrides)
     size, channels = recipe.input.size, recipe.input.channels
     model = models.build(recipe.model, (size, size, channels), 1, seed=0)
-    files = _files(given.side)
+    files = _files(arguments.side)
     with tempfile.TemporaryDirectory() as folder:
         served = ServingModel([model], recipe, _description(size))
         tf.saved_model.save(served, folder, signatures=served.signatures)
@@ -71,11 +71,11 @@ def main() -> None:
         seconds = time.perf_counter() - start
         machine = platform.processor() or platform.machine()
         print(f"{machine}, {os.cpu_count()} cores, TensorFlow {tf.__version__}")
-        print(f"{given.preset}, JPEG {given.side} x {given.side} to {size} x {size}")
+        print(f"{arguments.preset}, JPEG {arguments.side} x {arguments.side} to {size} x {size}")
         print(f"SavedModel of {megabytes:.0f} MiB, loaded in {seconds:.1f} s\n")
-        _latency(model, recipe, loaded.signatures, files, given.rounds)
-        _throughput(loaded.signatures["probability"], files, given.seconds)
-        _memory(loaded.signatures["probability"], files, given.requests)
+        _latency(model, recipe, loaded.signatures, files, arguments.rounds)
+        _throughput(loaded.signatures["probability"], files, arguments.seconds)
+        _memory(loaded.signatures["probability"], files, arguments.requests)
 
 
 def _files(side: int) -> list[bytes]:

@@ -23,12 +23,7 @@ from medseq_tf.readers.pictures import UnreadablePicture, read_header
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.over_rest import RestModel
 from medseq_tf.serving.probabilities import StudyProbabilities
-from medseq_tf.serving.refusals import (
-    RequestRefused,
-    ServingError,
-    TransientError,
-    other_version,
-)
+from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
 
 SECONDS = 60.0
 ATTEMPTS = 4
@@ -36,6 +31,7 @@ FIRST_WAIT_SECONDS = 0.5
 """Before the second attempt; twice as long before each one after it."""
 
 _Ask = Callable[[str, Mapping[str, Any], tuple[str, ...]], Mapping[str, Any]]
+"""From a signature, its inputs and the names of the outputs wanted to these; or TransientError."""
 
 
 class ServingClient:
@@ -134,8 +130,8 @@ def refuse_cmyk(slices: Sequence[bytes]) -> None:
         RequestRefused: there is one.
     """
     for number, file in enumerate(slices):
-        with contextlib.suppress(UnreadablePicture):  # the model says so better
-            if read_header(file).mode == "CMYK":
+        with contextlib.suppress(UnreadablePicture):  # of which the model says what is wrong
+            if file.startswith(b"\xff\xd8") and read_header(file).mode == "CMYK":
                 raise RequestRefused(f"a CMYK JPEG is not read (slice {number})")
 
 

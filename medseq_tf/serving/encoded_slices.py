@@ -12,7 +12,7 @@ import tensorflow as tf
 from medseq_tf import recipe as recipes
 from medseq_tf.input.model_input import scale_intensities
 from medseq_tf.readers.pictures import LARGEST_SIDE
-from medseq_tf.serving.resize import Stored
+from medseq_tf.serving.description import Description
 
 LARGEST_PIXELS = 16 * 2**20
 """Of one slice: what a header declares is checked before anything is decoded."""
@@ -70,13 +70,13 @@ def _require_all(fits: tf.Tensor, names: tf.Tensor, problem: str) -> tf.Operatio
     return require(tf.reduce_all(fits), name, f" {problem}")
 
 
-def decode(encoded: tf.Tensor, name: tf.Tensor, stored: Stored) -> tf.Tensor:
+def decode(encoded: tf.Tensor, name: tf.Tensor, stored: Description) -> tf.Tensor:
     """Decode a slice as the readers do: colour becomes luma, orientations are not applied.
 
     Args:
         encoded: string (), that passed `require_pictures`.
         name: string (), what an error calls it.
-        stored: says what intensities there are.
+        stored: how slices are stored: their intensities.
 
     Returns:
         float32 (H, W), whole numbers.

@@ -22,7 +22,7 @@ from medseq_tf.serving.encoded_slices import (
     require_pictures,
     to_input,
 )
-from medseq_tf.serving.resize import Stored, resize, to_square
+from medseq_tf.serving.resize import resize, to_square
 from medseq_tf.serving.sequences import Sequences, evaluation_sequences, mean_of_sequences
 
 TOGETHER = 64
@@ -120,13 +120,7 @@ def _finite(**probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 class _Request(NamedTuple):
-    """A checked request.
-
-    Attributes:
-        lengths: int32 (B,), slices of each study.
-        chosen: the sequences that its studies are predicted from.
-        features: of each model, float32 (S, n, F): of those sequences' slices.
-    """
+    """A checked request: lengths (B,), chosen sequences, and their features (S, n, F) by model."""
 
     lengths: tf.Tensor
     chosen: Sequences
@@ -140,9 +134,6 @@ class _Signatures:
         self.models = models
         self.recipe = recipe
         self.description = description
-        self.stored = Stored(
-            description.size, description.aspect, description.offset, description.bits
-        )
         encoder = recipe.model.encoder
         self.is_per_position = getattr(encoder, "weights", "") == "per_position"
 
@@ -173,30 +164,25 @@ class _Signatures:
     def probability(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
         """Predict from files (B, T), from the slices that the recipe picks."""
         request = self._read(image_bytes, lengths)
-        probabilities = self._mean_of_models(
-            request, lambda model, inputs: model(inputs, training=False)
-        )
+        whole = self._mean_of_models(request, running=False)
         studies = tf.size(request.lengths)
-        chosen = request.chosen
-        means = tf.math.unsorted_segment_mean(probabilities, chosen.study, studies)
+        means = tf.math.unsorted_segment_mean(whole, request.chosen.study, studies)
         return _finite(probability=means)
 
     def _running(self, request: _Request, width: tf.Tensor) -> dict[str, tf.Tensor]:
-        steps = self._mean_of_models(request, lambda model, inputs: model.running(inputs))
+        steps = self._mean_of_models(request, running=True)
         lengths = request.lengths
         running = mean_of_sequences(steps, request.chosen, lengths, width)
         whole = tf.gather(running, lengths - 1, axis=1, batch_dims=1)
         return _finite(probability=whole, running_probability=running)
 
-    def _mean_of_models(
-        self, request: _Request, logits: Callable[[Any, dict[str, tf.Tensor]], tf.Tensor]
-    ) -> tf.Tensor:
-        """Return the mean over the models of the probabilities that are behind their logits."""
-        lengths = request.chosen.lengths
-        probabilities = [
-            tf.sigmoid(logits(model, {"features": features, "lengths": lengths}))
-            for model, features in zip(self.models, request.features, strict=True)
-        ]
+    def _mean_of_models(self, request: _Request, running: bool) -> tf.Tensor:
+        """Return the models' mean probability for each sequence, or after each of its slices."""
+        probabilities = []
+        for model, features in zip(self.models, request.features, strict=True):
+            inputs = {"features": features, "lengths": request.chosen.lengths}
+            logits = model.running(inputs) if running else model(inputs, training=False)
+            probabilities.append(tf.sigmoid(logits))
         return tf.add_n(probabilities) / len(probabilities)
 
     def _read(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> _Request:
@@ -266,14 +252,14 @@ class _Signatures:
         study, position = where[:, 0], where[:, 1]
         numbers = (tf.strings.as_string(study), tf.strings.as_string(position))
         names = tf.strings.join(["image_bytes[", numbers[0], ", ", numbers[1], "]"])
-        encoded = require_pictures(encoded, names, self.stored.bits)
+        encoded = require_pictures(encoded, names, self.description.bits)
 
         reach = tf.range(-settings.neighbours, settings.neighbours + 1)
         own = tf.gather(study, shown)
         first = tf.gather(start, own)
         last = first + tf.gather(lengths, own) - 1
         around = tf.clip_by_value(shown[:, None] + reach, first[:, None], last[:, None])
-        if not settings.windows and self.stored.bits == 16:  # by the study's own percentiles
+        if not settings.windows and self.description.bits == 16:  # by the study's own percentiles
             images = self._decoded(encoded, names)
             ranges = quantile_ranges(images, study, tf.size(lengths), settings.percentiles)
             ranges = tf.gather(ranges, own)
@@ -282,8 +268,8 @@ class _Signatures:
             images = self._decoded(tf.gather(encoded, wanted), tf.gather(names, wanted))
             around = tf.reshape(around_wanted, tf.shape(around))
             ranges = tf.constant(self._fixed_ranges(), tf.float32)[None]
-        side = self.stored.size
-        images = resize(images, side, side, settings.size, self.stored)
+        side = self.description.size
+        images = resize(images, side, side, settings.size, self.description)
         images = tf.transpose(tf.gather(images, around), (0, 2, 3, 1))
         width = 2 * settings.neighbours + 1
         images = tf.ensure_shape(images, (None, settings.size, settings.size, width))
@@ -299,9 +285,9 @@ class _Signatures:
 
         def decode_one(encoded_and_name: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             encoded, name = encoded_and_name
-            return to_square(decode(encoded, name, self.stored), self.stored)
+            return to_square(decode(encoded, name, self.description), self.description)
 
-        size = self.stored.size
+        size = self.description.size
         return tf.map_fn(
             decode_one,
             (encoded, names),

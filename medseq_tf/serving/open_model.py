@@ -67,11 +67,7 @@ class GraphModel:
         return Description.from_json(outputs["description"].numpy()[0])
 
     def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
-        """Predict a study from its files, in scan order.
-
-        Raises:
-            RequestRefused: there is no prediction for this study.
-        """
+        """Predict a study from its files, in scan order; or raise RequestRefused."""
         signature = self._signatures["serving_default" if running else "probability"]
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
         try:

@@ -11,13 +11,7 @@ import numpy as np
 from medseq_tf.errors import InputError
 from medseq_tf.serving.messages import decode_predict_response, encode_predict_request
 from medseq_tf.serving.over_rest import LARGEST_RESPONSE_BYTES
-from medseq_tf.serving.refusals import (
-    TransientError,
-    not_serving,
-    readable,
-    refusal,
-    too_large,
-)
+from medseq_tf.serving.refusals import TransientError, not_serving, readable, refusal, too_large
 
 METHOD = "/tensorflow.serving.PredictionService/Predict"
 
@@ -57,12 +51,6 @@ class GrpcModel:
     def __call__(
         self, signature: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]
     ) -> Mapping[str, np.ndarray]:
-        """Ask a signature for some of its outputs.
-
-        Raises:
-            TransientError: the same request may succeed in a moment.
-            ServingError: it will not.
-        """
         request = encode_predict_request(self.model, inputs, signature, outputs)
         try:
             return decode_predict_response(self._predict(request, timeout=self.seconds))

@@ -51,12 +51,6 @@ class RestModel:
     def __call__(
         self, signature: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]
     ) -> Mapping[str, Any]:
-        """Ask a signature for some of its outputs.
-
-        Raises:
-            TransientError: the same request may succeed in a moment.
-            ServingError: it will not.
-        """
         columns = {name: _plain(value) for name, value in inputs.items()}
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
         number, response = self._post(body)

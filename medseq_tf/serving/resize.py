@@ -6,51 +6,25 @@ data set gives. Intensities are whole numbers in float32, rounded where OpenCV r
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from medseq_tf.serving.description import Description
+
 Side: TypeAlias = "int | tf.Tensor"
 
 _LINEAR_SCALE = 2048.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """How a prepared data set holds its slices (`dataset.json`).
-
-    Attributes:
-        size: side in pixels.
-        aspect: `pad` or `stretch`.
-        offset: intensity = stored value + offset.
-        bits: of a stored value, 8 or 16.
-    """
-
-    size: int
-    aspect: str
-    offset: int
-    bits: int
-
-    @property
-    def lowest(self) -> int:
-        """The smallest intensity."""
-        return self.offset
-
-    @property
-    def highest(self) -> int:
-        """The largest intensity."""
-        return 2**self.bits - 1 + self.offset
-
-
-def to_square(image: tf.Tensor, stored: Stored) -> tf.Tensor:
+def to_square(image: tf.Tensor, stored: Description) -> tf.Tensor:
     """Bring a slice to its stored size, as `study_record` does.
 
     Args:
         image: float32 (H, W), whole numbers.
-        stored: the side, and whether to pad or to stretch.
+        stored: how slices are stored: the side, and whether to pad or to stretch.
 
     Returns:
         float32 (size, size), whole numbers.
@@ -62,7 +36,7 @@ def to_square(image: tf.Tensor, stored: Stored) -> tf.Tensor:
     return resize(image[None], height, width, stored.size, stored)[0]
 
 
-def _padded(image: tf.Tensor, stored: Stored) -> tf.Tensor:
+def _padded(image: tf.Tensor, stored: Description) -> tf.Tensor:
     """Put the slice in the middle of a square, on 0 or (16 bits) its own minimum."""
     height, width = tf.unstack(tf.shape(image))
     side = tf.maximum(height, width)
@@ -72,7 +46,9 @@ def _padded(image: tf.Tensor, stored: Stored) -> tf.Tensor:
     return tf.pad(image, edges, constant_values=value)
 
 
-def resize(images: tf.Tensor, height: Side, width: Side, size: int, stored: Stored) -> tf.Tensor:
+def resize(
+    images: tf.Tensor, height: Side, width: Side, size: int, stored: Description
+) -> tf.Tensor:
     """Resize by area where both sides are `size` or more, else linearly, as OpenCV rounds it.
 
     Args:
@@ -80,7 +56,7 @@ def resize(images: tf.Tensor, height: Side, width: Side, size: int, stored: Stor
         height: H.
         width: W.
         size: side of the result.
-        stored: says what intensities there are.
+        stored: how slices are stored: their intensities.
 
     Returns:
         float32 (N, size, size), whole numbers.
@@ -109,7 +85,7 @@ def resize(images: tf.Tensor, height: Side, width: Side, size: int, stored: Stor
 
 
 def _area_of_whole_pixels(
-    images: tf.Tensor, down: Side, across: Side, size: int, stored: Stored
+    images: tf.Tensor, down: Side, across: Side, size: int, stored: Description
 ) -> tf.Tensor:
     """Return means over cells of `down` x `across` pixels; halves of a cell of 2 x 2 go up."""
     count = tf.shape(images)[0]
@@ -123,7 +99,9 @@ def _area_of_whole_pixels(
     return tf.where(is_fourth, tf.floor(means + 0.5), tf.round(means))
 
 
-def _area(images: tf.Tensor, height: Side, width: Side, size: int, stored: Stored) -> tf.Tensor:
+def _area(
+    images: tf.Tensor, height: Side, width: Side, size: int, stored: Description
+) -> tf.Tensor:
     """Return means over cells with parts of pixels at their edges, in OpenCV's order."""
     columns = _sums_in_order(tf.transpose(images, (0, 2, 1)), *_cells(width, size))
     means = _sums_in_order(tf.transpose(columns, (0, 2, 1)), *_cells(height, size))
@@ -163,7 +141,9 @@ def _sums_in_order(images: tf.Tensor, index: tf.Tensor, share: tf.Tensor) -> tf.
     return tf.cumsum(rows, axis=1)[:, -1]
 
 
-def _linear(images: tf.Tensor, height: Side, width: Side, size: int, stored: Stored) -> tf.Tensor:
+def _linear(
+    images: tf.Tensor, height: Side, width: Side, size: int, stored: Description
+) -> tf.Tensor:
     """Interpolate between the two nearest rows and columns, bilinearly."""
     if stored.bits == 8:
         return _linear_fixed_point(images, height, width, size)
@@ -211,5 +191,5 @@ def _fixed(share: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(share * _LINEAR_SCALE), tf.int32)
 
 
-def _clipped(images: tf.Tensor, stored: Stored) -> tf.Tensor:
-    return tf.clip_by_value(images, float(stored.lowest), float(stored.highest))
+def _clipped(images: tf.Tensor, stored: Description) -> tf.Tensor:
+    return tf.clip_by_value(images, float(stored.offset), float(stored.offset + 2**stored.bits - 1))

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from small_models import description_of
 
 from medseq_tf.input import slice_store
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.serving.encoded_slices import decode, quantile_ranges, require_pictures
-from medseq_tf.serving.resize import Stored
 
-PHOTOGRAPH, CT = Stored(16, "pad", 0, 8), Stored(16, "pad", -32768, 16)
+PHOTOGRAPH, CT = description_of("uint8"), description_of("int16")
 
 
 def saved(image, kind, **options):

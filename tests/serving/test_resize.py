@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_models import description_of
 
 from medseq_tf.dataset.records import to_square
 from medseq_tf.input import slice_store
 from medseq_tf.serving import resize
-from medseq_tf.serving.resize import Stored
-
-OFFSETS = {np.uint8: 0, np.int16: -32768, np.uint16: 0}
 
 
 def stored(dtype, size=16, aspect="pad"):
-    return Stored(size, aspect, OFFSETS[dtype], 8 * np.dtype(dtype).itemsize)
+    description = description_of(np.dtype(dtype).name)
+    return dataclasses.replace(description, size=size, aspect=aspect)
 
 
 def picture(rng, dtype, height, width):
