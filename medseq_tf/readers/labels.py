@@ -1,4 +1,4 @@
-"""Takes a CSV file of labels; gives its rows by patient (or by study), checked.
+"""The labels of a cohort, a CSV file of one row a patient or study, read and checked.
 
 One row a patient: a patient column (`patient_id`, `patient`, `id`, or else the first), one or more
 columns of 0, 1 or empty (unknown), and perhaps `split` (train, validation or test). A reader whose
@@ -17,7 +17,7 @@ import math
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.matching import normal_id
@@ -71,7 +71,7 @@ class LabelTable(NamedTuple):
     rivals: Sequence[dict[str, int]] = ()
 
     def refuse_rivals(self, identifiers: Iterable[str]) -> None:
-        """Refuses a key column that nothing names if another column fits what it is matched to.
+        """Refuse a key column that nothing names if another column fits what it is matched to.
 
         Args:
             identifiers: of the studies, by the rule that is taken.
@@ -116,7 +116,7 @@ def read_labels(
     study_columns: Sequence[str] = (),
     keys: Sequence[str] | None = None,
 ) -> LabelTable:
-    """Reads a CSV file of labels.
+    """Read a CSV file of labels.
 
     Args:
         path: the file: UTF-8; comma, semicolon or tab.
@@ -134,9 +134,7 @@ def read_labels(
     patient_column = next((name for name in PATIENT_COLUMNS if name in header), None)
     keys = study_columns if keys is None else keys
     key = next((name for name in keys if name in header), None) or patient_column
-    key_column = key or header[0]
-    shown = _shown(header, has_key=key is not None)
-    reserved = {key_column, patient_column, "split"}
+    reserved = {key or header[0], patient_column, "split"}
     if columns:
         names = [_column(name, ()) for name in columns]
     else:
@@ -144,42 +142,58 @@ def read_labels(
     absent = [name for name in names if name not in header or name in reserved]
     if absent or not names:
         raise InputError(
-            f"{path} has no label column {', '.join(absent)}".rstrip() + f"; its columns: {shown}"
+            f"{path} has no label column {', '.join(absent)}".rstrip()
+            + f"; its columns: {_shown(header, has_key=key is not None)}"
         )
     if len(set(names)) < len(names):
         raise InputError(f"columns names a label column twice: {', '.join(names)}")
-    rows, repeated = {}, []
+    rows, repeated = _rows(path, header, lines, names, key, patient_column)
+    _refuse_patients_in_two_splits(path, rows)
+    others = [] if key else [name for name in header[1:] if name not in (*names, *reserved)]
+    return LabelTable(path, names, rows, repeated, key or "", _columns_of_ids(lines, others))
+
+
+_Lines = list[tuple[int, dict[str, str]]]
+"""The lines of a file by number, each with its values by column."""
+
+
+def _rows(
+    path: Path,
+    header: Sequence[str],
+    lines: _Lines,
+    names: Sequence[str],
+    key: str | None,
+    patient_column: str | None,
+) -> tuple[dict[str, LabelRow], list[int]]:
+    """The rows by the value of the key column, and the lines that say one again."""
+    rows: dict[str, LabelRow] = {}
+    repeated = []
     spelt: dict[tuple[str, str], tuple[str, int]] = {}
     for line, values in lines:
-        identifier = _identifier(path, spelt, line, "key", values[key_column])
-        patient = _identifier(path, spelt, line, "patient", values.get(patient_column, ""))
+        identifier = _identifier(path, spelt, line, "key", values[key or header[0]])
+        patient = _identifier(path, spelt, line, "patient", values.get(patient_column or "", ""))
         if not identifier:
-            raise InputError(
-                f"{path} line {line} has no value in "
-                + (f"column {key!r}" if key else "its first column")
-            )
+            column = f"column {key!r}" if key else "its first column"
+            raise InputError(f"{path} line {line} has no value in {column}")
         labels = {
             name: _label(values[name], path, line, repr(name) if key else header.index(name) + 1)
             for name in names
         }
         if patient_column and not patient:
             raise InputError(f"{path} line {line} has no value in column {patient_column!r}")
-        split = _split(values.get("split", ""), path, line)
-        row = LabelRow(line, labels, split, patient or None)
+        row = LabelRow(line, labels, _split(values.get("split", ""), path, line), patient or None)
         if identifier in rows:
             _refuse_contradiction(path, rows[identifier], row)
             repeated.append(line)
         else:
             rows[identifier] = row
-    _refuse_patients_in_two_splits(path, rows)
-    others = [] if key else [name for name in header[1:] if name not in (*names, *reserved)]
-    columns_of_ids = [[normal_id(values[name]) for _, values in lines] for name in others]
-    rivals = [
-        dict(zip(column, (line for line, _ in lines), strict=True))
-        for column in columns_of_ids
-        if all(column) and len(set(column)) == len(column)
-    ]
-    return LabelTable(path, names, rows, repeated, key or "", rivals)
+    return rows, repeated
+
+
+def _columns_of_ids(lines: _Lines, names: Sequence[str]) -> list[dict[str, int]]:
+    """The columns whose values are all there and all differ: value -> line."""
+    columns = [{normal_id(values[name]): line for line, values in lines} for name in names]
+    return [column for column in columns if len(column) == len(lines) and "" not in column]
 
 
 def _shown(header: Sequence[str], has_key: bool) -> str:
@@ -189,7 +203,13 @@ def _shown(header: Sequence[str], has_key: bool) -> str:
     return f"{len(header)}, none of them called {' or '.join(PATIENT_COLUMNS)}"
 
 
-def _identifier(path: Path, spelt: dict, line: int, kind: str, text: str) -> str:
+def _identifier(
+    path: Path,
+    spelt: dict[tuple[str, str], tuple[str, int]],
+    line: int,
+    kind: str,
+    text: str,
+) -> str:
     """An id as it is compared; one that is written in two ways in one column is refused."""
     identifier = normal_id(text)
     first, first_line = spelt.setdefault((kind, identifier), (text, line))
@@ -201,9 +221,7 @@ def _identifier(path: Path, spelt: dict, line: int, kind: str, text: str) -> str
     return identifier
 
 
-def _read_csv(
-    path: Path, special: Collection[str]
-) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _read_csv(path: Path, special: Collection[str]) -> tuple[list[str], _Lines]:
     """Column names in lower case but for labels' own spelling, and the rows with their lines."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -218,14 +236,15 @@ def _read_csv(
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        return _header_and_rows(path, reader, special)
+        return _header_and_lines(path, reader, special)
     except csv.Error:
         raise InputError(f"{path} line {reader.line_num} cannot be read as CSV") from None
 
 
-def _header_and_rows(path: Path, reader, special: Collection[str]):
-    first = next(reader, [])
-    header = [_column(name, special) for name in first]
+def _header_and_lines(
+    path: Path, reader: Any, special: Collection[str]
+) -> tuple[list[str], _Lines]:
+    header = [_column(name, special) for name in next(reader, [])]
     if _is_data(header, special):
         raise InputError(
             f"{path} has no header line: its first line looks like a patient's; put column names "
@@ -236,7 +255,7 @@ def _header_and_rows(path: Path, reader, special: Collection[str]):
         raise InputError(
             f"{path} needs a header of distinct column names: a patient column and 0/1 columns"
         )
-    rows = []
+    lines = []
     for values in reader:
         if not any(value.strip() for value in values):
             continue
@@ -244,8 +263,8 @@ def _header_and_rows(path: Path, reader, special: Collection[str]):
             raise InputError(
                 f"{path} line {reader.line_num} has {len(values)} values for {len(header)} columns"
             )
-        rows.append((reader.line_num, dict(zip(header, values, strict=True))))
-    return header, rows
+        lines.append((reader.line_num, dict(zip(header, values, strict=True))))
+    return header, lines
 
 
 def _is_data(header: Sequence[str], special: Collection[str]) -> bool:

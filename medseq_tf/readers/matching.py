@@ -73,30 +73,31 @@ def match_rows(
         InputError: two rules, or two rows, fit; the message shows both readings.
     """
     remedy = remedy or (lambda rules: "give " + " or ".join(f"--match {rule}" for rule in rules))
-    found = {
+    matched = {
         rule: _matched(studies, lines, table, f"by {rule}") for rule, studies in readings.items()
     }
-    found = {rule: keys for rule, keys in found.items() if keys}
-    if not found:
+    keys_of = {rule: keys for rule, keys in matched.items() if keys}
+    if not keys_of:
         return Matches(None, {})
-    for (one, keys), (other, others) in itertools.combinations(found.items(), 2):
+    for (one, keys), (other, others) in itertools.combinations(keys_of.items(), 2):
         for study in sorted(keys.keys() & others.keys()):
             if keys[study] != others[study]:
                 raise InputError(
                     f"{study} is {table} line {lines[keys[study]]} by {one} and line "
                     f"{lines[others[study]]} by {other}; {remedy((one, other))}"
                 )
-    rule = max(found, key=lambda name: len(found[name]))
-    for other, keys in found.items():
-        for study in sorted(keys.keys() - found[rule].keys()):
-            also = next(iter(found[rule]))
+    rule = max(keys_of, key=lambda name: len(keys_of[name]))
+    taken = keys_of[rule]
+    for other, keys in keys_of.items():
+        for study in sorted(keys.keys() - taken.keys()):
+            also = next(iter(taken))
             raise InputError(
-                f"{also} is {table} line {lines[found[rule][also]]} by {rule}, {study} is line "
+                f"{also} is {table} line {lines[taken[also]]} by {rule}, {study} is line "
                 f"{lines[keys[study]]} by {other}, and one rule holds for all; "
                 f"{remedy((rule, other))}"
             )
-    _refuse_doubt(readings, found, rule, lines, table, remedy)
-    return Matches(rule, found[rule])
+    _refuse_doubt(readings, keys_of, rule, lines, table, remedy)
+    return Matches(rule, taken)
 
 
 def _matched(
@@ -124,12 +125,19 @@ def _matched(
     return keys
 
 
-def _refuse_doubt(readings, found, rule, lines, table, remedy) -> None:
+def _refuse_doubt(
+    readings: Readings,
+    keys_of: Mapping[str, Mapping[str, str]],
+    rule: str,
+    lines: Mapping[str, int],
+    table: str,
+    remedy: Callable[[Iterable[str]], str],
+) -> None:
     """Refuse a match that another rule contradicts but for leading zeros or capitals."""
     near = lines_alike(lines)
     for other, studies in readings.items():
-        for study, key in found[rule].items():
-            if other == rule or study in found.get(other, {}):
+        for study, key in keys_of[rule].items():
+            if other == rule or study in keys_of.get(other, {}):
                 continue
             for identifier in studies.get(study, ()):
                 like = alike(normal_id(identifier))

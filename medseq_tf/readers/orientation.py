@@ -1,4 +1,4 @@
-"""Takes voxels and their direction cosines; gives slices as a radiologist sees them.
+"""Voxels turned by their direction cosines into slices as a radiologist sees them.
 
 World axes are DICOM's, LPS: x grows to the patient's left, y to the back, z to the head. An image
 axis belongs to the world axis that it is nearest to, so that an oblique volume is shown in its own
@@ -26,8 +26,8 @@ _ARRANGEMENT = {  # world axis and sense of (slices, rows, columns)
 }
 
 
-def nearest_axes(direction: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Assigns to every world axis the image axis nearest to it.
+def nearest_axes(direction: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Assign to every world axis the image axis nearest to it.
 
     Args:
         direction: (3, 3) direction cosines; column j is image axis j in world coordinates (LPS).
@@ -52,7 +52,7 @@ def plane_of(direction: np.ndarray) -> str:
 
 
 def to_plane(voxels: np.ndarray, direction: np.ndarray, plane: str) -> np.ndarray:
-    """Arranges voxels as slices of a plane; a view, nothing is copied or resampled.
+    """Arrange voxels as slices of a plane; a view, nothing is copied or resampled.
 
     Args:
         voxels: (I, J, K), the axes in the order of the columns of `direction`.
@@ -69,6 +69,6 @@ def to_plane(voxels: np.ndarray, direction: np.ndarray, plane: str) -> np.ndarra
     return turned[tuple(steps)]
 
 
-def world_axes(plane: str) -> tuple[int, int, int]:
+def world_axes(plane: str) -> tuple[int, ...]:
     """The world axes (0 to 2) that slices, rows and columns of a plane run along."""
     return tuple(world for world, _ in _ARRANGEMENT[plane])
