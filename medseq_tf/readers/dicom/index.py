@@ -34,7 +34,7 @@ from medseq_tf.readers.study import (
     kinds_text,
     source_salt,
 )
-from medseq_tf.readers.volumes import checked_spacing
+from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 
 def index_dicom(
@@ -88,22 +88,12 @@ def index_dicom(
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {instead}")
     modality = modality or _most_frequent_modality(stacks, audit_entries)
     rule, labelled = match_labels(stacks, modality, table, root, match, audit_entries)
-    studies: list[StudySource] = []
-    for stack, row, patient in labelled:
+    studies: list[StudySource] = [
+        _study(stack, patient, root, tilt, grid, row.labels, row.split)
+        for stack, row, patient in labelled
+    ]
+    for stack, _, _ in labelled:
         audit_entries += stack.audit_entries
-        studies.append(
-            DicomStudy(
-                source=stack.name,
-                patient=patient,
-                labels=row.labels,
-                split=row.split,
-                root=str(root),
-                pictures=stack.pictures,
-                modality=modality,
-                tilt=tilt,
-                spacing=grid,
-            )
-        )
     resolved = {
         "modality": modality,
         "series": series,
@@ -150,20 +140,22 @@ def find_dicom_studies(
     studies: list[StudySource] = []
     for stack in choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries):
         audit_entries += stack.audit_entries
-        studies.append(
-            DicomStudy(
-                source=stack.name,
-                patient=stack.patient,
-                labels={},
-                split=None,
-                root=str(root),
-                pictures=stack.pictures,
-                modality=stack.modality,
-                tilt=tilt,
-                spacing=grid,
-            )
-        )
+        studies.append(_study(stack, stack.patient, root, tilt, grid, {}, None))
     return studies, audit_entries
+
+
+def _study(
+    stack: Stack,
+    patient: str,
+    root: Path,
+    tilt: Tilt,
+    spacing: Spacing,
+    labels: dict[str, float],
+    split: str | None,
+) -> DicomStudy:
+    return DicomStudy(
+        stack.name, patient, labels, split, str(root), stack.pictures, stack.modality, tilt, spacing
+    )
 
 
 def list_files(source: str | Path) -> Iterator[tuple[int, str]]:
