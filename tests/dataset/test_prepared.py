@@ -1,0 +1,140 @@
+"""Reading a prepared data set: what is not whole, or another's, is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from image_folders import make, save
+
+from medseq_tf.dataset.prepare import Prepared
+from medseq_tf.dataset.requirements import reading
+from medseq_tf.errors import InputError
+
+
+def test_loading_what_is_not_whole(folder, tmp_path):
+    with pytest.raises(InputError, match=r"is not a prepared data set"):
+        Prepared.load(tmp_path)
+    data = make("image-folder", folder, out=tmp_path / "out")
+    shard = data.path / "shards" / "00000.tfrecord"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"has .* bytes where dataset.json says"):
+        Prepared.load(data.path)
+    shard.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        Prepared.load(data.path)
+    shard.write_bytes(content)
+    pd.read_parquet(data.path / "studies.parquet")[:2].to_parquet(data.path / "studies.parquet")
+    with pytest.raises(InputError, match=r"studies\.parquet is not the one that dataset\.json"):
+        Prepared.load(data.path)
+    info = json.loads((data.path / "dataset.json").read_text("utf-8"))
+    (data.path / "dataset.json").write_text(json.dumps({**info, "format_version": 99}))
+    with pytest.raises(InputError, match="has format version 99"):
+        Prepared.load(data.path)
+    (data.path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Prepared.load(data.path)
+
+
+@pytest.fixture
+def two_alike(tmp_path):
+    """Two data sets of the same studies, and of shards of the same sizes: one padded, one not."""
+    for patient in range(20):
+        for number in (1, 2):
+            name = f"{'Normal' if patient < 10 else 'Stroke'}/{patient} ({number}).png"
+            image = np.random.default_rng(patient).integers(0, 256, (20, 30), np.uint8)
+            save(tmp_path / "source" / name, image)
+    pair = [
+        make("image-folder", tmp_path / "source", out=tmp_path / aspect, size=16, aspect=aspect)
+        for aspect in ("pad", "stretch")
+    ]
+    assert list(pair[0].studies.study_id) == list(pair[1].studies.study_id)
+    return pair
+
+
+def test_a_shard_of_another_preparation_is_refused_by_name(two_alike):
+    data, other = two_alike
+    shard = data.path / "shards" / "00001.tfrecord"
+    content = (other.path / "shards" / shard.name).read_bytes()
+    assert shard.stat().st_size == len(content), "nothing but its content gives it away"
+    assert data.slices(19).shape == (2, 16, 16)
+    shard.write_bytes(content)
+    again = Prepared.load(data.path)
+    assert again.slices(0).shape == (2, 16, 16), "the other shard is whole"
+    for read in (
+        lambda: again.slices(19),
+        lambda: again.masks(19),
+        lambda: again.encoded_slices(19),
+        lambda: again.record(19),
+        lambda: again.verify(),
+        lambda: data.slices(19),  # one that was opened, and read, before
+    ):
+        with pytest.raises(InputError, match=r"00001\.tfrecord is not the shard that"):
+            read()
+
+
+def test_a_record_of_another_study_is_refused(two_alike):
+    data, _ = two_alike
+    studies = data.studies.copy()
+    studies.loc[[2, 3], ["offset", "length"]] = studies.loc[[3, 2], ["offset", "length"]].to_numpy()
+    crossed = Prepared(data.path, data.info, studies)
+    assert crossed.slices(1).shape == (2, 16, 16)
+    with pytest.raises(InputError, match=rf"study {studies.study_id[2]} is damaged"):
+        crossed.slices(2)
+
+
+def test_shards_are_hashed_once_in_a_process(two_alike, monkeypatch):
+    data, hashed = two_alike[0], []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or original(*a))
+    for _ in range(2):
+        again = Prepared.load(data.path)
+        again.verify()
+        for row in range(20):
+            again.slices(row)
+    assert len(hashed) == 2
+
+
+def test_a_record_whose_checksum_does_not_fit_is_refused(two_alike, tmp_path):
+    """As of a disk that spoils a shard after it was hashed."""
+    data, _ = two_alike
+    name, offset = data.studies.shard[3], int(data.studies.offset[3])
+    shard = data.path / "shards" / name
+    content = bytearray(shard.read_bytes())
+    content[offset + 40] ^= 1
+    shard.write_bytes(content)
+    data.info["shards"][name]["sha256"] = hashlib.sha256(content).hexdigest()
+    assert data.slices(2).shape == (2, 16, 16)
+    for read in (data.slices, data.masks, data.encoded_slices, data.record):
+        with pytest.raises(InputError, match=rf"study {data.studies.study_id[3]} is damaged"):
+            read(3)
+
+
+def test_a_data_set_of_version_0_1_opens(folder, tmp_path):
+    (folder / "Stroke" / "4 (9).png").write_bytes(b"no picture")
+    new = make("image-folder", folder, out=tmp_path / "out")
+    info = json.loads((new.path / "dataset.json").read_text("utf-8"))
+    del info["preparation"]["resolved"]
+    (new.path / "dataset.json").write_text(json.dumps(info), "utf-8")
+    audit = json.loads((new.path / "audit.json").read_text("utf-8"))
+    audit["findings"] = audit.pop("entries")
+    (new.path / "audit.json").write_text(json.dumps(audit), "utf-8")
+    old = Prepared.load(new.path)
+    assert old.fingerprint == new.fingerprint
+    assert "Stroke/4 (9).png" in {entry["where"] for entry in old.audit["entries"]}
+    assert "Stroke/4 (9).png" in old.audit_text()
+    assert old.slices(3).shape == (2, 64, 64)
+    assert reading(old.info)["axis"] is None
+
+
+def test_a_data_set_of_the_first_format_says_what_to_do(folder, tmp_path):
+    data = make("image-folder", folder, out=tmp_path / "out")
+    info = json.loads((data.path / "dataset.json").read_text("utf-8"))
+    (data.path / "dataset.json").write_text(json.dumps(info | {"format_version": 1}), "utf-8")
+    with pytest.raises(InputError, match="format version 1, this version reads 2; prepare again"):
+        Prepared.load(data.path)
+    assert len(make("image-folder", folder, out=tmp_path / "out", overwrite=True)) == 4
