@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Preparation:
         """Return the salted hash that names a study's patient."""
         return digest(self.salt, "patient", study.patient)[:16]
 
-    def chunks(self) -> list[list[StudySource]]:
+    def chunks(self) -> list[Sequence[StudySource]]:
         """Return the studies of each shard; one that is left out does not move the others."""
         studies = self.index.studies
         starts = range(0, len(studies), STUDIES_PER_SHARD)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _finished_shard(folder: Path, number: int) -> Shard | None:
 def _write_shard(
     folder: Path,
     number: int,
-    studies: list[StudySource],
+    studies: Sequence[StudySource],
     preparation: Preparation,
     records: Iterator[StudyRecord],
     strict: bool,

@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from medseq_tf.dataset.messages import BYTES, FLOAT, TEXT, declare
+from medseq_tf.dataset.protocol_buffers import BYTES, FLOAT, TEXT, declare
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
@@ -94,18 +94,3 @@ def _header(payload: bytes) -> bytes:
 def _masked_crc(data: bytes) -> bytes:
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def field(number: int, content: bytes) -> bytes:
-    """Return a length-delimited field (wire type 2)."""
-    return bytes([number << 3 | 2]) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    """Return an integer in groups of seven bits, the lowest first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import StorageSpec, study_record
-from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
+from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
@@ -197,8 +197,7 @@ def synthetic_studies(loaded: LoadedRun) -> list[CheckStudy]:
         if as_jpeg:
             images = [decode_picture(file) for file in files]
         source = _Drawn("made-up", "nobody", {}, None, images)
-        framed = study_record(source, "made-up", spec).framed
-        studies.append(CheckStudy(files, framed[HEADER_BYTES:-FOOTER_BYTES]))
+        studies.append(CheckStudy(files, study_record(source, "made-up", spec).example))
     return studies
 
 

@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from medseq_tf.dataset.records import StorageSpec, StudyRecord, start_worker, study_record_of
-from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
+from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.errors import InputError, printable
 from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
@@ -250,7 +250,7 @@ def _of_study(
     if not record.framed:
         yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
         return
-    files = list(decode_example(record.framed[HEADER_BYTES:-FOOTER_BYTES])["slices"])
+    files = list(decode_example(record.example)["slices"])
     try:
         predicted = model.predict(files, running).checked(len(files), len(description.labels))
     except RequestRefused as error:

@@ -14,7 +14,6 @@ from small_models import LABELS, NETWORK, SIZE, description_of, model_of, recipe
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
-from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.pictures import decode_picture
@@ -61,14 +60,14 @@ def prepared_road(model_list, recipe, dtype, studies):
     """What evaluation says of studies of images, by way of a prepared data set."""
     how = StorageSpec((), dtype, SIZE, "pad")
     records = [
-        study_record(Drawn(images), f"study-{i}", how).framed for i, images in enumerate(studies)
+        study_record(Drawn(images), f"study-{i}", how).example for i, images in enumerate(studies)
     ]
     table = pd.DataFrame(
         {
             "study_id": [f"study-{i}" for i in range(len(studies))],
             "slices": [len(images) for images in studies],
             "shard": "",
-            "record": [framed[HEADER_BYTES:-FOOTER_BYTES] for framed in records],
+            "record": records,
             **{f"label.{name}": np.nan for name in LABELS},
         }
     )

@@ -13,7 +13,7 @@ import pytest
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import StorageSpec, study_record
-from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, decode_example
+from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_volumes
 from medseq_tf.readers.intensities import DTYPES
@@ -58,9 +58,9 @@ def predicted_slices(prepared, tree):
     recipe = StorageSpec((), DTYPES[info["modality"]], info["size"], info["preparation"]["aspect"])
     found = {}
     for study in studies:
-        framed = study_record(study, "", recipe).framed
+        example = study_record(study, "", recipe).example
         name = study.source.removeprefix(f"{tree}/")
-        found[name] = list(decode_example(framed[HEADER_BYTES:-FOOTER_BYTES])["slices"])
+        found[name] = list(decode_example(example)["slices"])
     assert len(found) == len(studies)
     return found, audit_entries
 
