@@ -357,7 +357,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
     "--quality", "with_quality", is_flag=True, help="Measure against the data set's lesion masks."
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Of the parts of a study that are drawn."
+    "--seed", default=0, show_default=True, help="Of the subsets of slices that are drawn."
 )
 def explain(**arguments: Any) -> None:
     """Which slices mattered for a study's answer, and where in them."""

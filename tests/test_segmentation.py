@@ -14,7 +14,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.explain.explain import explain_study
+from medseq_tf.evaluation.explain.quality import measure_quality
 from medseq_tf.evaluation.inference import study_predictions, study_probabilities
 from medseq_tf.input.batches import evaluation_batches, training_batches
 from medseq_tf.input.slice_store import SliceStore
@@ -168,7 +169,7 @@ def test_pixels_are_those_of_the_lesion_map(run, demo_data):
     answers = study_predictions(model, store, [row], run.experiment)
     alone = study_probabilities(model, store, [row], run.experiment)
     np.testing.assert_allclose(answers.probabilities, alone, atol=1e-5)
-    found = explain.study(run, prepared, prepared.studies["study_id"].iat[row])
+    found = explain_study(run, prepared, prepared.studies["study_id"].iat[row])
     assert list(found.heat) == [("lesion_map", "lesion")]
     called = found.heat["lesion_map", "lesion"] > 0.5
     truth = store.masks(row, np.arange(len(called))) == 1
@@ -186,7 +187,7 @@ def test_other_explanations_of_pixels_are_refused(run, demo_data):
 
 @pytest.mark.slow
 def test_quality_and_export_take_a_segmenter(run, demo_data, tmp_path):
-    quality = explain.quality(run, demo_data)
+    quality = measure_quality(run, demo_data)
     assert "lesion_map" in set(quality.table["method"])
     exported = export(run, tmp_path / "unet", data=demo_data)
     assert exported.difference < 1e-5

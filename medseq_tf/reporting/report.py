@@ -21,7 +21,8 @@ from medseq_tf.dataset import subgroups as subgroups_by_source
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
-from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
+from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import atomic, destination
 from medseq_tf.reporting import figures, tables
@@ -86,16 +87,16 @@ def _is_report(path: Path) -> bool:
         return f"{TITLE_SUFFIX}</title>".encode() in file.read(4096)
 
 
-def _explain_chosen(run: Run, prepared: Prepared) -> list[explain.Explanation]:
+def _explain_chosen(run: Run, prepared: Prepared) -> list[Explanation]:
     """Explain three surest wrong calls and a right one of each class; of many labels, one each."""
     labels = prepared.label_names
     wrong = 3 if len(labels) == 1 else 1
     pairs = [
         (study, label)
         for label in labels
-        for study in explain.choose(run.predictions, label, wrong)
+        for study in choose_studies(run.predictions, label, wrong)
     ]
-    return explain.studies(run, prepared, pairs)
+    return explain_studies(run, prepared, pairs)
 
 
 def write(run: Run, audit: leakage.Audit | None = None) -> None:
@@ -107,7 +108,7 @@ def write(run: Run, audit: leakage.Audit | None = None) -> None:
 def page(
     run: Run,
     audit: leakage.Audit | None = None,
-    explanations: Sequence[explain.Explanation] = (),
+    explanations: Sequence[Explanation] = (),
     images: bool = False,
     groups: pd.DataFrame | None = None,
 ) -> str:
@@ -244,7 +245,7 @@ def _calls(
     }
 
 
-def _explained(explanation: explain.Explanation, images: bool) -> dict[str, Any]:
+def _explained(explanation: Explanation, images: bool) -> dict[str, Any]:
     """Return what a chosen study's page shows of each label."""
     return {
         "id": explanation.study,
@@ -253,7 +254,7 @@ def _explained(explanation: explain.Explanation, images: bool) -> dict[str, Any]
     }
 
 
-def _explained_labels(explanation: explain.Explanation, images: bool) -> Iterator[dict[str, Any]]:
+def _explained_labels(explanation: Explanation, images: bool) -> Iterator[dict[str, Any]]:
     for label in explanation.labels:
         truth, probability = explanation.truth[label], explanation.probabilities[label]
         slices = ", ".join(map(str, explanation.top(3, label)["slice"]))

@@ -17,7 +17,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.evaluation.explain.explain import study as explain_study
+from medseq_tf.evaluation.explain.explain import explain_study
 from medseq_tf.models.volume import VolumeNetwork, resampling_weights
 from medseq_tf.serving import open_model as answering
 from medseq_tf.serving.export import export
@@ -150,7 +150,7 @@ def test_a_baseline_trains_evaluates_explains_and_exports(preset, demo_data, tmp
     prepared = Prepared.load(demo_data)
     tested = evaluate(run, demo_data).predictions.iloc[0]
     explained = explain_study(run, prepared, tested["study"])
-    slices = explained.of("lesion")
+    slices = explained.shown_slices("lesion")
     assert slices[["importance", "alone", "running"]].notna().all(axis=None)
     assert explained.probabilities["lesion"] == pytest.approx(tested["probability"], abs=1e-5)
     assert slices["running"].iloc[-1] == pytest.approx(tested["probability"], abs=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from small_run import run_small
 
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation.explain import explain
+from medseq_tf.evaluation.explain.explain import choose_studies
 from medseq_tf.evaluation.predictions import CUT_RULES, choose_cuts
 from medseq_tf.evaluation.run_predictions import stored_cuts
 from medseq_tf.evaluation.scoring import score
@@ -135,7 +135,7 @@ def test_no_image_of_a_patient_is_in_it_unless_asked_for(run, demo_data, with_im
     assert "spoke most for lesion" in plain
     found = check(with_images)
     pictures = [i for i in found.images if i["src"].startswith("data:image/png")]
-    assert len(pictures) == len(explain.choose(run.predictions)) > 0
+    assert len(pictures) == len(choose_studies(run.predictions)) > 0
     assert all("heat overlays" in image["alt"] for image in pictures)
     assert "shows images of patients" in with_images
     assert "data:image/png" not in (run.path / "report.html").read_text("utf-8")

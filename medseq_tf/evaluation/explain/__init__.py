@@ -1,1 +1,1 @@
-"""Which slices, and which pixels, a diagnosis rests on."""
+"""Which slices, and which pixels, a prediction rests on."""

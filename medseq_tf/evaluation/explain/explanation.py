@@ -1,4 +1,4 @@
-"""Takes what a model answers to a study and its slices; gives `Explanation`: tables and figures."""
+"""What a model's prediction for a study rests on, as a table of slices and as figures."""
 
 from __future__ import annotations
 
@@ -20,31 +20,30 @@ HEAT = LinearSegmentedColormap.from_list("heat", [(1, 0.85, 0.2, 0), (1, 0.75, 0
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model's answer to a study rests on.
+    """What a model's prediction for a study rests on.
 
     Attributes:
         study: the study's id.
         labels: the labels explained.
-        probabilities: the model's answer by label, for the slices that it was shown.
+        probabilities: the model's, by label, for the slices that it was shown.
         thresholds: by label.
         truth: by label; nan where unknown.
         slices: one row a label and slice of the study: `slice` (from 0), `shown` (in how many of
-            the sequences that answer for the study it stands), `importance` with its 95% interval
-            `importance_low` to `importance_high` (the sampling's: none where every part of the
-            study was shown to the model), `occlusion`, `alone`,
-            `attention` (where the aggregator has weights), `running` (the answer to the slices up
-            to this one) and, if asked for, `gradients` (integrated gradients, summed over the
-            slice; a share of the logit). nan where a slice is not shown, or cannot be left out
-            because it is the only one.
+            the sequences that the study is predicted by), `importance` with its 95% interval
+            `importance_low` to `importance_high` (the sampling's: none where every subset of the
+            slices was shown to the model), `occlusion`, `alone`, `attention` (where the aggregator
+            has weights), `running` (the probability of the slices up to this one) and, if asked
+            for, `gradients` (integrated gradients, summed over the slice; a share of the logit).
+            nan where a slice is not shown, or cannot be left out because it is the only one.
         images: the slices as the model sees them, (slices, height, width) in [0, 1].
         heat: by (method, label), (slices, height, width); nan where a slice is not shown.
         completeness: by label, by how much integrated gradients miss the difference of the logits
             that they are to add up to, as a share of it.
         notes: what is to be said of them.
-        base: by label, what the part of no slice is worth: the model's mean probability over the
-            run's validation studies.
+        base_values: by label, what the subset of no slice is worth: the model's mean probability
+            over the run's validation studies.
         ties: by label, the slices that cannot be told apart from the most important one.
-        parts: to how many parts of the study the model answered.
+        subsets: how many subsets of the slices the model was shown.
     """
 
     study: str
@@ -57,24 +56,24 @@ class Explanation:
     heat: dict[tuple[str, str], np.ndarray] = field(repr=False)
     completeness: dict[str, float]
     notes: list[str]
-    base: dict[str, float] = field(default_factory=dict)
+    base_values: dict[str, float] = field(default_factory=dict)
     ties: dict[str, list[int]] = field(default_factory=dict)
-    parts: int = 0
+    subsets: int = 0
 
-    def of(self, label: str | None = None) -> pd.DataFrame:
-        """The rows of one label (default: the first) for slices that the model was shown."""
+    def shown_slices(self, label: str | None = None) -> pd.DataFrame:
+        """Return the rows of one label (default: the first) for slices that the model was shown."""
         rows = self.slices[self.slices["label"] == (label or self.labels[0])]
         return rows[rows["shown"] > 0].reset_index(drop=True)
 
     def top(self, count: int = 3, label: str | None = None) -> pd.DataFrame:
-        """The slices that spoke most for the label."""
-        rows = self.of(label).sort_values("importance", ascending=False, kind="stable")
+        """Return the slices that spoke most for the label."""
+        rows = self.shown_slices(label).sort_values("importance", ascending=False, kind="stable")
         return rows.head(count).reset_index(drop=True)
 
     def curves(self, label: str | None = None) -> Figure:
-        """Importance of each slice as bars, and the running probability."""
+        """Draw the importance of each slice as bars, and the running probability."""
         label = label or self.labels[0]
-        rows = self.of(label)
+        rows = self.shown_slices(label)
         figure = Figure(figsize=(8, 2.6), layout="constrained")
         axis = figure.subplots()
         place = np.arange(len(rows))
@@ -97,7 +96,7 @@ class Explanation:
     def sheet(
         self, label: str | None = None, method: str | None = None, columns: int = 8
     ) -> Figure:
-        """Contact sheet: each slice shown, its heat, and a bar for its importance.
+        """Draw a contact sheet: each slice shown, its heat, and a bar for its importance.
 
         Args:
             label: default: the first.
@@ -106,7 +105,7 @@ class Explanation:
             columns: slices in a line.
         """
         label = label or self.labels[0]
-        rows = self.of(label)
+        rows = self.shown_slices(label)
         heat = self._smooth_heat(label, method)
         columns = min(columns, len(rows))
         lines = -(-len(rows) // columns)
@@ -114,13 +113,13 @@ class Explanation:
         figure.patch.set_facecolor("white")
         axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
         most = max(float(np.nanmax(np.abs(rows["importance"].to_numpy(float)), initial=0)), 1e-6)
-        brightest = heat.max() if heat is not None else 0
+        brightest = 0 if heat is None else heat.max()
         for axis in axes:
             axis.axis("off")
         for axis, row in zip(axes, rows.itertuples(), strict=False):
             height, width = self.images.shape[1:]
             axis.imshow(self.images[row.slice], cmap="gray", vmin=0, vmax=1)
-            if brightest > 0:
+            if heat is not None and brightest > 0:
                 axis.imshow(
                     heat[row.slice] / brightest, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear"
                 )
@@ -134,23 +133,24 @@ class Explanation:
         return figure
 
     def _smooth_heat(self, label: str, method: str | None) -> np.ndarray | None:
-        """Heat that speaks for the label, (slices, height, width), or None."""
-        found = [of for of in self.heat if of[1] == label and method in (None, of[0])]
-        if not found:
+        """Return the heat that speaks for the label, (slices, height, width), if there is any."""
+        keys = [key for key in self.heat if key[1] == label and method in (None, key[0])]
+        if not keys:
             return None
         blur = max(0.5, 0.02 * self.images.shape[1])
-        heat = np.maximum(np.nan_to_num(self.heat[found[0]]), 0)
-        return np.stack([cv2.GaussianBlur(part, (0, 0), blur) for part in heat])
+        heat = np.maximum(np.nan_to_num(self.heat[keys[0]]), 0)
+        return np.stack([cv2.GaussianBlur(one, (0, 0), blur) for one in heat])
 
     def alternative(self, label: str | None = None) -> str:
-        """What the contact sheet shows, in words."""
+        """Return what the contact sheet shows, in words."""
         label = label or self.labels[0]
         best = ", ".join(map(str, self.top(3, label)["slice"]))
         ties = self.ties.get(label)
         tied = f" (the first not told apart from {listed(ties)})" if ties else ""
         return (
-            f"{len(self.of(label))} slices of study {self.study} with heat overlays; those that "
-            f"spoke most for {label}: {best}{tied}; probability {self.probabilities[label]:.2f}"
+            f"{len(self.shown_slices(label))} slices of study {self.study} with heat overlays; "
+            f"those that spoke most for {label}: {best}{tied}; "
+            f"probability {self.probabilities[label]:.2f}"
         )
 
     def _repr_html_(self) -> str:
@@ -158,6 +158,6 @@ class Explanation:
 
 
 def listed(slices: list[int], most: int = 5) -> str:
-    """Slices as words: the first of them, and how many more there are."""
+    """Return slices as words: the first of them, and how many more there are."""
     more = f" and {len(slices) - most} more" if len(slices) > most else ""
     return ", ".join(map(str, slices[:most])) + more

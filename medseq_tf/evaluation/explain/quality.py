@@ -1,4 +1,4 @@
-"""Takes explanations and lesion masks that no model saw; gives how often they point at a lesion."""
+"""How often explanations point at a lesion, by lesion masks that no model saw."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from matplotlib.figure import Figure
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation.explain.explainer import Explainer, ShownStudy, check_label, keep
+from medseq_tf.evaluation.explain.explainer import Explainer, check_label
 from medseq_tf.evaluation.explain.explanation import PIXEL_METHODS, Explanation
-from medseq_tf.runs.run import Run
+from medseq_tf.evaluation.explain.shown_study import ShownStudy, only
+from medseq_tf.evaluation.metrics.interval_text import number
+from medseq_tf.runs.run import Run, RunOrPath
+
+MEASURES = ("slice_hit", "top_k", "deletion", "pixel_hit")
+SLICE_METHODS = ("importance", "occlusion", "alone", "attention", "gradients")
+GRID = np.linspace(0, 1, 21)
+RANDOM_ORDERS = 5
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What `quality` found.
+    """How well explanations of several studies point at lesions.
 
     Attributes:
         table: one row a method, means over the studies: `slice_hit` (the slice of the greatest
@@ -37,11 +44,10 @@ class Quality:
     deletion: pd.DataFrame
 
     def text(self) -> str:
-        """The table for a terminal."""
-        names = ("slice_hit", "top_k", "deletion", "pixel_hit")
-        lines = [f"{'method':<22}" + "".join(f"{name:>11}" for name in names)]
+        """Return the table for a terminal."""
+        lines = [f"{'method':<22}" + "".join(f"{name:>11}" for name in MEASURES)]
         for row in self.table.to_dict(orient="records"):
-            values = ("-" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in names)
+            values = (number(row[name]) for name in MEASURES)
             lines.append(f"{row['method']:<22}" + "".join(f"{value:>11}" for value in values))
         lines.append(f"{self.table['studies'].max()} studies with a lesion")
         hits = self.table.set_index("method")["slice_hit"]
@@ -52,12 +58,12 @@ class Quality:
         return "\n".join(lines)
 
     def figure(self) -> Figure:
-        """The deletion curves."""
+        """Draw the deletion curves."""
         figure = Figure(figsize=(5, 3.2), layout="constrained")
         axis = figure.subplots()
-        for method, part in self.deletion.groupby("method", sort=False):
+        for method, curve in self.deletion.groupby("method", sort=False):
             style = {"random": ":", "middle": "--"}.get(method, "-")
-            axis.plot(part["left_out"], part["probability"], style, label=method)
+            axis.plot(curve["left_out"], curve["probability"], style, label=method)
         axis.set(xlabel="share of slices left out", ylabel="mean probability", ylim=(0, 1.02))
         axis.legend(frameon=False)
         return figure
@@ -66,13 +72,8 @@ class Quality:
         return self.table.to_html(index=False, float_format=lambda v: f"{v:.3f}")
 
 
-SLICE_METHODS = ("importance", "occlusion", "alone", "attention", "gradients")
-GRID = np.linspace(0, 1, 21)
-RANDOM_ORDERS = 5
-
-
-def quality(
-    run: str | os.PathLike | Run,
+def measure_quality(
+    run: RunOrPath,
     data: str | os.PathLike | Prepared,
     split: str = "test",
     label: str | None = None,
@@ -91,107 +92,114 @@ def quality(
     Raises:
         InputError: there are no masks, or no such study.
     """
-    run = Run.open(run)
-    prepared = Prepared.open(data)
+    opened, prepared = Run.open(run), Prepared.open(data)
     check_label(label, prepared)
     label = prepared.label_names[0] if label is None else label
-    splits = [fold.splits for fold in run.folds] or [run.splits]
-    known = set(prepared.studies["study_id"])
-    named = (name for part in splits for name in part[split] if name in known)
-    studies = list(dict.fromkeys(named))  # repeated folds name a study once each
-    explainer = Explainer(run, prepared, studies)
-    if pixels == PIXEL_METHODS and (run.folds or [run])[0].experiment.segments:
+    studies = _studies(opened, prepared, split)
+    explainer = Explainer(opened, prepared, studies)
+    if pixels == PIXEL_METHODS and explainer.segments:
         pixels = None
     explainer.check(label, pixels)
-    number = prepared.label_names.index(label)
+    number_of_label = prepared.label_names.index(label)
     rows, curves = [], []
-    for name in studies:
-        row = explainer.row_of[name]
-        masks = prepared.masks(row) if prepared.labels[row, number] == 1 else None
+    for study_id in studies:
+        row = explainer.row_of[study_id]
+        positive = prepared.labels[row, number_of_label] == 1
+        masks = prepared.masks(row) if positive else None
         if masks is None:
             continue
-        found = explainer.explain(name, label, pixels)
-        shown = found.of()
-        lesion = masks[shown["slice"]].any(axis=(1, 2))
+        explanation = explainer.explain(study_id, label, pixels)
+        lesion = masks[explanation.shown_slices()["slice"]].any(axis=(1, 2))
         if lesion.any() and not lesion.all():
-            one = explainer.shown(name)
-            for method, figures, curve in _judged(found, one, masks, lesion, number):
-                rows.append({"study": name, "method": method, **figures})
+            study = explainer.shown(study_id)
+            for method, scores, curve in _score_methods(
+                explanation, study, masks, lesion, number_of_label
+            ):
+                rows.append({"study": study_id, "method": method, **scores})
                 curves.append(pd.DataFrame({"method": method, "left_out": GRID, "p": curve}))
     if not rows:
         raise InputError(
             f"{prepared.path}: has no positive {split} study with a lesion mask that some of the "
             "slices show and others do not"
         )
-    table = pd.DataFrame(rows)
-    order = list(dict.fromkeys(table["method"]))
-    means = table.groupby("method").agg(
-        slice_hit=("slice_hit", "mean"),
-        top_k=("top_k", "mean"),
-        deletion=("deletion", "mean"),
-        pixel_hit=("pixel_hit", "mean"),
-        studies=("study", "nunique"),
+    return _means(pd.DataFrame(rows), pd.concat(curves))
+
+
+def _studies(run: Run, prepared: Prepared, split: str) -> list[str]:
+    """Return the studies of a run's split, or of its folds', that a data set holds."""
+    splits = [fold.splits for fold in run.folds] or [run.splits]
+    known = set(prepared.studies["study_id"])
+    named = (name for parts in splits for name in parts[split] if name in known)
+    return list(dict.fromkeys(named))  # repeated folds name a study once each
+
+
+def _means(scores: pd.DataFrame, curves: pd.DataFrame) -> Quality:
+    """Return means over the studies, the methods in the order of `scores`."""
+    order = list(dict.fromkeys(scores["method"]))
+    means = scores.groupby("method").agg(
+        **{name: (name, "mean") for name in MEASURES}, studies=("study", "nunique")
     )
-    curve = pd.concat(curves).groupby(["method", "left_out"])["p"].mean().rename("probability")
+    curve = curves.groupby(["method", "left_out"])["p"].mean().rename("probability")
     return Quality(
         means.loc[order].reset_index(),
         curve.reindex(order, level="method").reset_index(),
     )
 
 
-def _judged(
-    found: Explanation, one: ShownStudy, masks: np.ndarray, lesion: np.ndarray, label: int
+def _score_methods(
+    explanation: Explanation, study: ShownStudy, masks: np.ndarray, lesion: np.ndarray, label: int
 ) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
-    """Yield each method's name, its figures for one study and its deletion curve on `GRID`."""
-    rows = found.of()
+    """Yield each method's name, its scores for one study and its deletion curve on `GRID`."""
+    rows = explanation.shown_slices()
     slices = rows["slice"].to_numpy()
-    nothing = np.full(len(GRID), np.nan)
+    resized = {i: _at_input_size(masks[i], explanation) for i in slices[lesion]}
     for method in SLICE_METHODS:
         if method not in rows or rows[method].isna().any():
             continue
         best = np.argsort(-rows[method].to_numpy(float), kind="stable")
-        yield method, *_order_quality(one, slices, best, lesion, label)
+        yield method, *_score_order(study, slices, best, lesion, label)
     outwards = np.argsort(np.abs(np.arange(len(slices)) - len(slices) // 2), kind="stable")
-    yield "middle", *_order_quality(one, slices, outwards, lesion, label)
+    yield "middle", *_score_order(study, slices, outwards, lesion, label)
     rng = np.random.default_rng(0)
     orders = [rng.permutation(slices) for _ in range(RANDOM_ORDERS)]
-    curve = np.mean([_deletion(one, order, label) for order in orders], axis=0)
-    area = float(np.trapezoid(curve, GRID))
+    curve = np.mean([_deletion_curve(study, order, label) for order in orders], axis=0)
     share = float(lesion.mean())
-    yield (
-        "random",
-        {"slice_hit": share, "top_k": share, "deletion": area}
-        | {"pixel_hit": float(np.mean([_small(masks[i], found).mean() for i in slices[lesion]]))},
-        curve,
-    )
-    for (method, _), heat in found.heat.items():
-        hits = [float(_small(masks[i], found).ravel()[np.argmax(heat[i])]) for i in slices[lesion]]
-        yield method, {"pixel_hit": float(np.mean(hits))}, nothing
+    scores = {
+        "slice_hit": share,
+        "top_k": share,
+        "deletion": float(np.trapezoid(curve, GRID)),
+        "pixel_hit": float(np.mean([mask.mean() for mask in resized.values()])),
+    }
+    yield "random", scores, curve
+    for (method, _), heat in explanation.heat.items():
+        hits = [float(mask.ravel()[np.argmax(heat[i])]) for i, mask in resized.items()]
+        yield method, {"pixel_hit": float(np.mean(hits))}, np.full(len(GRID), np.nan)
 
 
-def _order_quality(
-    one: ShownStudy, slices: np.ndarray, best: np.ndarray, lesion: np.ndarray, label: int
+def _score_order(
+    study: ShownStudy, slices: np.ndarray, best: np.ndarray, lesion: np.ndarray, label: int
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The figures of slices in an order, best first, and its deletion curve on `GRID`."""
-    curve = _deletion(one, slices[best], label)
-    figures = {
+    """Return the scores of slices in an order, best first, and its deletion curve on `GRID`."""
+    curve = _deletion_curve(study, slices[best], label)
+    scores = {
         "slice_hit": float(lesion[best[0]]),
         "top_k": float(lesion[best[: lesion.sum()]].mean()),
         "deletion": float(np.trapezoid(curve, GRID)),
     }
-    return figures, curve
+    return scores, curve
 
 
-def _deletion(one: ShownStudy, order: np.ndarray, label: int) -> np.ndarray:
-    """The probability on `GRID` while slices are left out in this order, down to the last one."""
-    sequence = one.sequences[0]
-    rests = (keep(sequence, order[i:]) for i in range(len(order)))
-    parts = [rest for rest in rests if len(rest)]
-    answers = one.answers(parts)[:, label]
-    return np.interp(GRID, np.arange(len(parts)) / max(len(parts) - 1, 1), answers)
+def _deletion_curve(study: ShownStudy, order: np.ndarray, label: int) -> np.ndarray:
+    """Return the probability on `GRID` while slices are left out in this order, to the last one."""
+    sequence = study.sequences[0]
+    remaining = [only(sequence, order[i:]) for i in range(len(order))]
+    remaining = [steps for steps in remaining if len(steps)]
+    probabilities = study.probabilities_of(remaining)[:, label]
+    left_out = np.arange(len(remaining)) / max(len(remaining) - 1, 1)
+    return np.interp(GRID, left_out, probabilities)
 
 
-def _small(mask: np.ndarray, found: Explanation) -> np.ndarray:
-    """A mask at the size of the model's input."""
-    height, width = found.images.shape[1:]
+def _at_input_size(mask: np.ndarray, explanation: Explanation) -> np.ndarray:
+    """Return a mask at the size of the model's input."""
+    height, width = explanation.images.shape[1:]
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0
