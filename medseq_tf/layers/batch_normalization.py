@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -74,9 +74,7 @@ class BatchNormalization(Layer):
         self.moving_mean = weight("moving_mean", "zeros", trainable=False)
         self.moving_variance = weight("moving_variance", "ones", trainable=False)
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the inputs, normalised."""
         shape = ops.shape(inputs)
         outputs = ops.cast(inputs, "float32")

@@ -9,7 +9,7 @@ import keras
 from medseq_tf.errors import InputError
 from medseq_tf.layers import kernels
 from medseq_tf.layers.batch_normalization import BatchNormalization
-from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -185,9 +185,7 @@ class ConvolutionBlock(Layer):
         self.convolution.build(input_shape)
         self.normalization.build(self.compute_output_shape(input_shape))
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the activation of the normalised convolution."""
         outputs = self.normalization(self.convolution(inputs), real=real, training=training)
         return keras.activations.get(self.activation)(outputs)

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers.convolution import ConvolutionBlock
-from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.recipe import FeatureSimilaritySettings, choices
 
@@ -101,9 +101,7 @@ class FeatureSimilarity(Layer):
             dtype=self.dtype_policy,
         )
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the inputs plus what the places like each place tell it."""
         x = self.reduce(inputs, real=real, training=training)
         y = self._attend(self.project(x, real=real, training=training))

@@ -12,6 +12,8 @@ Tensor: TypeAlias = Any
 """Of whatever backend is set."""
 Shape: TypeAlias = tuple[Any, ...]
 """Sizes of the axes; None where a size is free."""
+Training: TypeAlias = bool | None
+"""Whether a call is one of training; None: as the layer that calls it."""
 
 
 class Layer(keras.layers.Layer):

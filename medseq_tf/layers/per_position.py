@@ -9,7 +9,7 @@ from keras import ops
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import kernels
-from medseq_tf.layers.layer import Shape, Tensor
+from medseq_tf.layers.layer import Shape, Tensor, Training
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 
 
@@ -74,7 +74,7 @@ class PerPosition(keras.layers.Wrapper):
         super().build(self._packed_shape(input_shape))
 
     def call(
-        self, inputs: Tensor, lengths: Tensor | None = None, training: bool | None = None
+        self, inputs: Tensor, lengths: Tensor | None = None, training: Training = None
     ) -> Tensor:
         """Return what each position makes of its slice."""
         packed_shape = self._packed_shape(inputs.shape)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from medseq_tf.layers.layer import Tensor
+from medseq_tf.layers.layer import Tensor, Training
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 
 
@@ -50,7 +50,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
     def call(
         self,
         inputs: Tensor,
-        training: bool | None = None,
+        training: Training = None,
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
@@ -78,7 +78,7 @@ class TimeDistributed(keras.layers.TimeDistributed):
         of_lengths = sequence_mask(lengths, ops.shape(inputs)[1])
         return of_lengths if mask is None else ops.logical_and(mask, of_lengths)
 
-    def _apply(self, slices: Tensor, training: bool | None, real: Tensor | None = None) -> Tensor:
+    def _apply(self, slices: Tensor, training: Training, real: Tensor | None = None) -> Tensor:
         takes = inspect.signature(self.layer.call).parameters
         kwargs: dict[str, Any] = {"training": training} if "training" in takes else {}
         if real is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 
 
 class Aggregator(Layer):
@@ -35,12 +35,10 @@ class Aggregator(Layer):
     def build(self, features_shape: Shape) -> None:
         """Make the weights for features of this shape; here: none."""
 
-    def compute_output_shape(
-        self, features_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, features_shape: Shape) -> Shape:
         """Return the shape of the vectors; here: a vector is as long as the features of a slice."""
         return (features_shape[0], features_shape[-1])
 
-    def steps(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def steps(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the vector after each slice, `(B, T, vector)`, where `causal`."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import RecurrentLayer
-from medseq_tf.layers.layer import Shape, Tensor, check_choice
+from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.pooling import GatedAttention, Pooling
@@ -90,7 +90,7 @@ class Recurrent(Aggregator):
             layer.build(features_shape)
             features_shape = layer.compute_output_shape(features_shape)
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return what is read out of the last layer's states."""
         states = self._states(features, lengths, training)
         if self.pool is not None:
@@ -109,7 +109,7 @@ class Recurrent(Aggregator):
         """Whether `steps` gives the vector after each slice: one direction, read out by `last`."""
         return not self.bidirectional and self.readout == "last"
 
-    def steps(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def steps(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the state after each slice, from that slice and those before it alone.
 
         Returns:
@@ -126,15 +126,13 @@ class Recurrent(Aggregator):
             )
         return self._states(features, lengths, training)
 
-    def _states(self, features: Tensor, lengths: Tensor, training: bool | None) -> Tensor:
+    def _states(self, features: Tensor, lengths: Tensor, training: Training) -> Tensor:
         states = self.stack[0](features, lengths=lengths)
         for drop, layer in zip(self.drops, self.stack[1:], strict=True):
             states = layer(drop(states, training=training), lengths=lengths)
         return states
 
-    def compute_output_shape(
-        self, features_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, features_shape: Shape) -> Shape:
         """Return the shape of the vectors."""
         both = self.readout == "concat" or (self.pool is not None and self.bidirectional)
         return (features_shape[0], self.units * (2 if both else 1))

@@ -15,7 +15,7 @@ from medseq_tf.layers import (
     PerPosition,
     TimeDistributed,
 )
-from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice, dense
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, dense
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.keras_application import keras_application
 from medseq_tf.models.lesion_area import LesionArea
@@ -123,9 +123,7 @@ class ConvFSMStack(Layer):
         if self.lesions:
             self.lesions.build(shape)
 
-    def maps(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def maps(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return what is pooled: `(B, H, W, P * C)`; a lesion map: logits."""
         maps = self.mirror(inputs) if self.mirror else inputs
         for stage in self.stages:
@@ -134,9 +132,7 @@ class ConvFSMStack(Layer):
             maps = self.fsm(maps, real=real, training=training)
         return self.lesions(maps) if self.lesions else maps
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the features of every slice."""
         maps = self.maps(inputs, real=real, training=training)
         if self.lesions:
@@ -217,7 +213,7 @@ class Encoder(Layer):
         if not self.slices_to_features.built:  # a loaded layer comes built
             self.slices_to_features.build(slices_shape)
 
-    def call(self, slices: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, slices: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the features of every slice."""
         features = self.backbone(slices, lengths=lengths, training=training)
         return self.finish(features, lengths, training=training)
@@ -227,13 +223,11 @@ class Encoder(Layer):
         """The layer from slices to features, without the dropout."""
         return self.slices_to_features
 
-    def finish(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def finish(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return what follows the backbone: dropout of `(B, T, F)`."""
         return self.drop(features, training=training)
 
-    def compute_output_shape(
-        self, slices_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, slices_shape: Shape) -> Shape:
         """Return the shape of the features."""
         return self.slices_to_features.compute_output_shape(slices_shape)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from medseq_tf.layers.layer import Layer, Shape, Tensor, dense
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, dense
 from medseq_tf.layers.seeds import child_seeds
 
 
@@ -66,7 +66,7 @@ class Head(Layer):
             layer.build(vectors_shape)
             vectors_shape = layer.compute_output_shape(vectors_shape)
 
-    def call(self, vectors: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, vectors: Tensor, training: Training = None) -> Tensor:
         """Return the logits."""
         for layer, drop in zip(self.hidden, self.drops, strict=True):
             vectors = drop(layer(vectors), training=training)

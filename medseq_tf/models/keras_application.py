@@ -10,7 +10,7 @@ from keras import ops
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import TimeDistributed, kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 from medseq_tf.layers.layer import dense as dense_layer
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
@@ -97,7 +97,7 @@ class KerasNetwork(Layer):
             for layer in layers[: self.frozen]:
                 layer.trainable = False
 
-    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, images: Tensor, training: Training = None) -> Tensor:
         """Return the network's output, pooled where it is a map."""
         if self.frozen != "all":
             return self._features(images, training)
@@ -106,7 +106,7 @@ class KerasNetwork(Layer):
         )
         return ops.stop_gradient(features)
 
-    def _features(self, images: Tensor, training: bool | None = False) -> Tensor:
+    def _features(self, images: Tensor, training: Training = False) -> Tensor:
         if images.shape[-1] == 1:
             images = ops.repeat(images, 3, axis=-1)
         return self.model(self.preprocess(255.0 * images), training=training)
@@ -206,21 +206,19 @@ class PretrainedEncoder(Layer):
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
 
-    def call(self, slices: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, slices: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the features of every slice."""
         features = self.backbone(slices, lengths=lengths, training=training)
         return self.finish(features, lengths, training=training)
 
-    def finish(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def finish(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return what follows the network, `(B, T, F)`, of its features."""
         for layer in self.dense_layers:
             features = layer(features)
         features = self.drop(features, training=training)
         return zero_padding(features, sequence_mask(lengths, ops.shape(features)[1]))
 
-    def compute_output_shape(
-        self, slices_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, slices_shape: Shape) -> Shape:
         """Return the shape of the features."""
         shape = self.backbone.compute_output_shape(slices_shape)
         return (*shape[:-1], self.dense[-1][0]) if self.dense else shape

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import TimeDistributed
-from medseq_tf.layers.layer import Layer, Shape, Tensor
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 
 SMALLEST_AREA = 1e-6
@@ -55,13 +55,13 @@ class LesionArea(Layer):
             self.segment.build(slices_shape)
 
     def call(
-        self, slices: Tensor, lengths: Tensor | None = None, training: bool | None = None
+        self, slices: Tensor, lengths: Tensor | None = None, training: Training = None
     ) -> Tensor:
         """Return the areas."""
         return self.area(self.lesion(slices, lengths, training=training), lengths)
 
     def lesion(
-        self, slices: Tensor, lengths: Tensor | None = None, training: bool | None = None
+        self, slices: Tensor, lengths: Tensor | None = None, training: Training = None
     ) -> Tensor:
         """Return logits of every pixel, `(B, T, H, W)` float32, zeros for padding."""
         return self.segment(slices, lengths=lengths, training=training)[..., 0]
@@ -73,9 +73,7 @@ class LesionArea(Layer):
             areas = zero_padding(areas, sequence_mask(lengths, ops.shape(areas)[1]))
         return ops.expand_dims(areas, -1)
 
-    def compute_output_shape(
-        self, slices_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, slices_shape: Shape) -> Shape:
         """Return the shape of the areas."""
         return (*slices_shape[:2], 1)
 
@@ -106,7 +104,7 @@ class AreaHead(Layer):
     def build(self, areas_shape: Shape) -> None:
         """Make nothing: there are no weights."""
 
-    def call(self, areas: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, areas: Tensor, training: Training = None) -> Tensor:
         """Return the logits."""
         areas = ops.cast(areas, "float32")
         return ops.log(areas + SMALLEST_AREA) - math.log(self.even_area)

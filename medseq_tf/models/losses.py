@@ -1,7 +1,4 @@
-"""Takes labels (1, 0, or NaN where unknown) and logits; gives the loss of each study and label.
-
-For segmenters it takes lesion masks and the logits of their pixels, and gives that of each slice.
-"""
+"""Losses of logits, by labels of studies or, of a segmenter, by masks of lesions."""
 
 from __future__ import annotations
 
@@ -57,8 +54,7 @@ class LabelLoss(keras.losses.Loss):
             y_pred: logits `(B, labels)`.
 
         Returns:
-            The losses `(B, labels)`, 0 where the label is unknown, and the known ones as 1.0,
-              the
+            The losses `(B, labels)`, 0 where the label is unknown, and the known ones as 1.0, the
             others as 0.0. Their sums' quotient is the mean over the known labels.
         """
         logits = ops.cast(y_pred, "float32")
@@ -125,8 +121,7 @@ class PixelLoss(keras.losses.Loss):
             y_pred: logits `(B, T, H, W)`.
 
         Returns:
-            The losses `(B, T)`, 0 where the slice is unknown, and the known ones as 1.0,
-              the
+            The losses `(B, T)`, 0 where the slice is unknown, and the known ones as 1.0, the
             others as 0.0. Their sums' quotient is the mean over the known slices.
         """
         masks, logits = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
@@ -156,7 +151,7 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
     Args:
         labels: `(studies, labels)`, 1, 0 or NaN where unknown.
         weights: `none`, `chexnet`, `balanced` or one positive weight a label; see
-          `recipes.Loss`. A label with one class only keeps weights of 1.
+            `recipes.Loss`. A label with one class only keeps weights of 1.
 
     Returns:
         w+ `(labels,)` and w- `(labels,)`.

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from medseq_tf.layers.layer import Shape, Tensor, check_choice, dense
+from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice, dense
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
@@ -40,7 +40,7 @@ class Pooling(Aggregator):
         self.mode = mode
         self.sharpness = sharpness
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the summary of the real slices."""
         mask = sequence_mask(lengths, ops.shape(features)[1])
         if self.mode == "sum":
@@ -94,7 +94,7 @@ class GatedAttention(Aggregator):
         self.hidden.build(features_shape)
         self.score.build((*features_shape[:-1], self.units))
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the weighted mean of the slices."""
         features = self.drop(features, training=training)
         weights = self.attention_weights(features, lengths)

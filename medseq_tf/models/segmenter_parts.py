@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import BatchNormalization
-from medseq_tf.layers.layer import Shape, Tensor
+from medseq_tf.layers.layer import Shape, Tensor, Training
 from medseq_tf.layers.seeds import child_seeds
 
 REDUCTION = 16
@@ -35,9 +35,7 @@ class Convolution(keras.layers.Layer):
         self.convolution.build(input_shape)
         self.normalization.build(self.compute_output_shape(input_shape))
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the maps."""
         maps = self.convolution(inputs)
         shape = ops.shape(maps)
@@ -69,9 +67,7 @@ class Chain(keras.layers.Layer):
             convolution.build(input_shape)
             input_shape = convolution.compute_output_shape(input_shape)
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the maps."""
         maps = inputs
         for convolution in self.convolutions:
@@ -98,9 +94,7 @@ class PlainConvolution(keras.layers.Layer):
         """Build the parts."""
         self.convolution.build(input_shape)
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the maps."""
         return ops.relu(self.convolution(inputs))
 
@@ -137,9 +131,7 @@ class Similarity(keras.layers.Layer):
         self.restore.build((*projected[:-1], projected[-1] // 3))
         self.expand.build(reduced)
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the maps."""
         x = self.reduce(inputs, real=real, training=training)
         z = x + self.restore(self._attend(self.project(x)))

@@ -22,7 +22,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.segmenter_parts import Parts
 
@@ -143,9 +143,7 @@ class Segmenter(Layer):
                 self.fusions[number - 1].build(shape, shapes[number])
         self.logits.build(shapes[0])
 
-    def call(
-        self, inputs: Tensor, real: Tensor | None = None, training: bool | None = None
-    ) -> Tensor:
+    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the logits."""
         if training:
             return self._segment(inputs, real, True)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from medseq_tf.layers.layer import Tensor, check_choice
+from medseq_tf.layers.layer import Tensor, Training, check_choice
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.pooling import Pooling
@@ -56,7 +56,7 @@ class SliceScores(Aggregator):
         """Whether the training loss judges every slice."""
         return self.target == "slice"
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the summary of the real slices' scores."""
         scores = features
         if self.pooling != "mean":

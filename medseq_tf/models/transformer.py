@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from medseq_tf.layers.layer import Layer, Shape, Tensor, dense
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, dense
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
@@ -72,9 +72,7 @@ class SelfAttention(Layer):
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return self.output_projection(ops.reshape(mixed, (batch, steps, self.units)))
 
-    def compute_output_shape(
-        self, inputs_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         """Return the inputs' shape."""
         return inputs_shape
 
@@ -139,16 +137,14 @@ class TransformerBlock(Layer):
             layer.build(inputs_shape)
         self.dense.build((*inputs_shape[:-1], self.feed_forward))
 
-    def call(self, inputs: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, inputs: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the inputs and what both parts add to them."""
         looked = self.attention(self.norms[0](inputs), lengths)
         inputs = inputs + self.drops[0](looked, training=training)
         thought = self.dense(self.hidden(self.norms[1](inputs)))
         return inputs + self.drops[1](thought, training=training)
 
-    def compute_output_shape(
-        self, inputs_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         """Return the inputs' shape."""
         return inputs_shape
 
@@ -210,7 +206,7 @@ class Transformer(Aggregator):
         for layer in (*self.blocks, self.norm):
             layer.build(shape)
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the mean of what the blocks make of the slices."""
         steps = ops.shape(features)[1]
         vectors = self.projection(zero_padding(features, sequence_mask(lengths, steps)))
@@ -220,9 +216,7 @@ class Transformer(Aggregator):
             vectors = block(vectors, lengths, training=training)
         return self.pool(self.norm(vectors), lengths)
 
-    def compute_output_shape(
-        self, features_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, features_shape: Shape) -> Shape:
         """Return the shape of the vectors."""
         return (features_shape[0], self.units)
 

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import BatchNormalization
-from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
@@ -87,7 +87,7 @@ class VolumeStage(Layer):
         self.convolution.build(inputs_shape)
         self.normalization.build((None, None, None, self.filters))
 
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, inputs: Tensor, training: Training = None) -> Tensor:
         """Return maps of half the sides."""
         maps = self.convolution(inputs)
         shape = ops.shape(maps)
@@ -175,7 +175,7 @@ class VolumeNetwork(Aggregator):
             stage.build(shape)
             shape = stage.compute_output_shape(shape)
 
-    def call(self, features: Tensor, lengths: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
         """Return the summary of the last stage's maps."""
         batch, steps = ops.shape(features)[:2]
         features = zero_padding(features, sequence_mask(lengths, steps))
@@ -187,8 +187,6 @@ class VolumeNetwork(Aggregator):
         summarise = ops.mean if self.pooling == "average" else ops.max
         return summarise(volume, axis=(1, 2, 3))
 
-    def compute_output_shape(
-        self, features_shape: Shape, lengths_shape: Shape | None = None
-    ) -> Shape:
+    def compute_output_shape(self, features_shape: Shape) -> Shape:
         """Return the shape of the vectors."""
         return (features_shape[0], self.filters[-1])

@@ -118,13 +118,13 @@ class Experiment(Settings):
         return isinstance(self.model.encoder, Segmenter)
 
     @model_validator(mode="after")
-    def _painted_lesions_are_found_on_a_map(self):
+    def _synthetic_lesions_are_found_on_a_map(self):
         if self.pretraining is None:
             return self
         if getattr(self.model.encoder, "pooling", None) != "lesion_map":
             raise ValueError("pretraining needs model.encoder.pooling=lesion_map (of conv_fsm)")
         if self.input.neighbours:
-            raise ValueError("pretraining paints single slices: set input.neighbours=0")
+            raise ValueError("pretraining changes single slices: set input.neighbours=0")
         return self
 
     @model_validator(mode="after")

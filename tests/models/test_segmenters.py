@@ -13,7 +13,7 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.layers import kernels
-from medseq_tf.models import segmenters
+from medseq_tf.models import AreaHead, segmenters
 from medseq_tf.models.segmenters import Segmenter
 
 CHANNELS = {"xnet": 1, "unet": 1, "dunet": 5}
@@ -204,6 +204,13 @@ def test_the_answer_rises_with_the_area_alone(rng):
     running = np.asarray(model.running({"slices": images, "lengths": lengths}))[..., 0]
     for row, n in zip(running, lengths, strict=True):
         assert (np.diff(row[:n]) >= -1e-6).all()
+
+
+def test_the_head_is_the_logarithm_of_the_area_over_the_even_one():
+    areas = np.array([[0.02], [0.005], [0.5]], "float32")
+    head = AreaHead(0.02)
+    np.testing.assert_allclose(head(areas), np.log((areas + 1e-6) / 0.02), atol=1e-5)
+    check_round_trip(head, areas)
 
 
 @pytest.mark.parametrize("network", ["unet", "dunet"])
