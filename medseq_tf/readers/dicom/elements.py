@@ -48,6 +48,7 @@ _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
 _FIRST_PIXELS, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
 """Pixels in floating point come first, and are not read."""
+_lock = threading.Lock()
 
 
 class NotDicom(ValueError):
@@ -249,7 +250,7 @@ def _data_set(
     at_pixels: list[PixelData | None] = []
 
     def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
-        if tag < _FIRST_PIXELS:
+        if not _FIRST_PIXELS <= tag <= _PIXEL_DATA:
             return False
         at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
         return True
@@ -295,16 +296,16 @@ def _encodings(character_set: bytes) -> list[str]:
 
 @contextlib.contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keep what this thread makes pydicom say from the log and from warnings."""
+    """Keep what this thread makes pydicom say from the log and from warnings; one at a time."""
     log, thread = logging.getLogger("pydicom"), threading.get_ident()
 
     def is_of_another_thread(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    log.addFilter(is_of_another_thread)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.addFilter(is_of_another_thread)
+        try:
             yield
-    finally:
-        log.removeFilter(is_of_another_thread)
+        finally:
+            log.removeFilter(is_of_another_thread)

@@ -100,10 +100,12 @@ def fill_padding(
         where: what audit entries call the study.
     """
     slices = list(zip(volume, paddings, strict=True))
+    padded = [(image, padding) for image, padding in slices if padding is not None]
+    if not padded:
+        return []
     others = [image if padding is None else image[~padding] for image, padding in slices]
     ranges = [(values.min(), values.max()) for values in others if values.size]
-    padded = [(image, padding) for image, padding in slices if padding is not None]
-    if not padded or not ranges:
+    if not ranges:
         return []
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     count = sum(int(padding.sum()) for _, padding in padded)
