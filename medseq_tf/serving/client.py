@@ -70,7 +70,7 @@ class ServingClient:
         try:
             (text,) = np.ravel(outputs["description"]).tolist()
             description = Description.from_json(text)
-        except (KeyError, ValueError, TypeError, RecursionError):
+        except (KeyError, ValueError, TypeError):
             raise other_version(self.address) from None
         self._labels = len(description.labels)
         return description

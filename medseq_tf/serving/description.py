@@ -101,7 +101,10 @@ class Description:
         Raises:
             ValueError: the text is nothing of the kind, or of another version.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("not the description of a model") from None
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError("not the description of a model, or one of another version")
         try:

@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import EncodeError
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving.messages import decode_predict_response, encode_predict_request
 from medseq_tf.serving.over_rest import LARGEST_RESPONSE_BYTES
-from medseq_tf.serving.refusals import TransientError, not_serving, readable, refusal, too_large
+from medseq_tf.serving.refusals import (
+    RequestRefused,
+    TransientError,
+    not_serving,
+    readable,
+    refusal,
+    too_large,
+)
 
 METHOD = "/tensorflow.serving.PredictionService/Predict"
 
@@ -51,7 +59,11 @@ class GrpcModel:
     def __call__(
         self, signature: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]
     ) -> Mapping[str, np.ndarray]:
-        request = encode_predict_request(self.model, inputs, signature, outputs)
+        """Ask a signature for some outputs; a TransientError or ServingError says why not."""
+        try:
+            request = encode_predict_request(self.model, inputs, signature, outputs)
+        except EncodeError:
+            raise RequestRefused("the study has more bytes than a gRPC message may have") from None
         try:
             return decode_predict_response(self._predict(request, timeout=self.seconds))
         except ValueError:

@@ -51,6 +51,7 @@ class RestModel:
     def __call__(
         self, signature: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]
     ) -> Mapping[str, Any]:
+        """Ask a signature for some outputs; a TransientError or ServingError says why not."""
         columns = {name: _plain(value) for name, value in inputs.items()}
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
         number, response = self._post(body)

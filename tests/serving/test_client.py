@@ -169,6 +169,19 @@ def test_a_server_that_fails_refuses_no_study(server, status, body, words):
     assert not isinstance(caught.value, RequestRefused)
 
 
+def test_a_study_larger_than_a_message_is_refused(server, monkeypatch):
+    from google.protobuf.message import EncodeError
+
+    from medseq_tf.serving import over_grpc
+
+    def fail(*arguments):
+        raise EncodeError("Failed to serialize proto")  # from 2 GiB on
+
+    monkeypatch.setattr(over_grpc, "encode_predict_request", fail)
+    with pytest.raises(RequestRefused, match="more bytes than a gRPC message"):
+        ServingClient(f"grpc://127.0.0.1:{server.grpc_port}/{NAME}").predict(pictures(1))
+
+
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "INTERNAL", "UNKNOWN"])
 def test_nor_does_one_by_grpc(server, monkeypatch, code):
     import grpc

@@ -33,6 +33,11 @@ def test_a_description_is_read_as_written():
     assert Description.from_json(DESCRIPTION.to_json().encode()) == DESCRIPTION
 
 
+def test_one_nested_without_end_is_none():
+    with pytest.raises(ValueError, match="not the description"):
+        Description.from_json("[" * 200_000)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 9}', '{"format_version": 1}'])
 def test_another_text_is_no_description(text):
     with pytest.raises(ValueError, match=r"description|Expecting value"):
