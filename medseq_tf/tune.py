@@ -9,4 +9,4 @@ if __name__ == "__main__":
 
     main("tune")
 else:  # `import medseq_tf.tune` would put this file where the package has its function
-    sys.modules[__name__] = medseq_tf.tune
+    sys.modules[__name__] = medseq_tf.tune  # type: ignore[assignment]
