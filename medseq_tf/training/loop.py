@@ -24,7 +24,8 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation import metrics
-from medseq_tf.evaluation.feature_store import FeatureStore, frozen_network, join, weights_digest
+from medseq_tf.evaluation.feature_store import FeatureStore, join
+from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.scoring import point_metrics
 from medseq_tf.files import atomic

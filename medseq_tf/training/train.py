@@ -32,7 +32,7 @@ from medseq_tf.dataset.splits import (
 )
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import cross_validation, operating_points
-from medseq_tf.evaluation.feature_store import feature_folder
+from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.evaluation.predictions import (

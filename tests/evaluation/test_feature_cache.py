@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import tiny_network
 from click.testing import CliRunner
-from test_feature_store import VARIED, entries, filling, make, plain
+from feature_stores import VARIED, entries, filling, make, plain
 
 from medseq_tf import cli
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation import feature_cache as cache
+from medseq_tf.evaluation import feature_folder
+from medseq_tf.evaluation.feature_cache import cache
 
 KIB = 1024
 
@@ -61,11 +62,11 @@ def test_the_least_recently_used_go_first_and_nothing_that_is_not_ours(tmp_path)
     (tmp_path / "runs").mkdir()
     for other in others:
         other.write_bytes(bytes(9 * KIB))
-    assert cache.make_room(tmp_path, 2 * KIB) == (2 * KIB, 3)
+    assert feature_folder.make_room(tmp_path, 2 * KIB) == (2 * KIB, 3)
     assert [path.exists() for path in paths] == [True, True, False, False, False]
-    assert cache.make_room(tmp_path, 2 * KIB) == (2 * KIB, 0)
-    cache.cache(tmp_path, clear=True)
-    assert cache.entries(tmp_path) == []
+    assert feature_folder.make_room(tmp_path, 2 * KIB) == (2 * KIB, 0)
+    cache(tmp_path, clear=True)
+    assert feature_folder.entries(tmp_path) == []
     assert all(other.exists() for other in others)
 
 
@@ -74,34 +75,34 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path):
     folder = tmp_path / "features"
     folder.mkdir()
     (folder / outside.parent.name).symlink_to(outside.parent, target_is_directory=True)
-    cache.cache(folder, clear=True)
+    cache(folder, clear=True)
     assert outside.exists()
 
 
 def test_what_is_in_use_stays_until_the_user_is_gone(tmp_path):
     old, new = entry(tmp_path, 1, used=1000), entry(tmp_path, 2, used=1000)
-    with cache.in_use(tmp_path) as mark:
+    with feature_folder.in_use(tmp_path) as mark:
         os.utime(new)
-        assert cache.make_room(tmp_path, 0) == (KIB, 1)
+        assert feature_folder.make_room(tmp_path, 0) == (KIB, 1)
         assert not old.exists()
-        assert "in use: by 1" in cache.cache(tmp_path).text()
+        assert "in use: by 1" in cache(tmp_path).text()
         later = new.stat().st_mtime_ns + 10**9
         os.utime(mark, ns=(later, later))  # the next generation of views
-        assert cache.make_room(tmp_path, 0) == (0, 1)
-    assert cache.cache(tmp_path).users == 0
+        assert feature_folder.make_room(tmp_path, 0) == (0, 1)
+    assert cache(tmp_path).users == 0
 
 
 def test_a_killed_process_uses_nothing_any_more(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from medseq_tf.evaluation import feature_cache as cache\n"
-        "with cache.in_use(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+        "from medseq_tf.evaluation import feature_folder\n"
+        "with feature_folder.in_use(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.glob(".in-use-*"))
     entry(tmp_path, 1, used=4e9)
-    assert cache.make_room(tmp_path, 0) == (0, 1)
+    assert feature_folder.make_room(tmp_path, 0) == (0, 1)
     assert not list(tmp_path.glob(".in-use-*"))
 
 
@@ -113,8 +114,8 @@ def test_an_entry_that_is_read_is_no_longer_the_oldest(prepared, tmp_path):
     again = make(prepared, folder=tmp_path)
     again.prepare([(4, None)])
     assert again.computed == 0
-    *others, last = cache.entries(tmp_path)
-    assert last.path.name == again.key(4)
+    *others, last = feature_folder.entries(tmp_path)
+    assert last.path.name == again.views.key(4)
     assert {other.used for other in others} == {1000 * 10**9}
 
 
@@ -136,7 +137,7 @@ def test_a_store_goes_above_the_limit_only_while_it_is_at_work(
     gc.collect()
     del other
     gc.collect()
-    assert 0 < sum(one.bytes for one in cache.entries(tmp_path)) <= limit
+    assert 0 < sum(one.bytes for one in feature_folder.entries(tmp_path)) <= limit
     assert not list(tmp_path.glob(".in-use-*"))
 
 
@@ -152,18 +153,18 @@ def test_views_of_a_generation_that_is_over_may_go(prepared, tmp_path, monkeypat
         if path.is_file():
             os.utime(path, (1000, 1000))
     store.prepare_training(rows, 1)
-    cache.make_room(tmp_path, 0)
+    feature_folder.make_room(tmp_path, 0)
     left = {path.name for path in entries(tmp_path)}
-    assert store.key(10) in left
-    assert left & first == {store.key(10)}
-    assert {store.key(*pair) for pair in store._checked} == left
+    assert store.views.key(10) in left
+    assert left & first == {store.views.key(10)}
+    assert {store.views.key(*pair) for pair in store._checked} == left
 
 
 def test_a_full_disk_is_helped_by_what_is_not_in_use(prepared, tmp_path, monkeypatch):
     stranger = entry(tmp_path, 1, size=100 * KIB, used=1000)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
-        "medseq_tf.evaluation.feature_store.shutil.disk_usage",
+        "medseq_tf.evaluation.feature_files.shutil.disk_usage",
         lambda folder: usage._replace(free=0 if stranger.exists() else 2**30),
     )
     make(prepared, folder=tmp_path).prepare(plain())
@@ -184,8 +185,8 @@ def test_processes_kills_and_a_small_limit_on_one_folder(prepared, tmp_path, mon
     for process in others:
         assert process.wait() == 0, process.stderr.read().decode()
         process.stderr.close()
-    cache.make_room(tmp_path, 4 * KIB)
-    assert sum(one.bytes for one in cache.entries(tmp_path)) <= 4 * KIB
+    feature_folder.make_room(tmp_path, 4 * KIB)
+    assert sum(one.bytes for one in feature_folder.entries(tmp_path)) <= 4 * KIB
     assert not list(tmp_path.glob("*/.*"))
     store, expected = make(prepared, folder=tmp_path), make(prepared)
     store.prepare(plain(range(20)))
@@ -198,7 +199,7 @@ def test_what_killed_processes_left_goes_too(tmp_path):
     for name in (".partial-0123456789ab", ".tmp8_k2x"):
         (part / name).write_bytes(bytes(KIB))
     (part / ".gitignore").write_text("mine")
-    cache.cache(tmp_path, clear=True)
+    cache(tmp_path, clear=True)
     assert [path.name for path in part.iterdir()] == [".gitignore"]
 
 
@@ -211,37 +212,37 @@ def test_without_a_home_a_folder_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(InputError, match=r"no home folder is known .*--features"):
-        cache.feature_folder()
-    assert cache.feature_folder(tmp_path) == tmp_path
+        feature_folder.feature_folder()
+    assert feature_folder.feature_folder(tmp_path) == tmp_path
 
 
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file: cannot be read \(Not a directory\)"):
-        cache.cache(tmp_path / "file")
+        cache(tmp_path / "file")
 
 
 # --------------------------------------------------------------------------------- the limit
 
 
 def test_the_limit_is_set_by_the_environment_or_the_command_or_is_20_gib(tmp_path, monkeypatch):
-    assert cache.limit_of(tmp_path).bytes == 20 * 2**30
-    assert "limit:  5 GiB (medseq-tf cache --limit)" in cache.cache(tmp_path, limit=5).text()
-    assert cache.limit_of(tmp_path).bytes == 5 * 2**30
+    assert feature_folder.limit_of(tmp_path).bytes == 20 * 2**30
+    assert "limit:  5 GiB (medseq-tf cache --limit)" in cache(tmp_path, limit=5).text()
+    assert feature_folder.limit_of(tmp_path).bytes == 5 * 2**30
     monkeypatch.setenv("MEDSEQ_TF_FEATURES_GIB", "0.5")
-    assert cache.limit_of(tmp_path) == (2**29, "MEDSEQ_TF_FEATURES_GIB")
+    assert feature_folder.limit_of(tmp_path) == (2**29, "MEDSEQ_TF_FEATURES_GIB")
     with pytest.raises(InputError, match="MEDSEQ_TF_FEATURES_GIB is set"):
-        cache.cache(tmp_path, limit=1)
+        cache(tmp_path, limit=1)
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_number_is_one_line(tmp_path, monkeypatch, value):
     if value != "much":
         with pytest.raises(InputError, match=r"limit = .*: expected a number of GiB, such as 20"):
-            cache.cache(tmp_path, limit=float(value))
+            cache(tmp_path, limit=float(value))
     monkeypatch.setenv("MEDSEQ_TF_FEATURES_GIB", value)
     with pytest.raises(InputError, match=r"MEDSEQ_TF_FEATURES_GIB = .*: expected a number of GiB"):
-        cache.feature_folder(tmp_path)
+        feature_folder.feature_folder(tmp_path)
 
 
 def test_the_command_shows_limits_and_clears(tmp_path, monkeypatch):
@@ -256,7 +257,7 @@ def test_the_command_shows_limits_and_clears(tmp_path, monkeypatch):
     assert "4.0 MiB in 4 entries, the least recently used one at 1970-01-0" in shown
     assert "limit:  20 GiB (the default)" in shown
     assert "2 entries removed" in run("--limit", 2 / 1024)
-    assert len(cache.entries(folder)) == 2
+    assert len(feature_folder.entries(folder)) == 2
     assert "2 entries removed" in run("--features", folder, "--clear")
     assert run().count("removed") == 0
 
@@ -271,13 +272,13 @@ def test_a_folder_that_anyone_may_write_to_is_refused(tmp_path):
     for mode in (0o777, 0o1777):
         folder.chmod(mode)
         with pytest.raises(InputError, match=r"anyone on this machine may write to it.*chmod o-w"):
-            cache.feature_folder(folder)
+            feature_folder.feature_folder(folder)
     folder.chmod(0o770)
-    assert cache.feature_folder(folder) == folder
+    assert feature_folder.feature_folder(folder) == folder
 
 
 def test_the_folder_taken_away_in_mid_run_is_made_again(prepared, tmp_path):
-    folder = cache.feature_folder(tmp_path / "features")
+    folder = feature_folder.feature_folder(tmp_path / "features")
     store, expected = make(prepared, "fit.cache=none", folder=folder), make(prepared)
     store.prepare(plain(range(5)))
     shutil.rmtree(folder)
@@ -291,7 +292,7 @@ def test_the_folder_taken_away_in_mid_run_is_made_again(prepared, tmp_path):
 
 
 def test_a_folder_that_turns_into_something_else_is_one_line(prepared, tmp_path):
-    folder = cache.feature_folder(tmp_path / "features")
+    folder = feature_folder.feature_folder(tmp_path / "features")
     store = make(prepared, folder=folder)
     shutil.rmtree(folder)
     folder.write_text("")
@@ -315,7 +316,7 @@ def test_a_folder_that_may_no_longer_be_written_to_is_one_line(prepared, tmp_pat
 
 def test_the_command_has_the_defaults_of_its_function():
     found = cli.cli.commands["cache"].make_context("cache", []).params
-    parameters = inspect.signature(cache.cache).parameters
+    parameters = inspect.signature(cache).parameters
     assert {name: found[name] for name in parameters} == {
         name: parameter.default for name, parameter in parameters.items()
     }

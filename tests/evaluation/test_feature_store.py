@@ -6,26 +6,20 @@ import dataclasses
 import os
 import signal
 import stat
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_network
+from feature_stores import ROWS, VARIED, build, entries, filling, make, plain
 
-from medseq_tf import models
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.evaluation import feature_store as stored
-from medseq_tf.evaluation.feature_store import FeatureStore, feature_folder
-from medseq_tf.input.batches import evaluation_batches, training_batches
-from medseq_tf.input.slice_store import SliceStore
-
-ROWS = np.arange(10)
-VARIED = ("augment.gaussian_noise.p=0.7", "augment.flip.p=0.5")
+from medseq_tf.evaluation import feature_views
+from medseq_tf.evaluation.feature_folder import feature_folder
+from medseq_tf.evaluation.feature_store import join
+from medseq_tf.input.batches import evaluation_batches, training_batches, training_plan
 
 
 @pytest.fixture(autouse=True)
@@ -36,26 +30,6 @@ def tiny(monkeypatch):
 @pytest.fixture(scope="module")
 def prepared(demo_data):
     return Prepared.load(demo_data)
-
-
-def build(experiment):
-    shape = (experiment.input.size, experiment.input.size, experiment.input.channels)
-    return models.build(experiment.model, shape, labels=1, seed=experiment.seed)
-
-
-def make(prepared, *overrides, folder=None, **arguments):
-    """A store of a recipe with these settings."""
-    experiment = tiny_network.recipe(*overrides)
-    slices = SliceStore(prepared, experiment)
-    return FeatureStore(build(experiment), slices, experiment, folder, **arguments)
-
-
-def plain(rows=ROWS):
-    return [(int(row), None) for row in rows]
-
-
-def entries(folder):
-    return sorted(path for path in folder.glob("*/*") if not path.name.startswith("."))
 
 
 # ------------------------------------------------------------------------------- what it holds
@@ -112,7 +86,7 @@ def test_batches_are_joined_from_any_whole_group_on(prepared):
     joined = list(store.training_batches(ROWS, 1, together=2))
     assert [len(labels) for _, labels in joined] == [8, 2]
     for number, (inputs, labels) in enumerate(joined):
-        expected = stored.join(single[2 * number : 2 * number + 2])
+        expected = join(single[2 * number : 2 * number + 2])
         np.testing.assert_array_equal(inputs["features"], expected[0]["features"])
         np.testing.assert_array_equal(inputs["lengths"], expected[0]["lengths"])
         np.testing.assert_array_equal(labels, expected[1])
@@ -132,7 +106,7 @@ def test_an_entry_is_computed_once_and_read_by_others(prepared, tmp_path):
     assert second.computed == 0
     for row in ROWS:
         np.testing.assert_array_equal(first.of(row), second.of(row))
-        path = tmp_path / first.key(row)[:2] / first.key(row)
+        path = tmp_path / first.views.key(row)[:2] / first.views.key(row)
         np.testing.assert_array_equal(np.load(path, allow_pickle=False), first.of(row))
 
 
@@ -155,26 +129,30 @@ OTHERS = {
 
 @pytest.mark.parametrize("settings", OTHERS.values(), ids=OTHERS)
 def test_what_changes_features_changes_their_name(prepared, settings):
-    assert make(prepared).key(0) != make(prepared, *settings).key(0)
+    assert make(prepared).views.key(0) != make(prepared, *settings).views.key(0)
 
 
 def test_a_view_has_a_name_of_its_own(prepared):
     store, same = make(prepared, *VARIED), make(prepared, *VARIED)
-    keys = {store.key(row, draw) for row in (0, 1) for draw in (None, (0, 0), (0, 1), (1, 0))}
+    keys = {store.views.key(row, draw) for row in (0, 1) for draw in (None, (0, 0), (0, 1), (1, 0))}
     assert len(keys) == 8
-    assert store.key(0, (0, 1)) == same.key(0, (0, 1))
-    assert store.key(0) == make(prepared).key(0), "plain slices know nothing of augmentation"
-    assert store.key(0, (0, 1)) != make(prepared, *VARIED, "augment.flip.p=0.4").key(0, (0, 1))
+    assert store.views.key(0, (0, 1)) == same.views.key(0, (0, 1))
+    assert store.views.key(0) == make(prepared).views.key(0), (
+        "plain slices know nothing of augmentation"
+    )
+    assert store.views.key(0, (0, 1)) != make(prepared, *VARIED, "augment.flip.p=0.4").views.key(
+        0, (0, 1)
+    )
 
 
 def test_another_precision_versions_or_storage_change_the_name(prepared, monkeypatch):
-    before = make(prepared).key(0)
-    monkeypatch.setattr(stored.cv2, "__version__", "0.0")
-    assert make(prepared).key(0) != before
+    before = make(prepared).views.key(0)
+    monkeypatch.setattr(feature_views.cv2, "__version__", "0.0")
+    assert make(prepared).views.key(0) != before
     monkeypatch.undo()
     tiny_network.install(monkeypatch)
     info = {**prepared.info, "storage": {"dtype": "uint8", "offset": 1}}
-    assert make(dataclasses.replace(prepared, info=info)).key(0) != before
+    assert make(dataclasses.replace(prepared, info=info)).views.key(0) != before
 
 
 def test_the_same_slices_under_other_ids_keep_their_name(prepared, tmp_path, monkeypatch):
@@ -182,7 +160,7 @@ def test_the_same_slices_under_other_ids_keep_their_name(prepared, tmp_path, mon
     settings = {"patients": 40, "size": 32, "difficulty": 0.0, "workers": 1, "progress": False}
     other = prepare("demo", out=tmp_path / "other", **settings)
     assert set(other.studies["study_id"]).isdisjoint(prepared.studies["study_id"])
-    assert make(other, *VARIED).key(3, (0, 1)) == make(prepared, *VARIED).key(3, (0, 1))
+    assert make(other, *VARIED).views.key(3, (0, 1)) == make(prepared, *VARIED).views.key(3, (0, 1))
 
 
 def cut(path):
@@ -216,7 +194,7 @@ def test_what_is_not_whole_is_computed_again(prepared, tmp_path, damage):
     make(prepared, folder=tmp_path).prepare(plain())
     expected = make(prepared).of(4)
     store = make(prepared, folder=tmp_path)
-    path = tmp_path / store.key(4)[:2] / store.key(4)
+    path = tmp_path / store.views.key(4)[:2] / store.views.key(4)
     damage(path)
     store.prepare(plain())
     assert store.computed == 1
@@ -226,42 +204,10 @@ def test_what_is_not_whole_is_computed_again(prepared, tmp_path, damage):
 
 def test_an_entry_of_another_shape_is_not_read(prepared, tmp_path):
     store = make(prepared, folder=tmp_path)
-    store._files.write(store.key(0), np.zeros((3, 6), np.float32))
-    assert store._files.read(store.key(0), 3) is not None
+    store._files.write(store.views.key(0), np.zeros((3, 6), np.float32))
+    assert store._files.read(store.views.key(0), 3) is not None
     store.prepare([(0, None)])
     assert store.computed == 1
-
-
-FILL = """
-import os, signal, sys
-import numpy as np
-import tiny_network
-from medseq_tf import models
-from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.evaluation import feature_store as features
-from medseq_tf.input.slice_store import SliceStore
-tiny_network.install()
-recipe = tiny_network.recipe()
-model = models.build(recipe.model, (32, 32, 1), labels=1, seed=0)
-prepared = Prepared.load(sys.argv[1])
-slices, folder = SliceStore(prepared, recipe), features.Path(sys.argv[2])
-store = features.FeatureStore(model, slices, recipe, folder)
-dies_at, fsync, count = int(sys.argv[3]), os.fsync, 0
-def sync(file):
-    global count
-    count += 1
-    if count == dies_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(file)
-os.fsync = sync
-store.prepare([(row, None) for row in range(20)])
-"""
-
-
-def filling(prepared, folder, dies_at=0):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    words = [sys.executable, "-c", FILL, str(prepared.path), str(folder), str(dies_at)]
-    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
 
 
 def test_killed_while_writing_it_goes_on_where_it_was(prepared, tmp_path):
@@ -408,8 +354,8 @@ def test_each_sequence_draws_its_view_evenly_and_for_itself(prepared):
     store = make(prepared, *settings)
 
     def drawn(rows, epoch):
-        plan = stored.training_plan(prepared, rows, store.experiment, epoch)
-        return {(s.study, s.number): store.draw(epoch, s) for batch in plan for s in batch}
+        plan = training_plan(prepared, rows, store.experiment, epoch)
+        return {(s.study, s.number): store.views.draw(epoch, s) for batch in plan for s in batch}
 
     counts = np.zeros(4)
     for epoch in range(40):
@@ -446,7 +392,7 @@ def test_views_are_computed_ahead_only_as_far_as_they_will_be_drawn(prepared):
 def test_views_are_drawn_anew_on_schedule(prepared):
     settings = (*VARIED, "features.views=2", "features.redraw=3", "fit.epochs=9")
     store = make(prepared, *settings)
-    assert [store.generation(epoch) for epoch in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert [store.views.generation(epoch) for epoch in range(7)] == [0, 0, 0, 1, 1, 1, 2]
     first = make(prepared, *settings).of(0, (0, 1))
     store.prepare_training(ROWS, 0)
     store.prepare_training(ROWS, 2)
@@ -478,7 +424,7 @@ def test_entries_are_for_those_who_may_use_the_folder(prepared, tmp_path):
 
 def test_a_full_disk_is_known_before_the_network_starts(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "medseq_tf.evaluation.feature_store.shutil.disk_usage",
+        "medseq_tf.evaluation.feature_files.shutil.disk_usage",
         lambda folder: SimpleNamespace(free=100),
     )
     store = make(prepared, folder=tmp_path)
