@@ -14,12 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset.perceptual_hashes import (
-    WORDS,
-    PerceptualHashes,
-    near,
-    perceptual_hashes,
-)
+from medseq_tf.dataset.perceptual_hashes import WORDS, PerceptualHashes, near, perceptual_hashes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 
@@ -37,17 +32,8 @@ COMPARED_TOGETHER = 2**22
 RUN, UNSEEN = "the run's data", "this data set"
 """The parts of an audit of a data set that a run has not seen."""
 
-PAIR_COLUMNS = (
-    "kind",
-    "split",
-    "study",
-    "slice",
-    "other_split",
-    "other_study",
-    "other_slice",
-    "distance",
-    "correlation",
-)
+_PLACE = ("split", "study", "slice")
+PAIR_COLUMNS = ("kind", *_PLACE, *(f"other_{name}" for name in _PLACE), "distance", "correlation")
 
 
 @dataclass(frozen=True)

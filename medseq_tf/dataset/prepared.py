@@ -25,13 +25,7 @@ import pandas as pd
 
 from medseq_tf import files
 from medseq_tf.dataset.audit import audit_text
-from medseq_tf.dataset.tfrecord import (
-    FOOTER_BYTES,
-    HEADER_BYTES,
-    Value,
-    decode_example,
-    unframe,
-)
+from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
 from medseq_tf.errors import InputError
 
 FORMAT_VERSION = 2
@@ -39,16 +33,8 @@ LABELS_FILE = "CSV"
 """What `dataset.json` calls a file of labels; its name may say whose it is."""
 READS = "test_reads.jsonl"
 KEYS = (
-    "label_names",
-    "modality",
-    "unit",
-    "size",
-    "storage",
-    "counts",
-    "fingerprint",
-    "preparation",
-    "studies",
-    "shards",
+    *("label_names", "modality", "unit", "size", "storage", "counts", "fingerprint"),
+    *("preparation", "studies", "shards"),
 )
 
 _whole: dict[tuple[int, ...], str] = {}

@@ -135,16 +135,8 @@ def _exchange(
     small split can be full before a rare label's turn comes. Of a class with two patients for each
     split, and two more where training is one of them, every split should have two; of one with a
     patient for each split, one. An exchange is made if it lessens what is missing; of several, the
-    one that keeps the splits nearest to their shares.
-
-    Args:
-        classes: (groups, classes) number of patients of each class in each group.
-        sizes: (groups,) number of patients.
-        places: (groups,) the number of the split.
-        shares: (splits,) share of the patients.
-
-    Returns:
-        (groups,) the number of the split; unchanged where nothing is missing.
+    one that keeps the splits nearest to their shares. Arguments and result are as of `_stratify`,
+    which gave `places`; where nothing is missing, they are unchanged.
     """
     places, count = places.copy(), len(shares)
     totals = classes.sum(axis=0)
@@ -214,15 +206,7 @@ def telling_hashes(slice_hashes: object) -> Iterator[str]:
 
 
 def _patient_groups(patients: np.ndarray, slice_hashes: list[object]) -> list[list[int]]:
-    """Group the studies of patients who are linked by the content of a slice.
-
-    Args:
-        patients: (studies,) patient ids.
-        slice_hashes: (studies,) hashes of each study's slices.
-
-    Returns:
-        One list of positions a group, groups and positions in the order of the studies.
-    """
+    """Group the positions of studies whose patients are linked by the content of a slice."""
     parent = {patient: patient for patient in patients}
 
     def root(patient: str) -> str:

@@ -51,10 +51,10 @@ class SliceStore:
         """Return (T, size, size) intensities of the slices at `indices` of the study at `row`."""
         if self.in_memory:
             if row not in self._studies:
-                self._studies[row] = self._resized(self.prepared.slices(row))
+                self._studies[row] = resize(self.prepared.slices(row), self.input.size)
             return self._studies[row][indices]
         distinct, places = np.unique(indices, return_inverse=True)
-        return self._resized(self.prepared.slices(row, distinct))[places]
+        return resize(self.prepared.slices(row, distinct), self.input.size)[places]
 
     def slices_among_neighbours(self, row: int, indices: np.ndarray) -> np.ndarray:
         """Return (T, size, size, 1 + 2 * neighbours) intensities: slices among their neighbours.
@@ -117,9 +117,6 @@ class SliceStore:
         if row not in self._ranges:
             self._ranges[row] = quantile_range(self.prepared.slices(row), self.input.percentiles)
         return self._ranges[row]
-
-    def _resized(self, images: np.ndarray) -> np.ndarray:
-        return resize(images, self.input.size)
 
 
 def _intensity_dtype(prepared: Prepared) -> np.dtype:
