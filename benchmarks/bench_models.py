@@ -35,7 +35,7 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.models import losses
 from medseq_tf.models.aggregators import build_aggregator
-from medseq_tf.training.loop import build_optimizer, learning_rate
+from medseq_tf.training.optimizers import build_optimizer, learning_rate
 
 BATCH, STEPS, SIDE = 16, 15, 64
 LONG = 40
@@ -88,7 +88,7 @@ def build_with_keras_layer() -> models.SequenceClassifier:
 
 
 def training_step(model, steps: int | None = None) -> Callable[..., tf.Tensor]:
-    """The update of `medseq_tf.fitting`, in one graph for all batches."""
+    """The update of `medseq_tf.training.updates`, in one graph for all batches."""
     recipe = preset()
     loss = losses.build(recipe.loss, np.array([[0.0], [1.0]], np.float32))
     rate = learning_rate(recipe.optimizer, updates=10_000)

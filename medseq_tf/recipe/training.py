@@ -50,7 +50,7 @@ MINIMISED = ("brier", "loss")
 class SyntheticLesions(Settings):
     """Synthetic lesions, which the encoder learns to find before the fit.
 
-    They are painted into slices of those training studies whose labels are all 0; the encoder is
+    They are added to slices of those training studies whose labels are all 0; the encoder is
     `conv_fsm` with pooling `lesion_map`. Sizes are shares of the slice's side, contrasts of the
     (first) grey-level window.
     """

@@ -34,19 +34,8 @@ from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
 METRICS_COLUMNS = [
-    "split",
-    "label",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "interval",
-    "n",
-    "positives",
-    "patients",
-    "threshold",
-    "note",
-    "question",
+    *("split", "label", "metric", "value", "low", "high", "interval", "n", "positives"),
+    *("patients", "threshold", "note", "question"),
 ]
 """Of a table of metrics, one row per split, label and metric."""
 
@@ -88,6 +77,15 @@ class Run:
         """`run.json`: status, fingerprint of the data, MLflow run id, versions."""
         return self._json("run.json")
 
+    def update_info(self, **changes: Any) -> None:
+        """Write changes into `run.json`.
+
+        Raises:
+            OSError: the folder is gone.
+        """
+        file = self.path / "run.json"
+        files.write_json(file, {**json.loads(file.read_text("utf-8")), **changes})
+
     @property
     def dataset(self) -> dict[str, Any]:
         """`dataset.json` of the data set that the run was trained on."""
@@ -125,7 +123,8 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """Metrics by split and label, with intervals over patients; validation last, with none."""
         table = pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
-        return selection.labelled(table)
+        words = ["interval", "note", "question"]  # the first runs of 0.1.0 have none of these
+        return selection.labelled(table.astype(dict.fromkeys(words, object)))
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -177,7 +176,10 @@ class Run:
     @property
     def predictions(self) -> pd.DataFrame:
         """One row per study and label: truth and probability."""
-        return self._table("predictions.parquet", files.read_parquet)
+        table = self._table("predictions.parquet", files.read_parquet)
+        if "calibrated" not in table:  # the first runs of 0.1.0 have no temperatures
+            table["calibrated"] = table["probability"]
+        return table
 
     def model(self) -> Any:
         """Load the Keras model of the best epoch.

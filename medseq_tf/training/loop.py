@@ -1,4 +1,4 @@
-"""Takes a recipe, slices and a split; gives the model of the best epoch and the history of all."""
+"""The training loop: epochs, validation, the best epoch, saving and going on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,21 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import models
-from medseq_tf import recipe as recipes
+from medseq_tf.dataset.splits import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped
-from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
-from medseq_tf.evaluation.inference import Predictions, study_predictions
-from medseq_tf.evaluation.scoring import point_metrics
+from medseq_tf.evaluation.inference import study_predictions
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.models.applications import dtype_policy
-from medseq_tf.recipe import Experiment
-from medseq_tf.runs import tracking
+from medseq_tf.recipe import MINIMISED, Experiment
+from medseq_tf.runs.tracking import AnyTracker
+from medseq_tf.training.epoch_metrics import epoch_metrics, pixel_means
 from medseq_tf.training.pretraining import pretrain
+from medseq_tf.training.updates import Updates
 
 CHECKPOINT = "checkpoint.npz"
 
@@ -78,9 +78,9 @@ class Fitter:
         self,
         recipe: Experiment,
         store: SliceStore,
-        split: Mapping[str, np.ndarray],
+        split: Rows,
         folder: Path,
-        tracker: tracking.Tracker,
+        tracker: AnyTracker,
         verbose: bool = True,
         features: Path | None = None,
     ):
@@ -105,99 +105,29 @@ class Fitter:
             self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
         fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
         self.variables = [v for v in self.model.variables if id(v) not in fixed]
-        joined = self.network is not None and not learns_statistics(self.variables)
+        joined = self.network is not None and not holds_statistics(self.variables)
         self.together = recipe.fit.accumulate if joined else 1
-        self.at_once = self.together == recipe.fit.accumulate and not recipe.fit.jit
         self.best: list[np.ndarray] = []
-        shown = training_plan(store.prepared, split["train"], recipe, epoch=0)
-        shown = sorted({sequence.study for batch in shown for sequence in batch})
-        self.loss = losses.build(recipe.loss, labels[shown])  # studies left out have no say
+        plan = training_plan(store.prepared, split["train"], recipe, epoch=0)
+        studies = sorted({sequence.study for batch in plan for sequence in batch})
+        self.loss = losses.build(recipe.loss, labels[studies])  # studies left out have no say
         self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
-        updates = math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs
-        self.rate = learning_rate(recipe.optimizer, updates)
-        self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
-        self.optimizer.build(self.model.trainable_variables)
-        self.accumulated = [
-            tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
-            for v in ([] if self.at_once else self.model.trainable_variables)
-        ]
+        self.updates = Updates(
+            self.model,
+            self.loss,
+            recipe,
+            math.ceil(self.steps / recipe.fit.accumulate) * recipe.fit.epochs,
+            self.network,
+            labels.shape[1],
+            at_once=self.together == recipe.fit.accumulate and not recipe.fit.jit,
+        )
+        self.optimizer = self.updates.optimizer
         self._stream: Iterator | None = None
         self.epoch, self.batch = 0, 0
         self.loss_sum, self.known = 0.0, 0.0
         self.seconds = 0.0
         self.saved, self.saving_seconds = time.monotonic(), 0.0
         self.history: list[dict[str, float]] = []
-        self._build_steps()
-
-    def _build_steps(self) -> None:
-        jit = self.recipe.fit.jit
-        kind, shape = "slices", self.model.slice_shape
-        lengths_spec = tf.TensorSpec((None,), tf.int32)
-        if self.network is not None:
-            slices_spec = tf.TensorSpec((None, None, *shape), tf.float32)
-            kind, shape = "features", self.network.compute_output_shape((None, *shape))[1:]
-
-            @tf.function(input_signature=[slices_spec, lengths_spec], autograph=False)
-            def extract(slices: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-                return tf.cast(self.model.extract(slices, lengths), tf.float32)
-
-            self._extract = extract
-        any_shape = [
-            tf.TensorSpec((None, None, *shape), tf.float32),
-            lengths_spec,
-            tf.TensorSpec(self._judged_shape, tf.float32),
-        ]
-
-        def gradients_of(
-            inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor
-        ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
-            with tf.GradientTape() as tape:
-                logits, judged = self.model.examples({kind: inputs, "lengths": lengths}, labels)
-                elements, known = self.loss.elementwise(judged, logits)
-                total = tf.reduce_sum(elements)
-                scaled = self.optimizer.scale_loss(total)
-            gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
-            return gradients, tf.stack([total, tf.reduce_sum(known)])
-
-        @tf.function(input_signature=None if jit else any_shape, jit_compile=jit, autograph=False)
-        def accumulate(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            gradients, totals = gradients_of(inputs, lengths, labels)
-            for variable, gradient in zip(self.accumulated, gradients, strict=True):
-                if gradient is not None:
-                    variable.assign_add(tf.cast(gradient, tf.float32))
-            return totals
-
-        @tf.function(input_signature=[tf.TensorSpec((), tf.float32)], autograph=False)
-        def update(known: tf.Tensor) -> None:
-            known = tf.maximum(known, 1.0)
-            self._apply([variable / known for variable in self.accumulated])
-            for variable in self.accumulated:
-                variable.assign(tf.zeros_like(variable))
-
-        @tf.function(input_signature=any_shape, autograph=False)
-        def step(inputs: tf.Tensor, lengths: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            gradients, totals = gradients_of(inputs, lengths, labels)
-            known = tf.maximum(totals[1], 1.0)
-            gradients = [
-                tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
-                for v, g in zip(self.model.trainable_variables, gradients, strict=True)
-            ]
-            self._apply(gradients)
-            return totals
-
-        self._kind, self._accumulate, self._update, self._step = kind, accumulate, update, step
-
-    def _apply(self, gradients: list[tf.Tensor]) -> None:
-        # Here, once: Keras's optimizer would compute the rate anew for every weight that decays.
-        self.optimizer.learning_rate.assign(self.rate(self.optimizer.iterations))
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-
-    @property
-    def _judged_shape(self) -> tuple[int | None, ...]:
-        """The shape of a batch's labels, or of a segmenter's masks."""
-        if self.recipe.segments:
-            return (None, None, *self.model.slice_shape[:2])
-        return (None, len(self.store.prepared.label_names))
 
     def run(self) -> None:
         """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
@@ -215,7 +145,7 @@ class Fitter:
             try:
                 while not self._over():
                     if self.features is not None:
-                        self._prepare_features(interrupted)
+                        self._prepare_features(self.features, interrupted)
                     self._run_epoch(interrupted)
             finally:
                 self._stream = None  # and with it the batches that are made ahead
@@ -230,12 +160,11 @@ class Fitter:
         if interrupted:
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
-    def _prepare_features(self, interrupted: list[bool]) -> None:
-        rows = {part: self.split[part] for part in ("train", "validation")}
+    def _prepare_features(self, features: FeatureStore, interrupted: list[bool]) -> None:
+        validation = [(int(row), None) for row in self.split["validation"]]
         try:
-            self.features.prepare_training(rows["train"], self.epoch, lambda: bool(interrupted))
-            plain = [(int(row), None) for row in rows["validation"]]
-            self.features.prepare(plain, lambda: bool(interrupted))
+            features.prepare_training(self.split["train"], self.epoch, lambda: bool(interrupted))
+            features.prepare(validation, lambda: bool(interrupted))
         except Stopped as stop:
             raise Stopped(f"{self.folder}: {stop}; --resume goes on") from None
 
@@ -265,7 +194,7 @@ class Fitter:
 
     def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
         inputs, labels = batch
-        features = self._extract(inputs["slices"], inputs["lengths"]).numpy()
+        features = self.updates.extract(inputs["slices"], inputs["lengths"])
         return {"features": features, "lengths": inputs["lengths"].numpy()}, labels.numpy()
 
     def _run_epoch(self, interrupted: list[bool]) -> None:
@@ -274,15 +203,13 @@ class Fitter:
         bar = self._bar()
         totals: list[tf.Tensor] = []
         for inputs, labels in self._batches():
-            work = self._step if self.at_once else self._accumulate
-            totals.append(work(inputs[self._kind], inputs["lengths"], labels))
+            totals.append(self.updates.add(inputs[self.updates.input], inputs["lengths"], labels))
             self.batch = min(self.batch + self.together, self.steps)
             if self.batch % recipe.accumulate and self.batch < self.steps:
                 continue
             total, known = tf.add_n(totals).numpy()
             self._check(total)
-            if not self.at_once:
-                self._update(known)
+            self.updates.apply(known)
             totals.clear()
             self.loss_sum += float(total)
             self.known += float(known)
@@ -322,7 +249,7 @@ class Fitter:
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / max(self.known, 1.0),
             **self._validate(),
-            "learning_rate": float(self.rate(self.optimizer.iterations)),
+            "learning_rate": float(self.updates.rate(self.optimizer.iterations)),
             "seconds": round(self.seconds, 3),
         }
         shown = [
@@ -342,11 +269,11 @@ class Fitter:
         rows = self.split["validation"]
         if len(rows) == 0:
             return {}
-        answers = study_predictions(self.model, self.store, rows, self.recipe, self.features)
+        predictions = study_predictions(self.model, self.store, rows, self.recipe, self.features)
         labels = self.store.prepared.labels[rows]
-        values = epoch_metrics(labels, answers.probabilities, self.loss)
-        if answers.pixels is not None:
-            values |= {"loss": answers.loss, **pixel_means(answers)}
+        values = epoch_metrics(labels, predictions.probabilities, self.loss)
+        if predictions.pixels is not None:
+            values |= {"loss": predictions.loss, **pixel_means(predictions.pixels)}
         return {f"val_{k}": v for k, v in values.items()}
 
     def best_epoch(self) -> int:
@@ -354,12 +281,12 @@ class Fitter:
         key = f"val_{self.recipe.fit.monitor}"
         if not self.history or key not in self.history[-1]:
             return len(self.history)
-        sign = -1.0 if self.recipe.fit.monitor in recipes.MINIMISED else 1.0
+        sign = -1.0 if self.recipe.fit.monitor in MINIMISED else 1.0
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
             return _or_worst(sign * row[key]), _or_worst(-row["val_loss"])
 
-        return max(self.history, key=rank)["epoch"]
+        return int(max(self.history, key=rank)["epoch"])
 
     def _over(self) -> bool:
         return self.epoch >= self.recipe.fit.epochs or self._out_of_patience()
@@ -371,7 +298,7 @@ class Fitter:
         return len(self.history) - self.best_epoch() >= patience if self.history else False
 
     def _is_time_to_save(self) -> bool:
-        """Whether the state of an epoch that has ended is worth the time that saving it takes."""
+        """Return whether the state after an epoch is worth the time that saving it takes."""
         since = time.monotonic() - self.saved
         minutes = self.recipe.fit.checkpoint_minutes
         return since >= min(60 * minutes, self.saving_seconds / SAVING_SHARE)
@@ -407,8 +334,8 @@ class Fitter:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
                 state = json.loads(str(saved["state"]))
                 self._check_network(path, state.pop("network", None))
-                best = range(len(self.variables) if state["history"] else 0)
-                best = [saved[f"best_{i}"] for i in best]
+                count = len(self.variables) if state["history"] else 0
+                best = [saved[f"best_{i}"] for i in range(count)]
                 for i, variable in enumerate(self.variables):
                     variable.assign(saved[f"model_{i}"])
                 for i, variable in enumerate(self.optimizer.variables):
@@ -432,8 +359,8 @@ class Fitter:
             )
 
 
-def learns_statistics(variables: list[keras.Variable]) -> bool:
-    """Whether a model's variables hold moving statistics, apart from seeds of dropout."""
+def holds_statistics(variables: list[keras.Variable]) -> bool:
+    """Return whether variables hold moving statistics, apart from seeds of dropout."""
     return any(not v.trainable and np.issubdtype(v.dtype, np.floating) for v in variables)
 
 
@@ -441,88 +368,8 @@ def _or_worst(value: float) -> float:
     return value if value == value else -np.inf
 
 
-def epoch_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss | losses.PixelLoss
-) -> dict[str, float]:
-    """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
-
-    Args:
-        labels: `(studies, labels)`, NaN where unknown.
-        probabilities: `(studies, labels)`, NaN for a study that was left out.
-        loss: the training loss; that of pixels says nothing of probabilities.
-    """
-    kept = ~np.isnan(probabilities).any(1)
-    if isinstance(loss, losses.PixelLoss):
-        return point_metrics(labels[kept], probabilities[kept])
-    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    logits = np.log(clipped) - np.log1p(-clipped)
-    elements, known = loss.elementwise(labels[kept], logits[kept])
-    count = float(np.sum(known))
-    values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
-    return values | point_metrics(labels[kept], probabilities[kept])
-
-
-def pixel_means(answers: Predictions) -> dict[str, float]:
-    """Return a segmenter's metrics of lesion pixels, as means over studies."""
-    values = metrics.pixel_metrics(*answers.pixels.T)
-    return {name: float(values[name]) for name in metrics.PIXEL_METRICS}
-
-
-def learning_rate(settings: recipes.Optimizer, updates: int) -> Callable[[Any], Any]:
-    """Return the rate by the number of updates so far; `updates` is the length of the schedule."""
-    warmup = round(settings.warmup * updates)
-    first = settings.learning_rate / max(warmup, 1)
-    if settings.schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=first,
-            decay_steps=max(updates - warmup, 1),
-            warmup_target=settings.learning_rate if warmup else None,
-            warmup_steps=warmup,
-        )
-    if warmup:
-        return keras.optimizers.schedules.PolynomialDecay(
-            initial_learning_rate=first,
-            decay_steps=warmup,
-            end_learning_rate=settings.learning_rate,
-        )
-    return lambda done: settings.learning_rate
-
-
-def build_optimizer(
-    settings: recipes.Optimizer, precision: str = "float32"
-) -> keras.optimizers.Optimizer:
-    """Return the recipe's optimizer, at the recipe's rate; a schedule is `learning_rate`'s."""
-    common = {
-        "learning_rate": settings.learning_rate,
-        "clipnorm": None,
-        "global_clipnorm": settings.clip_norm,
-    }
-    if settings.name == "sgd":
-        optimizer = keras.optimizers.SGD(
-            momentum=settings.beta_1, weight_decay=settings.weight_decay, **common
-        )
-    else:
-        kinds = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
-        decay = {}
-        if settings.name == "adamw":
-            kinds, decay = (
-                {"adamw": keras.optimizers.AdamW},
-                {"weight_decay": settings.weight_decay},
-            )
-        optimizer = kinds[settings.name](
-            beta_1=settings.beta_1,
-            beta_2=settings.beta_2,
-            epsilon=settings.epsilon,
-            **decay,
-            **common,
-        )
-    if precision == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
 def _interactive() -> bool:
-    """Whether a line can be drawn over: a terminal or a notebook, not a log file."""
+    """Return whether a line can be drawn over: a terminal or a notebook, not a log file."""
     return sys.stdout.isatty() or "ipykernel" in sys.modules
 
 

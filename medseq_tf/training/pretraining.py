@@ -1,4 +1,4 @@
-"""Takes a model and training studies without a finding; teaches its encoder painted lesions."""
+"""Pretraining: a model's encoder learns to find synthetic lesions in studies without a finding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medseq_tf.models import ConvFSMStack, SequenceClassifier
 from medseq_tf.recipe import Experiment, SyntheticLesions
 from medseq_tf.training.synthetic_lesions import add_lesion, vary
 
-PAINTED = 0.75
+WITH_LESION = 0.75
 """Share of the sequences that get a lesion."""
 CELL = 0.3
 """Share of a map's cell that has to be lesion for the cell to be one."""
@@ -28,13 +28,13 @@ def healthy(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         InputError: there is none.
     """
     rows = np.asarray(rows)
-    found = rows[(prepared.labels[rows] == 0).all(axis=1)]
-    if not len(found):
+    negative = rows[(prepared.labels[rows] == 0).all(axis=1)]
+    if not len(negative):
         raise InputError(
-            "pretraining paints lesions into training studies without a finding, and there is "
-            "none; set pretraining to null"
+            "pretraining adds synthetic lesions to training studies without a finding, and there "
+            "is none; set pretraining to null"
         )
-    return found
+    return negative
 
 
 def pretrain(
@@ -45,7 +45,7 @@ def pretrain(
     verbose: bool = True,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Teach `model`'s encoder to find painted lesions, by `recipe.pretraining`.
+    """Teach `model`'s encoder to find synthetic lesions, by `recipe.pretraining`.
 
     A step is AdamW on the mean cross-entropy plus half of 1 - Dice over the cells of the encoder's
     lesion map. Everything is drawn from `recipe.seed`; on a CPU the weights are bitwise the same.
@@ -62,13 +62,14 @@ def pretrain(
         Diverged: the loss became NaN or infinite.
         InputError: no training study is without a finding, or one cannot be read.
     """
-    settings, rows = recipe.pretraining, healthy(store.prepared, rows)
+    settings = _settings(recipe)
+    rows = healthy(store.prepared, rows)
     stack = model.encoder.backbone.layer
     model.encoder.backbone.trainable = True
     step = _step(stack, settings, model.slice_shape)
     bar = keras.utils.Progbar(settings.steps, verbose=2 if verbose else 0, unit_name="step")
     if verbose:
-        print(f"Pretraining on painted lesions: {len(rows)} studies, {settings.steps} steps")
+        print(f"Pretraining on synthetic lesions: {len(rows)} studies, {settings.steps} steps")
     for number in range(settings.steps):
         if interrupted():
             return
@@ -81,6 +82,12 @@ def pretrain(
             )
         bar.update(number + 1, [("loss", loss)], finalize=number + 1 == settings.steps)
     model.encoder.backbone.trainable = not settings.frozen
+
+
+def _settings(recipe: Experiment) -> SyntheticLesions:
+    if recipe.pretraining is None:
+        raise InputError("the recipe has no pretraining")
+    return recipe.pretraining
 
 
 def lesion_batch(
@@ -99,18 +106,19 @@ def lesion_batch(
 
     Returns:
         float32 `(N, H, W, channels)`, the model's input, and float32 `(N, H, W)`, 1 where a lesion
-        was painted.
+        was added.
     """
-    settings, images, masks = recipe.pretraining, [], []
+    settings = _settings(recipe)
+    images, masks = [], []
     for row in rng.choice(rows, settings.studies, replace=settings.studies > len(rows)):
-        length = int(store.prepared.studies["slices"].iat[row])
-        first = rng.integers(max(length - settings.slices, 0) + 1)
+        length = int(store.prepared.studies["slices"].iloc[row])
+        first = int(rng.integers(max(length - settings.slices, 0) + 1))
         chosen = np.arange(first, min(first + settings.slices, length))
         ranges = store.intensity_range(int(row))
         low, high = ranges[0]
         slices = (store.slices(int(row), chosen).astype(np.float32) - low) / (high - low)
         mask = np.zeros_like(slices)
-        if rng.random() < PAINTED:
+        if rng.random() < WITH_LESION:
             slices, mask = add_lesion(slices, settings, rng)
         slices, mask = vary(slices, mask, rng)
         intensities = (slices * (high - low) + low)[..., None]
@@ -123,7 +131,7 @@ def lesion_batch(
 def _step(
     stack: ConvFSMStack, settings: SyntheticLesions, slice_shape: tuple[int, int, int]
 ) -> Callable[..., tf.Tensor]:
-    """Return the function that makes one update of `stack` and gives its loss."""
+    """Return the function that makes one update of `stack` and returns its loss."""
     warmup = max(settings.steps // 10, 1)
     rate = keras.optimizers.schedules.CosineDecay(
         settings.learning_rate / warmup,
@@ -159,8 +167,8 @@ def _step(
 
 def _loss(cells: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the mean cross-entropy plus half of 1 - Dice over all cells of all slices."""
-    found = tf.sigmoid(logits)
-    overlap = tf.reduce_sum(found * cells)
-    both = tf.reduce_sum(found) + tf.reduce_sum(cells)
+    probability = tf.sigmoid(logits)
+    overlap = tf.reduce_sum(probability * cells)
+    both = tf.reduce_sum(probability) + tf.reduce_sum(cells)
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=cells, logits=logits)
     return tf.reduce_mean(cross_entropy) + 0.5 * (1 - (2 * overlap + 1) / (both + 1))

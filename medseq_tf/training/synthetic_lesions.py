@@ -1,9 +1,9 @@
-"""Takes neighbouring slices of a healthy head; gives them with a lesion that is painted in.
+"""Synthetic lesions in neighbouring slices of a healthy head.
 
-What is painted is known pixel by pixel, where a diagnosis is known for the patient alone. A lesion
-is an ellipsoid with a ragged, soft edge, darker than the tissue around it (ischaemia, an old
-infarct) or, more rarely, brighter (blood); in half of them the tissue's texture fades too. It lies
-inside the skull and in tissue: in what the grey-level window shows as neither black nor white.
+They are known pixel by pixel, where a diagnosis is known for the patient alone. A lesion is an
+ellipsoid with a ragged, soft edge, darker than the tissue around it (ischaemia, an old infarct) or,
+more rarely, brighter (blood); in half of them the tissue's texture fades too. It lies inside the
+skull and in tissue: in what the grey-level window shows as neither black nor white.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def _inside(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def add_lesion(
     slices: np.ndarray, settings: SyntheticLesions, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paint one or two lesions into neighbouring slices.
+    """Add one or two lesions to neighbouring slices.
 
     Args:
-        slices: float32 `(T, H, W)`, neighbours in scan order, the grey-level window as 0 to 1, not
-          clipped.
+        slices: float32 `(T, H, W)`, neighbours in the order of the study, the grey-level window as
+            0 to 1, not clipped.
         settings: sizes, contrasts.
         rng: what is drawn from.
 
     Returns:
         The slices, changed, and float32 `(T, H, W)`: 1 where a lesion is, else 0. Without tissue
-        nothing is painted.
+        nothing is added.
     """
     where = tissue(slices)
     changed, mask = slices.copy(), np.zeros_like(slices)

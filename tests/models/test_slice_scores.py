@@ -21,9 +21,10 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import training_batches
 from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.models import losses
 from medseq_tf.models.slice_scores import SliceScores
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.training import loop as fitting
+from medseq_tf.training.loop import Fitter
 
 LENGTHS = np.array([5, 1, 3], "int32")
 SHAPE = (16, 16, 1)
@@ -123,7 +124,7 @@ def test_every_slice_is_trained_on_its_studys_known_labels(slices):
         expected = np.broadcast_to(labels[study], (length, 2))
         np.testing.assert_array_equal(judged[study, :length], expected)
         assert np.isnan(judged[study, length:]).all()
-    loss = fitting.losses.LabelLoss(positive_weight=[3.0, 1.0], negative_weight=[1.0, 2.0])
+    loss = losses.LabelLoss(positive_weight=[3.0, 1.0], negative_weight=[1.0, 2.0])
     elements, known = loss.elementwise(judged, logits)
     total, count = 0.0, 0
     for study, length in enumerate(LENGTHS):
@@ -139,7 +140,7 @@ def test_every_slice_is_trained_on_its_studys_known_labels(slices):
 def gradients(model, slices, lengths, labels):
     with tf.GradientTape() as tape:
         logits, judged = model.examples({"slices": slices, "lengths": lengths}, labels)
-        loss = tf.reduce_sum(fitting.losses.LabelLoss().elementwise(judged, logits)[0])
+        loss = tf.reduce_sum(losses.LabelLoss().elementwise(judged, logits)[0])
     return tape.gradient(loss, model.trainable_variables)
 
 
@@ -185,7 +186,7 @@ def fitter(data, folder, *overrides):
     folder.mkdir(exist_ok=True)
     prepared = Prepared.load(data)
     tracker = Tracker(folder, "x", enabled=False)
-    return fitting.Fitter(recipe, SliceStore(prepared, recipe), SPLIT, folder, tracker, False)
+    return Fitter(recipe, SliceStore(prepared, recipe), SPLIT, folder, tracker, False)
 
 
 def test_an_update_is_the_mean_over_all_slices_of_the_group(demo_data, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 
 from medseq_tf.errors import InputError
@@ -59,3 +60,18 @@ def test_a_run_of_before_does_not_pass_on_the_name_of_its_labels_file(tmp_path):
     dataset = Run.open(tmp_path).dataset
     assert "PLANTNAME" not in str(dataset)
     assert dataset["preparation"]["options"]["axis"] == "axial"
+
+
+def test_the_first_runs_of_0_1_0_say_less_and_open_as_well(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("{}")
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    row = {"label": "lesion", "metric": "auroc", "value": 0.9, "low": 0.8, "high": 1.0, "n": 40}
+    table = [{"split": split, **row} for split in ("validation", "test")]
+    (tmp_path / "metrics.json").write_text(json.dumps({"table": table}))
+    pd.DataFrame({"study": ["a"], "probability": [0.25]}).to_parquet(
+        tmp_path / "predictions.parquet"
+    )
+    run = Run.open(tmp_path)
+    assert run.metrics["split"].tolist() == ["test", "validation"]
+    assert run.metrics["interval"].fillna("").tolist() == ["", ""]
+    assert run.predictions["calibrated"].tolist() == [0.25]

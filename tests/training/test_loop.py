@@ -7,15 +7,19 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_network
 
+from medseq_tf import models
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.feature_store import FeatureStore
+from medseq_tf.input.batches import training_batches
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.training import loop as fitting
+from medseq_tf.training import loop, optimizers
 from medseq_tf.training.loop import CHECKPOINT, Fitter
 from medseq_tf.training.train import train
 
@@ -95,9 +99,9 @@ def test_the_whole_model_trained_by_keras_on_slices_gives_the_same_weights(prepa
     other = fitter(prepared, tmp_path / "b", *settings)
     made.run()
     model, optimizer = other.model, keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.01)
-    batches = fitting.training_batches(prepared, SPLIT["train"], other.recipe, 0)
+    batches = training_batches(prepared, SPLIT["train"], other.recipe, 0)
     for inputs, labels in batches:
-        with fitting.tf.GradientTape() as tape:
+        with tf.GradientTape() as tape:
             loss = keras.ops.mean(other.loss(labels, model(inputs, training=True)))
         variables = model.trainable_variables
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
@@ -111,17 +115,17 @@ def test_updates_follow_the_schedule_of_the_rate(prepared, tmp_path):
     apply, rates = made.optimizer.apply, []
 
     def noted(gradients, variables):
-        rates.append(fitting.tf.identity(made.optimizer.learning_rate))
+        rates.append(tf.identity(made.optimizer.learning_rate))
         apply(gradients, variables)
 
     made.optimizer.apply = noted
-    fitting.tf.config.run_functions_eagerly(True)
+    tf.config.run_functions_eagerly(True)
     try:
         made.run()
     finally:
-        fitting.tf.config.run_functions_eagerly(False)
+        tf.config.run_functions_eagerly(False)
     updates = int(made.optimizer.iterations)
-    rate = fitting.learning_rate(made.recipe.optimizer, updates)
+    rate = optimizers.learning_rate(made.recipe.optimizer, updates)
     assert updates > 2
     np.testing.assert_allclose(rates, [rate(done) for done in range(updates)], rtol=1e-6)
     assert made.history[-1]["learning_rate"] == pytest.approx(float(rate(updates)), abs=1e-9)
@@ -148,7 +152,7 @@ def test_a_group_of_batches_is_one_batch(prepared, tmp_path, monkeypatch):
     assert joined.together == 2
     joined.run()
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "learns_statistics", lambda variables: True)
+        patch.setattr(loop, "holds_statistics", lambda variables: True)
         single = fitted(prepared, tmp_path / "b", *settings)
     assert single.together == 1
     assert int(joined.optimizer.iterations) == int(single.optimizer.iterations) == 2 * 4
@@ -158,7 +162,7 @@ def test_a_group_of_batches_is_one_batch(prepared, tmp_path, monkeypatch):
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class NormalisingHead(fitting.models.Head):
+class NormalisingHead(models.Head):
     """A head that learns from the statistics of a batch."""
 
     def build(self, vectors_shape):
@@ -173,7 +177,7 @@ class NormalisingHead(fitting.models.Head):
 def test_batches_stay_apart_where_what_is_trained_has_batch_statistics(
     prepared, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fitting.models, "Head", NormalisingHead)
+    monkeypatch.setattr(models, "Head", NormalisingHead)
     settings = ("fit.accumulate=2", "fit.epochs=1")
     cached = fitter(prepared, tmp_path / "a", *settings)
     assert cached.together == 1
@@ -310,13 +314,13 @@ def test_killed_between_the_last_epoch_and_the_model_it_writes_the_same_model(
 def test_stopped_while_features_are_computed_it_says_so_and_goes_on(
     prepared, tmp_path, monkeypatch
 ):
-    prepare = fitting.FeatureStore.prepare
+    prepare = FeatureStore.prepare
 
     def pressed(store, wanted, stopped):
         prepare(store, wanted, lambda: store.computed >= 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting.FeatureStore, "prepare", pressed)
+        patch.setattr(FeatureStore, "prepare", pressed)
         with pytest.raises(Stopped, match="features: 1/22 studies, 0 cached; --resume goes on"):
             run(prepared, tmp_path / "run", "split.validation=0.25")
     assert Run(tmp_path / "run").info["status"] == "stopped"

@@ -1,4 +1,4 @@
-"""Painted lesions: where they may lie, what they change, and what an encoder learns from them."""
+"""Synthetic lesions: where they may lie, what they change, and what an encoder learns from them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import SyntheticLesions
 from medseq_tf.runs.run import Run
 from medseq_tf.training import pretraining
+from medseq_tf.training.loop import Fitter
 from medseq_tf.training.synthetic_lesions import add_lesion, tissue, vary
 from medseq_tf.training.train import train
 
@@ -77,7 +78,7 @@ def test_a_lesion_is_darker_or_brighter_than_tissue_by_its_contrast(bright, sign
         assert 0.05 < np.abs(found.mean()) < 0.45  # two lesions may overlap
 
 
-def test_without_tissue_nothing_is_painted():
+def test_without_tissue_nothing_is_added():
     black = np.zeros((4, 64, 64), np.float32)
     changed, mask = add_lesion(black, SyntheticLesions(), np.random.default_rng(0))
     np.testing.assert_array_equal(changed, black)
@@ -111,7 +112,7 @@ def test_one_seed_gives_one_batch(demo_data):
     assert mask.shape == slices.shape[:3]
 
 
-def test_only_studies_without_a_finding_are_painted_on(demo_data):
+def test_only_studies_without_a_finding_get_lesions(demo_data):
     prepared = Prepared.load(demo_data)
     rows = np.arange(len(prepared))
     np.testing.assert_array_equal(
@@ -131,7 +132,7 @@ def test_without_one_no_run_is_begun(demo_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_learns_what_is_painted_and_finds_it_elsewhere(demo_data):
+def test_it_learns_synthetic_lesions_and_finds_others(demo_data):
     prepared = Prepared.load(demo_data)
     wanted = recipe("pretraining.steps=150", "pretraining.contrast=[0.2, 0.5]")
     store = SliceStore(prepared, wanted)
@@ -156,7 +157,7 @@ def test_it_learns_what_is_painted_and_finds_it_elsewhere(demo_data):
 def test_the_fit_leaves_a_frozen_encoder_as_it_is_and_resumes_to_the_same_bits(
     demo_data, tmp_path, monkeypatch
 ):
-    from medseq_tf.training import loop as fitting
+    from medseq_tf.training import loop
 
     class Killed(BaseException):
         pass
@@ -169,19 +170,19 @@ def test_the_fit_leaves_a_frozen_encoder_as_it_is_and_resumes_to_the_same_bits(
                      track=False, verbose=False, **arguments)  # fmt: skip
 
     kept = []
-    pretrain = fitting.pretrain
+    pretrain = loop.pretrain
 
     def remember(model, *arguments, **more):
         pretrain(model, *arguments, **more)
         kept.append([w.numpy() for w in model.encoder.backbone.weights])
 
-    monkeypatch.setattr(fitting, "pretrain", remember)
+    monkeypatch.setattr(loop, "pretrain", remember)
     whole = make("whole")
     assert len(kept) == 1
     for before, after in zip(kept[0], whole.model().encoder.backbone.weights, strict=True):
         np.testing.assert_array_equal(before, after.numpy())
 
-    save, saves = fitting.Fitter.save, []
+    save, saves = Fitter.save, []
 
     def die(self):
         save(self)
@@ -189,10 +190,10 @@ def test_the_fit_leaves_a_frozen_encoder_as_it_is_and_resumes_to_the_same_bits(
         if len(saves) == 2:
             raise Killed
 
-    monkeypatch.setattr(fitting.Fitter, "save", die)
+    monkeypatch.setattr(Fitter, "save", die)
     with pytest.raises(Killed):
         make("killed")
-    monkeypatch.setattr(fitting.Fitter, "save", save)
+    monkeypatch.setattr(Fitter, "save", save)
     resumed = make("killed", resume=True)
     assert len(kept) == 2  # a restored state is past the pretraining
     for first, second in zip(weights(whole), weights(resumed), strict=True):

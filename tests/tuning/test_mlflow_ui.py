@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from test_tune import SINGLE, in_this_process, outcome
+from trials import SINGLE, in_this_process, outcome
 
 from medseq_tf.runs import mlflow_store, unsent
 from medseq_tf.tuning import trial, tune

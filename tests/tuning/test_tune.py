@@ -22,6 +22,7 @@ import psutil
 import pytest
 import yaml
 from small_run import SMALL
+from trials import SETTINGS, SINGLE, SPACE, UNSAID, in_this_process, outcome
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits
@@ -32,37 +33,6 @@ from medseq_tf.tuning import cluster, patients, trial, trial_store, tune
 from medseq_tf.tuning.scheduler import TrialScheduler
 from medseq_tf.tuning.search import BASE, Search
 from medseq_tf.tuning.space import Space
-
-SETTINGS = {
-    "optimizer.learning_rate": {"float": [1e-4, 1e-1], "log": True},
-    "model.aggregator.name": {"choice": ["lstm", "gru", "mean"]},
-    "model.aggregator.units": {
-        "choice": [4, 6],
-        "when": {"model.aggregator.name": ["lstm", "gru"]},
-    },
-}
-SPACE = {
-    "name": "small",
-    "recipe": "fsm_bilstm",
-    "set": [s for s in SMALL if "fit.epochs" not in s and "noise" not in s] + ["fit.epochs=1"],
-    "objective": {"metric": "auroc", "folds": 2},
-    "space": SETTINGS,
-}
-SINGLE = {**SPACE, "objective": {"metric": "auroc", "validation": True}}
-UNSAID = {**SPACE, "objective": {"metric": "auroc"}}
-
-
-def outcome(score, sd=0.05):
-    return {
-        "status": "finished",
-        "reason": "",
-        "score": score,
-        "sd": sd,
-        "folds": [score - sd, score + sd],
-        "epochs": [3, 4],
-        "seconds": 61.0,
-        "peak_mib": 500,
-    }
 
 
 @pytest.fixture
@@ -526,16 +496,16 @@ def test_memory_stays_flat_over_100_trials(demo_data, tmp_path):
     code = f"""
 import json, sys, psutil
 sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
-import test_tune
+import trials
 from medseq_tf.tuning import trial, tune
 seen = []
 def run(folder, job, variables=None, abandoned=None):
     seen.append(psutil.Process().memory_info().rss)
-    found = test_tune.outcome(0.5 + len(seen) / 1000)
+    found = trials.outcome(0.5 + len(seen) / 1000)
     (folder / "result.json").write_text(json.dumps(found))
     return found
 trial.run = run
-tune.tune(test_tune.SPACE, {str(demo_data)!r}, "s", trials=110, tuner="random", retrain=False,
+tune.tune(trials.SPACE, {str(demo_data)!r}, "s", trials=110, tuner="random", retrain=False,
           track=False, verbose=False)
 print(seen[10], seen[-1])
 """
@@ -672,15 +642,6 @@ def test_without_any_worker_left_the_chief_ends(demo_data, no_server):
 
 
 # ------------------------------------------------------------------ the best, and the command
-
-
-def in_this_process(folder, job, variables=None, abandoned=None):
-    """Stand for `trial.run`, without the seconds that a process of its own takes to start."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if trial.result(folder) is None:
-        (folder / "job.json").write_text(json.dumps(job))
-        trial.main(folder)
-    return trial.result(folder)
 
 
 @pytest.mark.slow

@@ -1,0 +1,179 @@
+"""How a run begins in its folder, or goes on there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from medseq_tf import models
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.splits import (
+    SPLITS,
+    Rows,
+    check_leakage,
+    check_training,
+    make_folds,
+    make_holdout,
+    splits_from_json,
+    splits_to_json,
+)
+from medseq_tf.errors import InputError
+from medseq_tf.files import atomic, write_json
+from medseq_tf.models import losses
+from medseq_tf.recipe import Experiment
+from medseq_tf.runs.environment import environment
+from medseq_tf.runs.run import Run
+from medseq_tf.training.pretraining import healthy
+
+BEGINNING = ("experiment.yaml", "dataset.json", "studies.json", "splits.json")
+
+Splits: TypeAlias = Rows | list[Rows]
+"""One split, or one per fold, repeat by repeat."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be trained, and in which folder.
+
+    Attributes:
+        folder: the run folder.
+        recipe: the recipe.
+        prepared: the data set.
+        folds: how many folds a repeat has; None: a single run.
+        repeats: how often the patients are divided into folds.
+        splits: in place of the recipe's.
+        resume: whether a run that is there goes on.
+    """
+
+    folder: Path
+    recipe: Experiment
+    prepared: Prepared
+    folds: int | None = None
+    repeats: int = 1
+    splits: Splits | None = None
+    resume: bool = False
+
+    def earlier(self) -> dict[str, Any]:
+        """Return what is known of the run to resume, nothing for a new one.
+
+        Raises:
+            InputError: the folder is in use, or the run there is another.
+        """
+        folder = self.folder
+        if not (folder / "run.json").is_file():
+            # run.json is written last: without it, the others are of a run that never began.
+            taken = not folder.is_dir() or any(
+                f.name not in BEGINNING and not f.name.startswith(".") for f in folder.iterdir()
+            )
+            if folder.exists() and taken:
+                raise InputError(f"{folder}: is in use and holds no run; choose another --out")
+            return {}
+        if not self.resume:
+            raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
+        run = Run.open(folder)
+        self._check_same(run)
+        return run.info
+
+    def _check_same(self, run: Run) -> None:
+        stored, asked = run.experiment.flat(), self.recipe.flat()
+        stored |= {"data": run.info["fingerprint"], "folds": run.info["folds"]}
+        asked |= {"data": self.prepared.fingerprint, "folds": self.folds}
+        stored["repeats"], asked["repeats"] = run.repeats, self.repeats
+        for key, value in asked.items():
+            if stored.get(key) != value and not key.startswith("requires."):
+                raise InputError(
+                    f"{run.path}: the run to resume has {key} = {stored.get(key)}, asked for "
+                    f"{value}; resume with the same recipe, data and folds"
+                )
+        if self.splits is not None and run.splits != self._study_ids(self.splits):
+            raise InputError(
+                f"{run.path}: the run to resume has other splits; resume with the same"
+            )
+
+    def _study_ids(self, splits: Splits) -> Any:
+        """Return splits as a run folder keeps them."""
+        return json.loads(splits_to_json(self.prepared.studies, splits))
+
+    def make_splits(self) -> Splits:
+        """Return the splits, of which there is one per fold; of a run to resume, its own."""
+        if self.splits is not None:
+            return self.splits
+        studies = self.prepared.studies
+        if (self.folder / "run.json").is_file():
+            return splits_from_json(studies, (self.folder / "splits.json").read_text("utf-8"))
+        if self.folds is None:
+            return make_holdout(studies, self.recipe.split)
+        return make_folds(studies, self.folds, self.recipe.split, self.repeats)
+
+    def check(self, splits: Splits) -> None:
+        """Refuse what the data, the splits and the model do not agree on, before a run begins.
+
+        Raises:
+            InputError: a split cannot be learned from, or the model not built for the data.
+        """
+        recipe, prepared = self.recipe, self.prepared
+        each = splits if isinstance(splits, list) else [splits]
+        for split in each:
+            if not recipe.segments:  # a segmenter learns from pixels
+                check_training(prepared.studies, split)
+        rows = each[0]["train"]
+        if recipe.segments and all(prepared.masks(row, [0]) is None for row in rows):
+            raise InputError(
+                f"{prepared.path}: has no lesion masks, from which a segmenter learns; the readers "
+                "atlas and demo store them"
+            )
+        if recipe.pretraining:
+            healthy(prepared, rows)
+        size, labels = recipe.input.size, prepared.labels
+        losses.build(recipe.loss, labels[rows])
+        models.build(recipe.model, (size, size, recipe.input.channels), labels.shape[1])
+
+    def begin(self, splits: Splits) -> None:
+        """Write what a run begins with, `run.json` last."""
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / "experiment.yaml") as temporary:
+            temporary.write_text(self.recipe.to_yaml(), "utf-8")
+        write_json(folder / "dataset.json", self.prepared.info)
+        write_json(folder / "studies.json", self.prepared.contents)
+        write_json(folder / "splits.json", self._study_ids(splits))
+        write_json(
+            folder / "run.json",
+            {
+                "status": "started",
+                "fingerprint": self.prepared.fingerprint,
+                "folds": self.folds,
+                "repeats": self.repeats,
+                **environment(),
+            },
+        )
+
+
+def count_folds(prepared: Prepared, splits: Splits, repeats: int = 1) -> int | None:
+    """Return how many folds a repeat of given splits has; None for a single split.
+
+    Raises:
+        InputError: they share patients or slices, or are no repeats of equal folds.
+    """
+    for split in splits if isinstance(splits, list) else [splits]:
+        if set(split) != set(SPLITS) or not len(split["train"]):
+            raise InputError(
+                f"splits: each needs rows for {', '.join(SPLITS)}, of which train has some"
+            )
+        check_leakage(prepared.studies, split)
+    if not isinstance(splits, list):
+        return None
+    if len(splits) < 2:
+        raise InputError(f"splits: a list of {len(splits)}; cross-validation needs at least 2")
+    if repeats < 1 or len(splits) % repeats:
+        raise InputError(f"splits: a list of {len(splits)} is not {repeats} repeats of equal folds")
+    folds = len(splits) // repeats
+    for start in range(0, len(splits), folds):
+        tested = np.concatenate([split["test"] for split in splits[start : start + folds]])
+        if len(np.unique(tested)) < len(tested):
+            raise InputError("splits: two folds of a repeat test the same study")
+    return folds

@@ -1,0 +1,115 @@
+"""Cross-validation: one run per fold, and their test predictions pooled."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.dataset import selection
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.splits import Rows
+from medseq_tf.evaluation import operating_points
+from medseq_tf.evaluation.predictions import fit_temperatures
+from medseq_tf.evaluation.scoring import fold_summary
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.recipe import Experiment
+from medseq_tf.runs.run import Run
+from medseq_tf.runs.tracking import AnyTracker, Section
+from medseq_tf.training.beginning import Request
+from medseq_tf.training.one_run import Options, tracked, train_one
+from medseq_tf.training.results import Results, write_results
+
+
+def cross_validate(
+    request: Request, store: SliceStore, splits: Sequence[Rows], options: Options
+) -> None:
+    """Train one run per fold and pool their predictions, each called by its fold's threshold."""
+    recipe, prepared, repeats = request.recipe, store.prepared, request.repeats
+    folds = len(splits) // repeats
+    with tracked(request.folder, options) as tracker:
+        tracker.params({**recipe.flat(), "folds": folds, "repeats": repeats})
+        tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
+        for number, split in enumerate(splits, start=1):
+            repeat = (number - 1) // folds + 1
+            if options.verbose:
+                words = f"Fold {number - (repeat - 1) * folds}/{folds}"
+                print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
+            place = request.folder / f"fold_{number}"
+            fold = Request(place, of_repeat(recipe, repeat), prepared, resume=True)
+            earlier = fold.earlier()
+            if not earlier:
+                fold.begin(split)
+            if earlier.get("status") != "finished":
+                train_one(fold, store, split, _of_fold(options, number, tracker))
+                gc.collect()
+        _pool(Run(request.folder), prepared, tracker)
+
+
+def _of_fold(options: Options, number: int, tracker: AnyTracker) -> Options:
+    """Return the options of a fold's run: a part of its section, or an MLflow run of its own."""
+    track = options.track
+    return dataclasses.replace(
+        options,
+        name=f"{options.name} fold {number}",
+        track=track.within(f"fold_{number}/") if isinstance(track, Section) else bool(track),
+        parent=tracker.reference,
+    )
+
+
+def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
+    """Return a recipe with the seed of a repeat, so that each starts from weights of its own.
+
+    The first has the recipe's own seed.
+    """
+    if repeat == 1:
+        return recipe
+    seed = int(np.random.SeedSequence([recipe.seed, repeat]).generate_state(1)[0]) % 2**31
+    return recipe.model_copy(update={"seed": seed})
+
+
+def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
+    """Write the results of all folds together."""
+    runs, folds = whole.folds, whole.info["folds"]
+    pooled = pd.concat(
+        [
+            run.predictions.assign(fold=number, repeat=(number - 1) // folds + 1)
+            for number, run in enumerate(runs, start=1)
+        ],
+        ignore_index=True,
+    )
+    tested = pooled[pooled["split"] == "test"]
+    points = operating_points.of_folds(tested, prepared.label_names)
+    studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
+    if selection.note(whole.experiment, studies):
+        points = operating_points.without_intervals(points)
+    unseen = operating_points.unseen(tested).assign(split="validation")
+    temperatures, unscaled = fit_temperatures(unseen)
+    origins = set(selection.origins(whole.experiment))
+    notes = [
+        *operating_points.notes(points),
+        *operating_points.notes_of_folds([run.operating_points for run in runs]),
+        *(note.replace("validation's", "the held-out patients'") for note in unscaled),
+        *_by_fold([[note for note in run.notes if note not in origins] for run in runs]),
+    ]
+    write_results(whole, prepared, Results(pooled, points, temperatures, notes), tracker)
+    several = len(prepared.label_names) > 1
+    for row in fold_summary(tested).itertuples():
+        name = f"test_{row.metric}" + (f"_{row.label}" if several else "")
+        tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})
+
+
+def _by_fold(notes: Sequence[Sequence[str]]) -> list[str]:
+    """Return what is to be said of single folds, each note once, but not of their thresholds."""
+    folds: dict[str, list[str]] = {}
+    for number, of_fold in enumerate(notes, start=1):
+        for note in of_fold:
+            if operating_points.STANDS_ON not in note:
+                folds.setdefault(note, []).append(str(number))
+    return [
+        f"fold{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}"
+        for note, numbers in folds.items()
+    ]

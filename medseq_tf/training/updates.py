@@ -1,0 +1,136 @@
+"""The updates of a model's weights: gradients of the summed loss, added up, divided and applied."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from medseq_tf.models import SequenceClassifier, losses
+from medseq_tf.recipe import Experiment
+from medseq_tf.training.optimizers import build_optimizer, learning_rate
+
+
+class Updates:
+    """The compiled functions that train a model, and its optimizer.
+
+    Args:
+        model: the model.
+        loss: the training loss.
+        recipe: the recipe.
+        count: how many updates the whole training makes, for the schedule of the rate.
+        network: the part of the model that is frozen whole, whose features are then the input of
+            the training step; None: slices are.
+        label_count: how many labels a study has.
+        at_once: whether a batch is an update by itself, so that no gradients are kept.
+
+    Attributes:
+        optimizer: the optimizer.
+        rate: the learning rate by the number of updates so far.
+        input: what the training step reads, `slices` or `features`.
+    """
+
+    def __init__(
+        self,
+        model: SequenceClassifier,
+        loss: losses.LabelLoss | losses.PixelLoss,
+        recipe: Experiment,
+        count: int,
+        network: keras.Layer | None,
+        label_count: int,
+        at_once: bool,
+    ):
+        self.model, self.loss, self.at_once = model, loss, at_once
+        self.input = "slices" if network is None else "features"
+        self.rate = learning_rate(recipe.optimizer, count)
+        self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
+        self.optimizer.build(model.trainable_variables)
+        self.accumulated = [
+            tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
+            for v in ([] if at_once else model.trainable_variables)
+        ]
+        lengths = tf.TensorSpec((None,), tf.int32)
+        slices = tf.TensorSpec((None, None, *model.slice_shape), tf.float32)
+        inputs = slices
+        if network is not None:
+            shape = network.compute_output_shape((None, *model.slice_shape))[1:]
+            inputs = tf.TensorSpec((None, None, *shape), tf.float32)
+            self._extract = tf.function(
+                self._features, input_signature=[slices, lengths], autograph=False
+            )
+        pixels = (None, None, *model.slice_shape[:2])
+        targets = tf.TensorSpec(pixels if recipe.segments else (None, label_count), tf.float32)
+        jit, signature = recipe.fit.jit, [inputs, lengths, targets]
+        self._accumulate = tf.function(
+            self._add_gradients,
+            input_signature=None if jit else signature,
+            jit_compile=jit,
+            autograph=False,
+        )
+        self._update = tf.function(
+            self._apply_accumulated,
+            input_signature=[tf.TensorSpec((), tf.float32)],
+            autograph=False,
+        )
+        self._step = tf.function(self._update_at_once, input_signature=signature, autograph=False)
+
+    def extract(self, slices: tf.Tensor, lengths: tf.Tensor) -> np.ndarray:
+        """Compute the features of the frozen network."""
+        return self._extract(slices, lengths).numpy()
+
+    def add(self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        """Learn from a batch; return the sum of its loss and how many known labels it has."""
+        work = self._step if self.at_once else self._accumulate
+        return work(inputs, lengths, targets)
+
+    def apply(self, known: float) -> None:
+        """Make the update of the batches that were added since the last, with so many labels."""
+        if not self.at_once:
+            self._update(known)
+
+    def _features(self, slices: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+        return tf.cast(self.model.extract(slices, lengths), tf.float32)
+
+    def _gradients(
+        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
+    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+        with tf.GradientTape() as tape:
+            logits, targets = self.model.examples({self.input: inputs, "lengths": lengths}, targets)
+            elements, known = self.loss.elementwise(targets, logits)
+            total = tf.reduce_sum(elements)
+            scaled = self.optimizer.scale_loss(total)
+        gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
+        return gradients, tf.stack([total, tf.reduce_sum(known)])
+
+    def _add_gradients(
+        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
+    ) -> tf.Tensor:
+        gradients, totals = self._gradients(inputs, lengths, targets)
+        for variable, gradient in zip(self.accumulated, gradients, strict=True):
+            if gradient is not None:
+                variable.assign_add(tf.cast(gradient, tf.float32))
+        return totals
+
+    def _apply_accumulated(self, known: tf.Tensor) -> None:
+        known = tf.maximum(known, 1.0)
+        self._apply([variable / known for variable in self.accumulated])
+        for variable in self.accumulated:
+            variable.assign(tf.zeros_like(variable))
+
+    def _update_at_once(
+        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
+    ) -> tf.Tensor:
+        gradients, totals = self._gradients(inputs, lengths, targets)
+        known = tf.maximum(totals[1], 1.0)
+        self._apply(
+            [
+                tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
+                for v, g in zip(self.model.trainable_variables, gradients, strict=True)
+            ]
+        )
+        return totals
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        # Here, once: Keras's optimizer would compute the rate anew for every weight that decays.
+        self.optimizer.learning_rate.assign(self.rate(self.optimizer.iterations))
+        self.optimizer.apply(gradients, self.model.trainable_variables)
