@@ -13,7 +13,6 @@ from medseq_tf import models
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import (
     SPLITS,
-    Rows,
     check_leakage,
     check_training,
     make_folds,
@@ -21,6 +20,7 @@ from medseq_tf.dataset.splits import (
     splits_from_json,
     splits_to_json,
 )
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
 from medseq_tf.files import atomic, write_json
 from medseq_tf.models import losses

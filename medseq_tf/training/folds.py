@@ -11,7 +11,7 @@ import pandas as pd
 
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.splits import Rows
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.evaluation import operating_points
 from medseq_tf.evaluation.predictions import fit_temperatures
 from medseq_tf.evaluation.scoring import fold_summary

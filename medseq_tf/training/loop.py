@@ -21,7 +21,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import models
-from medseq_tf.dataset.splits import Rows
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped
 from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseq_tf.dataset.splits import Rows
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Stopped
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
