@@ -34,16 +34,16 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """Foreign text as one line that does nothing to a terminal.
+    r"""Turn foreign text into one line that does nothing to a terminal.
 
     Whatever is not printable (escape codes, line breaks, marks that turn the direction of writing,
-    halves of characters) stands in it by its code, such as `\\x1b`.
+    halves of characters) stands in it by its code, such as `\x1b`.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines, each made `printable`."""
+    """Make each line of a text `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 

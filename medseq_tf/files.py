@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,8 @@ from medseq_tf.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
 
 PARTIAL = ".partial-"
 """How the names of files and folders begin that are being written."""
@@ -63,11 +62,13 @@ def _new_file(path: Path) -> tuple[Path, int]:
 
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Remove the temporary files of `atomic` in a folder that killed processes left there."""
+    if sys.platform == "win32":
+        return
     try:
         names = [name for name in os.listdir(folder) if _IS_PARTIAL.match(name)]
     except OSError:
         return
-    for name in names if fcntl is not None else ():
+    for name in names:
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -125,7 +126,7 @@ def locked(file: str | os.PathLike, refusal: str, wait: bool = False) -> Iterato
 
 def _lock(handle: int, wait: bool = False) -> bool:
     """Lock an open file; return False if another has it."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -158,7 +159,7 @@ def destination(out: str | os.PathLike, option: str = "--out") -> Path:
 
 
 def read_parquet(source: str | os.PathLike | bytes) -> pd.DataFrame:
-    """A table from a parquet file, or from its bytes, read by this thread alone.
+    """Read a table from a parquet file, or from its bytes, by this thread alone.
 
     Threads of Arrow's that still hold a Python object when the interpreter ends abort the process,
     now and then, after all is done.

@@ -1,4 +1,4 @@
-"""Takes a download of ATLAS, release 1.2 or 2.0; gives sequences of T1 slices with lesion masks.
+"""The reader of ATLAS, release 1.2 or 2.0: sequences of T1 slices with lesion masks.
 
     1.2   <id>_t1w_deface_stx.nii.gz  with  <id>_LesionSmooth_stx.nii.gz, <id>_LesionSmooth_1_stx...
     2.0   sub-<id>_ses-<n>_space-..._T1w.nii.gz  with  ..._label-L_desc-T1lesion_mask.nii.gz
@@ -54,6 +54,16 @@ _MASK = re.compile(
     re.IGNORECASE,
 )
 _TIMEPOINT = re.compile(r"(?P<patient>c\d+s\d+)t\d+", re.IGNORECASE)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is called as a T1 image of ATLAS is."""
+    return _IMAGE.fullmatch(name) is not None
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a file is called as a lesion mask of ATLAS is."""
+    return _MASK.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class Protocol:
         return range(low, high)
 
     def draw(self, has_lesion: np.ndarray, name: str) -> dict[str, tuple[int, ...]]:
-        """Draws a session's sequences.
+        """Draw a session's sequences.
 
         Args:
             has_lesion: (T,) whether a slice of the window has a lesion.
@@ -133,7 +143,9 @@ class Protocol:
                 drawn[f"{kind}-{(number + 1) // 2}"] = tuple(map(int, places))
         return drawn
 
-    def _draw_anywhere(self, has_lesion, lesions: int, rng) -> np.ndarray | None:
+    def _draw_anywhere(
+        self, has_lesion: np.ndarray, lesions: int, rng: np.random.Generator
+    ) -> np.ndarray | None:
         lesion, free = np.flatnonzero(has_lesion), np.flatnonzero(~has_lesion)
         if len(lesion) < lesions or len(free) < self.length - lesions:
             return None
@@ -141,7 +153,9 @@ class Protocol:
         others = rng.choice(free, self.length - lesions, replace=False)
         return np.sort(np.concatenate([chosen, others]))
 
-    def _draw_neighbours(self, has_lesion, lesions: int, rng) -> np.ndarray | None:
+    def _draw_neighbours(
+        self, has_lesion: np.ndarray, lesions: int, rng: np.random.Generator
+    ) -> np.ndarray | None:
         if len(has_lesion) < self.length:
             return None
         counts = np.convolve(has_lesion, np.ones(self.length, int), "valid")
@@ -152,7 +166,7 @@ class Protocol:
         return np.arange(start, start + self.length)
 
 
-def _is_count(value) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
@@ -168,7 +182,7 @@ class AtlasStudy(StudySource):
     reports: bool
 
     def read(self) -> Slices:
-        """Reads the session, unless it was the last one read, and takes its slices."""
+        """Read the session, unless it was the last one read, and take its slices."""
         files = (self.session.image, *self.session.masks)
         stamps = tuple(_stamp(Path(self.root, file)) for file in files)
         images, masks, audit_entries = _session_slices(
@@ -194,7 +208,7 @@ def index_atlas(
     axis: Axis = "axial",
     spacing: float | tuple[float, float, float] | None = None,
 ) -> SourceIndex:
-    """Finds the sessions of an ATLAS release, reads their masks and draws sequences.
+    """Find the sessions of an ATLAS release, read their masks and draw sequences.
 
     Args:
         source: the folder.
@@ -212,7 +226,8 @@ def index_atlas(
         InputError: if the source or a setting cannot be used.
     """
     axis, spacing = checked_axis(axis), checked_spacing(spacing)
-    protocol = Protocol(sequences, length, lesion_share, neighbours, whole, tuple(extent), seed)
+    low, high = extent
+    protocol = Protocol(sequences, length, lesion_share, neighbours, whole, (low, high), seed)
     folder = Folder(Path(source), (".nii", ".nii.gz"))
     sessions = _sessions(folder)
     tasks = [(str(folder.root), session, axis, spacing) for session in sessions]
@@ -220,7 +235,7 @@ def index_atlas(
     for session, profile in zip(sessions, isolated_map(_profile, tasks, _no_profile), strict=True):
         folder.audit_entries += profile.audit_entries
         if profile.reason:
-            folder.found("study left out", session.image, profile.reason)
+            folder.add_entry("study left out", session.image, profile.reason)
         else:
             studies += _studies(folder, session, profile, protocol, axis, spacing)
     resolved = {
@@ -243,7 +258,8 @@ def index_atlas(
 
 
 def _sessions(folder: Folder) -> list[Session]:
-    images, masks = {}, defaultdict(list)
+    images: dict[tuple[PurePosixPath, str], tuple[str, str]] = {}
+    masks: dict[tuple[PurePosixPath, str], list[str]] = defaultdict(list)
     for file in folder.files:
         image, mask = _IMAGE.fullmatch(file.path.name), _MASK.fullmatch(file.path.name)
         if mask:
@@ -254,10 +270,14 @@ def _sessions(folder: Folder) -> list[Session]:
             patient = timepoint["patient"] if timepoint else name
             key = file.path.parent, image["key"] or name
             if key in images:
-                folder.found("study left out", file.path, f"the same session as {images[key][1]}")
+                folder.add_entry(
+                    "study left out", file.path, f"the same session as {images[key][1]}"
+                )
             images.setdefault(key, (patient, str(file.path)))
         else:
-            folder.found("odd file", file.path, "neither a T1 image nor a lesion mask by its name")
+            folder.add_entry(
+                "odd file", file.path, "neither a T1 image nor a lesion mask by its name"
+            )
     if not images:
         raise InputError(
             f"{folder.root} holds no ATLAS image; its names are like "
@@ -265,19 +285,19 @@ def _sessions(folder: Folder) -> list[Session]:
         )
     _refuse_subjects_in_two_places(images.values())
     for key in masks.keys() - images.keys():
-        for mask in masks[key]:
-            folder.found("mask without an image", mask)
+        for mask_name in masks[key]:
+            folder.add_entry("mask without an image", mask_name)
     sessions = []
-    for key, (patient, image) in images.items():
+    for key, (patient, image_name) in images.items():
         if key in masks:
-            sessions.append(Session(normal_id(patient), image, tuple(masks[key])))
+            sessions.append(Session(normal_id(patient), image_name, tuple(masks[key])))
         else:
-            folder.found("study left out", image, "no lesion mask beside it")
+            folder.add_entry("study left out", image_name, "no lesion mask beside it")
     return sessions
 
 
 def _refuse_subjects_in_two_places(images: Iterable[tuple[str, str]]) -> None:
-    """Refuses subjects that may be two: by name one, but in two places or spelt in two ways.
+    """Refuse subjects that may be two: by name one, but in two places or spelt in two ways.
 
     Args:
         images: subject and path of each. A subject's place is the folder that is called like it;
@@ -307,7 +327,12 @@ def _refuse_subjects_in_two_places(images: Iterable[tuple[str, str]]) -> None:
 
 
 def _studies(
-    folder: Folder, session: Session, profile: _Profile, protocol: Protocol, axis, spacing
+    folder: Folder,
+    session: Session,
+    profile: _Profile,
+    protocol: Protocol,
+    axis: Axis,
+    spacing: Spacing,
 ) -> list[AtlasStudy]:
     window = protocol.window(len(profile.has_lesion))
     has_lesion = np.array([profile.has_lesion[place] for place in window], bool)
@@ -316,11 +341,11 @@ def _studies(
     else:
         drawn = protocol.draw(has_lesion, session.image)
     if not any(not name.startswith("lesion-free") for name in drawn):
-        found = f"{int(has_lesion.sum())} lesion slices of {len(window)}"
-        folder.found("subject left out", session.image, f"too few for a sequence: {found}")
+        counts = f"{int(has_lesion.sum())} lesion slices of {len(window)}"
+        folder.add_entry("subject left out", session.image, f"too few for a sequence: {counts}")
         return []
     if not protocol.whole and len(drawn) < protocol.sequences:
-        folder.found("no lesion-free sequence", session.image, "too few slices without lesion")
+        folder.add_entry("no lesion-free sequence", session.image, "too few slices without lesion")
     return [
         AtlasStudy(
             source=f"{session.image}/{name}" if name else session.image,
@@ -350,7 +375,7 @@ class _Profile:
     reason: str = ""
 
 
-def _no_profile(task) -> _Profile:
+def _no_profile(task: object) -> _Profile:
     return _Profile(reason="reading it ended the process, or took too long")
 
 
@@ -364,7 +389,7 @@ def _profile(task: tuple[str, Session, Axis, Spacing]) -> _Profile:
         slices = _cut_mask(mask, axis, spacing)
     except UnreadableVolume as error:
         return _Profile(reason=str(error))
-    return _Profile(tuple(map(bool, slices.any(axis=(1, 2)))), audit_entries)
+    return _Profile(tuple(bool(plane.any()) for plane in slices), audit_entries)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -377,7 +402,18 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=1)
-def _session_slices(root: str, session: Session, axis: Axis, spacing: Spacing, stamps: tuple):
+def _session_slices(
+    root: str, session: Session, axis: Axis, spacing: Spacing, stamps: tuple
+) -> tuple[list[np.ndarray], np.ndarray, tuple[AuditEntry, ...]]:
+    """Read a session's slices, their masks, and audit entries; the last one read is kept.
+
+    Args:
+        root: the source.
+        session: which one.
+        axis: see `index_atlas`.
+        spacing: see `index_atlas`.
+        stamps: what changes when a file does.
+    """
     from medseq_tf.readers.simpleitk_volume import read_volume
 
     try:
@@ -396,7 +432,7 @@ def _cut_mask(mask, axis: Axis, spacing: Spacing) -> np.ndarray:
 
 
 def _lesion_mask(root: str, session: Session, image):
-    """The merged masks of a session on the grid of its image: a uint8 image of 0 and 1."""
+    """Merge the masks of a session on the grid of its image: a uint8 image of 0 and 1."""
     from medseq_tf.readers import simpleitk_volume as volume
 
     merged = np.zeros(image.GetSize(), np.uint8)

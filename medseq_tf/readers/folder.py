@@ -42,7 +42,7 @@ class Folder:
         extensions: tuple[str, ...] = (),
         ignored: str | Path | None = None,
     ):
-        """Walks the folder.
+        """Walk the folder.
 
         Args:
             root: the source.
@@ -65,10 +65,10 @@ class Folder:
     @property
     def listing(self) -> list[tuple[str, int]]:
         """(relative path, size in bytes) of every wanted file."""
-        return list(map(tuple, self.files))
+        return [(file.name, file.size) for file in self.files]
 
-    def found(self, kind: str, where: PurePosixPath | str, detail: str = "") -> None:
-        """Adds an audit entry."""
+    def add_entry(self, kind: str, where: PurePosixPath | str, detail: str = "") -> None:
+        """Add an audit entry."""
         self.audit_entries.append(AuditEntry(kind, str(where), detail))
 
     def holds(self, name: str) -> bool:
@@ -86,9 +86,9 @@ class Folder:
             if entry is None:
                 waiting.pop()
             elif not _is_unicode(entry.name):
-                self.found("odd file", _escaped(name), "name is not UTF-8")
+                self.add_entry("odd file", _escaped(name), "name is not UTF-8")
             elif entry.is_symlink() and not self.holds(name):
-                self.found("symbolic link out of the source", name)
+                self.add_entry("symbolic link out of the source", name)
             elif entry.is_dir(follow_symlinks=False):
                 if len(waiting) == 1:
                     self.folders.append(entry.name)
@@ -101,10 +101,10 @@ class Folder:
         try:
             entries = sorted(os.scandir(self.root / folder), key=lambda e: natural_key(e.name))
         except OSError as error:
-            self.found("odd file", folder, f"folder cannot be opened ({error.strerror})")
+            self.add_entry("odd file", folder, f"folder cannot be opened ({error.strerror})")
             return
         if not entries and folder:
-            self.found("empty folder", folder)
+            self.add_entry("empty folder", folder)
         for entry in entries:
             yield f"{folder}/{entry.name}" if folder else entry.name, entry
 
@@ -113,11 +113,11 @@ class Folder:
         if may_be_ignored and Path(entry.path).resolve() == self._ignored:
             return False
         if entry.is_dir():
-            self.found("odd file", name, "symbolic link to a folder")
+            self.add_entry("odd file", name, "symbolic link to a folder")
         elif not entry.is_file():
-            self.found("odd file", name, "not a regular file")
+            self.add_entry("odd file", name, "not a regular file")
         elif self._extensions and not entry.name.lower().endswith(self._extensions):
-            self.found("odd file", name, f"not one of {' '.join(self._extensions)}")
+            self.add_entry("odd file", name, f"not one of {' '.join(self._extensions)}")
         else:
             return True
         return False

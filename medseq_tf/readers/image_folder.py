@@ -1,4 +1,4 @@
-"""Takes a folder of photographs of slices; gives its studies, in either of two layouts.
+"""The reader of folders of photographs of slices, in either of two layouts.
 
     class    CLASS/58 (10).jpg            patient 58, slice 10; a study a class and patient
     patient  PATIENT/any/where/10.jpg     with a CSV of labels, one row a patient
@@ -50,13 +50,13 @@ SameNumbers = Literal["same", "different"]
 
 @dataclass(frozen=True)
 class PictureStudy(StudySource):
-    """A study whose slices are picture files under `root`, in scan order."""
+    """A study whose slices are picture files under `root`, in the order of the scan."""
 
     root: str
     files: tuple[str, ...]
 
     def read(self) -> Slices:
-        """Decodes every file that can be decoded; the others become audit entries."""
+        """Decode every file that can be decoded; the others become audit entries."""
         if len(self.files) > MOST_SLICES:
             raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
         images, names, audit_entries = [], [], []
@@ -90,7 +90,7 @@ def index_image_folder(
     columns: Sequence[str] | None = None,
     same_numbers: SameNumbers | None = None,
 ) -> SourceIndex:
-    """Lists the studies of a folder of photographs.
+    """List the studies of a folder of photographs.
 
     Args:
         source: the folder.
@@ -122,12 +122,17 @@ def index_image_folder(
     _refuse_settings_of_the_other_layout(layout, labels, positive, columns)
 
     folder = Folder(root, EXTENSIONS, ignored=labels)
-    if layout == "class":
-        return _scan_classes(folder, positive, same_numbers)
-    return _scan_patients(folder, read_labels(labels, columns))
+    if labels is None:
+        return _index_classes(folder, positive, same_numbers)
+    return _index_patients(folder, read_labels(labels, columns))
 
 
-def _refuse_settings_of_the_other_layout(layout, labels, positive, columns) -> None:
+def _refuse_settings_of_the_other_layout(
+    layout: Layout,
+    labels: str | Path | None,
+    positive: str | None,
+    columns: Sequence[str] | None,
+) -> None:
     if layout == "patient" and labels is None:
         raise InputError(
             "layout=patient needs labels, a CSV with one row a patient and 0/1 columns"
@@ -142,7 +147,7 @@ def _refuse_settings_of_the_other_layout(layout, labels, positive, columns) -> N
 
 
 def parse_slice_name(stem: str) -> tuple[str, int] | None:
-    """Splits a file name without extension into patient and slice number.
+    """Split a file name without extension into patient and slice number.
 
     >>> parse_slice_name("58 (10)"), parse_slice_name("58_10"), parse_slice_name("scout")
     (('58', 10), ('58', 10), None)
@@ -153,7 +158,7 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
     return normal_id(match["patient"]), int(match["bracketed"] or match["plain"])
 
 
-def _scan_classes(
+def _index_classes(
     folder: Folder, positive: str | None, same_numbers: SameNumbers | None
 ) -> SourceIndex:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
@@ -162,9 +167,9 @@ def _scan_classes(
         parts = picture.name.split("/")
         parsed = parse_slice_name(parts[-1].rpartition(".")[0])
         if len(parts) != 2:
-            folder.found("odd file", picture.name, "not directly in a class folder")
+            folder.add_entry("odd file", picture.name, "not directly in a class folder")
         elif parsed is None:
-            folder.found("odd file", picture.name, "name is not like `58 (10).jpg`")
+            folder.add_entry("odd file", picture.name, "name is not like `58 (10).jpg`")
         else:
             studies[parts[0], parsed[0]].append((parsed[1], picture))
             patient = _class_patient(parts[0], parsed[0], same_numbers)
@@ -206,9 +211,9 @@ def _class_patient(name: str, number: str, same_numbers: SameNumbers | None) -> 
 
 
 def _refuse_two_spellings(spelt: dict, patient: str, name: str) -> None:
-    """Refuses a patient whose name in a file's differs from another's in spaces or Unicode form."""
+    """Refuse a patient whose name in a file's differs from another's in spaces or Unicode form."""
     stem = name.rpartition("/")[2].rpartition(".")[0].rstrip()
-    spelling = _SLICE_NAME.fullmatch(stem)["patient"]
+    spelling = _SLICE_NAME.sub(r"\g<patient>", stem)
     first, other = spelt.setdefault(patient, (spelling, name))
     if first != spelling:
         raise InputError(
@@ -254,13 +259,13 @@ def _in_slice_order(
     study = f"{name}/{patient}"
     for (number, first), (following, second) in itertools.pairwise(slices):
         if number == following:
-            folder.found("slice number given twice", second.name, f"also {first.path.name}")
+            folder.add_entry("slice number given twice", second.name, f"also {first.path.name}")
     gaps = [(before + 1, after) for before, after in itertools.pairwise(numbers)]
     count = sum(max(after - first, 0) for first, after in gaps)
     if count:
         missing = itertools.chain.from_iterable(itertools.starmap(range, gaps))
         some = ", ".join(map(str, itertools.islice(missing, 10))) + (", ..." if count > 10 else "")
-        folder.found("gap in slice numbers", study, f"{count} missing: {some}")
+        folder.add_entry("gap in slice numbers", study, f"{count} missing: {some}")
     return tuple(picture.name for _, picture in slices)
 
 
@@ -281,20 +286,20 @@ def _find_patients_in_two_classes(
     for patient in shared:
         first, *others = sorted(classes[patient], key=natural_key)
         detail = f"also in {', '.join(others)}; kept as one patient with {len(others) + 1} studies"
-        folder.found("patient in several classes", f"{first}/{patient}", detail)
+        folder.add_entry("patient in several classes", f"{first}/{patient}", detail)
 
 
 # ---------------------------------------------------------------------------------- patient layout
 
 
-def _scan_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
+def _index_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
     files = defaultdict(list)
     for picture in folder.files:
         patient, is_inside, _ = picture.name.partition("/")
         if is_inside:
             files[patient].append(picture.name)
         else:
-            folder.found("odd file", picture.name, "not in a patient's folder")
+            folder.add_entry("odd file", picture.name, "not in a patient's folder")
     readings = {"folder": {name: (name,) for name in folder.folders}}
     keys = match_rows(readings, labels.lines).keys
     if files and not keys:
@@ -308,7 +313,7 @@ def _scan_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
         row = labels.rows[keys[patient]] if patient in keys else None
         if row is None or row.is_unknown:
             detail = why_unmatched((patient,), near, "labels") if row is None else _ALL_EMPTY
-            folder.found("patient without label", patient, f"{detail}; left out")
+            folder.add_entry("patient without label", patient, f"{detail}; left out")
         else:
             studies.append(
                 PictureStudy(
@@ -322,7 +327,7 @@ def _scan_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
             )
     for patient in folder.folders:
         if patient not in files:
-            folder.found("patient without images", patient)
+            folder.add_entry("patient without images", patient)
     folder.audit_entries += labels.audit_entries(set(keys.values()))
     return SourceIndex(
         studies,

@@ -1,4 +1,4 @@
-"""Takes a study's intensities as a file gives them; gives them as they are stored, 8 or 16 bits.
+"""A study's intensities as they are stored, in 8 or 16 bits, of those that its file gives.
 
     photograph   whole numbers from 0 to 255; uint8, as they are
     CT           Hounsfield units, rounded; int16, values beyond its range become its ends, and a
@@ -24,7 +24,7 @@ DTYPES = dict(zip(MODALITIES, ("uint8", "int16", "uint16"), strict=True))
 def stored_intensities(
     volume: np.ndarray, modality: str, where: str
 ) -> tuple[list[np.ndarray], list[AuditEntry]]:
-    """Brings the slices of one study to the dtype of their modality.
+    """Bring the slices of one study to the dtype of their modality.
 
     Args:
         volume: (T, H, W) of any real dtype.
@@ -63,12 +63,12 @@ def stored_intensities(
 
 
 def hounsfield_units(values: np.ndarray) -> np.ndarray:
-    """Values of a CT as they are stored: rounded, int16."""
+    """Round values of a CT to how they are stored: int16."""
     return _rounded(values, np.dtype(np.int16))
 
 
 def count_beyond_range(volume: np.ndarray) -> int:
-    """How many values of a CT are none that int16 holds."""
+    """Count the values of a CT that int16 does not hold."""
     if np.can_cast(volume.dtype, np.int16):
         return 0
     limits = np.iinfo(np.int16)
@@ -79,7 +79,7 @@ def count_beyond_range(volume: np.ndarray) -> int:
 
 
 def beyond_range(count: int, voxels: int, where: str) -> list[AuditEntry]:
-    """What is to be said of the values of a CT that became an end of int16's range.
+    """Make the audit entry on the values of a CT that became an end of int16's range.
 
     Args:
         count: of them.

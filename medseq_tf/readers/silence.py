@@ -1,4 +1,4 @@
-"""Takes a block of code; keeps off standard error what C and C++ libraries print there meanwhile.
+"""Keeps off standard error what C and C++ libraries print there during a block of code.
 
 They print when a file is damaged, and quote what stands in it.
 """
@@ -16,7 +16,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Sends the process's standard error nowhere; one thread at a time."""
+    """Send the process's standard error nowhere; one thread at a time."""
     with _lock, contextlib.ExitStack() as stack:
         if sys.stderr:
             sys.stderr.flush()

@@ -38,7 +38,7 @@ class AuditEntry:
 
 
 def kinds_text(audit_entries: Iterable[AuditEntry]) -> str:
-    """How many audit entries of each kind there are, and why the first of each that says so."""
+    """Say how many audit entries of each kind there are, and why the first of each."""
     by_kind: dict[str, list[str]] = {}
     for entry in audit_entries:
         by_kind.setdefault(entry.kind, []).append(entry.detail)
@@ -97,7 +97,7 @@ class StudySource(abc.ABC):
 
     @abc.abstractmethod
     def read(self) -> Slices:
-        """Decodes the study.
+        """Decode the study.
 
         Raises:
             UnreadableStudy: if not one slice can be used.
@@ -113,12 +113,12 @@ class SourceIndex:
         label_names: the labels, in the order of the label vector.
         modality: `photograph`, `CT` or `MR`.
         audit_entries: what was odd, counted and named in the audit.
-        listing: (relative path, size in bytes) of every file that the scan relies on.
+        listing: (relative path, size in bytes) of every file that it relies on.
         root: the folder that the listing is relative to, or None for studies without files.
         dtype: what `Slices.images` hold: `uint8`, `int16` or `uint16`.
-        resolved: what the scan settled, as JSON holds it: every option that another scan of files
-            of this kind needs to read them alike (`layout`, `modality`, `axis`, ...), and how
-            labels were matched (`match`). No path and nothing of a patient.
+        resolved: what the reader settled, as JSON holds it: every option that is needed to read
+            files of this kind alike (`layout`, `modality`, `axis`, ...), and how labels were
+            matched (`match`). No path and nothing of a patient.
     """
 
     studies: Sequence[StudySource]
@@ -135,17 +135,17 @@ class SourceIndex:
 
 
 def source_salt(listing: list[tuple[str, int]]) -> bytes:
-    """The salt of a source's hashed ids: the same source gives the same ids.
+    """Return the salt of a source's hashed ids: the same source gives the same ids.
 
     It is `MEDSEQ_TF_SALT` from the environment, or else made from the listing of the source's
     files, which whoever holds the source can make again: set the variable where that is too little.
     """
-    given = os.environ.get("MEDSEQ_TF_SALT")
-    return (given or hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()).encode()
+    chosen = os.environ.get("MEDSEQ_TF_SALT")
+    return (chosen or hashlib.sha256(repr(sorted(listing)).encode()).hexdigest()).encode()
 
 
 def natural_key(name: str) -> tuple:
-    """Sort key that reads runs of digits as numbers: `slice 2` comes before `slice 10`.
+    """Make a sort key that reads runs of digits as numbers: `slice 2` comes before `slice 10`.
 
     >>> sorted(["58 (10)", "58 (9)", "6 (1)"], key=natural_key)
     ['6 (1)', '58 (9)', '58 (10)']

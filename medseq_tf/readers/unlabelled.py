@@ -1,4 +1,4 @@
-"""Takes a path without labels; gives the studies there, read as the training data of a run were.
+"""The studies of a path without labels, read as the training data of a run were.
 
     a volume file (NIfTI, NRRD, MetaImage)      one study
     a folder with volumes anywhere in it        a study a file
@@ -30,7 +30,7 @@ from typing import Any
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers import image_folder, volume_file
-from medseq_tf.readers.atlas import _IMAGE, _MASK, Protocol
+from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
@@ -47,11 +47,11 @@ PHOTOGRAPH = "photograph"
 LABELS = "labels.csv"
 """The file of labels that readers look for in a source; it is no odd file."""
 
-_Found = tuple[list[StudySource], list[AuditEntry]]
+_Indexed = tuple[Sequence[StudySource], list[AuditEntry]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part(StudySource):
+class _StackSection(StudySource):
     """The slices of another study from one share of its stack to another."""
 
     whole: StudySource
@@ -69,7 +69,7 @@ class _Part(StudySource):
 def find_studies(
     path: str | Path, modality: str, preparation: Mapping[str, Any]
 ) -> tuple[list[StudySource], list[AuditEntry]]:
-    """Finds the studies of a path.
+    """Find the studies of a path.
 
     Args:
         path: a file or folder.
@@ -116,7 +116,7 @@ def study_of(entry: AuditEntry, studies: Sequence[StudySource]) -> StudySource |
     return None
 
 
-def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Found:
+def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
     """The studies of a folder: of the kind that the training data were, or else of another."""
     wanted = image_folder.EXTENSIONS + volume_file.EXTENSIONS
     folder = Folder(path, wanted, ignored=path / LABELS)
@@ -162,7 +162,7 @@ def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ DICOM
 
 
-def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Found:
+def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
     options = _settings(preparation)
     known = {k: options[k] for k in ("series", "fewest_slices", "tilt", "spacing") if k in options}
     return find_dicom_studies(path, modality=modality, **known)
@@ -171,11 +171,11 @@ def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) ->
 def _refuse_nothing(
     path: Path,
     modality: str,
-    studies: list[StudySource],
+    studies: Sequence[StudySource],
     audit_entries: list[AuditEntry],
     has_pictures: bool,
 ) -> None:
-    """Raises an InputError for a folder in which nothing is a DICOM study."""
+    """Refuse a folder in which nothing is a DICOM study."""
     of_the_walk = ("odd file", "empty folder", "symbolic link out of the source")
     if studies or not all(entry.kind in of_the_walk for entry in audit_entries):
         return
@@ -190,10 +190,12 @@ def _refuse_nothing(
 # ---------------------------------------------------------------------------------------- volumes
 
 
-def _volumes(path: Path, names: list[str], modality: str, preparation: Mapping[str, Any]) -> _Found:
+def _volumes(
+    path: Path, names: list[str], modality: str, preparation: Mapping[str, Any]
+) -> _Indexed:
     studies, audit_entries = [], []
     is_atlas = preparation.get("reader") == "atlas"
-    as_images = {name for name in names if is_atlas and _IMAGE.fullmatch(PurePosixPath(name).name)}
+    as_images = {name for name in names if is_atlas and is_image_name(PurePosixPath(name).name)}
     for name in names:
         shown = str(path / name)
         if _is_mask(name, preparation):
@@ -210,7 +212,7 @@ def _volumes(path: Path, names: list[str], modality: str, preparation: Mapping[s
 
 def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
     is_atlas = preparation.get("reader") == "atlas"
-    return is_atlas and _MASK.fullmatch(PurePosixPath(name).name) is not None
+    return is_atlas and is_mask_name(PurePosixPath(name).name)
 
 
 def _volume(
@@ -231,7 +233,7 @@ def _volume(
     if preparation.get("reader") != "atlas":
         return study
     extent = tuple(options.get("extent", Protocol.extent))
-    return _Part(shown, shown, {}, None, study, extent)
+    return _StackSection(shown, shown, {}, None, study, extent)
 
 
 # --------------------------------------------------------------------------------------- pictures
@@ -249,9 +251,9 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
     return "class" if options.get("positive") else None
 
 
-def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Found:
+def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Indexed:
     layout = _layout(preparation)
-    groups, odd = {"patient": _by_folder, "class": _by_class}.get(layout, _by_names)(names)
+    groups, odd = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)(names)
     audit_entries = [AuditEntry("odd file", str(path / name), why) for name, why in odd.items()]
     studies = []
     for study, files in groups:
@@ -301,7 +303,8 @@ def _by_names(names: list[str], fewest: int = 2) -> _Groups:
     by_folder: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_folder[name.rpartition("/")[0]].append(name)
-    groups, odd = [], {}
+    groups: list[tuple[str, list[str]]] = []
+    odd: dict[str, str] = {}
     for folder, files in by_folder.items():
         by_patient, others = _by_patient(files, fewest)
         groups += [(f"{folder}/{p}".strip("/"), own) for p, own in by_patient.items()]

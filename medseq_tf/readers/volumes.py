@@ -1,4 +1,4 @@
-"""Takes a folder of NIfTI, NRRD or MetaImage volumes and a CSV of labels; gives one study a file.
+"""The reader of a folder of NIfTI, NRRD or MetaImage volumes and a CSV of labels: a study a file.
 
 Slices. A volume is brought to one orientation from its direction cosines (`orientation`), so that
 a flipped or permuted file gives the same slices, and is cut along `axis`. An oblique volume is cut
@@ -75,7 +75,7 @@ class VolumeStudy(StudySource):
     spacing: Spacing
 
     def read(self) -> Slices:
-        """Reads the volume and cuts it."""
+        """Read the volume and cut it."""
         from medseq_tf.readers.simpleitk_volume import read_volume
 
         try:
@@ -88,7 +88,7 @@ class VolumeStudy(StudySource):
 
 
 def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False) -> np.ndarray:
-    """Cuts a SimpleITK image into slices.
+    """Cut a SimpleITK image into slices.
 
     Args:
         image: 3-D.
@@ -121,7 +121,7 @@ def index_volumes(
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
 ) -> SourceIndex:
-    """Lists the volumes under a folder that have labels.
+    """List the volumes under a folder that have labels.
 
     Args:
         source: the folder; volumes may lie in folders of it.
@@ -153,10 +153,10 @@ def index_volumes(
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
     table = read_labels(labels, columns, STUDY_COLUMNS, () if match == "folder" else None)
     headers = _headers(folder)
-    match, rows = _matched(folder, headers, table, match)
+    rule, rows = _matched(folder, headers, table, match)
     if modality is None and rows:
         modality, why = guess_modality(root, {file: headers[file] for file in rows})
-        folder.found("modality taken", modality, why)
+        folder.add_entry("modality taken", modality, why)
     modality = modality or MODALITIES[0]
     studies = [
         VolumeStudy(
@@ -177,7 +177,7 @@ def index_volumes(
         "modality": modality,
         "axis": axis,
         "spacing": spacing and list(spacing),
-        "match": match,
+        "match": rule,
     }
     return SourceIndex(
         studies,
@@ -192,7 +192,7 @@ def index_volumes(
 
 
 def checked_axis(axis: Axis) -> Axis:
-    """The axis, `"0"` as 0.
+    """Check the axis; `"0"` becomes 0.
 
     Raises:
         InputError: if there is no such axis.
@@ -205,7 +205,7 @@ def checked_axis(axis: Axis) -> Axis:
 
 
 def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
-    """The spacing in mm along x, y and z.
+    """Check the spacing, in mm along x, y and z.
 
     Raises:
         InputError: if it is not one number or three, from 0.1 to 100 mm (0 keeps an axis).
@@ -232,7 +232,7 @@ def _headers(folder: Folder) -> dict[str, VolumeHeader]:
     read = isolated_map(_header, paths, _no_header, together=_HEADERS_TOGETHER)
     for file, header in zip(folder.files, read, strict=True):
         if isinstance(header, str):
-            folder.found("study left out", file.name, header)
+            folder.add_entry("study left out", file.name, header)
         else:
             headers[file.name] = header
     return headers
@@ -313,8 +313,8 @@ def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, s
 
 def _matched(
     folder: Folder, headers: dict[str, VolumeHeader], table: LabelTable, match: Match | None
-) -> tuple[Match, dict[str, tuple[str, LabelRow]]]:
-    """The rule, and the key and row of every readable file; the rest: audit entries."""
+) -> tuple[str, dict[str, tuple[str, LabelRow]]]:
+    """Match every readable file to a key and row by one rule; the rest become audit entries."""
     stated = match or ("path" if table.key in STUDY_COLUMNS else None)
     rules = [stated] if stated else get_args(Match)
     readings = {
@@ -330,7 +330,7 @@ def _matched(
     table.refuse_rivals(itertools.chain.from_iterable(readings[taken].values()))
     if stated is None:
         _refuse_one_stem_in_several_folders(taken, keys, table)
-        folder.found("labels matched", "labels", f"by {taken}: a row's key is {_MEANS[taken]}")
+        folder.add_entry("labels matched", "labels", f"by {taken}: a row's key is {_MEANS[taken]}")
     matched, near = {}, lines_alike(table.lines)
     for file in folder.files:
         key = keys.get(file.name)
@@ -340,7 +340,7 @@ def _matched(
             detail = "every label is empty"
             if key is None:
                 detail = why_unmatched(readings[taken][file.name], near, "labels")
-            folder.found("patient without label", file.name, f"{detail}; left out")
+            folder.add_entry("patient without label", file.name, f"{detail}; left out")
         else:
             matched[file.name] = key, table.rows[key]
     folder.audit_entries += table.audit_entries(set(keys.values()))
@@ -361,7 +361,7 @@ def _identifiers(path: PurePosixPath, rule: Match) -> Iterable[str]:
     return name, without_extension(name)
 
 
-def _refuse_one_stem_in_several_folders(rule: Match, keys: dict[str, str], table: LabelTable):
+def _refuse_one_stem_in_several_folders(rule: str, keys: dict[str, str], table: LabelTable) -> None:
     if rule != "stem":
         return
     first: dict[str, str] = {}
