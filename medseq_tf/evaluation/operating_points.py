@@ -1,4 +1,4 @@
-"""Takes probabilities and truth; gives the threshold of each label, and what stands behind it.
+"""The threshold of each label, and on what it stands.
 
 Of a single split the threshold is chosen on validation, and the test studies measure it. Of a
 cross-validated run the mean of all models is what is exported, and no patient is unseen by all of
@@ -24,6 +24,11 @@ FEW = 25
 
 STANDS_ON = "stands on"
 OTHERS_GIVE = f"below {FEW} of a class, other patients may give quite another one"
+
+DEFAULT_RULE = "youden"
+
+Rate = tuple[float, float, float]
+"""A rate, and the bounds of its 95% interval."""
 
 VALIDATION = "the validation patients"
 HELD_OUT = "the held-out predictions of all patients"
@@ -55,8 +60,8 @@ class OperatingPoint:
     negatives: int = 0
     models: int = 1
     members: int = 1
-    sensitivity: tuple[float, float, float] | None = None
-    specificity: tuple[float, float, float] | None = None
+    sensitivity: Rate | None = None
+    specificity: Rate | None = None
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,33 +76,52 @@ def of_nothing(labels: Sequence[str]) -> dict[str, OperatingPoint]:
 
 
 def of_validation(
-    truth: Array, probabilities: Array, patients: Array, labels: Sequence[str]
+    truth: Array,
+    probabilities: Array,
+    patients: Array,
+    labels: Sequence[str],
+    rule: str = DEFAULT_RULE,
 ) -> dict[str, OperatingPoint]:
-    """Thresholds by Youden's index on validation studies; 0.5 for a label of one class.
+    """Choose thresholds on validation studies; 0.5 for a label of one class.
 
     Args:
         truth: (studies, labels) 0, 1 or nan.
         probabilities: (studies, labels).
         patients: (studies,) owners.
         labels: names.
+        rule: `fit.threshold` of the recipe.
     """
     points = {}
     for number, label in enumerate(labels):
-        own = (truth[:, [number]], probabilities[:, [number]], [label])
-        thresholds, notes = metrics.choose_thresholds(*own)
+        threshold, note = _choose(truth[:, number], probabilities[:, number], label, rule)
         points[label] = OperatingPoint(
             label,
-            float(thresholds[0]),
-            "" if notes else VALIDATION,
+            threshold,
+            "" if note else _by(rule, VALIDATION),
             *_patients(truth[:, number], patients),
-            note="; ".join(notes),
+            note=note,
         )
     return points
 
 
+def _by(rule: str, chosen_on: str) -> str:
+    """On whom a threshold is chosen, and by which rule, if not by the usual one."""
+    return chosen_on if rule == DEFAULT_RULE else f"{chosen_on} by {rule}"
+
+
+def _choose(truth: Array, probabilities: Array, label: str, rule: str) -> tuple[float, str]:
+    """A label's threshold, and why it is 0.5."""
+    truth, probabilities = np.asarray(truth, float), np.asarray(probabilities, float)
+    thresholds, notes = metrics.choose_thresholds(
+        truth[:, None], probabilities[:, None], [label], rule
+    )
+    return float(thresholds[0]), "; ".join(notes)
+
+
 def _patients(truth: Array, patients: Array) -> tuple[int, int]:
     """How many patients have a positive, and how many a negative study."""
-    return tuple(len(np.unique(np.asarray(patients)[truth == kind])) for kind in (1, 0))
+    positive, negative = (len(np.unique(np.asarray(patients)[truth == kind])) for kind in (1, 0))
+    return positive, negative
 
 
 def unseen(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -117,12 +141,15 @@ def unseen(predictions: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(**columns, probability=("probability", "mean")).reset_index()
 
 
-def of_folds(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, OperatingPoint]:
-    """Thresholds by Youden's index on all patients, measured with each fold left out.
+def of_folds(
+    predictions: pd.DataFrame, labels: Sequence[str], rule: str = DEFAULT_RULE
+) -> dict[str, OperatingPoint]:
+    """Choose thresholds on all patients, and measure them with each fold left out of the choice.
 
     Args:
         predictions: as for `unseen`.
         labels: names.
+        rule: `fit.threshold` of the recipe.
     """
     table = unseen(predictions).assign(threshold=0.5, split="test", repeat=1)
     points = {}
@@ -131,13 +158,17 @@ def of_folds(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, Oper
         truth, probability, fold = (
             table.loc[own, name].to_numpy() for name in ("truth", "probability", "fold")
         )
-        threshold, note = _chosen(truth, probability, label)
-        left_out = [_chosen(truth[fold != f], probability[fold != f], label)[0] for f in fold]
-        table.loc[own, "threshold"] = left_out
+        threshold, note = _choose(truth, probability, label, rule)
+        rest = {number: fold != number for number in np.unique(fold)}
+        left_out = {
+            number: _choose(truth[others], probability[others], label, rule)[0]
+            for number, others in rest.items()
+        }
+        table.loc[own, "threshold"] = [left_out[number] for number in fold]
         points[label] = OperatingPoint(
             label,
             threshold,
-            "" if note else HELD_OUT,
+            "" if note else _by(rule, HELD_OUT),
             *_patients(truth, table.loc[own, "patient"].to_numpy()),
             models=int(predictions["repeat"].nunique()),
             members=int(predictions["fold"].nunique()),
@@ -145,49 +176,50 @@ def of_folds(predictions: pd.DataFrame, labels: Sequence[str]) -> dict[str, Oper
         )
     held_out = cross_validation.held_out(table, labels)
     measured = cross_validation.evaluate_folds(held_out).set_index(["label", "metric"])
-    for label, point in points.items():
-        rates = {
-            name: tuple(map(float, measured.loc[(label, metric), ["value", "low", "high"]]))
-            for name, metric in (("sensitivity", "recall"), ("specificity", "specificity"))
-        }
-        points[label] = replace(point, **rates)
-    return points
 
+    def rate(label: str, metric: str) -> Rate:
+        value, low, high = map(float, measured.loc[(label, metric), ["value", "low", "high"]])
+        return value, low, high
 
-def without_intervals(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
-    """The same points of folds, for a recipe that was chosen on the patients who measured them."""
-    nothing = (float("nan"), float("nan"))
     return {
         label: replace(
-            point,
-            sensitivity=(point.sensitivity[0], *nothing),
-            specificity=(point.specificity[0], *nothing),
+            point, sensitivity=rate(label, "recall"), specificity=rate(label, "specificity")
         )
         for label, point in points.items()
     }
 
 
-def _chosen(truth: Array, probabilities: Array, label: str) -> tuple[float, str]:
-    arrays = (np.asarray(part, float)[:, None] for part in (truth, probabilities))
-    thresholds, notes = metrics.choose_thresholds(*arrays, [label])
-    return float(thresholds[0]), "; ".join(notes)
+def without_intervals(points: Mapping[str, OperatingPoint]) -> dict[str, OperatingPoint]:
+    """The same points of folds, for a recipe that was chosen on the patients who measured them."""
+
+    def value_of(rate: Rate | None) -> Rate | None:
+        return rate and (rate[0], float("nan"), float("nan"))
+
+    return {
+        label: replace(
+            point,
+            sensitivity=value_of(point.sensitivity),
+            specificity=value_of(point.specificity),
+        )
+        for label, point in points.items()
+    }
 
 
 def notes(points: Mapping[str, OperatingPoint]) -> list[str]:
     """What is to be said of thresholds, in words."""
-    found = []
+    remarks = []
     for label, point in points.items():
         if point.note:
-            found.append(point.note)
+            remarks.append(point.note)
             continue
         if point.sensitivity is not None:
-            found.append(f"{label}: {measured(point.to_dict())}")
+            remarks.append(f"{label}: {measured(point.to_dict())}")
         if min(point.positives, point.negatives) < FEW:
-            found.append(
+            remarks.append(
                 f"{label}: the threshold {point.threshold:.3f} {STANDS_ON} {point.positives} "
                 f"positive and {point.negatives} negative patients; {OTHERS_GIVE}"
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(remarks))
 
 
 def notes_of_folds(points: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
@@ -196,14 +228,14 @@ def notes_of_folds(points: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[st
     Args:
         points: of each fold, by label, as `metrics.json` keeps them.
     """
-    found = []
+    remarks = []
     for label in points[0] if points else ():
         own = [fold[label] for fold in points if fold.get(label, {}).get("chosen_on")]
         counts = {name: [point[name] for point in own] for name in ("positives", "negatives")}
         if own and min(min(values) for values in counts.values()) < FEW:
             words = " and ".join(f"{_range(values)} {name[:-1]}" for name, values in counts.items())
-            found.append(f"{label}: each fold's own threshold {STANDS_ON} {words} patients")
-    return found
+            remarks.append(f"{label}: each fold's own threshold {STANDS_ON} {words} patients")
+    return remarks
 
 
 def _range(values: Sequence[int]) -> str:
@@ -226,7 +258,7 @@ def measured(point: Mapping[str, Any]) -> str:
     if point["sensitivity"] is None:
         return words
     rates = ", ".join(
-        f"{name} {with_interval(*point[name], decimals=2)}"
+        f"{name} {_rate(*point[name])}"
         for name in ("sensitivity", "specificity")
         if point[name][0] is not None
     )
@@ -235,3 +267,7 @@ def measured(point: Mapping[str, Any]) -> str:
         f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
         f"mean of all {point['members']}, which is exported, was not measured itself"
     )
+
+
+def _rate(value: float, low: float | None, high: float | None) -> str:
+    return with_interval(value, low, high, decimals=2)

@@ -19,12 +19,6 @@ from medseq_tf.evaluation.operating_points import OperatingPoint
 PIXEL_COLUMNS = ("found", "false", "missed")
 """Columns of a segmenter's predictions: pixels of the lesion, called or not, and others called."""
 
-CUT_RULES = {
-    "sensitivity_at_90_specificity": "specificity>=0.9",
-    "specificity_at_90_sensitivity": "sensitivity>=0.9",
-}
-"""The metrics of an operating point beside the threshold, and the rule that chooses it."""
-
 
 def predictions_table(
     prepared: Prepared,
@@ -77,27 +71,27 @@ def by_study(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def choose_operating_points(
-    prepared: Prepared, rows: np.ndarray, probabilities: np.ndarray
+    prepared: Prepared, rows: np.ndarray, probabilities: np.ndarray, rule: str
 ) -> dict[str, OperatingPoint]:
-    """Return each label's threshold by Youden's index on validation studies.
+    """Return each label's threshold by a rule (`fit.threshold`) on validation studies.
 
     A label of one class only gets 0.5 and a note.
     """
     scored = ~np.isnan(probabilities).any(1)
     patients = prepared.studies["patient_id"].to_numpy()[rows][scored]
     values = (prepared.labels[rows][scored], probabilities[scored])
-    return operating_points.of_validation(*values, patients, prepared.label_names)
+    return operating_points.of_validation(*values, patients, prepared.label_names, rule)
 
 
 def choose_cuts(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return, by label, the cut of each metric of `CUT_RULES`, chosen on the validation studies.
+    """Return, by label, the cut of each metric of `metrics.TRADE_OFFS`.
 
-    A label of one class only has none.
+    They are chosen on the validation studies; a label of one class only has none.
     """
     return {
         label: {
             name: metrics.choose_threshold(truth, probability, rule)
-            for name, rule in CUT_RULES.items()
+            for name, rule in metrics.TRADE_OFFS.items()
         }
         for label, truth, probability in _validation(predictions)
         if len(np.unique(truth)) == 2
@@ -142,21 +136,21 @@ def with_cuts(predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]
         return predictions
     columns = {
         f"cut_{name}": [cuts.get(label, {}).get(name, np.nan) for label in predictions["label"]]
-        for name in CUT_RULES
+        for name in metrics.TRADE_OFFS
     }
     return predictions.assign(**columns)
 
 
 def cut_columns(predictions: pd.DataFrame) -> list[str]:
     """Return the names of the columns that `with_cuts` has added to a table."""
-    return [f"cut_{name}" for name in CUT_RULES if f"cut_{name}" in predictions]
+    return [f"cut_{name}" for name in metrics.TRADE_OFFS if f"cut_{name}" in predictions]
 
 
 def cut_arrays(studies: pd.DataFrame, label_names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the cuts of a table of `by_study`, `(studies, labels)`, by metric."""
     return {
         name: studies[f"cut_{name}"].reindex(columns=label_names).to_numpy(float)
-        for name in CUT_RULES
+        for name in metrics.TRADE_OFFS
         if f"cut_{name}" in studies.columns.get_level_values(0)
     }
 

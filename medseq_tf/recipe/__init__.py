@@ -60,6 +60,7 @@ from medseq_tf.recipe.training import (
     Optimizer,
     Split,
     SyntheticLesions,
+    threshold_rule,
 )
 
 __all__ = [
@@ -112,4 +113,5 @@ __all__ = [
     "plain_values",
     "presets",
     "settings_in",
+    "threshold_rule",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from medseq_tf.recipe.settings import (
     Batch,
@@ -45,6 +46,26 @@ MONITORS: tuple[str, ...] = get_args(Monitor)
 
 MINIMISED = ("brier", "loss")
 """The monitors of which the smallest value is the best."""
+
+
+_THRESHOLD_RULE = re.compile(
+    r"youden|f1|f1_macro|accuracy"
+    r"|(?:sensitivity|specificity)\s*>=\s*(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)"
+)
+
+
+def threshold_rule(rule: str) -> str:
+    """Return a rule by which a threshold is chosen, if it is one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if _THRESHOLD_RULE.fullmatch(rule):
+        return rule
+    raise ValueError(
+        f"unknown threshold rule {rule!r}: expected one of youden, f1, f1_macro, accuracy, "
+        "sensitivity>=X, specificity>=X (X from 0 to 1)"
+    )
 
 
 class SyntheticLesions(Settings):
@@ -168,6 +189,10 @@ class Fit(Settings):
     """Validation metric that picks the best epoch (ties: the smaller validation loss)."""
     patience: Epochs | None = 5
     """Epochs without a better `monitor` before training stops; null: never."""
+    threshold: Annotated[str, AfterValidator(threshold_rule)] = "youden"
+    """Rule by which validation chooses the threshold of each label: the greatest `youden`
+    (sensitivity + specificity - 1), `f1`, `f1_macro` or `accuracy`; or `sensitivity>=X`, the most
+    specific that still finds this share, or `specificity>=X`."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False
     """Compile the training step with XLA, anew for every shape of a batch: for a GPU and sequences

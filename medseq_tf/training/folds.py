@@ -82,7 +82,8 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
         ignore_index=True,
     )
     tested = pooled[pooled["split"] == "test"]
-    points = operating_points.of_folds(tested, prepared.label_names)
+    rule = whole.experiment.fit.threshold
+    points = operating_points.of_folds(tested, prepared.label_names, rule)
     studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
     if selection.note(whole.experiment, studies):
         points = operating_points.without_intervals(points)

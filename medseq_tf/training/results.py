@@ -73,7 +73,10 @@ def finish(fitter: Fitter) -> None:
     points = operating_points.of_nothing(prepared.label_names)
     if "validation" in predicted:
         points = choose_operating_points(
-            prepared, split["validation"], predicted["validation"].probabilities
+            prepared,
+            split["validation"],
+            predicted["validation"].probabilities,
+            fitter.recipe.fit.threshold,
         )
     notes = operating_points.notes(points) + missing_test_classes(prepared.studies, split)
     thresholds = {label: point.threshold for label, point in points.items()}

@@ -122,9 +122,11 @@ def _scores(
     for (fold, _), part in table.groupby(["fold", "label"], sort=True):
         part = part[part["truth"].notna()]
         counts = drawn[:, patients.get_indexer(part["patient"])].astype(float)
-        arrays = [part[name].to_numpy(float) for name in ("truth", "probability", "threshold")]
+        truth, probability, threshold = (
+            part[name].to_numpy(float) for name in ("truth", "probability", "threshold")
+        )
         both = [
-            metrics.all_metrics(*arrays, weights, [metric])[metric]
+            metrics.all_metrics(truth, probability, threshold, weights, [metric])[metric]
             for weights in (counts, (counts == 0) * 1.0)
         ]
         by_fold.setdefault(fold, []).append(np.array(both))

@@ -18,6 +18,7 @@ from medseq_tf.errors import InputError
         ("model.encoder.fsm=null", "model.encoder.fsm", None),
         ("model.encoder.filters.1=64", "model.encoder.filters", [16, 64, 48]),
         ("fit.patience=null", "fit.patience", None),
+        ("fit.threshold=sensitivity>=0.9", "fit.threshold", "sensitivity>=0.9"),
     ],
 )
 def test_an_override_changes_one_value(override, key, value):
@@ -46,6 +47,7 @@ def test_switching_on_a_group_takes_its_other_defaults():
         ("input.std=0", "input.std = 0: should be greater than 0"),
         ("input.mean=.nan", "finite"),
         ("fit.monitor=auc", "fit.monitor = 'auc'"),
+        ("fit.threshold=sensitivity>=2", "'sensitivity>=2': unknown threshold rule"),
         ("fit.epochs", "expected key=value"),
         ("fit.epochs=[1", "not valid YAML"),
         ("seed.x=3", "seed is a single value"),

@@ -14,7 +14,8 @@ from small_run import run_small
 
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain.explain import choose_studies
-from medseq_tf.evaluation.predictions import CUT_RULES, choose_cuts
+from medseq_tf.evaluation.metrics import TRADE_OFFS
+from medseq_tf.evaluation.predictions import choose_cuts
 from medseq_tf.evaluation.run_predictions import stored_cuts
 from medseq_tf.evaluation.scoring import score
 from medseq_tf.reporting import figures, model_card, report
@@ -198,7 +199,7 @@ def test_the_run_keeps_the_cuts_of_other_operating_points(run, tmp_path):
     """A run of an earlier version, without them, gets them from its validation predictions."""
     cuts = choose_cuts(run.predictions)
     assert run.cuts == cuts
-    assert set(cuts["lesion"]) == set(CUT_RULES)
+    assert set(cuts["lesion"]) == set(TRADE_OFFS)
     row = run.metrics.set_index(["split", "metric"]).loc[("test", "sensitivity_at_90_specificity")]
     assert row["threshold"] == cuts["lesion"]["sensitivity_at_90_specificity"]
     assert "chosen on validation; specificity here" in row["note"]

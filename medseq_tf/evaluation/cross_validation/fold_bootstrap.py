@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def weighted_sum(parts: Sequence[Resampled], weights: Sequence[float]) -> Resamp
     first = parts[0]
     repeats = first.repeats if all(part.repeats == first.repeats for part in parts) else {}
 
-    def total(values: list) -> float:
+    def total(values: list) -> Any:
         return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
     by_fold = {

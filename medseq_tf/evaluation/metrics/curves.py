@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -187,8 +188,8 @@ def _band(
     return curve(None), low, high
 
 
-def _steps_at(x: Array, y: Array, grid: Array, side: str, shift: int) -> Array:
-    """y at the step of each row's ascending x that holds each point of the grid; nan as x is."""
+def _steps_at(x: Array, y: Array, grid: Array, side: Literal["left", "right"], shift: int) -> Array:
+    """Read each row's y at the step of its ascending x that holds each point of the grid."""
     rows_x, rows_y = np.atleast_2d(x), np.atleast_2d(y)
     steps = np.stack([np.searchsorted(row, grid, side=side) for row in rows_x]) + shift
     values = np.take_along_axis(rows_y, np.clip(steps, 0, rows_y.shape[1] - 1), axis=1)

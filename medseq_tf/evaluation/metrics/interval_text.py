@@ -34,7 +34,7 @@ def interval(
         decimals: digits after the point.
         missing: what is written where there is no interval.
     """
-    if pd.isna(low):
+    if low is None or high is None or np.isnan(low):
         return missing
     bounds = (
         number(bound, sign, decimals) if np.isfinite(bound) else "no bound" for bound in (low, high)

@@ -97,7 +97,8 @@ def evaluate_pixels(
     predictions = LabelPredictions(label, has_lesion, nowhere, nowhere, owners)
     limits = class_limits(has_lesion, owners, ("positive",))
     pieces = left_out_weights(jackknife_groups(owners))
-    without = [pixel_metrics(*counts, weights) for weights in pieces]
+    called, wrong, left = counts
+    without = [pixel_metrics(called, wrong, left, weights) for weights in pieces]
     with_lesion, _ = predictions.patients_by_class()
     few = 0 < with_lesion < FEW_PATIENTS
     remark = f"{with_lesion} patients with a lesion: {DESCRIBED}" if few else ""

@@ -8,13 +8,19 @@ intervals by `combine`.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from medseq_tf.evaluation.metrics.point_metrics import Array
 
 
-def wilson_interval(count: Array, n: Array, confidence: float = 0.95) -> tuple[Array, Array]:
-    """Wilson's score interval (1927) of a share `count / n` of independent observations, n > 0."""
+def wilson_interval(
+    count: ArrayLike, n: ArrayLike, confidence: float = 0.95
+) -> tuple[Array, Array]:
+    """Wilson's score interval (1927) of a share `count / n` of independent observations, n > 0.
+
+    The shares p from which the observed one is no farther than z standard errors sqrt(p(1 - p)/n).
+    """
     z = stats.norm.ppf((1 + confidence) / 2)
     count, n = np.asarray(count, dtype=float), np.asarray(n, dtype=float)
     centre = (count + z**2 / 2) / (n + z**2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -47,7 +48,8 @@ def observed_expected(
     sums = np.bincount(known.owners, rest) / len(rest)
     variance = float((sums**2).sum()) * count / max(count - 1, 1)
     low, high = effective_interval(observed, variance, count, confidence)
-    return Estimate(*(float(share / expected) for share in (observed, low, high)))
+    value, low, high = (float(share / expected) for share in (observed, low, high))
+    return Estimate(value, low, high)
 
 
 def calibration_intercept(
@@ -74,7 +76,7 @@ def calibration_intercept(
     model = float((expected * (1 - expected)).sum())
     effect = known.design_effect(known.labels - expected, expected, model)
     t = float(stats.t.ppf((1 + confidence) / 2, known.patients - 1))
-    low, high = (_root(lambda a, s=s: excess(a, s * t, effect), value) for s in (1, -1))
+    low, high = (_root(partial(excess, z=z, effect=effect), value) for z in (t, -t))
     return Estimate(value, low, high)
 
 

@@ -40,21 +40,21 @@ def fit_temperature(labels: Array, logits: Array) -> float:
         )
     margins = (2 * labels - 1) * logits
 
-    def loss(log_temperature: Array) -> Array:
+    def loss(log_temperature: Array | float) -> Array:
         """Negative log posterior (temperatures,), but for a constant."""
         scaled = margins * np.exp(-np.asarray(log_temperature))[..., None]
         prior = (log_temperature / LOG_TEMPERATURE_SPREAD) ** 2 / 2
         return np.logaddexp(0, -scaled).sum(axis=-1) + prior
 
-    grid = np.linspace(*np.log(TEMPERATURES), 241)
+    grid = np.linspace(np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1]), 241)
     near = grid[np.argmin(loss(grid))]
     step = grid[1] - grid[0]
     bounds = (max(near - step, grid[0]), min(near + step, grid[-1]))
-    found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    best = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
     apart = logits[labels == 1].min() >= logits[labels == 0].max()
-    if loss(np.float64(0)) - found.fun < LEAST_GAIN and not apart:
+    if loss(0.0) - best.fun < LEAST_GAIN and not apart:
         return 1.0
-    return float(np.exp(found.x))
+    return float(np.exp(best.x))
 
 
 def logits(probabilities: Array) -> Array:
