@@ -91,10 +91,12 @@ class Elements(dict[str, Any]):
 
         Bytes that it does not have are escaped: two ids that differ in them stay two.
         """
+        value = self.raw(keyword)
+        if value.isascii() and b"\x1b" not in value:  # the same in all of them
+            return self.text(keyword)
         from pydicom.charset import decode_bytes
         from pydicom.valuerep import TEXT_VR_DELIMS
 
-        value = self.raw(keyword)
         encodings = _encodings(self.raw("SpecificCharacterSet"))
         try:
             text = decode_bytes(value, encodings, TEXT_VR_DELIMS)
