@@ -46,7 +46,7 @@ _READ_FIRST = (64 * 1024, 2 * 2**20, 128 * 2**20)
 _MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
-_FIRST_PIXELS, _PIXEL_DATA = 0x7FE00008, 0x7FE00010
+_PIXEL_GROUP, _FIRST_PIXELS, _PIXEL_DATA = 0x7FE0, 0x7FE00008, 0x7FE00010
 """Pixels in floating point come first, and are not read."""
 _lock = threading.Lock()
 
@@ -252,8 +252,8 @@ def _data_set(
     at_pixels: list[PixelData | None] = []
 
     def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
-        if not _FIRST_PIXELS <= tag <= _PIXEL_DATA:
-            return False
+        if tag >> 16 != _PIXEL_GROUP or not _FIRST_PIXELS <= int(tag) <= _PIXEL_DATA:
+            return False  # tags compare slowly, and shift fast
         at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
         return True
 
