@@ -39,7 +39,7 @@ def arguments_of(layer: type[Layer]) -> list[str]:
     if layer.__init__ is keras.layers.Layer.__init__:
         return []
     _, *parameters = inspect.signature(layer.__init__).parameters.values()
-    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _plain(value: Any) -> Any:
