@@ -59,7 +59,7 @@ def _arrays(part: pd.DataFrame, column: str = "probability") -> tuple[np.ndarray
 
 
 def training(runs: Sequence[Run]) -> list[Drawing]:
-    """Draw loss and monitored metric by epoch, a line a run."""
+    """Draw loss and monitored metric by epoch, a line per run."""
     monitor = runs[0].experiment.fit.monitor
     name = "AUROC" if monitor == "auroc" else monitor.replace("_", " ")
     losses, left = _axis(xlabel="epoch", ylabel="loss")
@@ -217,7 +217,7 @@ def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 
 
 
 def confusion(predictions: pd.DataFrame, labels: Sequence[str]) -> Drawing:
-    """Draw how many studies of each class were called what, a square a label."""
+    """Draw how many studies of each class were called what, a square per label."""
     figure = Figure(figsize=(3.2 * len(labels), 3.2), layout="constrained")
     words = []
     for axis, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels, strict=True):

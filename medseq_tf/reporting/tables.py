@@ -129,9 +129,9 @@ def metric_rows(scores: pd.DataFrame) -> Table:
 
 
 def folds(predictions: pd.DataFrame) -> Table:
-    """List one row a label and metric, one column a fold, then mean and standard deviation.
+    """List one row per label and metric, one column per fold, then mean and standard deviation.
 
-    Of repeated folds there is one column a repeat, the mean of its folds.
+    Of repeated folds there is one column per repeat, the mean of its folds.
     """
     tested = predictions[predictions["split"] == "test"]
     shown = [name for name in scoring.REPORTED_METRICS if name in metrics.METRICS]
@@ -165,7 +165,7 @@ def calibration(predictions: pd.DataFrame, selected: str) -> Table:
 
 
 def subgroups(scores: pd.DataFrame) -> Table:
-    """List one row a subgroup and label, one column a metric."""
+    """List one row per subgroup and label, one column per metric."""
     rows = []
     for (subgroup, group, label), part in scores.groupby(
         ["subgroup", "group", "label"], sort=False

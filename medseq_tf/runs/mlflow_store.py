@@ -362,7 +362,7 @@ def register_saved_model(
 
 
 def _signature() -> Any:
-    """Return what a registered model is asked with and answers: a row of texts, a row a label."""
+    """Return what a registered model is asked with and answers: a row of texts, a row per label."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array

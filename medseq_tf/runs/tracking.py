@@ -251,14 +251,10 @@ class Section:
         if step and kept:
             self._tracker.metrics(kept, step)
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Pass on nothing: the run has its own."""
+    def _pass_on_nothing(self, *values: Any, **settings: Any) -> None:
+        """Leave it to the run, which has its own."""
 
-    def dataset(self, name: str, fingerprint: str, profile: Mapping[str, Any]) -> None:
-        """Pass on nothing: the run has its own."""
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Pass on nothing: the run has its own."""
+    params = dataset = artifact = _pass_on_nothing
 
 
 AnyTracker: TypeAlias = Tracker | Section
