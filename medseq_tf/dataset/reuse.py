@@ -115,8 +115,7 @@ def _lines(content: bytes) -> Iterator[dict[str, Any]]:
 
 def _recipe(recipe: Experiment) -> str:
     """Return a hash of all that decides a training."""
-    values = {k: v for k, v in recipe.flat().items() if k not in ("name", "description")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(recipe.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _packed(rows: np.ndarray, studies: int) -> str:

@@ -78,6 +78,10 @@ class Chosen(Settings):
     of their studies."""
 
 
+LATER_SETTINGS = {("fit", "threshold"): Fit().threshold}
+"""Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
+
+
 class Experiment(Settings):
     """The whole recipe of a training run."""
 
@@ -189,12 +193,27 @@ class Experiment(Settings):
                 )
         return self
 
-    def to_yaml(self) -> str:
-        """Return the recipe as YAML, every value written out, that `load` reads back equal."""
+    def to_yaml(self, identity: bool = False) -> str:
+        """Return the recipe as YAML, every value written out, that `load` reads back equal.
+
+        Args:
+            identity: leave out what `LATER_SETTINGS` names, to tell recipes apart by the text.
+        """
         values = self.model_dump(mode="json")
         if not self.chosen:
             del values["chosen"]
+        for (group, name), default in LATER_SETTINGS.items():
+            if identity and values[group][name] == default:
+                del values[group][name]
         return yaml.safe_dump(values, sort_keys=False, width=100)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides a training, by dotted key, with the same result as in 0.1.0."""
+        values = self.flat()
+        for (group, name), default in LATER_SETTINGS.items():
+            if values[f"{group}.{name}"] == default:
+                del values[f"{group}.{name}"]
+        return {key: value for key, value in values.items() if key not in ("name", "description")}
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its dotted key, such as `model.aggregator.units`.

@@ -126,7 +126,12 @@ class Space:
     def key(self) -> str:
         """SHA-256 of all that decides a trial but its values: searches are told apart by it."""
         base = self.base.model_copy(update={"chosen": []})  # says where it comes from, no more
-        parts = [self.name, str(self.objective), base.to_yaml(), self.to_yaml("recipe")]
+        parts = [
+            self.name,
+            str(self.objective),
+            base.to_yaml(identity=True),
+            self.to_yaml("recipe"),
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_yaml(self, recipe: str) -> str:

@@ -55,3 +55,13 @@ def test_any_plain_values_are_a_recipe_or_one_line(values):
         recipe, problem = recipes.Experiment(), str(error)
     assert len(problem.splitlines()) == 1
     assert recipes.from_values(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
+    recipe = recipes.load(recipes.Experiment())
+    assert "fit.threshold" not in recipe.identity()
+    assert "threshold" not in recipe.to_yaml(identity=True)
+    assert "threshold: youden" in recipe.to_yaml()
+    other = recipes.load(recipe, ["fit.threshold=f1"])
+    assert other.identity() == {**recipe.identity(), "fit.threshold": "f1"}
+    assert other.to_yaml(identity=True) == other.to_yaml()
