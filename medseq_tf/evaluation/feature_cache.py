@@ -74,7 +74,7 @@ def cache(
     Args:
         features: the folder; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
         limit: GiB that may be kept from now on; the least recently used entries above it are
-          removed.
+            removed.
         clear: remove all entries. What a process at work uses stays.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Takes a model and prepared studies; gives one probability for every study and label.
+"""Inference: a model's probability for every study and label.
 
-Of a segmenter it also gives how many pixels of each study's lesion were found.
+Of a segmenter also how many pixels of each study's lesion it finds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medseq_tf.recipe import Experiment
 
 
 class Predictions(NamedTuple):
-    """What a model says of studies.
+    """A model's predictions for studies.
 
     Attributes:
         probabilities: `(studies, labels)`; NaN for a study that the recipe leaves out.
@@ -43,33 +43,34 @@ def study_predictions(
 ) -> Predictions:
     """Return `study_probabilities` and, of a segmenter, how well it finds the lesions' pixels.
 
-    Pixels are those of the model's input, of the slices that answer for a study.
+    Pixels are those of the model's input, of the slices that a study is predicted by.
     """
     if not experiment.segments:
         return Predictions(study_probabilities(model, store, rows, experiment, features))
     rows = np.asarray(rows, np.int64)
     position = {int(row): i for i, row in enumerate(rows)}
     total, count = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
-    pixels, sums = np.zeros((len(rows), 3)), np.zeros(2)
+    pixels, loss_sums = np.zeros((len(rows), 3)), np.zeros(2)
     batches = evaluation_batches(store.prepared, rows, experiment, 1, store, masks=True)
     forward = _forward_pixels(model, losses.build(experiment.loss, store.prepared.labels))
     for inputs, masks, (row,) in readable(batches, store):
-        found = forward(inputs["slices"], inputs["lengths"], masks)
+        probability, of_pixels, sums = forward(inputs["slices"], inputs["lengths"], masks)
         at = position[int(row)]
-        total[at] += found[0][0]
+        total[at] += probability[0]
         count[at] += 1
-        pixels[at] += found[1]
-        sums += found[2]
+        pixels[at] += of_pixels
+        loss_sums += sums
     check_finite(total, store.prepared, rows)
+    loss = float(loss_sums[0] / loss_sums[1]) if loss_sums[1] else np.nan
     with np.errstate(invalid="ignore"):
-        return Predictions(total / count, pixels, float(sums[0] / sums[1]) if sums[1] else np.nan)
+        return Predictions(total / count, pixels, loss)
 
 
 def _forward_pixels(model: Any, loss: losses.PixelLoss) -> Any:
     """Return a segmenter's inference graph for one study: its probability, pixels and loss."""
     graphs = vars(model).setdefault("_study_probabilities", {})
     if "pixels" not in graphs:
-        area, (height, width, _) = model.encoder.backbone, model.slice_shape
+        segmenter, (height, width, _) = model.encoder.backbone, model.slice_shape
 
         @tf.function(
             input_signature=[
@@ -80,8 +81,8 @@ def _forward_pixels(model: Any, loss: losses.PixelLoss) -> Any:
             autograph=False,
         )
         def graph(slices: tf.Tensor, lengths: tf.Tensor, masks: tf.Tensor) -> tuple:
-            lesion = area.lesion(slices, lengths)
-            logits = model.classify(area.area(lesion, lengths), lengths)
+            lesion = segmenter.lesion(slices, lengths)
+            logits = model.classify(segmenter.area(lesion, lengths), lengths)
             called, is_lesion = lesion > 0, masks == 1
             cells = (called & is_lesion, called & ~is_lesion, ~called & is_lesion)
             pixels = tf.stack([tf.reduce_sum(tf.cast(cell, tf.float32)) for cell in cells])
@@ -103,7 +104,7 @@ def study_probabilities(
 ) -> np.ndarray:
     """Return the probability of each label for each study.
 
-    A study that `sequence.evaluation` reads as several sequences gets their mean probability.
+    A study that `sequence.evaluation` makes several sequences of gets their mean probability.
 
     Args:
         model: a `SequenceClassifier`.

@@ -49,7 +49,7 @@ def explain_study(
 ) -> Explanation:
     """Explain the prediction of a run's best model for one study.
 
-    A study that is read as several sequences gets the mean over them. Of a cross-validated run the
+    A study of several sequences gets the mean over them. Of a cross-validated run the
     model is that of the fold that tested the study.
 
     Args:
