@@ -41,6 +41,7 @@ class DebugCommand(click.Command):
         self.params.append(_debug_option())
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C comes out as an exception that click does not print."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

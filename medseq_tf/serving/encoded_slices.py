@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from medseq_tf import recipe as recipes
 from medseq_tf.input.model_input import scale_intensities
-from medseq_tf.readers.pictures import LARGEST_SIDE
+from medseq_tf.readers.study import LARGEST_SIDE
 from medseq_tf.serving.description import Description
 
 LARGEST_PIXELS = 16 * 2**20

@@ -10,7 +10,7 @@ import numpy as np
 
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.splits import Rows
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Stopped
 from medseq_tf.runs.mlflow_store import crown, first_line
 from medseq_tf.runs.run import Run

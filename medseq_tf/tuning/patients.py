@@ -12,6 +12,7 @@ import pandas as pd
 
 from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
 from medseq_tf.recipe import Split
 from medseq_tf.tuning.search import Search
@@ -118,9 +119,7 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
     return {"set_aside": ids[own["test"]].tolist(), "splits": named}
 
 
-def _divisions(
-    studies: pd.DataFrame, split: Split, objective: Objective
-) -> list[splits.Rows] | None:
+def _divisions(studies: pd.DataFrame, split: Split, objective: Objective) -> list[Rows] | None:
     if objective.folds:
         everyone = split.model_copy(update={"given": False})
         return splits.make_folds(studies, objective.folds, everyone, objective.repeats or 1)
