@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import Any, NamedTuple
 
 import jinja2
@@ -15,6 +16,9 @@ LIMITS_OF_USE = (
     "says nothing about patients, scanners or hospitals unlike those below, nothing about findings "
     "other than those it was trained on, and a negative call rules nothing out."
 )
+
+_MARKUP = re.compile(r"[\\|`*~\[\]]|(?<![^\W_])_|_(?![^\W_])")
+"""Of Markdown; an underscore within a word is none."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("medseq_tf.reporting"),
@@ -65,4 +69,4 @@ def render_markdown(template: str, **context: Any) -> str:
 
 def plain(value: object) -> str:
     """Return a value as the text of a Markdown cell: no bar, no line break, no markup."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return _MARKUP.sub(r"\\\g<0>", " ".join(str(value).split())).replace("<", "&lt;")

@@ -154,7 +154,7 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What is to be said of thresholds and temperatures, where validation says too little."""
-        return self._json("metrics.json")["notes"]
+        return self._json("metrics.json").get("notes", [])
 
     @property
     def reads(self) -> Reads | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat
+from pydantic.dataclasses import dataclass
 
 from medseq_tf.readers.intensities import DTYPES
 
@@ -19,7 +20,17 @@ LARGEST_SIZE = 1024
 MOST_SLICES = 512
 
 
-@dataclasses.dataclass(frozen=True)
+def _readable(preparation: dict[str, Any]) -> dict[str, Any]:
+    """Return a preparation whose settings are of the kinds that the readers expect."""
+    for name in ("options", "resolved"):
+        settings = preparation.get(name) or {}
+        low, high = settings.get("extent", (0, 1))
+        if not isinstance(settings.get("layout") or "", str) or not 0 <= low <= high <= 1:
+            raise ValueError(f"{name} of another kind")
+    return preparation
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Description:
     """What an exported model says of itself.
 
@@ -44,17 +55,17 @@ class Description:
     """
 
     name: str
-    labels: list[str]
-    thresholds: dict[str, float]
-    temperatures: dict[str, float]
-    modality: str
+    labels: Annotated[list[str], Field(min_length=1)]
+    thresholds: dict[str, FiniteFloat]
+    temperatures: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
+    modality: Literal["photograph", "CT", "MR"]
     unit: str
-    bits: int
+    bits: Literal[8, 16]
     offset: int
-    size: int
+    size: Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
     aspect: Literal["pad", "stretch"]
     most_slices: int
-    preparation: dict[str, Any]
+    preparation: Annotated[dict[str, Any], AfterValidator(_readable)]
     members: int = 1
     fingerprint: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -109,27 +120,9 @@ class Description:
             raise ValueError("not the description of a model, or one of another version")
         try:
             description = cls(**values)
-            is_whole = description._is_whole()
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not the description of a model: {error}") from None
-        if not is_whole:
+        except (TypeError, ValueError, AttributeError):
+            raise ValueError("not the description of a model") from None
+        labels = set(description.labels)
+        if not (labels <= description.thresholds.keys() & description.temperatures.keys()):
             raise ValueError("not the description of a model")
         return description
-
-    def _is_whole(self) -> bool:
-        return bool(
-            isinstance(self.labels, list)
-            and self.labels
-            and all(isinstance(label, str) for label in self.labels)
-            and all(math.isfinite(self.thresholds[label]) for label in self.labels)
-            and all(0 < self.temperatures[label] < math.inf for label in self.labels)
-            and self.modality in DTYPES
-            and self.bits in (8, 16)
-            and isinstance(self.offset, int)
-            and isinstance(self.size, int)
-            and 1 <= self.size <= LARGEST_SIZE
-            and self.aspect in ("pad", "stretch")
-            and isinstance(self.preparation, dict)
-            and isinstance(self.preparation.get("options") or {}, dict)
-            and isinstance(self.preparation.get("resolved") or {}, dict)
-        )

@@ -118,8 +118,23 @@ def predict(
         refuse_credentials(model)
     opened = open_model(model)
     description = opened.describe()
+    points = _points(description)
     studies = _studies_of_paths([os.fspath(path) for path in paths], description)
-    return _predictions(opened, description, studies, running, workers, strict, progress)
+    return _predictions(opened, description, points, studies, running, workers, strict, progress)
+
+
+def _points(description: Description) -> dict[str, str | None]:
+    """Return what is known of each label's operating point, in words."""
+    try:
+        return {
+            label: operating_points.measured(description.operating_points.get(label, {})) or None
+            for label in description.labels
+        }
+    except (LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{printable(description.name)}: the model's description of its operating points is "
+            "damaged; export the run again"
+        ) from None
 
 
 # ------------------------------------------------------------------------------- finding studies
@@ -203,6 +218,7 @@ class _Unreadable(StudySource):
 def _predictions(
     model: Model,
     description: Description,
+    points: dict[str, str | None],
     studies: list[_PathStudy],
     running: bool,
     workers: int | None,
@@ -216,7 +232,7 @@ def _predictions(
     )
     with bar, contextlib.closing(_records(sources, spec, workers)) as records:
         for study, record in zip(studies, records, strict=True):
-            for prediction in _of_study(model, description, study, record, running):
+            for prediction in _of_study(model, description, points, study, record, running):
                 if strict and prediction.error:
                     raise InputError(f"{prediction.study}: {prediction.error}")
                 yield prediction
@@ -241,7 +257,12 @@ def _ended(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
 
 
 def _of_study(
-    model: Model, description: Description, study: _PathStudy, record: StudyRecord, running: bool
+    model: Model,
+    description: Description,
+    points: dict[str, str | None],
+    study: _PathStudy,
+    record: StudyRecord,
+    running: bool,
 ) -> Iterator[Prediction]:
     audit_entries = [*study.audit_entries, *record.audit_entries]
     left_out = [entry.detail for entry in audit_entries if entry.kind == LEFT_OUT]
@@ -271,8 +292,7 @@ def _of_study(
             positive=probability >= threshold,
             slices=len(files),
             running=steps,
-            operating_point=operating_points.measured(description.operating_points.get(label, {}))
-            or None,
+            operating_point=points[label],
         )
 
 

@@ -18,7 +18,7 @@ from medseq_tf.evaluation.metrics import TRADE_OFFS
 from medseq_tf.evaluation.predictions import choose_cuts
 from medseq_tf.evaluation.run_predictions import stored_cuts
 from medseq_tf.evaluation.scoring import score
-from medseq_tf.reporting import figures, model_card, report
+from medseq_tf.reporting import figures, model_card, rendering, report
 from medseq_tf.runs.run import Run
 
 
@@ -122,11 +122,24 @@ def test_what_a_name_holds_is_text_not_markup(run, tmp_path, monkeypatch):
         assert any(HOSTILE in data for tag, data in words if tag == place), place
     card = model_card.card(Run.open(copy))
     assert "<script>" not in card
-    assert "{{ 7 * 7 }}" in card
+    assert r"{{ 7 \* 7 }}" in card
     assert {row.count("|") - row.count("\\|") for row in card.splitlines() if row[:1] == "|"} == {
         5,
         7,
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("[x](http://a) ![y](b)", r"\[x\](http://a) !\[y\](b)"),
+        ("`a` *b* ~~c~~ __d__", r"\`a\` \*b\* \~\~c\~\~ \_\_d\_\_"),
+        (r"a | b \| c", r"a \| b \\\| c"),
+        ("<b>\n\n# auroc_pooled", "&lt;b> # auroc_pooled"),
+    ],
+)
+def test_a_value_of_the_model_card_is_no_markup(value, text):
+    assert rendering.plain(value) == text
 
 
 def test_no_image_of_a_patient_is_in_it_unless_asked_for(run, demo_data, with_images, tmp_path):

@@ -75,3 +75,4 @@ def test_the_first_runs_of_0_1_0_say_less_and_open_as_well(tmp_path):
     assert run.metrics["split"].tolist() == ["test", "validation"]
     assert run.metrics["interval"].fillna("").tolist() == ["", ""]
     assert run.predictions["calibrated"].tolist() == [0.25]
+    assert run.notes == []

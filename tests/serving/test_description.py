@@ -63,6 +63,15 @@ def test_another_text_is_no_description(text):
         {"bits": 12},
         {"aspect": None},
         {"preparation": None},
+        {"thresholds": {"a": 10**400, "b": 0.5}},
+        {"temperatures": {"a": 10**400, "b": 1.0}},
+        {"preparation": {"options": [1]}},
+        {"preparation": {"options": {"extent": 3}}},
+        {"preparation": {"options": {"extent": [0.1, None]}}},
+        {"preparation": {"resolved": {"layout": ["patient"]}}},
+        {"operating_points": ["a"]},
+        {"operating_points": {"a": [0.5]}},
+        {"unknown": 1},
     ],
 )
 def test_a_description_of_nonsense_is_none(changes):

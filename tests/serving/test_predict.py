@@ -240,6 +240,16 @@ class OfCT:
         return StudyProbabilities(np.float32([0.5]))
 
 
+def test_damaged_operating_points_are_one_line(tmp_path):
+    class Damaged(OfCT):
+        def describe(self):
+            points = {label: {"chosen_on": "validation"} for label in model().describe().labels}
+            return dataclasses.replace(model().describe(), operating_points=points)
+
+    with pytest.raises(InputError, match="operating points is damaged"):
+        predict(Damaged(), tmp_path, workers=1)
+
+
 def test_what_is_odd_about_a_dicom_study_is_said_with_it(tmp_path):
     shutil.copytree(sources() / "dicom", tmp_path / "dicom")
     examination = sorted(p for p in (tmp_path / "dicom").iterdir() if p.is_dir())[0]
