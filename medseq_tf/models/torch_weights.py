@@ -25,13 +25,14 @@ from medseq_tf.models.encoders import ConvFSMStack
 
 ANCHOR = "sequence_convolutions.0.convs.0.weight"
 TORCH_EPSILON = 1e-5
+LARGEST = 2**30
+"""Bytes of a file's tensors; the paper's network has some 4 MiB."""
 FSM_BLOCKS = {
     "reduce": ("for_x",),
     "project": ("for_theta", "for_phi", "for_g"),
     "restore": ("y_conv",),
     "expand": ("last_conv",),
 }
-
 
 Pairs = Iterator[tuple[keras.Variable, np.ndarray, str]]
 """A variable, its value and the name of the (first) tensor that the value is made of."""
@@ -61,7 +62,11 @@ class _Tensors:
         if name not in self.tensors:
             raise InputError(f"the PyTorch weights have no tensor {name}")
         self.left.discard(name)
-        return np.asarray(self.tensors[name])
+        tensor = np.asarray(self.tensors[name])
+        is_number = tensor.dtype.kind in "fiu"
+        if not is_number or not (np.abs(tensor) <= np.finfo("float32").max).all():
+            raise InputError(f"{name} of the PyTorch weights is not of finite numbers alone")
+        return tensor
 
 
 def load_torch_weights(path: str | os.PathLike, model: SequenceClassifier) -> None:
@@ -74,18 +79,22 @@ def load_torch_weights(path: str | os.PathLike, model: SequenceClassifier) -> No
     Raises:
         InputError: for a file that cannot be read, and as `fsm_bilstm_from_torch`.
     """
+    setting = f"model.initial_weights = {path}"
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise ValueError
         with np.load(path, allow_pickle=False) as arrays:
             tensors = dict(arrays)
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile):
+    except Exception:  # whatever zipfile, zlib and NumPy make of a file that is none
         raise InputError(
-            f"model.initial_weights = {path}: is no file of tensors that can be read; write one "
-            "with numpy.savez"
+            f"{setting}: is no file of tensors that can be read; write one with numpy.savez"
         ) from None
     try:
         fsm_bilstm_from_torch(tensors, model)
     except InputError as error:
-        raise InputError(f"model.initial_weights = {path}: {error}") from None
+        raise InputError(f"{setting}: {error}") from None
 
 
 def fsm_bilstm_from_torch(
@@ -103,12 +112,13 @@ def fsm_bilstm_from_torch(
         InputError: for another kind of model, or a tensor that is missing, left over or of the
             wrong shape. The model keeps its weights then.
     """
-    tensors = _Tensors(state_dict_as_numpy)
-    values = [
-        *_encoder(tensors, _paper_stack(model)),
-        *_recurrent(tensors, model),
-        *_head(tensors, model),
-    ]
+    tensors, stack = _Tensors(state_dict_as_numpy), _paper_stack(model)
+    try:
+        values = [*_encoder(tensors, stack), *_recurrent(tensors, model), *_head(tensors, model)]
+    except InputError:
+        raise
+    except ValueError as error:  # InputError is one
+        raise InputError(f"tensors of the PyTorch weights do not fit together: {error}") from None
     if tensors.left:
         raise InputError(
             f"the model has no place for {len(tensors.left)} tensors of the PyTorch weights, "
@@ -195,7 +205,8 @@ def _lstm(
         kernels = [_channels_last(kernel, first_of) for kernel in kernels]
     states = [tensors.take(f"lstm.weight_hh_{end}").T for end in ends]
     biases = [
-        tensors.take(f"lstm.bias_ih_{end}") + tensors.take(f"lstm.bias_hh_{end}") for end in ends
+        np.add(*np.stack([tensors.take(f"lstm.bias_{of}_{end}") for of in ("ih", "hh")]))
+        for end in ends
     ]
     yield layer.kernel, np.stack(kernels, axis=1), f"lstm.weight_ih_{ends[0]}"
     yield layer.recurrent_kernel, np.stack(states), f"lstm.weight_hh_{ends[0]}"
@@ -208,7 +219,7 @@ def _channels_last(kernel: np.ndarray, model: SequenceClassifier) -> np.ndarray:
     if stack.pooling != "flatten":
         return kernel
     height, width, channels = stack.maps_shape(model.slice_shape)
-    if kernel.shape[0] != height * width * channels:
+    if kernel.shape[:1] != (height * width * channels,):
         return kernel  # refused by its shape
     rows = kernel.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
     return rows.reshape(kernel.shape)

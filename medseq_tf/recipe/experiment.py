@@ -78,7 +78,7 @@ class Chosen(Settings):
     of their studies."""
 
 
-LATER_SETTINGS = {("fit", "threshold"): Fit().threshold}
+LATER_SETTINGS = {("fit", "threshold"): Fit().threshold, ("model", "initial_weights"): None}
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from medseq_tf.recipe.settings import (
     Count,
@@ -239,15 +239,6 @@ class Model(Settings):
     initial_weights: str | None = None
     """A file of weights to begin with, those of paper 1's PyTorch network, for `fsm_bilstm_paper`;
     `presets/WEIGHTS.md` says how it is made. null: random ones."""
-
-    @model_serializer(mode="wrap")
-    def _as_before_there_were_initial_weights(
-        self, handler: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        values = handler(self)
-        if self.initial_weights is None:
-            del values["initial_weights"]
-        return values
 
     @model_validator(mode="after")
     def _a_volume_is_made_of_pixels(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
+from medseq_tf.models import torch_weights
 from medseq_tf.models.torch_weights import fsm_bilstm_from_torch
 
 GOLDEN = Path(__file__).with_name("torch_golden.npz")
@@ -107,6 +109,7 @@ def test_a_recipe_names_a_file_of_tensors(tensors, tmp_path):
     [
         (None, "is no file of tensors that can be read"),
         (b"text", "is no file of tensors that can be read"),
+        (b"", "is no file of tensors that can be read"),
         ({"a": np.array([None])}, "is no file of tensors that can be read"),
         ({"a": np.ones(1)}, "expected the tensors of one FSM"),
     ],
@@ -115,16 +118,64 @@ def test_a_file_of_other_things_is_one_line(tmp_path, content, message):
     path = tmp_path / "paper.npz"
     if isinstance(content, dict):
         np.savez(path, **content)
-    elif content:
+    elif content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=rf"model.initial_weights = \S+paper.npz: {message}"):
         build(small_settings().model_copy(update={"initial_weights": path}))
 
 
-def test_a_recipe_without_initial_weights_is_written_as_before(tmp_path):
+def test_a_damaged_or_swollen_file_is_one_line(tensors, tmp_path, monkeypatch):
+    path = tmp_path / "paper.npz"
+    settings = small_settings().model_copy(update={"initial_weights": path})
+    np.savez_compressed(path, **tensors)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes(len(whole) - 200) + whole[-100:])
+    with pytest.raises(InputError, match="is no file of tensors that can be read"):
+        build(settings)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    squeezed = path.read_bytes()
+    path.write_bytes(squeezed[:200] + bytes([squeezed[200] ^ 255]) + squeezed[201:])
+    with pytest.raises(InputError, match="is no file of tensors that can be read"):
+        build(settings)
+    path.write_bytes(whole)
+    monkeypatch.setattr(torch_weights, "LARGEST", 1000)
+    with pytest.raises(InputError, match="is no file of tensors that can be read"):
+        build(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("dense.0.bias", np.array(["a"] * 4), "dense.0.bias .* not of finite numbers"),
+        ("dense.0.bias", np.array([0, 0, np.nan, 0]), "not of finite numbers"),
+        ("dense.0.bias", np.array([0, 0, 1e300, 0]), "not of finite numbers"),
+        ("lstm.bias_hh_l0", np.ones(1), "do not fit together"),
+        ("lstm.weight_ih_l0", np.float32(1), "do not fit together"),
+        ("lstm.weight_hh_l1_reverse", np.ones((3, 3)), "do not fit together"),
+        ("sequence_convolutions.0.convs.0.weight", np.ones(3), "do not fit together"),
+        ("sequence_convolutions.0.bn.weight", np.float32(1), "do not fit together"),
+    ],
+)
+def test_tensors_of_another_kind_or_shape_are_refused(tensors, name, tensor, message):
+    model = small_model()
+    before = model.get_weights()
+    with pytest.raises(InputError, match=message):
+        fsm_bilstm_from_torch({**tensors, name: tensor}, model)
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_recipes_are_told_apart_by_their_initial_weights():
     recipe = recipes.load("fsm_bilstm_paper")
-    assert "initial_weights" not in recipe.to_yaml()
+    assert "initial_weights" not in recipe.to_yaml(identity=True)
+    assert recipe.flat()["model.initial_weights"] is None
     named = recipes.load(recipe, ["model.initial_weights=paper.npz"])
+    assert named.identity() == {**recipe.identity(), "model.initial_weights": "paper.npz"}
     assert recipes.from_values(yaml.safe_load(named.to_yaml())) == named != recipe
 
 
