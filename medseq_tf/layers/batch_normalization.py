@@ -134,7 +134,3 @@ class BatchNormalization(Layer):
             new = old * self.momentum + ops.cast(batch, "float32") * (1.0 - self.momentum)
             # A position that no study of the batch reaches has nothing to learn from it.
             moving.assign(new if known is None else ops.where(known, new, old))
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the inputs' shape."""
-        return input_shape

@@ -8,8 +8,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers.convolution import ConvolutionBlock
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds
 from medseq_tf.recipe import FeatureSimilaritySettings, choices
 
 ATTENTIONS = choices(FeatureSimilaritySettings, "attention")
@@ -121,7 +120,3 @@ class FeatureSimilarity(Layer):
             attention = attention / ops.cast(places, attention.dtype)
         y = ops.transpose(ops.matmul(attention, g), (0, 2, 1, 3))
         return ops.reshape(y, (batch, height, width, self.positions * self.projected))
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the inputs' shape."""
-        return input_shape

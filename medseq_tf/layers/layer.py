@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 
 Tensor: TypeAlias = Any
 """Of whatever backend is set."""
@@ -27,6 +28,10 @@ class Layer(keras.layers.Layer):
         """Return the constructor's arguments as plain values."""
         arguments = {name: getattr(self, name) for name in arguments_of(type(self))}
         return {**super().get_config(), **{k: _plain(v) for k, v in arguments.items()}}
+
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
+        """Return the shape of the outputs; here: that of the inputs."""
+        return inputs_shape
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Layer:
@@ -50,6 +55,14 @@ def _plain(value: Any) -> Any:
 def _revived(name: str, value: Any) -> Any:
     is_layer = name != "dtype" and isinstance(value, dict) and "class_name" in value
     return keras.saving.deserialize_keras_object(value) if is_layer else value
+
+
+def child_seeds(seed: int | None, count: int) -> list[int | None]:
+    """Return `count` independent seeds; each None, to draw anew, where `seed` is None."""
+    if seed is None:
+        return [None] * count
+    # 31 bits: Keras keeps seeds in int32 on some backends.
+    return [int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(count)]
 
 
 def check_choice(name: str, value: str, valid: Iterable[str]) -> None:

@@ -8,9 +8,8 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice
+from medseq_tf.layers.layer import Layer, Shape, Tensor, check_choice, child_seeds
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
-from medseq_tf.layers.seeds import child_seeds
 
 GATES = {"lstm": 4, "gru": 3}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import Layer
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import child_seeds
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.aggregators import AGGREGATORS, Recurrent, build_aggregator
 from medseq_tf.models.classifier import SequenceClassifier

@@ -11,11 +11,9 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import RecurrentLayer
-from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice, child_seeds
 from medseq_tf.models.aggregator import Aggregator
-from medseq_tf.models.pooling import GatedAttention, Pooling
-from medseq_tf.models.slice_scores import SliceScores
+from medseq_tf.models.pooling import GatedAttention, Pooling, SliceScores
 from medseq_tf.models.transformer import Transformer
 from medseq_tf.models.volume import VolumeNetwork
 from medseq_tf.recipe import BACKWARD_READOUTS, AnyAggregator, choices

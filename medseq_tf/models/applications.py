@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from medseq_tf.errors import InputError, did_you_mean
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import child_seeds
 
 POOLINGS = {"average": "avg", "max": "max"}
 
@@ -124,11 +124,11 @@ def _unweighted(
             f"model.encoder.output = {output}: {name} has no such layer"
             f"{did_you_mean(output, known)}; give average, max or a layer's name"
         )
-    own, given = whole.input_shape[1:3], input_shape[:2]
-    if own != given:
+    own, asked = whole.input_shape[1:3], input_shape[:2]
+    if own != asked:
         raise InputError(
             f"model.encoder.output = {output}: this layer of {name} needs slices of {own[0]} x "
-            f"{own[1]}, got {given[0]} x {given[1]}; set input.size={own[0]}, or "
+            f"{own[1]}, got {asked[0]} x {asked[1]}; set input.size={own[0]}, or "
             "model.encoder.output=average for any size"
         )
     return whole, options
@@ -148,10 +148,10 @@ def named_layers(network: keras.Model) -> dict[str, keras.layers.Layer]:
     what `activation_9` means would depend on what was built before.
     """
     numbers: dict[str, list[int]] = {}
-    found = {layer: re.fullmatch(r"(\w+?)(?:_(\d+))?", layer.name) for layer in network.layers}
+    matches = {layer: re.fullmatch(r"(\w+?)(?:_(\d+))?", layer.name) for layer in network.layers}
     automatic = {
         layer: (match[1], int(match[2] or 0))
-        for layer, match in found.items()
+        for layer, match in matches.items()
         if match and match[1] == _automatic_name(layer)
     }
     for kind, number in automatic.values():

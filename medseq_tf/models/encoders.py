@@ -15,8 +15,7 @@ from medseq_tf.layers import (
     PerPosition,
     TimeDistributed,
 )
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, dense
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds, dense
 from medseq_tf.models.keras_application import keras_application
 from medseq_tf.models.lesion_area import LesionArea
 from medseq_tf.models.segmenters import Segmenter

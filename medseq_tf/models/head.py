@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, dense
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, child_seeds, dense
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")

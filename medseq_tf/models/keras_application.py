@@ -10,10 +10,9 @@ from keras import ops
 
 from medseq_tf.errors import InputError
 from medseq_tf.layers import TimeDistributed, kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, child_seeds
 from medseq_tf.layers.layer import dense as dense_layer
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
-from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models import applications
 from medseq_tf.recipe import KerasApplication as KerasApplicationSettings
 

@@ -108,7 +108,3 @@ class AreaHead(Layer):
         """Return the logits."""
         areas = ops.cast(areas, "float32")
         return ops.log(areas + SMALLEST_AREA) - math.log(self.even_area)
-
-    def compute_output_shape(self, areas_shape: Shape) -> Shape:
-        """Return the areas' shape."""
-        return areas_shape

@@ -12,8 +12,24 @@ from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 
 
+class KnownLoss(keras.losses.Loss):
+    """A loss over what is known alone: what is not adds nothing, and is not divided by."""
+
+    def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return losses, 0 where the truth is unknown, and 1.0 where it is known, else 0.0.
+
+        Their sums' quotient is the mean over what is known.
+        """
+        raise NotImplementedError
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return each study's mean loss over what is known of it, `(B,)`; 0 if nothing is."""
+        losses, known = self.elementwise(y_true, y_pred)
+        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
+
+
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class LabelLoss(keras.losses.Loss):
+class LabelLoss(KnownLoss):
     """Weighted cross-entropy or focal loss on logits, over the labels that are known.
 
     For a label y in {0, 1} and p = sigmoid(logit):
@@ -47,16 +63,7 @@ class LabelLoss(keras.losses.Loss):
         self.label_smoothing = float(label_smoothing)
 
     def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        """Return the loss of every label and which labels are known.
-
-        Args:
-            y_true: `(B, labels)`, 1, 0 or NaN.
-            y_pred: logits `(B, labels)`.
-
-        Returns:
-            The losses `(B, labels)`, 0 where the label is unknown, and the known ones as 1.0, the
-            others as 0.0. Their sums' quotient is the mean over the known labels.
-        """
+        """Return `(B, labels)` each, of labels that are 1, 0 or NaN and of logits."""
         logits = ops.cast(y_pred, "float32")
         labels = ops.cast(y_true, "float32")
         known = ops.cast(ops.logical_not(ops.isnan(labels)), "float32")
@@ -72,11 +79,6 @@ class LabelLoss(keras.losses.Loss):
         )
         return losses * known, known
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each study's mean loss over its known labels, `(B,)`; 0 if it has none."""
-        losses, known = self.elementwise(y_true, y_pred)
-        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
-
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""
         return {
@@ -89,7 +91,7 @@ class LabelLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
-class PixelLoss(keras.losses.Loss):
+class PixelLoss(KnownLoss):
     """Cross-entropy or focal loss of a slice's pixels, plus one minus the soft Dice of its batch.
 
     For a mask g in {0, 1} and p = sigmoid(logit), the loss of a slice is
@@ -114,31 +116,17 @@ class PixelLoss(keras.losses.Loss):
         self._cross_entropy = LabelLoss(gamma=self.gamma)
 
     def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        """Return the loss of every slice and which slices are known.
-
-        Args:
-            y_true: masks `(B, T, H, W)`, 1, 0 or NaN.
-            y_pred: logits `(B, T, H, W)`.
-
-        Returns:
-            The losses `(B, T)`, 0 where the slice is unknown, and the known ones as 1.0, the
-            others as 0.0. Their sums' quotient is the mean over the known slices.
-        """
+        """Return `(B, T)` each, of masks `(B, T, H, W)` that are 1, 0 or NaN and of logits."""
         masks, logits = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
         unknown = ops.any(ops.isnan(masks), axis=(-2, -1))
         known = ops.cast(ops.logical_not(unknown), "float32")
         masks = ops.where(unknown[..., None, None], 0.0, masks)
         by_pixel, _ = self._cross_entropy.elementwise(masks, logits)
-        found = ops.sigmoid(logits) * known[..., None, None]
-        shared, lesions = ops.sum(found * masks), ops.sum(masks)
-        dice = (2.0 * shared + 1.0) / (ops.sum(found) + lesions + 1.0)
+        predicted = ops.sigmoid(logits) * known[..., None, None]
+        shared, lesions = ops.sum(predicted * masks), ops.sum(masks)
+        dice = (2.0 * shared + 1.0) / (ops.sum(predicted) + lesions + 1.0)
         dice_loss = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
         return (ops.mean(by_pixel, axis=(-2, -1)) + dice_loss) * known, known
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return each study's mean loss over its known slices, `(B,)`; 0 if it has none."""
-        losses, known = self.elementwise(y_true, y_pred)
-        return ops.sum(losses, axis=-1) / ops.maximum(ops.sum(known, axis=-1), 1.0)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values."""

@@ -11,33 +11,36 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import BatchNormalization
-from medseq_tf.layers.layer import Shape, Tensor, Training
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Shape, Tensor, Training, child_seeds
 
 REDUCTION = 16
 """Of squeeze-and-excitation: filters to hidden units."""
 
 
 class Convolution(keras.layers.Layer):
-    """A Keras convolution of 2-D or 3-D maps, batch normalisation over real slices, ReLU."""
+    """A Keras convolution of 2-D or 3-D maps, batch normalisation over real slices if any, ReLU."""
 
     def __init__(
-        self, convolution: keras.layers.Layer, momentum: float, epsilon: float, **kwargs: Any
+        self,
+        convolution: keras.layers.Layer,
+        normalization: BatchNormalization | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.convolution = convolution
-        self.normalization = BatchNormalization(
-            momentum=momentum, epsilon=epsilon, name="normalization", dtype=self.dtype_policy
-        )
+        self.normalization = normalization
 
     def build(self, input_shape: Shape) -> None:
         """Build the parts."""
         self.convolution.build(input_shape)
-        self.normalization.build(self.compute_output_shape(input_shape))
+        if self.normalization is not None:
+            self.normalization.build(self.compute_output_shape(input_shape))
 
     def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
         """Return the maps."""
         maps = self.convolution(inputs)
+        if self.normalization is None:
+            return ops.relu(maps)
         shape = ops.shape(maps)
         if len(shape) == 5:  # the depth goes beside the width: one statistic for all of it
             maps = ops.reshape(maps, (shape[0], shape[1], shape[2] * shape[3], shape[4]))
@@ -81,26 +84,6 @@ class Chain(keras.layers.Layer):
         for convolution in self.convolutions:
             input_shape = convolution.compute_output_shape(input_shape)
         return input_shape
-
-
-class PlainConvolution(keras.layers.Layer):
-    """A Keras convolution and ReLU, called as `Convolution`."""
-
-    def __init__(self, convolution: keras.layers.Layer, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.convolution = convolution
-
-    def build(self, input_shape: Shape) -> None:
-        """Build the parts."""
-        self.convolution.build(input_shape)
-
-    def call(self, inputs: Tensor, real: Tensor | None = None, training: Training = None) -> Tensor:
-        """Return the maps."""
-        return ops.relu(self.convolution(inputs))
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the maps' shape."""
-        return self.convolution.compute_output_shape(input_shape)
 
 
 class Similarity(keras.layers.Layer):
@@ -178,7 +161,7 @@ class Fusion(keras.layers.Layer):
     def __init__(
         self,
         flatten: keras.layers.Layer,
-        convolution: PlainConvolution,
+        convolution: Convolution,
         excite_3d: Excitation,
         excite_2d: Excitation,
         **kwargs: Any,
@@ -209,7 +192,7 @@ class Parts:
 
     def __init__(self, seed: int | None, momentum: float, epsilon: float, dtype: Any):
         self.seeds = iter(child_seeds(seed, 128))
-        self.normalized = {"momentum": momentum, "epsilon": epsilon, "dtype": dtype}
+        self.normalization = {"momentum": momentum, "epsilon": epsilon, "dtype": dtype}
         self.dtype = dtype
 
     def _he_normal(self) -> keras.initializers.Initializer:
@@ -234,16 +217,19 @@ class Parts:
             dtype=self.dtype,
         )
 
+    def _normalized(self, convolution: keras.layers.Layer, name: str) -> Convolution:
+        normalization = BatchNormalization(name="normalization", **self.normalization)
+        return Convolution(convolution, normalization, name=name, dtype=self.dtype)
+
     def block(
         self, name: str, filters: int, kernel: int, layer: type = keras.layers.Conv2D
     ) -> Convolution:
         """Return a convolution, normalisation and ReLU."""
-        convolution = self.conv(filters, kernel, layer=layer)
-        return Convolution(convolution, name=name, **self.normalized)
+        return self._normalized(self.conv(filters, kernel, layer=layer), name)
 
-    def plain(self, name: str, filters: int, kernel: int) -> PlainConvolution:
+    def plain(self, name: str, filters: int, kernel: int) -> Convolution:
         """Return a convolution and ReLU."""
-        return PlainConvolution(self.conv(filters, kernel), name=name, dtype=self.dtype)
+        return Convolution(self.conv(filters, kernel), name=name, dtype=self.dtype)
 
     def twice(self, name: str, filters: int, layer: type = keras.layers.Conv2D) -> Chain:
         """Return U-Net's level: two blocks of side 3."""
@@ -259,7 +245,7 @@ class Parts:
             name="depthwise",
             dtype=self.dtype,
         )
-        return Convolution(convolution, name=name, **self.normalized)
+        return self._normalized(convolution, name)
 
     def separable(self, name: str, filters: int) -> Chain:
         """Return X-Net's level: three depthwise separable convolutions beside a shortcut."""

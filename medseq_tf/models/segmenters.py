@@ -22,8 +22,7 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import kernels
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
-from medseq_tf.layers.seeds import child_seeds
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds
 from medseq_tf.models.segmenter_parts import Parts
 
 LEVELS = 5

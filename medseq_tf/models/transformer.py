@@ -8,9 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, dense
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, child_seeds, dense
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
-from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.pooling import Pooling, masked_softmax
 
@@ -71,10 +70,6 @@ class SelfAttention(Layer):
         weights = masked_softmax(scores, sequence_mask(lengths, steps)[:, None, None, :])
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return self.output_projection(ops.reshape(mixed, (batch, steps, self.units)))
-
-    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
-        """Return the inputs' shape."""
-        return inputs_shape
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -143,10 +138,6 @@ class TransformerBlock(Layer):
         inputs = inputs + self.drops[0](looked, training=training)
         thought = self.dense(self.hidden(self.norms[1](inputs)))
         return inputs + self.drops[1](thought, training=training)
-
-    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
-        """Return the inputs' shape."""
-        return inputs_shape
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")

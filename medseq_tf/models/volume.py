@@ -10,9 +10,8 @@ import keras
 from keras import ops
 
 from medseq_tf.layers import BatchNormalization
-from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice
+from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
-from medseq_tf.layers.seeds import child_seeds
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.recipe import Cnn3D as Cnn3DSettings
 from medseq_tf.recipe import choices

@@ -55,35 +55,35 @@ class TrialScheduler:
     def next(self, worker: str) -> dict[str, Any]:
         """Return what a worker is to do next."""
         while not self._hopeless:
-            order = self.store.next(worker)
-            if order.kind != "run":
-                return {"kind": order.kind}
-            if job := self._job(order):
-                return {"kind": "run", "trial": order.trial, "job": job}
+            assignment = self.store.next(worker)
+            if assignment.kind != "run":
+                return {"kind": assignment.kind}
+            if job := self._job(assignment):
+                return {"kind": "run", "trial": assignment.trial, "job": job}
         return {"kind": "stop"}
 
-    def _job(self, order: Assignment) -> dict[str, Any] | None:
+    def _job(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return what to train, or book the trial as failed where the settings are impossible."""
         recipe, reason = None, ""
         try:
-            recipe = self.space.experiment(order.values)
+            recipe = self.space.experiment(assignment.values)
         except InputError as error:
             reason = str(error)
-        if recipe is not None and order.epochs is not None:
-            fit = recipe.fit.model_copy(update={"epochs": order.epochs})
+        if recipe is not None and assignment.epochs is not None:
+            fit = recipe.fit.model_copy(update={"epochs": assignment.epochs})
             recipe = recipe.model_copy(update={"fit": fit})
-        folder = self.search.path / "trials" / order.trial
-        params = _params(self.space, order.trial, recipe, order.values)
+        folder = self.search.path / "trials" / assignment.trial
+        params = _params(self.space, assignment.trial, recipe, assignment.values)
         if not (folder / "trial.json").is_file():
             folder.mkdir(parents=True, exist_ok=True)
             plain = recipe.model_dump(mode="json") if recipe is not None else None
-            about = {"trial": order.trial, "values": order.values, "params": params}
+            about = {"trial": assignment.trial, "values": assignment.values, "params": params}
             write_json(folder / "trial.json", {**about, "recipe": plain})
         if recipe is None:
-            self.report(order.trial, trial.failure(reason))
+            self.report(assignment.trial, trial.failure(reason))
             return None
         return {
-            "title": f"{self.search.space.name} {order.trial}",
+            "title": f"{self.search.space.name} {assignment.trial}",
             "recipe": recipe.model_dump(mode="json"),
             "fingerprint": self.prepared.fingerprint,
             "metric": self.space.objective.metric,
@@ -93,7 +93,7 @@ class TrialScheduler:
             "mlflow_parent": self.tracker.reference,
         }
 
-    def report(self, name: str, found: dict[str, Any]) -> None:
+    def report(self, name: str, result: dict[str, Any]) -> None:
         """Book a result: in the folder, with the tuner, in MLflow and on the screen."""
         status = self.store.status(name)
         if status == "unknown":
@@ -102,13 +102,13 @@ class TrialScheduler:
             return
         folder = self.search.path / "trials" / name
         if trial.result(folder) is None:
-            write_json(folder / trial.RESULT, found)
+            write_json(folder / trial.RESULT, result)
         with self._lock:
-            if not self.store.finish(name, found["score"], found["reason"]):
+            if not self.store.finish(name, result["score"], result["reason"]):
                 return
-            if found["status"] == "failed":
-                self._failures.append(f"{name}: {found['reason']}")
-                self._tell_failure(folder, name, found)
+            if result["status"] == "failed":
+                self._failures.append(f"{name}: {result['reason']}")
+                self._tell_failure(folder, name, result)
             else:
                 self._ever = True
             self._show(name)
@@ -125,17 +125,17 @@ class TrialScheduler:
         if given_up:
             self.report(name, trial.failure("two workers were lost with it"))
 
-    def _tell_failure(self, folder: Path, name: str, found: dict[str, Any]) -> None:
+    def _tell_failure(self, folder: Path, name: str, result: dict[str, Any]) -> None:
         params = json.loads((folder / "trial.json").read_text("utf-8"))["params"]
         run = Tracker(
             self.search.path,
             f"{self.space.name} {name}",
             parent=self.tracker.reference,
-            run_id=found.get("mlflow_run_id"),
+            run_id=result.get("mlflow_run_id"),
             enabled=self.tracker.enabled,
         )
         run.params(params)
-        run.tags({"medseq_tf.reason": found["reason"]})
+        run.tags({"medseq_tf.reason": result["reason"]})
         run.end("FAILED")
 
     def _show(self, name: str) -> None:

@@ -28,7 +28,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.errors import InputError
 from medseq_tf.recipe import Chosen, Experiment
 from medseq_tf.runs.run import Run
-from medseq_tf.tuning import optimism
+from medseq_tf.tuning import optimism, trial
 from medseq_tf.tuning.optimism import Corrected
 from medseq_tf.tuning.space import Space
 
@@ -96,31 +96,29 @@ class Search:
         metric, names = self.space.objective.metric, [s.name for s in self.space.settings]
         rows = []
         for file in (self.path / "trials").glob("*/trial.json"):
-            trial = json.loads(file.read_text("utf-8"))
-            found = _result(file.parent)
+            about = json.loads(file.read_text("utf-8"))
+            result = trial.result(file.parent) or {}
             rows.append(
                 {
-                    "trial": trial["trial"],
-                    "status": found.get("status", "running"),
-                    metric: _number(found.get("score")),
-                    "sd": _number(found.get("sd")),
-                    "folds": found.get("folds") or [],
-                    **{name: trial["values"].get(name) for name in names},
-                    "epochs": sum(found.get("epochs") or []),
-                    "seconds": _number(found.get("seconds")),
-                    "peak_mib": _number(found.get("peak_mib")),
-                    "reason": found.get("reason", ""),
+                    "trial": about["trial"],
+                    "status": result.get("status", "running"),
+                    metric: _number(result.get("score")),
+                    "sd": _number(result.get("sd")),
+                    "folds": result.get("folds") or [],
+                    **{name: about["values"].get(name) for name in names},
+                    "epochs": sum(result.get("epochs") or []),
+                    "seconds": _number(result.get("seconds")),
+                    "peak_mib": _number(result.get("peak_mib")),
+                    "reason": result.get("reason", ""),
                     "run": str(file.parent / "run"),
                 }
             )
         columns = ["trial", "status", metric, "sd", "folds", *names, "epochs", "seconds"]
         table = pd.DataFrame(rows, columns=[*columns, "peak_mib", "reason", "run"])
         whole = [setting.name for setting in self.space.settings if setting.kind == "int"]
-        table = table.astype(dict.fromkeys(whole, "Int64"))
-        first = table["trial"] != BASE
-        return table.assign(_first=first).sort_values(["_first", "trial"], ignore_index=True)[
-            [*columns, "peak_mib", "reason", "run"]
-        ]
+        return table.astype(dict.fromkeys(whole, "Int64")).sort_values(
+            "trial", key=lambda names: names.where(names != BASE, ""), ignore_index=True
+        )
 
     @property
     def ranking(self) -> pd.DataFrame:
@@ -144,9 +142,9 @@ class Search:
         Raises:
             InputError: no trial has finished.
         """
-        if (trial := self.best_trial) is None:
+        if (best := self.best_trial) is None:
             raise InputError(f"{self.path}: no trial has finished, so none is the best")
-        return trial
+        return best
 
     @property
     def best(self) -> Experiment:
@@ -163,7 +161,6 @@ class Search:
     def choice(self) -> Chosen:
         """What the best recipe says of its origin: which search, on which patients."""
         info, best = self.info, self.corrected
-        patients = info.get("patients", "")
         count = info.get("scored")
         return Chosen(
             by=f"search {self.space.name}",
@@ -172,7 +169,7 @@ class Search:
             search=self.id,
             fingerprint=info["data"],
             trials=best.trials,
-            patients=patients,
+            patients=info.get("patients", ""),
         )
 
     @property
@@ -198,16 +195,16 @@ class Search:
             value, why = optimism.correct(tables, objective.metric)
         return Corrected(float(best[objective.metric]), value, len(finished), why)
 
-    def experiment(self, trial: str) -> Experiment:
+    def experiment(self, name: str) -> Experiment:
         """Return a trial's recipe."""
-        text = (self.path / "trials" / trial / "trial.json").read_text("utf-8")
-        return recipes.from_values(json.loads(text)["recipe"], f"trial {trial}")
+        text = (self.path / "trials" / name / "trial.json").read_text("utf-8")
+        return recipes.from_values(json.loads(text)["recipe"], f"trial {name}")
 
     @property
     def champion(self) -> Run | None:
         """The run of the best recipe, trained anew; None if there is none."""
-        trial = self.best_trial
-        folder = self.path / "champion" / (trial["trial"] if trial is not None else "-")
+        best = self.best_trial
+        folder = self.path / "champion" / (best["trial"] if best is not None else "-")
         return Run(folder) if (folder / "run.json").is_file() else None
 
     @property
@@ -224,9 +221,8 @@ class Search:
         explains the differences between these trials, not what would help elsewhere.
 
         Returns:
-            One row a setting: `setting`, `importance` (they add up to 1), the most important on
-              top;
-            empty with fewer than 8 finished trials.
+            One row a setting: `setting` and `importance`, which add up to 1, the most important on
+            top; empty with fewer than 8 finished trials.
         """
         from sklearn.ensemble import RandomForestRegressor
         from sklearn.inspection import permutation_importance
@@ -245,8 +241,8 @@ class Search:
         shares = np.clip(lost.importances_mean, 0, None)
         if not shares.any():
             return empty
-        found = pd.DataFrame({"setting": names, "importance": shares / shares.sum()})
-        return found.sort_values("importance", ascending=False, ignore_index=True)
+        table = pd.DataFrame({"setting": names, "importance": shares / shares.sum()})
+        return table.sort_values("importance", ascending=False, ignore_index=True)
 
     def _coded(self, table: pd.DataFrame, name: str) -> np.ndarray:
         """Return a setting's values as numbers: of a choice its place, -1 where not active."""
@@ -266,8 +262,7 @@ class Search:
         done = trials["status"].value_counts()
         counts = f"{done.get('finished', 0)} finished, {done.get('failed', 0)} failed"
         lines = [f"{objective}: {len(trials)} trials, {counts}", header(self.space)]
-        for _, trial in self.ranking.head(most).iterrows():
-            lines.append(line(self.space, trial))
+        lines += [line(self.space, row) for _, row in self.ranking.head(most).iterrows()]
         if self.best_trial is not None:
             lines.append(f"{selection.LABEL}: {self.corrected.text(objective.metric)}")
         if (nested := self.nested) is not None:
@@ -287,11 +282,11 @@ class Search:
             table = table.drop(columns="reason")
         shown = table.to_html(index=False, float_format=lambda v: f"{v:.4g}", na_rep="")
         title = f"{html.escape(self.name)}: {html.escape(str(self.space.objective))}"
-        said = ""
+        correction = ""
         if self.best_trial is not None:
             words = self.corrected.text(self.space.objective.metric)
-            said = f"<p>{html.escape(f'{selection.LABEL}: {words}')}</p>"
-        return f"<h4>{title}</h4>{shown}{said}"
+            correction = f"<p>{html.escape(f'{selection.LABEL}: {words}')}</p>"
+        return f"<h4>{title}</h4>{shown}{correction}"
 
 
 def nested_text(nested: dict[str, Any]) -> str:
@@ -301,11 +296,11 @@ def nested_text(nested: dict[str, Any]) -> str:
     row = next((row for row in rows if row["label"] == "macro"), rows[0] if rows else None)
     inside, outside = (np.mean([fold[side] for fold in folds]) for side in ("inside", "outside"))
     words = f"nested evaluation over {len(folds)} folds: {metric} "
-    if row is None or row["value"] is None:
+    if row is None or pd.isna(row["value"]):
         words += f"{outside:.3f}, mean of the folds"
     else:
         words += f"{row['value']:.3f}"
-        if row["low"] is not None and not np.isnan(row["low"]):
+        if not pd.isna(row["low"]):
             words += f" (95% interval {row['low']:.3f} to {row['high']:.3f})"
     return (
         f"{words}, on patients who chose nothing; the searches' best trials promised {inside:.3f}"
@@ -317,21 +312,21 @@ def header(space: Space) -> str:
     return f"{'trial':<7}{space.objective.metric:<17}{'time':>8}  settings"
 
 
-def line(space: Space, trial: pd.Series) -> str:
+def line(space: Space, row: pd.Series) -> str:
     """Return a trial of `Search.trials` as one line."""
     values = [
-        f"{s.name.removeprefix('model.')}={trial[s.name]}"
+        f"{s.name.removeprefix('model.')}={row[s.name]}"
         for s in space.settings
-        if not pd.isna(trial[s.name])
+        if not pd.isna(row[s.name])
     ]
-    if trial["status"] == "finished":
-        sd = "" if pd.isna(trial["sd"]) else f" ± {trial['sd']:.3f}"
-        score, said = f"{trial[space.objective.metric]:.3f}{sd}", " ".join(values)
+    if row["status"] == "finished":
+        sd = "" if pd.isna(row["sd"]) else f" ± {row['sd']:.3f}"
+        score, about = f"{row[space.objective.metric]:.3f}{sd}", " ".join(values)
     else:
-        score, said = trial["status"], f"{trial['reason']}  [{' '.join(values)}]"
-    if trial["trial"] == BASE and trial["status"] == "finished":
-        said = f"{space.base.name} as it is"
-    return f"{trial['trial']:<7}{score:<17}{_duration(trial['seconds']):>8}  {said}"
+        score, about = row["status"], f"{row['reason']}  [{' '.join(values)}]"
+    if row["trial"] == BASE and row["status"] == "finished":
+        about = f"{space.base.name} as it is"
+    return f"{row['trial']:<7}{score:<17}{_duration(row['seconds']):>8}  {about}"
 
 
 def _duration(seconds: float) -> str:
@@ -344,18 +339,11 @@ def _duration(seconds: float) -> str:
 
 def _held_out(folder: Path) -> pd.DataFrame | None:
     """Return a trial's held-out predictions, from its result or its run; None if none are kept."""
-    if (kept := _result(folder).get("held_out")) is not None:
+    if (kept := (trial.result(folder) or {}).get("held_out")) is not None:
         numbers = dict.fromkeys(("truth", "probability", "threshold"), float)
         return pd.DataFrame(kept).astype(numbers)
     stored = folder / "run" / "predictions.parquet"
     return optimism.held_out(files.read_parquet(stored)) if stored.is_file() else None
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "result.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
 
 
 def _number(value: Any) -> float:

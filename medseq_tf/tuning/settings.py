@@ -267,9 +267,9 @@ def _conditions(content: Any, where: str) -> dict[str, tuple[str, ...]]:
         raise InputError(f"{where}: when should be such as {{model.aggregator.name: [lstm, gru]}}")
     return {
         name: tuple(
-            choice_label(value) for value in (given if isinstance(given, list) else [given])
+            choice_label(value) for value in (values if isinstance(values, list) else [values])
         )
-        for name, given in content.items()
+        for name, values in content.items()
     }
 
 

@@ -21,8 +21,10 @@ some combinations is left to the trial that meets it. No TensorFlow is imported 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import operator
 import os
 import random
 import re
@@ -118,8 +120,8 @@ class Space:
         values: Values = {}
         for setting in self.settings:
             if setting.is_active(values):
-                given = (fixed or {}).get(setting.name)
-                values[setting.name] = setting.sample(rng) if given is None else given
+                value = (fixed or {}).get(setting.name)
+                values[setting.name] = setting.sample(rng) if value is None else value
         return values
 
     @property
@@ -159,9 +161,9 @@ def _read(space: str | os.PathLike | Mapping[str, Any]) -> tuple[Any, str, Path]
     try:
         return read_yaml(path, "search space"), str(path), path.parent
     except OSError as error:
-        near = sorted(str(found) for found in path.parent.glob("*.yaml"))
-        there = f"; there are {', '.join(near[:8])}" if near else ""
-        raise InputError(f"{path}: cannot be read: {error.strerror}{there}") from None
+        near = sorted(map(str, path.parent.glob("*.yaml")))[:8]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise InputError(f"{path}: cannot be read: {error.strerror}{hint}") from None
 
 
 def _space(content: Any, origin: str, folder: Path, overrides: list[str]) -> Space:
@@ -192,8 +194,8 @@ def _space(content: Any, origin: str, folder: Path, overrides: list[str]) -> Spa
             f"{origin}: space has {len(content['space'])} settings; at most {MOST_SETTINGS}"
         )
     settings = {
-        name: parse_setting(name, given, f"{origin}: space: {name}")
-        for name, given in content["space"].items()
+        name: parse_setting(name, values, f"{origin}: space: {name}")
+        for name, values in content["space"].items()
     }
     return Space(
         content["name"],
@@ -260,18 +262,16 @@ def _contexts(space: Space, setting: Setting) -> Iterator[Values]:
     first: dict[str, Values] = {}  # of each setting, those that it depends on before it
     for other in space.settings:
         own = {name: labels[0] for name, labels in other.when.items()}
-        first[other.name] = _joined([*(first[name] for name in own), own])
+        first[other.name] = _joined(own, first)
     every = itertools.product(*setting.when.values())
     for labels in itertools.islice(every, _MOST_CONTEXTS):
         own = dict(zip(setting.when, labels, strict=True))
-        yield _joined([*(first[name] for name in own), own])
+        yield _joined(own, first)
 
 
-def _joined(parts: list[Values]) -> Values:
-    context: Values = {}
-    for part in parts:
-        context |= part
-    return context
+def _joined(own: Values, first: Mapping[str, Values]) -> Values:
+    """Return values and, before them, those that the settings they belong to depend on."""
+    return functools.reduce(operator.or_, [*(first[name] for name in own), own], {})
 
 
 def _check_value(space: Space, setting: Setting, point: Values, origin: str) -> None:
@@ -285,8 +285,8 @@ def _check_value(space: Space, setting: Setting, point: Values, origin: str) -> 
         Experiment.model_validate(values)
     except pydantic.ValidationError as error:
         keys = [key.split(".") for key in setting.settings(point[setting.name])]
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        if any(_is_of(item, key) for item in found for key in keys):
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        if any(_is_of(problem, key) for problem in problems for key in keys):
             raise InputError(f"{where}: {_reason(values)}{_hint(space, setting)}") from None
 
 

@@ -1,4 +1,4 @@
-"""Takes a trial's folder with its `job.json`; gives `result.json`: the score, or why there is none.
+"""A trial of a search, in its folder: from `job.json` to `result.json`, its score or why it failed.
 
 A trial is trained in a process of its own, so that memory is given back whole, and a crash, or the
 kernel's killing of a process that wants too much memory, costs that trial alone. The process ends
@@ -67,8 +67,8 @@ def run(
         KeyboardInterrupt: passed on after the process has saved its state.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (found := result(folder)) is not None:
-        return found
+    if (outcome := result(folder)) is not None:
+        return outcome
     write_json(folder / JOB, job)
     started = time.monotonic()
     process = _start(folder, variables or {})
@@ -85,10 +85,10 @@ def run(
         process.kill()
         process.wait()
         process.stdin.close()  # type: ignore[union-attr]
-    if (found := result(folder)) is None:
-        found = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
-        write_json(folder / RESULT, found)
-    return found
+    if (outcome := result(folder)) is None:
+        outcome = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
+        write_json(folder / RESULT, outcome)
+    return outcome
 
 
 def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> dict[str, Any]:
@@ -102,20 +102,20 @@ def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> di
     }
 
 
-def checked(found: Any) -> dict[str, Any]:
+def checked(outcome: Any) -> dict[str, Any]:
     """Return the result of a trial that came from elsewhere, its known fields alone.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(found, dict):
+    if not isinstance(outcome, dict):
         raise ValueError("the result of a trial is a mapping")
     known = {}
     for name, holds in _FIELDS.items():
-        if name in found and not holds(found[name]):
-            raise ValueError(f"{name} cannot be {str(found[name])[:40]!r}")
-        if name in found:
-            known[name] = found[name]
+        if name in outcome and not holds(outcome[name]):
+            raise ValueError(f"{name} cannot be {str(outcome[name])[:40]!r}")
+        if name in outcome:
+            known[name] = outcome[name]
     status, score = known.get("status"), known.get("score")
     if status is None or (status == "finished") != (score is not None):
         raise ValueError("a trial has finished with a score, or failed without one")
@@ -231,20 +231,20 @@ def main(folder: Path) -> int:
     end_with_parent()
     started = time.monotonic()
     try:
-        found = evaluate(folder)
+        outcome = evaluate(folder)
     except (Stopped, KeyboardInterrupt):
         return 130
     except InputError as error:
-        found = failure(str(error), folder)
+        outcome = failure(str(error), folder)
     except Exception as error:  # whatever a trial does, the search goes on
         traceback.print_exc()
         first = str(error).strip().splitlines() or [""]
         kind = type(error).__name__
         what = "out of memory" if is_out_of_memory(error) else kind
-        found = failure(f"{what}: {first[0]}", folder)
-    found["seconds"] = round(time.monotonic() - started, 1)
-    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    write_json(folder / RESULT, found)
+        outcome = failure(f"{what}: {first[0]}", folder)
+    outcome["seconds"] = round(time.monotonic() - started, 1)
+    outcome["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    write_json(folder / RESULT, outcome)
     return 0
 
 
@@ -286,8 +286,8 @@ def evaluate(folder: Path) -> dict[str, Any]:
             track=Section(tracker, tuple(shown | {f"val_{job['metric']}": None})),
             verbose=False,
         )
-        found = _score(finished, job["metric"])
-        _tell(tracker, finished, found, job["metric"])
+        outcome = _score(finished, job["metric"])
+        _tell(tracker, finished, outcome, job["metric"])
         for part in finished.folds or [finished]:
             (part.path / "model.keras").unlink(missing_ok=True)  # the best recipe is trained anew
         status = "FINISHED"
@@ -296,7 +296,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         raise
     finally:
         tracker.end(status)
-    return {**found, "mlflow_run_id": tracker.run_id}
+    return {**outcome, "mlflow_run_id": tracker.run_id}
 
 
 def _rows(prepared: Any, splits: list[dict[str, list[str]]]) -> list[dict[str, Any]]:
@@ -335,7 +335,7 @@ def _score(run: Any, metric: str) -> dict[str, Any]:
     by_fold = fold_table(held_out).drop(columns="label").groupby("fold").mean()
     scores = by_fold[metric]
     if scores.isna().any():
-        raise InputError(f"{metric} cannot be judged in fold {scores.index[scores.isna()][0]}")
+        raise InputError(f"{metric} cannot be scored in fold {scores.index[scores.isna()][0]}")
     epochs = [int(part.history["epoch"].iloc[-1]) for part in run.folds or [run]]
     return {
         "status": "finished",
@@ -359,12 +359,12 @@ def _plain(table: Any) -> dict[str, list]:
     }
 
 
-def _tell(tracker: Any, run: Any, found: dict[str, Any], metric: str) -> None:
+def _tell(tracker: Any, run: Any, outcome: dict[str, Any], metric: str) -> None:
     """Log a trial's figures: its scores by fold, pictures, predictions and the whole recipe."""
-    tracker.metrics({metric: found["score"], **found["metrics"]})
-    if found["sd"] is not None:
-        tracker.metrics({f"{metric}_sd": found["sd"]})
-        for fold, score in enumerate(found["folds"], start=1):
+    tracker.metrics({metric: outcome["score"], **outcome["metrics"]})
+    if outcome["sd"] is not None:
+        tracker.metrics({f"{metric}_sd": outcome["sd"]})
+        for fold, score in enumerate(outcome["folds"], start=1):
             tracker.metrics({f"{metric}_by_fold": score}, step=fold)
     log_figures(tracker, run)
     for name in ("experiment.yaml", "run.json", "splits.json", "metrics.json"):
@@ -377,12 +377,12 @@ def log_figures(tracker: Any, run: Any) -> None:
 
     predictions, labels = run.predictions, run.dataset["label_names"]
     part = "test" if (predictions["split"] == "test").any() else "validation"
-    judged = predictions[predictions["split"] == part].assign(selected=part == "validation")
+    scored = predictions[predictions["split"] == part].assign(selected=part == "validation")
     drawings = [
         *figures.training(run.folds or [run]),
-        figures.roc(judged, labels),
-        figures.precision_recall(judged, labels),
-        figures.confusion(judged, labels),
+        figures.roc(scored, labels),
+        figures.precision_recall(scored, labels),
+        figures.confusion(scored, labels),
     ]
     for figure, title, _ in drawings:
         name = re.sub(r"\W+", "_", title.lower()).strip("_")

@@ -85,7 +85,7 @@ class TrialStore:
 
     @_locked
     def next(self, worker: str) -> Assignment:
-        """Return a worker's order: the trial that it has, until that is finished, or a new one."""
+        """Return a worker's trial, the one that it has until that is finished, or a new one."""
         if self._base in ("waiting", worker):
             self._base = worker
             return Assignment("run", BASE)

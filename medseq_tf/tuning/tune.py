@@ -69,13 +69,13 @@ def tune(
     at the end, is the first of the search to read them.
 
     The best of many trials is too good: beside its score stands what it is when corrected for the
-    choice (`medseq_tf.optimism`), and `best.yaml` carries on whom it was chosen. Where the space's
-    objective does not say on whom trials are scored, these are the patients of two times five
-    patient-level folds while fewer than 200 take part, and the validation patients of the recipe's
-    split otherwise.
+    choice (`medseq_tf.tuning.optimism`), and `best.yaml` carries on whom it was chosen. Where the
+    space's objective does not say on whom trials are scored, these are the patients of two times
+    five patient-level folds while fewer than 200 take part, and the validation patients of the
+    recipe's split otherwise.
 
     Args:
-        space: a YAML file, or its content; see `medseq_tf.space`.
+        space: a YAML file, or its content; see `medseq_tf.tuning.space`.
         data: the folder of a prepared data set.
         out: the search's folder; default `runs/<name>-search`.
         trials: how many in all, besides the recipe as it is; default 20, or as many as the minutes
@@ -208,8 +208,8 @@ def _cluster(cluster: str | int | None) -> tuple[str, str]:
     text = str(cluster)
     if re.fullmatch(r"[1-9]\d*", text):
         return "local", text
-    if found := re.fullmatch(r"(chief|worker):([^:\s]+:\d+)", text):
-        return found[1], found[2]
+    if address := re.fullmatch(r"(chief|worker):([^:\s]+:\d+)", text):
+        return address[1], address[2]
     raise InputError(
         f"cluster = {text}: should be a number of workers, chief:HOST:PORT or worker:HOST:PORT"
     )
@@ -242,10 +242,9 @@ def _begin(
                     "choose another --out, or ask for the same to go on"
                 )
         return
-    if any(not found.name.startswith(".") for found in folder.iterdir()):
-        known = {"space.yaml", "recipe.yaml", "splits.json"}
-        if not {f.name for f in folder.iterdir() if not f.name.startswith(".")} <= known:
-            raise InputError(f"{folder}: is in use and holds no search; choose another --out")
+    others = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    if not others <= {"space.yaml", "recipe.yaml", "splits.json"}:
+        raise InputError(f"{folder}: is in use and holds no search; choose another --out")
     write_text(folder / "recipe.yaml", space.base.to_yaml())
     write_text(folder / "space.yaml", space.to_yaml("recipe.yaml"))
     write_json(folder / "splits.json", plan)

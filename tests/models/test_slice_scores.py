@@ -22,7 +22,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import training_batches
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
-from medseq_tf.models.slice_scores import SliceScores
+from medseq_tf.models.pooling import SliceScores
 from medseq_tf.runs.tracking import Tracker
 from medseq_tf.training.loop import Fitter
 

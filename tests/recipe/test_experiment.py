@@ -62,6 +62,7 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
     assert "fit.threshold" not in recipe.identity()
     assert "threshold" not in recipe.to_yaml(identity=True)
     assert "threshold: youden" in recipe.to_yaml()
-    other = recipes.load(recipe, ["fit.threshold=f1"])
-    assert other.identity() == {**recipe.identity(), "fit.threshold": "f1"}
+    changes = {"fit.threshold": "f1", "model.initial_weights": "paper.npz"}
+    other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
+    assert other.identity() == {**recipe.identity(), **changes}
     assert other.to_yaml(identity=True) == other.to_yaml()

@@ -31,7 +31,7 @@ from medseq_tf.errors import InputError, Stopped
 from medseq_tf.training.train import train
 from medseq_tf.tuning import cluster, patients, trial, trial_store, tune
 from medseq_tf.tuning.scheduler import TrialScheduler
-from medseq_tf.tuning.search import BASE, Search
+from medseq_tf.tuning.search import BASE, Search, nested_text
 from medseq_tf.tuning.space import Space
 
 
@@ -902,6 +902,16 @@ def test_nested_evaluation_tests_on_patients_who_chose_nothing(search, trained, 
     assert rows.loc["auroc", "low"] < rows.loc["auroc", "value"] < rows.loc["auroc", "high"]
     assert "nested evaluation over 2 folds: auroc" in found.text()
     assert "on patients who chose nothing" in found.text()
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_nested_evaluation_without_a_figure_of_all_folds_says_their_mean(nothing):
+    row = {"metric": "auroc", "label": "a", "value": nothing, "low": nothing, "high": nothing}
+    folds = [{"inside": 0.9, "outside": 0.7}, {"inside": 0.8, "outside": 0.6}]
+    words = nested_text({"metric": "auroc", "folds": folds, "table": [row]})
+    assert words.startswith("nested evaluation over 2 folds: auroc 0.650, mean of the folds, on")
+    scored = nested_text({"metric": "auroc", "folds": folds, "table": [{**row, "value": 0.75}]})
+    assert scored.startswith("nested evaluation over 2 folds: auroc 0.750, on patients")
 
 
 @pytest.fixture
