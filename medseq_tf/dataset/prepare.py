@@ -79,7 +79,7 @@ def prepare(
     check_target(out, overwrite, is_link)
     if workers != 1:
         start_server(*_IMPORTED_BY_WORKERS, *_IMPORTED_BY_READERS_WORKERS.get(reader, ()))
-    index = _index(reader, source, labels, size, options)
+    index = _index(reader, source, labels, {"size": size, "workers": workers}, options)
     if strict:
         refuse_left_out(index.audit_entries)
     if not index.studies:
@@ -123,10 +123,18 @@ def _index(
     reader: str,
     source: str | Path | None,
     labels: str | Path | int | None,
-    size: int,
+    settings: dict[str, Any],
     options: dict[str, Any],
 ) -> SourceIndex:
-    """List the studies of a source by the reader's name, once its options are known to be its."""
+    """List the studies of a source by the reader's name, once its options are known to be its.
+
+    Args:
+        reader: one of `READERS`.
+        source: what it reads.
+        labels: see `prepare`.
+        settings: those of `prepare` itself that a reader may want to know.
+        options: of the reader.
+    """
     if reader not in READERS:
         hint = did_you_mean(reader, READERS)
         raise InputError(f"reader {reader!r} is unknown{hint}; valid: {', '.join(READERS)}")
@@ -134,10 +142,9 @@ def _index(
     arguments = {**options} if labels is None else {"labels": labels, **options}
     for name in arguments:
         if name not in parameters:
-            valid = ", ".join(p for p in parameters if p not in ("source", "size"))
+            valid = ", ".join(p for p in parameters if p not in ("source", *settings))
             raise InputError(f"{name} is not an option of reader {reader}; valid: {valid}")
     if source is None and parameters["source"].default is inspect.Parameter.empty:
         raise InputError(f"reader {reader} needs a source, the folder to read")
-    if "size" in parameters:
-        arguments["size"] = size
+    arguments |= {name: value for name, value in settings.items() if name in parameters}
     return READERS[reader](source, **arguments)

@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.execution.processes import isolated_map
+from medseq_tf.execution.processes import mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
@@ -207,6 +207,7 @@ def index_atlas(
     seed: int = 0,
     axis: Axis = "axial",
     spacing: float | tuple[float, float, float] | None = None,
+    workers: int | None = None,
 ) -> SourceIndex:
     """Find the sessions of an ATLAS release, read their masks and draw sequences.
 
@@ -221,6 +222,7 @@ def index_atlas(
         seed: of the draws.
         axis: `axial`, `coronal`, `sagittal`, or the file's own axis 0, 1 or 2.
         spacing: mm to resample to, one number or x, y, z; default: nothing is resampled.
+        workers: processes that read masks; default: one a core. 1: this process.
 
     Raises:
         InputError: if the source or a setting cannot be used.
@@ -232,7 +234,8 @@ def index_atlas(
     sessions = _sessions(folder)
     tasks = [(str(folder.root), session, axis, spacing) for session in sessions]
     studies = []
-    for session, profile in zip(sessions, isolated_map(_profile, tasks, _no_profile), strict=True):
+    profiles = mapped(_profile, tasks, _no_profile, workers)
+    for session, profile in zip(sessions, profiles, strict=True):
         folder.audit_entries += profile.audit_entries
         if profile.reason:
             folder.add_entry("study left out", session.image, profile.reason)

@@ -37,7 +37,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.execution.processes import isolated_map, start_server
+from medseq_tf.execution.processes import mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
@@ -120,6 +120,7 @@ def index_volumes(
     modality: str | None = None,
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
+    workers: int | None = None,
 ) -> SourceIndex:
     """List the volumes under a folder that have labels.
 
@@ -133,6 +134,7 @@ def index_volumes(
             nothing is resampled.
         match: what a row's key is of a file: `path`, `stem` or `folder`. Default: the one that
             fits.
+        workers: processes that read headers; default: one a core. 1: this process.
 
     Raises:
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
@@ -152,10 +154,10 @@ def index_volumes(
     if not folder.files:
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
     table = read_labels(labels, columns, STUDY_COLUMNS, () if match == "folder" else None)
-    headers = _headers(folder)
+    headers = _headers(folder, workers)
     rule, rows = _matched(folder, headers, table, match)
     if modality is None and rows:
-        modality, why = guess_modality(root, {file: headers[file] for file in rows})
+        modality, why = guess_modality(root, {file: headers[file] for file in rows}, workers)
         folder.add_entry("modality taken", modality, why)
     modality = modality or MODALITIES[0]
     studies = [
@@ -224,12 +226,11 @@ def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
     return values if any(values) else None
 
 
-def _headers(folder: Folder) -> dict[str, VolumeHeader]:
+def _headers(folder: Folder, workers: int | None) -> dict[str, VolumeHeader]:
     """Read the headers of the files that can be read; the others become audit entries."""
     paths = [folder.root / file.name for file in folder.files]
     headers = {}
-    start_server("medseq_tf.readers.simpleitk_volume")
-    read = isolated_map(_header, paths, _no_header, together=_HEADERS_TOGETHER)
+    read = mapped(_header, paths, _no_header, workers, _HEADERS_TOGETHER)
     for file, header in zip(folder.files, read, strict=True):
         if isinstance(header, str):
             folder.add_entry("study left out", file.name, header)
@@ -278,7 +279,9 @@ def _no_sample(path: Path) -> None:
     return None
 
 
-def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, str]:
+def guess_modality(
+    root: Path, headers: dict[str, VolumeHeader], workers: int | None = None
+) -> tuple[str, str]:
     """Tell what the intensities of some volumes are, and why; see the module's words.
 
     Raises:
@@ -288,7 +291,7 @@ def guess_modality(root: Path, headers: dict[str, VolumeHeader]) -> tuple[str, s
     if not wide:
         return "photograph", "every file is of 8 bits; give --modality if they are CT or MR"
     paths = [root / name for name in wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]]
-    samples = [sample for sample in isolated_map(_sample, paths, _no_sample) if sample]
+    samples = [sample for sample in mapped(_sample, paths, _no_sample, workers) if sample]
     with_air = sum(sample.low <= CT_HAS_AIR_BELOW_HU for sample in samples)
     looked_at = f"of {len(samples)} files looked at"
     if with_air:

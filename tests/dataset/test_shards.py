@@ -14,6 +14,9 @@ import pytest
 from image_folders import contents, make, save
 
 from medseq_tf.dataset import shards
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import write_atlas, write_volumes
 
 
 def test_tensorflow_reads_the_shards(tmp_path):
@@ -76,6 +79,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, workers):
     assert not list(tmp_path.glob("*.partial-*"))
     whole = make("demo", out=tmp_path / "whole", patients=70, size=48)
     assert contents(resumed.path) == contents(whole.path)
+
+
+UNGUARDED = """
+import sys
+from medseq_tf.dataset.prepare import prepare
+prepare(sys.argv[1], sys.argv[2], out=sys.argv[3], size=16, workers=1)
+"""
+
+
+@pytest.mark.parametrize(("reader", "write"), [("volumes", write_volumes), ("atlas", write_atlas)])
+def test_one_worker_is_this_process_in_a_script_without_a_guard(tmp_path, reader, write):
+    source = write(DemoCohort(patients=4, seed=1, size=24, slices=(30, 40)), tmp_path / "source")
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    command = [sys.executable, str(script), reader, str(source), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(Prepared.load(tmp_path / "out"))
 
 
 class Interrupted(Exception):

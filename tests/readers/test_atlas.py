@@ -22,7 +22,7 @@ STEM = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
 def _in_this_process(monkeypatch):
     """Spares the tests the start of worker processes, which test_processes.py tests."""
     monkeypatch.setattr(
-        atlas, "isolated_map", lambda function, items, stand_in: map(function, items)
+        atlas, "mapped", lambda function, items, stand_in, workers: map(function, items)
     )
 
 

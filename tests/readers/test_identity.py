@@ -270,7 +270,7 @@ def test_dicom(examples):
 def in_this_process(monkeypatch):
     """Spares a test the start of worker processes."""
     monkeypatch.setattr(
-        atlas, "isolated_map", lambda function, items, stand_in: map(function, items)
+        atlas, "mapped", lambda function, items, stand_in, workers: map(function, items)
     )
 
 
