@@ -7,25 +7,27 @@ declares a huge picture costs nothing. The kind of file is told by its first byt
 from __future__ import annotations
 
 import io
+import re
+import struct
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from medseq_tf.readers.study import LARGEST_SIDE
 
 LARGEST_PIXELS = 64 * 2**20
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _FORMATS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8": JpegImagePlugin.JpegImageFile,
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
     b"II*\0": TiffImagePlugin.TiffImageFile,
     b"MM\0*": TiffImagePlugin.TiffImageFile,
 }
 """What a file starts with -> what reads its header. `Image.open` would refuse a huge picture
-before it says how large it is."""
+before it says how large it is, and Pillow a PNG for its colour profile or a comment."""
 
 
 class UnreadablePicture(ValueError):
@@ -38,13 +40,13 @@ class PictureHeader(NamedTuple):
     Attributes:
         width: in pixels.
         height: in pixels.
-        mode: of its colours, as Pillow names them: `L`, `RGB`, `CMYK`, ...
+        is_cmyk: whether it is in four colours of ink.
         is_alone: whether it is the only picture in the file.
     """
 
     width: int
     height: int
-    mode: str
+    is_cmyk: bool = False
     is_alone: bool = True
 
 
@@ -91,13 +93,19 @@ def read_header(data: bytes) -> PictureHeader:
     """
     if not data:
         raise UnreadablePicture("an empty file")
+    if data.startswith(_PNG):
+        if len(data) < 24:
+            raise UnreadablePicture("damaged or cut short")
+        return PictureHeader(*struct.unpack_from(">II", data, 16))
     image_file = next((kind for start, kind in _FORMATS.items() if data.startswith(start)), None)
     if image_file is None:
         raise UnreadablePicture("not a JPEG, PNG, BMP or TIFF file")
     try:
         with image_file(io.BytesIO(data)) as image:
-            return PictureHeader(image.width, image.height, image.mode, _is_alone(image))
-    except Exception:  # damaged data makes Pillow raise what it happens to
+            return PictureHeader(image.width, image.height, image.mode == "CMYK", _is_alone(image))
+    except Exception as error:  # damaged data makes Pillow raise what it happens to
+        if bits := re.search(r"(\d+)-bit layers", str(error)):  # of a JPEG
+            raise UnreadablePicture(f"{bits[1]} bits a sample; a photograph has 8") from None
         raise UnreadablePicture("damaged or cut short") from None
 
 

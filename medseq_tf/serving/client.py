@@ -131,7 +131,7 @@ def refuse_cmyk(slices: Sequence[bytes]) -> None:
     """
     for number, file in enumerate(slices):
         with contextlib.suppress(UnreadablePicture):  # of which the model says what is wrong
-            if file.startswith(b"\xff\xd8") and read_header(file).mode == "CMYK":
+            if file.startswith(b"\xff\xd8") and read_header(file).is_cmyk:
                 raise RequestRefused(f"a CMYK JPEG is not read (slice {number})")
 
 

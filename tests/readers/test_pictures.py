@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture, read_header
 
@@ -67,9 +67,8 @@ def test_orientation_in_exif_is_not_applied(picture):
 def test_header_agrees_with_the_picture(picture):
     for extension in (".png", ".bmp", ".tif", ".jpg"):
         header = read_header(encoded(picture, extension))
-        assert header == (53, 37, "L", True)
-    assert read_header(encoded(np.stack([picture] * 3, -1), ".png")).mode == "RGB"
-    assert read_header(pillow(picture, "JPEG", mode="CMYK")).mode == "CMYK"
+        assert header == (53, 37, False, True)
+    assert read_header(pillow(picture, "JPEG", mode="CMYK")).is_cmyk
 
 
 def test_truncated_and_foreign_data(picture):
@@ -87,6 +86,24 @@ def test_sixteen_bits_are_not_a_photograph(picture):
     for extension in (".png", ".tif"):
         with pytest.raises(UnreadablePicture, match="16 bits a sample"):
             decode_picture(encoded(picture.astype(np.uint16) * 256, extension))
+
+
+def test_twelve_bits_are_not_a_photograph(picture):
+    data = bytearray(pillow(picture, "JPEG"))
+    data[data.find(b"\xff\xc0") + 4] = 12
+    with pytest.raises(UnreadablePicture, match="12 bits a sample"):
+        decode_picture(bytes(data))
+
+
+def test_what_stands_beside_a_png_s_pixels_does_not_matter(picture):
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", "x" * 3 * 2**20, zip=True)
+    data = pillow(picture, "PNG", pnginfo=comment)
+    damaged = bytearray(data)
+    damaged[data.find(b"zTXt") + 40] ^= 1
+    profile = bytes(2 * 2**20)
+    for held in (data, bytes(damaged), pillow(picture, "PNG", icc_profile=profile)):
+        np.testing.assert_array_equal(decode_picture(held), picture)
 
 
 def test_several_pictures_in_one_file(picture):
