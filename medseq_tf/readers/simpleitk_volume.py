@@ -137,15 +137,18 @@ class VolumeFile:
         image.SetDirection(self._reader.GetDirection())
         return image
 
-    def image(self) -> sitk.Image:
+    def image(self, slices: int | None = None) -> sitk.Image:
         """Read the voxels: a 3-D image, of a file with several volumes the first.
+
+        Args:
+            slices: along the third axis that are read, the first; default: all. NIfTI has all.
 
         Raises:
             UnreadableVolume: if there are fewer than declared, or their place in space is none.
         """
         try:
             with silenced():
-                image = self._nifti_image(self.nifti) if self.nifti else self._first_volume()
+                image = self._nifti_image(self.nifti) if self.nifti else self._first(slices)
         except (RuntimeError, MemoryError):
             raise UnreadableVolume(_UNREADABLE) from None
         geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
@@ -153,9 +156,11 @@ class VolumeFile:
             raise UnreadableVolume(_UNREADABLE)
         return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
 
-    def _first_volume(self) -> sitk.Image:
-        if len(self.size) > 3:
-            self._reader.SetExtractSize([*self.size[:3], *[0] * (len(self.size) - 3)])
+    def _first(self, slices: int | None) -> sitk.Image:
+        volume = [*self.size[:3], *[0] * (len(self.size) - 3)]
+        volume[2:3] = [min(depth, slices or depth) for depth in volume[2:3]]
+        is_part = slices is not None or len(self.size) > 3
+        self._reader.SetExtractSize(volume if is_part else [])
         return self._reader.Execute()
 
     def _nifti_image(self, header: nifti.NiftiHeader) -> sitk.Image:
@@ -175,7 +180,8 @@ class VolumeFile:
         try:
             if self.nifti:
                 return nifti.first_intensities(self.path, self.nifti)
-            image = self.image()
+            bytes_a_slice = math.prod(self.size[:2]) * _BYTES_A_VOXEL[self._reader.GetPixelID()]
+            image = self.image(math.ceil(nifti.SAMPLE_BYTES / bytes_a_slice))
         except UnreadableVolume:
             return np.empty(0)
         values = voxels_view(image).ravel(order="F")

@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.phantom.writers import ORIENTATIONS, write_volumes
-from medseq_tf.readers import READERS, UnreadableStudy
+from medseq_tf.readers import READERS, UnreadableStudy, nifti
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane
 from medseq_tf.readers.simpleitk_volume import VolumeFile
@@ -355,6 +355,22 @@ def test_files_that_are_no_volume_are_named(tmp_path, make, reason):
     assert [study.source for study in scan.studies] == ["b.nii"]
     assert [(f.kind, f.where) for f in odd(scan)] == [("study left out", "a.nii")]
     assert reason in odd(scan)[0].detail
+
+
+@pytest.mark.parametrize("shape", [(9, 30, 40), (30, 40), (2, 9, 30, 40)])
+def test_the_first_intensities_are_those_of_the_first_slices(tmp_path, rng, monkeypatch, shape):
+    """Whatever the format; a file that is sampled can still be read as a whole."""
+    monkeypatch.setattr(nifti, "SAMPLE_BYTES", 2 * 30 * 40 * 3 - 10)
+    values = rng.integers(-1000, 1000, shape).astype(np.int16)
+    image = sitk.GetImageFromArray(values, isVector=False)
+    for name in ("a.nii", "a.nrrd", "a.mha", "b.mha"):
+        sitk.WriteImage(image, str(tmp_path / name), useCompression=name == "b.mha")
+        file = VolumeFile(tmp_path / name)
+        sample = file.first_intensities()
+        assert len(sample) == min(values.size, 3 * 30 * 40 - 5)
+        np.testing.assert_array_equal(sample, values.ravel()[: len(sample)])
+        first = values.reshape(-1, *shape[-3:])[0]
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(file.image()).squeeze(), first)
 
 
 def test_a_small_gzip_that_declares_much_is_left_out(tmp_path):
