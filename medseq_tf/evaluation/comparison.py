@@ -14,9 +14,8 @@ from medseq_tf.dataset import reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics
-from medseq_tf.evaluation.predictions import by_study, cut_arrays
+from medseq_tf.evaluation.predictions import by_study, cut_arrays, predict_split, stored_predictions
 from medseq_tf.evaluation.results_text import comparison_text
-from medseq_tf.evaluation.run_predictions import predict_split, stored_predictions
 from medseq_tf.evaluation.scoring import columns_in_front, score, selection_note
 from medseq_tf.runs.run import Run, RunOrPath
 
@@ -80,10 +79,11 @@ def compare(
         return compare_runs(by_name, tables, opened[0].contents, resamples)
     prepared = Prepared.open(data)
     tables = [predict_split(run, prepared, split) for run in opened]
+    compared = compare_runs(by_name, tables, prepared.contents, resamples)
     if split != "validation":
         for run, table in zip(opened, tables, strict=True):
             reuse.record(prepared, table["study"], run.experiment)
-    return compare_runs(by_name, tables, prepared.contents, resamples)
+    return compared
 
 
 def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
@@ -113,7 +113,7 @@ def compare_runs(
         runs: by name, as `name_runs` gives them.
         predictions: a table of each.
         contents: the content hash of each study, by id.
-        resamples: of the bootstrap over patients, by which intervals of folds are found.
+        resamples: as for `compare`.
     """
     tables = dict(zip(runs, predictions, strict=True))
     labels = next(iter(runs.values())).dataset["label_names"]

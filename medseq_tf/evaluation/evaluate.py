@@ -18,7 +18,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.comparison import Comparison, compare_runs, name_runs
-from medseq_tf.evaluation.run_predictions import predict_split
+from medseq_tf.evaluation.predictions import predict_split
 from medseq_tf.evaluation.scoring import (
     calibration_table,
     confusion_table,
@@ -148,12 +148,12 @@ def evaluate(
     if audit:
         audited = (audit_unseen if split == "all" else audit_splits)(model, prepared)
     others = list(models.values())[1:]
-    if split != "validation":
-        for read_by in (*others, model):
-            reads = reuse.record(prepared, predictions["study"], read_by.experiment)
     if others:
         tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
         comparison = compare_runs(models, tables, contents, resamples)
+    if split != "validation":
+        for read_by in (*others, model):  # what was refused above has read nobody
+            reads = reuse.record(prepared, predictions["study"], read_by.experiment)
     return replace(evaluation, **marked, audit=audited, comparison=comparison, reads=reads)
 
 
@@ -163,13 +163,9 @@ def evaluate_predictions(
     resamples: int = 2000,
     groups: pd.DataFrame | None = None,
 ) -> Evaluation:
-    """Return all scores of a table of predictions, which may hold several splits.
+    """Return all scores of a table as `Evaluation.predictions`, which may hold several splits.
 
-    Args:
-        predictions: as `Evaluation.predictions`.
-        label_names: the labels.
-        resamples: of the bootstrap over patients, by which intervals of folds are found.
-        groups: subgroups by study id, a column each; see `medseq_tf.dataset.subgroups`.
+    `groups` are subgroups by study id, a column each; see `medseq_tf.dataset.subgroups`.
     """
     label_names = list(label_names)
     return Evaluation(
@@ -186,5 +182,5 @@ def _groups(prepared: Prepared, csv: str | os.PathLike | None) -> pd.DataFrame:
     sources = subgroup_columns.sources(prepared)
     if csv is None:
         return sources
-    given = subgroup_columns.read(csv, prepared)
-    return pd.concat([sources.drop(columns=given.columns, errors="ignore"), given], axis=1)
+    named = subgroup_columns.read(csv, prepared)
+    return pd.concat([sources.drop(columns=named.columns, errors="ignore"), named], axis=1)

@@ -16,15 +16,21 @@ write to is refused, and one that is shared with a group is shared with those wh
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from medseq_tf import files
 from medseq_tf.errors import InputError
@@ -36,6 +42,8 @@ LIMIT = "limit_gib"
 LIMIT_VARIABLE = "MEDSEQ_TF_FEATURES_GIB"
 ENTRY_NAME = re.compile(r"[0-9a-f]{64}|\.[a-z0-9_]{8}")
 """Names of entries, and of what a killed process of version 0.1 left."""
+OVERHEAD = 160
+"""Bytes of an entry beside its features."""
 
 
 def feature_folder(place: str | os.PathLike | None = None) -> Path:
@@ -78,12 +86,8 @@ def cannot_keep(folder: Path, error: OSError) -> InputError:
     )
 
 
-def named_folder(place: str | os.PathLike | None = None) -> Path:
-    """Return the folder that features are kept in, which may not be there yet.
-
-    Args:
-        place: as for `feature_folder`.
-    """
+def named_folder(place: str | os.PathLike | None) -> Path:
+    """Return the folder that features are kept in, by `place` or else by default; or to be made."""
     if place := place or os.environ.get("MEDSEQ_TF_FEATURES"):
         return Path(place)
     try:
@@ -239,3 +243,128 @@ def make_room(folder: Path, most: int) -> tuple[int, int]:
 def size_text(count: int) -> str:
     """Return a number of bytes in words."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 100 else f"{count / 2**20:.1f} MiB"
+
+
+# ------------------------------------------------------------------------- what lies in an entry
+
+
+class FeatureFiles:
+    """Entries in a folder by key, arrays (L, F) of one width and dtype, in use until this ends.
+
+    Args:
+        folder: the folder, as `feature_folder` gives it.
+        width: of the features.
+        dtype: of the features.
+    """
+
+    def __init__(self, folder: Path, width: int, dtype: np.dtype):
+        self.folder, self.width, self.dtype = folder, width, dtype
+        held = contextlib.ExitStack()
+        try:
+            self._in_use = held.enter_context(in_use(folder))
+        except OSError as error:
+            raise cannot_keep(folder, error) from None
+        weakref.finalize(self, _leave, held, folder)
+
+    def path(self, key: str) -> Path:
+        """Return the file of an entry."""
+        return self.folder / key[:2] / key
+
+    def read(self, key: str, length: int) -> np.ndarray | None:
+        """Return an entry, or None if there is none or it is not what was written."""
+        try:
+            content = self.path(key).read_bytes()
+            body, checksum = content[:-32], content[-32:]
+            if _checksum(key, body) != checksum:
+                return None
+            array = np.load(io.BytesIO(body), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        if array.shape != (length, self.width) or array.dtype != self.dtype:
+            return None
+        touch(self.path(key))
+        return array
+
+    def mapped(self, key: str) -> np.ndarray | None:
+        """Return an entry as memory of the file, read when it is used; None if it is gone."""
+        try:
+            return np.load(self.path(key), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def write(self, key: str, array: np.ndarray) -> None:
+        """Write an entry, whole or not at all, whoever else writes it."""
+        body = io.BytesIO()
+        np.save(body, array, allow_pickle=False)
+        try:
+            try:
+                self._write(key, body.getbuffer())
+            except FileNotFoundError:  # the folder was taken away meanwhile
+                make_folder(self.folder)
+                self._write(key, body.getbuffer())
+        except OSError as error:
+            raise cannot_keep(self.folder, error) from None
+
+    def _write(self, key: str, body: memoryview) -> None:
+        # Who may read and write the folder may do so with all in it, and nobody else.
+        mode = stat.S_IMODE(self.folder.stat().st_mode)
+        if not self.path(key).parent.is_dir():
+            self.path(key).parent.mkdir(exist_ok=True)
+            self.path(key).parent.chmod(mode)
+        with files.atomic(self.path(key)) as temporary, open(temporary, "wb") as file:
+            os.chmod(temporary, mode & 0o666)
+            file.write(body)
+            file.write(_checksum(key, body))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Let go of all entries that were used so far, except these."""
+        touch(self._in_use)
+        for key in keys:
+            touch(self.path(key))
+
+    def make_room(self, lengths: Sequence[int]) -> str:
+        """Remove what is neither in use nor fits beside entries of these lengths.
+
+        Returns:
+            What is to be said of a folder that stays above its limit; empty where it does not.
+
+        Raises:
+            InputError: the disk has no room for them.
+        """
+        folder, limit = self.folder, limit_of(self.folder)
+        needed = sum(length * self.width * self.dtype.itemsize + OVERHEAD for length in lengths)
+        try:
+            make_folder(folder)  # which may have been taken away
+            left, _ = make_room(folder, limit.bytes - needed)
+            free = shutil.disk_usage(folder).free
+            if needed > free:
+                make_room(folder, left - (needed - free))
+                free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise cannot_keep(folder, error) from None
+        if needed > free:
+            raise InputError(
+                f"{folder}: {needed / GIB:.1f} GiB of features are to be kept there, "
+                f"{free / GIB:.1f} GiB are free; name another folder with --features, or "
+                "set fewer features.views or features.dtype=float16"
+            )
+        if left + needed <= limit.bytes:
+            return ""
+        return (
+            f"features: {size_text(left + needed)} are in use, above the limit of "
+            f"{size_text(limit.bytes)} ({limit.source}), which holds again when the run "
+            "is over"
+        )
+
+
+def _checksum(key: str, body: bytes | memoryview) -> bytes:
+    return hashlib.sha256(key.encode() + b"\n" + body).digest()
+
+
+def _leave(held: contextlib.ExitStack, folder: Path) -> None:
+    """Let the folder's entries go, and bring it back to its limit."""
+    with contextlib.suppress(OSError, InputError):
+        held.close()
+        make_room(folder, limit_of(folder).bytes)

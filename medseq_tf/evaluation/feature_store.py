@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.evaluation.feature_files import FeatureFiles
+from medseq_tf.evaluation.feature_folder import FeatureFiles
 from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
 from medseq_tf.input.model_input import study_input
@@ -136,11 +136,7 @@ class FeatureStore:
     ) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Yield one epoch of training: the sequences of `batches.training_batches` as features.
 
-        Args:
-            rows: rows of the prepared data set to train on.
-            epoch: number of the epoch, from 0.
-            first_batch: where to start.
-            together: batches that are joined to one.
+        It starts at `first_batch`; each `together` batches are joined to one.
 
         Yields:
             `({"features": float32 (B, T, F), "lengths": int32 (B,)}, labels float32 (B, labels))`,
@@ -183,14 +179,7 @@ class FeatureStore:
     ) -> None:
         """Compute what is missing of all that will be drawn from `epoch` to the next redraw.
 
-        Args:
-            rows: rows of the prepared data set to train on.
-            epoch: number of the epoch, from 0.
-            stopped: asked after every study.
-
-        Raises:
-            InputError: a study cannot be read, or a feature not be kept.
-            Stopped: `stopped` said so; what is on disk stays there.
+        It raises what `prepare` raises.
         """
         generation = self.views.generation(epoch)
         if generation == self._generation:
@@ -204,7 +193,7 @@ class FeatureStore:
 
         Raises:
             InputError: a study cannot be read, or a feature not be kept.
-            Stopped: `stopped` said so; what is on disk stays there.
+            Stopped: `stopped`, asked after every study, said so; what is on disk stays there.
         """
         wanted = sorted(set(views) - self._checked, key=lambda view: (view[0], view[1] or ()))
         progress = _Progress(len({row for row, _ in wanted}), len(wanted), self.verbose)

@@ -122,12 +122,7 @@ class FeatureViews:
         return self.generation(epoch), int(rng.integers(self.experiment.features.views))
 
     def of_generation(self, rows: Sequence[int] | np.ndarray, epoch: int) -> set[View]:
-        """Return all views that will be drawn from an epoch to the next redraw.
-
-        Args:
-            rows: rows of the prepared data set to train on.
-            epoch: number of the epoch, from 0.
-        """
+        """Return all views that will be drawn from an epoch to the next redraw."""
         settings = self.experiment.features
         views: set[View] = set()
         end = self.experiment.fit.epochs

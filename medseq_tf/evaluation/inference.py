@@ -144,16 +144,7 @@ def study_probabilities(
 
 
 def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray) -> None:
-    """Refuse probabilities that are no number.
-
-    Args:
-        probabilities: `(studies, labels)`.
-        prepared: the data set.
-        rows: its rows that they are of, `(studies,)`.
-
-    Raises:
-        Diverged: one is NaN or infinite; names the first study.
-    """
+    """Raise Diverged if one of the probabilities `(studies, labels)` of some rows is no number."""
     wrong = np.asarray(rows)[~np.isfinite(probabilities).all(axis=1)]
     if len(wrong):
         first = prepared.studies["study_id"].iat[wrong[0]]

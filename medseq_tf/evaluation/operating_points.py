@@ -17,7 +17,7 @@ import pandas as pd
 
 from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.evaluation.metrics.interval_text import with_interval
-from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.evaluation.metrics.point_metrics import Array, class_counts
 
 FEW = 25
 """Patients of a class; a threshold that stands on fewer has a note."""
@@ -110,12 +110,11 @@ def _by(rule: str, chosen_on: str) -> str:
 
 
 def _choose(truth: Array, probabilities: Array, label: str, rule: str) -> tuple[float, str]:
-    """A label's threshold, and why it is 0.5."""
-    truth, probabilities = np.asarray(truth, float), np.asarray(probabilities, float)
-    thresholds, notes = metrics.choose_thresholds(
-        truth[:, None], probabilities[:, None], [label], rule
-    )
-    return float(thresholds[0]), "; ".join(notes)
+    """Return a label's threshold, and why it is 0.5 where it has one class only."""
+    truth = np.asarray(truth, float)
+    if (truth == 0).any() and (truth == 1).any():
+        return metrics.choose_threshold(truth, probabilities, rule), ""
+    return 0.5, f"{label}: {class_counts(truth)}, so the threshold is 0.5"
 
 
 def _patients(truth: Array, patients: Array) -> tuple[int, int]:
@@ -258,16 +257,13 @@ def measured(point: Mapping[str, Any]) -> str:
     if point["sensitivity"] is None:
         return words
     rates = ", ".join(
-        f"{name} {_rate(*point[name])}"
+        f"{name} {with_interval(value, low, high, decimals=2)}"
         for name in ("sensitivity", "specificity")
-        if point[name][0] is not None
+        for value, low, high in [point[name]]
+        if value is not None
     )
     one = "one model" if point["models"] == 1 else f"the mean of {point['models']} models"
     return (
         f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
         f"mean of all {point['members']}, which is exported, was not measured itself"
     )
-
-
-def _rate(value: float, low: float | None, high: float | None) -> str:
-    return with_interval(value, low, high, decimals=2)

@@ -75,7 +75,7 @@ def score(
             table = cross_validation.evaluate_folds(of_folds, resamples)
             table["question"] = cross_validation.RECIPE
         else:
-            table = _score_studies(by_study(rows), label_names, resamples, split == "validation")
+            table = _score_studies(by_study(rows), label_names, split == "validation")
         if set(PIXEL_COLUMNS) <= set(rows):
             table = pd.concat([table, _score_pixels(rows)], ignore_index=True)
         table.insert(0, "split", split)
@@ -85,9 +85,7 @@ def score(
     return selection.labelled(pd.concat(tables, ignore_index=True))
 
 
-def _score_studies(
-    studies: pd.DataFrame, label_names: list[str], resamples: int, chose_cuts: bool
-) -> pd.DataFrame:
+def _score_studies(studies: pd.DataFrame, label_names: list[str], chose_cuts: bool) -> pd.DataFrame:
     """Return the metrics of one model, of the rows of `by_study`."""
     table = metrics.evaluate_predictions(
         studies["truth"][label_names].to_numpy(float),
@@ -95,7 +93,6 @@ def _score_studies(
         label_names,
         thresholds=studies["threshold"][label_names].to_numpy(float),
         patients=studies.index.get_level_values("patient").to_numpy(),
-        resamples=resamples,
         cuts={} if chose_cuts else cut_arrays(studies, label_names),
     )
     return table.assign(question=cross_validation.FITTED)
@@ -117,10 +114,7 @@ def point_metrics(
 ) -> dict[str, float]:
     """Return every metric as its mean over the labels that have both classes, without intervals.
 
-    Args:
-        labels: `(studies, labels)`, 1, 0 or NaN where unknown.
-        probabilities: `(studies, labels)`.
-        thresholds: one, `(labels,)` or `(studies, labels)`.
+    Labels and probabilities are `(studies, labels)`, thresholds one, `(labels,)` or as those.
     """
     thresholds = np.broadcast_to(thresholds, labels.shape)
     by_label = [
@@ -166,11 +160,7 @@ def mark_selection(
 ) -> pd.DataFrame:
     """Return metrics by split, labelled where the recipe was chosen on the patients themselves.
 
-    Args:
-        table: one row a split and metric.
-        recipe: of the model.
-        predictions: that the metrics are of.
-        contents: the content hash of each study, by id.
+    `predictions` are those that the metrics are of, `contents` the studies' content hashes, by id.
     """
     if not len(table) or not recipe.chosen:
         return table

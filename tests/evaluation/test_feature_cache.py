@@ -164,7 +164,7 @@ def test_a_full_disk_is_helped_by_what_is_not_in_use(prepared, tmp_path, monkeyp
     stranger = entry(tmp_path, 1, size=100 * KIB, used=1000)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
-        "medseq_tf.evaluation.feature_files.shutil.disk_usage",
+        "medseq_tf.evaluation.feature_folder.shutil.disk_usage",
         lambda folder: usage._replace(free=0 if stranger.exists() else 2**30),
     )
     make(prepared, folder=tmp_path).prepare(plain())

@@ -424,7 +424,7 @@ def test_entries_are_for_those_who_may_use_the_folder(prepared, tmp_path):
 
 def test_a_full_disk_is_known_before_the_network_starts(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "medseq_tf.evaluation.feature_files.shutil.disk_usage",
+        "medseq_tf.evaluation.feature_folder.shutil.disk_usage",
         lambda folder: SimpleNamespace(free=100),
     )
     store = make(prepared, folder=tmp_path)

@@ -14,7 +14,7 @@ from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.evaluation.metrics import auc_intervals, proportions, resampling
 
 examples = settings(max_examples=60, deadline=None)
@@ -287,9 +287,13 @@ def test_one_class_gives_no_threshold_and_several_labels_say_so():
         metrics.choose_threshold([0, 0, np.nan], [0.1, 0.2, 0.3])
     labels = np.array([[0, 1], [0, 0], [0, np.nan]])
     probabilities = np.array([[0.1, 0.9], [0.2, 0.2], [0.3, 0.3]])
-    thresholds, notes = metrics.choose_thresholds(labels, probabilities, ["mass", "oedema"])
-    np.testing.assert_allclose(thresholds, [0.5, 0.55])
-    assert notes == ["mass: 0 positive and 3 negative studies, so the threshold is 0.5"]
+    points = operating_points.of_validation(
+        labels, probabilities, np.arange(3), ["mass", "oedema"], "sensitivity>=0.9"
+    )
+    assert [points[name].threshold for name in ("mass", "oedema")] == pytest.approx([0.5, 0.55])
+    reason = "mass: 0 positive and 3 negative studies, so the threshold is 0.5"
+    assert operating_points.notes(points)[0] == points["mass"].note == reason
+    assert points["mass"].chosen_on == ""
 
 
 # --------------------------------------------------------------------------------- calibration
@@ -733,7 +737,7 @@ def table(labels, probabilities, **options):
 def test_the_table_holds_each_label_and_their_mean():
     labels, probabilities = two_labels()
     labels[:5, 0] = np.nan
-    result = table(labels, probabilities, thresholds=np.array([0.4, 0.6]), resamples=200)
+    result = table(labels, probabilities, thresholds=np.array([0.4, 0.6]))
     assert list(result.index.unique("label")) == ["label 0", "label 1", "macro"]
     assert list(result.loc["macro"].index) == list(metrics.CATALOGUE)
     columns = ["value", "low", "high", "interval", "n", "positives", "patients", "threshold"]
@@ -899,30 +903,28 @@ def test_scaling_by_temperature_keeps_every_call():
 def test_every_study_may_have_the_threshold_of_its_own_fold():
     labels, probabilities = sample()
     cuts = np.where(np.arange(60) < 30, 0.3, 0.7)
-    result = table(labels[:, None], probabilities[:, None], thresholds=cuts[:, None], resamples=50)
+    result = table(labels[:, None], probabilities[:, None], thresholds=cuts[:, None])
     expected = sklearn_metrics.accuracy_score(labels, probabilities >= cuts)
     assert result.loc[("label 0", "accuracy"), "value"] == pytest.approx(expected)
     assert np.isnan(result.loc[("label 0", "accuracy"), "threshold"])
 
 
-def test_the_table_depends_on_the_seed_and_not_on_the_order():
+def test_the_table_does_not_depend_on_the_order():
     labels, probabilities = two_labels()
     order = np.random.default_rng(0).permutation(60)
     patients = np.array([f"patient {i // 2}" for i in range(60)])
-    first = table(labels, probabilities, patients=patients, resamples=100, seed=3)
-    again = table(
-        labels[order], probabilities[order], patients=patients[order], resamples=100, seed=3
-    )
+    first = table(labels, probabilities, patients=patients)
+    again = table(labels[order], probabilities[order], patients=patients[order])
     pd.testing.assert_frame_equal(first, again)
     assert (first["patients"] == 30).all()
-    alone = table(labels, probabilities, resamples=100)
-    shuffled = table(labels[order], probabilities[order], resamples=100)
+    alone = table(labels, probabilities)
+    shuffled = table(labels[order], probabilities[order])
     pd.testing.assert_frame_equal(alone, shuffled)
 
 
 def test_one_class_gives_what_can_be_said():
     probabilities = np.array([[0.1], [0.3], [0.4], [0.8]])
-    result = table(np.zeros((4, 1)), probabilities, resamples=100).loc["label 0"]
+    result = table(np.zeros((4, 1)), probabilities).loc["label 0"]
     assert result.loc["specificity", "value"] == 0.75
     assert result.loc["specificity", "low"] < 0.75 < result.loc["specificity", "high"]
     assert result.loc["accuracy", "value"] == 0.75
@@ -936,7 +938,7 @@ def test_one_patient_of_a_class_gives_no_interval_where_it_matters():
     labels = np.array([[0.0], [0], [0], [1], [1]])
     probabilities = np.array([[0.1], [0.6], [0.3], [0.8], [0.7]])
     patients = np.array(["a", "b", "c", "d", "d"])
-    result = table(labels, probabilities, patients=patients, resamples=100).loc["label 0"]
+    result = table(labels, probabilities, patients=patients).loc["label 0"]
     assert result.loc["auroc", "value"] == 1
     assert result.loc["auroc", "note"] == "no interval: one positive patient"
     assert np.isnan(result.loc["recall", "low"])
@@ -945,7 +947,7 @@ def test_one_patient_of_a_class_gives_no_interval_where_it_matters():
 
 def test_what_is_undefined_says_why():
     labels, probabilities = np.array([[0.0], [0], [1], [1]]), np.full((4, 1), 0.2)
-    result = table(labels, probabilities, resamples=100).loc["label 0"]
+    result = table(labels, probabilities).loc["label 0"]
     assert np.isnan(result.loc["precision", "value"])
     assert result.loc["precision", "note"] == "undefined: a class is never called"
     assert result.loc["recall", "value"] == 0
@@ -955,18 +957,18 @@ def test_what_is_undefined_says_why():
 def test_a_label_without_both_classes_is_left_out_of_the_mean_and_named():
     labels, probabilities = two_labels()
     labels[:, 1] = 0
-    result = table(labels, probabilities, resamples=100)
+    result = table(labels, probabilities)
     assert result.loc[("macro", "auroc"), "value"] == result.loc[("label 0", "auroc"), "value"]
     assert result.loc[("macro", "auroc"), "note"] == "without label 1: not both classes"
     labels[:] = np.nan
-    result = table(labels, probabilities, resamples=100)
+    result = table(labels, probabilities)
     assert result["value"].isna().all()
     assert (result["n"] == 0).all()
     assert (result.loc["macro", "note"] == "no label has both classes").all()
 
 
 def test_no_study_at_all_is_a_table_of_nan():
-    result = table(np.empty((0, 1)), np.empty((0, 1)), resamples=10)
+    result = table(np.empty((0, 1)), np.empty((0, 1)))
     assert result["value"].isna().all()
     assert (result["note"] != "").all()
 
@@ -980,7 +982,7 @@ def test_no_study_at_all_is_a_table_of_nan():
 )
 def test_arrays_that_do_not_fit_are_named(options, message):
     labels, probabilities = sample()
-    arguments = {"label_names": ["a"], "resamples": 10} | options
+    arguments = {"label_names": ["a"]} | options
     with pytest.raises(InputError, match=message):
         metrics.evaluate_predictions(labels[:, None], probabilities[:, None], **arguments)
 

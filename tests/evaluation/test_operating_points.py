@@ -62,3 +62,4 @@ def test_the_recipe_names_the_rule_of_its_run(demo_data, tmp_path):
     assert metrics.confusion(*columns, run.thresholds["lesion"]).specificity >= 0.8
     assert (validation["positive"] == (validation["probability"] >= expected)).all()
     assert run.operating_points["lesion"]["chosen_on"].endswith("by specificity>=0.8")
+    assert "chosen on validation by specificity>=0.8)" in (run.path / "model_card.md").read_text()

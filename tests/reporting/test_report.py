@@ -15,8 +15,7 @@ from small_run import run_small
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain.explain import choose_studies
 from medseq_tf.evaluation.metrics import TRADE_OFFS
-from medseq_tf.evaluation.predictions import choose_cuts
-from medseq_tf.evaluation.run_predictions import stored_cuts
+from medseq_tf.evaluation.predictions import choose_cuts, stored_cuts
 from medseq_tf.evaluation.scoring import score
 from medseq_tf.reporting import figures, model_card, rendering, report
 from medseq_tf.runs.run import Run

@@ -8,7 +8,7 @@ rank each other's studies; what judges calls and probabilities one by one is ove
 once, each called at its own fold's threshold.
 """
 
-from medseq_tf.evaluation.cross_validation.fold_aurocs import mean_auroc
+from medseq_tf.evaluation.cross_validation.fold_metrics import mean_auroc
 from medseq_tf.evaluation.cross_validation.predictions import HeldOut, LabelFolds, held_out
 from medseq_tf.evaluation.cross_validation.tables import (
     FITTED,

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medseq_tf.evaluation.cross_validation.fold_aurocs import mean_auroc
-from medseq_tf.evaluation.cross_validation.fold_bootstrap import (
+from medseq_tf.evaluation.cross_validation.fold_metrics import (
     Resampled,
     draw_patients,
+    mean_auroc,
     resample,
     weighted_sum,
 )

@@ -73,16 +73,9 @@ def explain_studies(
     pairs: Sequence[tuple[str, str]],
     pixels: Sequence[str] | None = None,
 ) -> list[Explanation]:
-    """Explain several studies, as `explain_study` does; a study that cannot be read is left out.
+    """Explain several pairs of a study's id and a label, as `explain_study` does.
 
-    Args:
-        run: a run folder.
-        data: a prepared data set that holds the studies.
-        pairs: id and label of each.
-        pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
-
-    Raises:
-        InputError: a study, label or method is unknown, or the data do not fit the run.
+    A study that cannot be read is left out.
     """
     study_ids = list(dict.fromkeys(study_id for study_id, _ in pairs))
     explainer = Explainer(Run.open(run), Prepared.open(data), study_ids)
@@ -114,11 +107,11 @@ class Explained:
                 truth, probability = explanation.truth[label], explanation.probabilities[label]
                 known = "" if np.isnan(truth) else f", truth {truth:.0f}"
                 call = "positive" if probability >= explanation.thresholds[label] else "negative"
-                base_value = explanation.base_values[label]
-                lines.append(
-                    f"study {explanation.study}  {label}: {probability:.3f} ({call}{known})"
-                )
-                lines.append(f"    no slice: {base_value:.3f}, the base of importance")
+                base = explanation.base_values[label]
+                lines += [
+                    f"study {explanation.study}  {label}: {probability:.3f} ({call}{known})",
+                    f"    no slice: {base:.3f}, the base of importance",
+                ]
                 for row in explanation.top(5, label).itertuples():
                     sampled = row.importance_high > row.importance_low
                     limits = f" ({interval(row.importance_low, row.importance_high, '+')})"
@@ -166,12 +159,10 @@ def explain(
         raise InputError(f"{opened.path}: has no study of known label to choose; name one: --study")
     explainer = Explainer(opened, prepared, chosen, seed)
     explanations = [explainer.explain(study_id, label, pixels) for study_id in chosen]
-    written: list[Path] = []
-    if out is not None:
-        written = [file for one in explanations for file in _write(one, Path(out))]
-    quality = (
-        measure_quality(opened, prepared, label=label, pixels=pixels) if with_quality else None
-    )
+    written = [] if out is None else [file for one in explanations for file in _write(one, out)]
+    quality = None
+    if with_quality:
+        quality = measure_quality(opened, prepared, label=label, pixels=pixels)
     return Explained(explanations, written, quality)
 
 
@@ -207,7 +198,7 @@ def choose_studies(
     return chosen
 
 
-def _write(explanation: Explanation, out: Path) -> Iterator[Path]:
+def _write(explanation: Explanation, out: str | os.PathLike) -> Iterator[Path]:
     """Write an explanation's table and figures, yielding each file when it is there."""
     out = destination(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -112,12 +112,7 @@ class Explainer:
     def explain(
         self, study_id: str, label: str | None = None, pixels: Sequence[str] | None = None
     ) -> Explanation:
-        """Explain one study of those given.
-
-        Args:
-            study_id: its id.
-            label: None: every label.
-            pixels: as `explain.explain_study` takes them.
+        """Explain one study of those given; the arguments are those of `explain.explain_study`.
 
         Raises:
             InputError: see `check`; or the study cannot be read.

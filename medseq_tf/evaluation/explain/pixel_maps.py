@@ -67,10 +67,7 @@ def integrated_gradients(
 ) -> tuple[np.ndarray, float]:
     """Return integrated gradients of a label's logit on the path from a black study.
 
-    Args:
-        study: the study before its model.
-        label: its number.
-        steps: points on the path, spaced and weighted after Gauss and Legendre.
+    The `steps` on the path are spaced and weighted after Gauss and Legendre.
 
     Returns:
         The map, summed over the channels; and by how much its sum misses the difference of the two

@@ -83,7 +83,7 @@ def measure_quality(
 
     Args:
         run: a run folder.
-        data: the prepared data set of the run, with masks.
+        data: its prepared data set, with masks.
         split: `validation` or `test`: studies of that split that are positive and of which a
             lesion is in sight in at least one, and not all, of the slices that the model is shown.
         label: the label that the masks are of; default: the first.
@@ -112,9 +112,8 @@ def measure_quality(
         lesion = masks[explanation.shown_slices()["slice"]].any(axis=(1, 2))
         if lesion.any() and not lesion.all():
             study = explainer.shown(study_id)
-            for method, scores, curve in _score_methods(
-                explanation, study, masks, lesion, number_of_label
-            ):
+            scored = _score_methods(explanation, study, masks, lesion, number_of_label)
+            for method, scores, curve in scored:
                 rows.append({"study": study_id, "method": method, **scores})
                 curves.append(pd.DataFrame({"method": method, "left_out": GRID, "p": curve}))
     if not rows:
@@ -140,10 +139,8 @@ def _means(scores: pd.DataFrame, curves: pd.DataFrame) -> Quality:
         **{name: (name, "mean") for name in MEASURES}, studies=("study", "nunique")
     )
     curve = curves.groupby(["method", "left_out"])["p"].mean().rename("probability")
-    return Quality(
-        means.loc[order].reset_index(),
-        curve.reindex(order, level="method").reset_index(),
-    )
+    by_share = curve.reindex(order, level="method").reset_index()
+    return Quality(means.loc[order].reset_index(), by_share)
 
 
 def _score_methods(

@@ -102,7 +102,7 @@ class ShownStudy:
 
         Args:
             base_values: (labels,), what the subset of no slice is worth.
-            labels: the labels' numbers.
+            labels: their numbers.
             seed: of the subsets that are drawn.
         """
         total = np.zeros((self.length, len(labels)))
@@ -120,13 +120,13 @@ class ShownStudy:
                 return self.probabilities_of(subsequences)[:, labels]
 
             rng = np.random.default_rng([seed, number, len(slices)])
-            found = slice_values.banzhaf(
+            banzhaf = slice_values.banzhaf(
                 game, len(slices), base_values, rng, most // len(self.sequences)
             )
-            total[slices] += found.values
-            covariance[:, slices[:, None], slices] += found.covariance
+            total[slices] += banzhaf.values
+            covariance[:, slices[:, None], slices] += banzhaf.covariance
             count[slices] += 1
-            subsets += found.subsets
+            subsets += banzhaf.subsets
         with np.errstate(invalid="ignore"):
             values = total / count[:, None]
             return slice_values.SliceValues(values, covariance / np.outer(count, count), subsets)

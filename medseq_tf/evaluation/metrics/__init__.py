@@ -1,15 +1,25 @@
 """Metrics of predictions, with intervals over patients.
 
-Labels are 0, 1, or nan for unknown (left out); probabilities are those of the positive class. The
-unit of evaluation is the study. Where a patient has several, `patients` (studies,) names the owner
-of each, and every interval is over patients. What cannot be said is nan, and a note says why.
+In all functions `labels` (studies,) are 0, 1, or nan for unknown (left out), and `probabilities`
+(studies,) those of the positive class. The unit of evaluation is the study. Where a patient has
+several, `patients` (studies,) names the owner of each (None: each study has its own), and every
+interval is over patients; `confidence` is that of the interval, `resamples` and `seed` are the
+bootstrap's. `weights` (studies,) or (resamples, studies) count how often each study stands in a
+sample; with a matrix of them a metric is (resamples,), else (). What cannot be said is nan, and a
+note says why.
 """
 
-from medseq_tf.evaluation.metrics.auc_intervals import DeLongTest, delong_interval, delong_test
+from medseq_tf.evaluation.metrics.auc_intervals import delong_interval, delong_test
 from medseq_tf.evaluation.metrics.calibration import (
+    calibration_intercept,
+    calibration_slope,
     expected_calibration_error,
+    fit_temperature,
+    logits,
     null_calibration_error,
+    observed_expected,
     reliability_curve,
+    scale,
 )
 from medseq_tf.evaluation.metrics.catalogue import (
     CATALOGUE,
@@ -45,15 +55,9 @@ from medseq_tf.evaluation.metrics.point_metrics import (
     specificity_at_sensitivity,
 )
 from medseq_tf.evaluation.metrics.proportions import wilson_interval
-from medseq_tf.evaluation.metrics.recalibration import (
-    calibration_intercept,
-    calibration_slope,
-    observed_expected,
-)
 from medseq_tf.evaluation.metrics.resampling import bootstrap
 from medseq_tf.evaluation.metrics.tables import compare_predictions, evaluate_predictions
-from medseq_tf.evaluation.metrics.temperature import fit_temperature, logits, scale
-from medseq_tf.evaluation.metrics.thresholds import choose_threshold, choose_thresholds
+from medseq_tf.evaluation.metrics.thresholds import choose_threshold
 
 __all__ = [
     "CATALOGUE",
@@ -63,7 +67,6 @@ __all__ = [
     "PIXEL_METRICS",
     "TRADE_OFFS",
     "Confusion",
-    "DeLongTest",
     "Estimate",
     "Metric",
     "all_metrics",
@@ -75,7 +78,6 @@ __all__ = [
     "calibration_intercept",
     "calibration_slope",
     "choose_threshold",
-    "choose_thresholds",
     "compare_predictions",
     "confusion",
     "decision_curve",

@@ -41,13 +41,8 @@ def delong_interval(
     the classes are told apart without error.
 
     Where a patient has several studies, the variance is Obuchowski's for clustered data (1997),
-    which is DeLong's when each has one, and Newcombe's is that of the number of patients.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) or any increasing score.
-        patients: (studies,) owners; None: each study has its own.
-        confidence: Of the interval.
+    which is DeLong's when each has one, and Newcombe's is that of the number of patients. Any
+    increasing score serves in place of probabilities.
     """
     z = float(stats.norm.ppf((1 + confidence) / 2))
     placed = Placements.of(labels, [probabilities], patients)
@@ -64,11 +59,11 @@ def auroc_bounds(
     """Bounds of `delong_interval`.
 
     Args:
-        auroc: As observed.
+        auroc: as observed.
         variance: DeLong's, or Obuchowski's.
-        positives: Patients with a positive study.
-        negatives: Patients with a negative study.
-        z: Quantile of the normal distribution.
+        positives: patients with a positive study.
+        negatives: patients with a negative study.
+        z: quantile of the normal distribution.
     """
     step = 0.5 / (positives * negatives)
     inside = min(max(auroc, step), 1 - step)
@@ -99,21 +94,11 @@ def delong_test(
     patients: Array | None = None,
     confidence: float = 0.95,
 ) -> DeLongTest:
-    """Tests whether two models rank the same studies equally well (DeLong et al. 1988).
+    """Test whether two models rank the same studies equally well (DeLong et al. 1988).
 
     The difference over its standard error is held against Student's t, with the degrees of freedom
     of the patients of both classes (Welch 1947, Satterthwaite 1946): the normal distribution would
     reject equal models too often where one class has few patients.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities_a: (studies,) of the first model.
-        probabilities_b: (studies,) of the second model, in the same order.
-        patients: (studies,) owners; None: each study has its own.
-        confidence: Of the interval of the difference.
-
-    Returns:
-        The difference of the AUROCs with its interval, z, and the two-sided p-value.
     """
     scores = [probabilities_a, probabilities_b]
     contrast = np.array([1.0, -1.0])

@@ -156,17 +156,9 @@ def all_metrics(
     weights: Array | None = None,
     names: Iterable[str] = METRICS,
 ) -> dict[str, Array]:
-    """Compute metrics of one label, without intervals.
+    """Compute metrics of one label by name, without intervals.
 
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        threshold: One for all, or (studies,).
-        weights: (studies,) or (resamples, studies) counts.
-        names: Of the metrics.
-
-    Returns:
-        By name, each () or (resamples,); nan where undefined.
+    The threshold is one for all, or (studies,); `names` are of `CATALOGUE` or `PARTS`.
     """
     metrics = {name: CATALOGUE[name] if name in CATALOGUE else PARTS[name] for name in names}
     values = {}

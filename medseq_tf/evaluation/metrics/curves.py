@@ -61,16 +61,8 @@ def net_benefit(
 ) -> Array:
     """True positives minus false ones weighed by the odds of the threshold, per study.
 
-    Vickers and Elkin 2006: TP / n - FP / n * t / (1 - t).
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        thresholds: (thresholds,) in [0, 1): the probability at which one would act.
-        weights: (studies,) or (resamples, studies) counts.
-
-    Returns:
-        (thresholds,) or (resamples, thresholds).
+    Vickers and Elkin 2006: TP / n - FP / n * t / (1 - t), for thresholds t in [0, 1), the
+    probabilities at which one would act; (thresholds,) or (resamples, thresholds).
     """
     labels, probabilities, weights, _ = known_studies(
         labels, probabilities, weights, unit_interval=True
@@ -90,15 +82,7 @@ def decision_curve(
     resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Net benefit of acting on the model, on everyone and on no one.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        thresholds: In [0, 1); 0.01 to 0.99 by default.
-        patients: (studies,) owners; None: each study has its own.
-        resamples: Of the bootstrap for `low` and `high`.
-        seed: Of the bootstrap.
+    """Net benefit of acting on the model, on everyone and on no one, at thresholds in [0, 1).
 
     Returns:
         Columns `threshold`, `model`, `low`, `high` (95%), `everyone`, `no_one`.

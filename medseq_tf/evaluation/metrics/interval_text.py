@@ -27,12 +27,7 @@ def interval(
 ) -> str:
     """Write an interval, such as `0.853 to 0.951`; an infinite bound is `no bound`.
 
-    Args:
-        low: None or nan where there is no interval.
-        high: the upper bound.
-        sign: as for `number`, like the others.
-        decimals: digits after the point.
-        missing: what is written where there is no interval.
+    The other arguments are those of `number`; without an interval, None or nan, it is `missing`.
     """
     if low is None or high is None or np.isnan(low):
         return missing
@@ -50,15 +45,6 @@ def with_interval(
     decimals: int = 3,
     missing: str = "-",
 ) -> str:
-    """Write a figure and, if it has one, its interval: `0.912 (0.853 to 0.951)`.
-
-    Args:
-        value: as for `number`, like `sign`, `decimals` and `missing`.
-        low: as for `interval`.
-        high: the upper bound.
-        sign: `+` to write the sign of positive numbers too.
-        decimals: digits after the point.
-        missing: what is written where there is no figure.
-    """
+    """Write a figure and, if it has one, its interval: `0.912 (0.853 to 0.951)`."""
     words = number(value, sign, decimals, missing)
     return words if pd.isna(low) else f"{words} ({interval(low, high, sign, decimals)})"

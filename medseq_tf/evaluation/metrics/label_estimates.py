@@ -188,12 +188,10 @@ class LabelPredictions:
 def weighted_sum(
     estimates: Sequence[Estimate], coefficients: Sequence[float], bound: tuple[float, float]
 ) -> Estimate:
-    """Add figures with their intervals; no interval if one of the figures has none.
+    """Add figures over the same patients, times their coefficients, with their intervals.
 
-    Args:
-        estimates: over the same patients.
-        coefficients: of each.
-        bound: the least and the greatest that the sum can be.
+    There is no interval if one of the figures has none. `bound` is the least and the greatest that
+    the sum can be.
     """
     values = np.array([estimate.value for estimate in estimates])
     weights = np.asarray(coefficients, float)
@@ -223,14 +221,7 @@ def difference_of(first: Sequence[Estimate], second: Sequence[Estimate]) -> Esti
 def brier_interval(
     labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
 ) -> Estimate:
-    """The Brier score with its interval over patients.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        patients: (studies,) owners; None: each study has its own.
-        confidence: Of the interval.
-    """
+    """The Brier score with its interval over patients."""
     labels = np.asarray(labels, dtype=float)
     value, owners = float(brier(labels, probabilities)), owners_of(patients, len(labels))
     count = len(np.unique(owners[~np.isnan(labels)]))

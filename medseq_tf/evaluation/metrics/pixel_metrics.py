@@ -79,16 +79,9 @@ def evaluate_pixels(
 ) -> pd.DataFrame:
     """`pixel_metrics` with intervals over patients, as `label_estimates` has them of a mean.
 
-    Args:
-        found: (studies,), as the next two as for `pixel_metrics`.
-        false: (studies,).
-        missed: (studies,).
-        label: What the masks are of.
-        patients: (studies,) owners; None: each study has its own.
-        confidence: Of the intervals.
-
     Returns:
-        Rows as those of `metrics.evaluate_predictions`; `positives` are the studies with a lesion.
+        Rows as those of `metrics.evaluate_predictions`; `label` is what the masks are of,
+        `positives` are the studies with a lesion.
     """
     counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
     unknown = np.isnan(counts).any(axis=0)
@@ -97,8 +90,7 @@ def evaluate_pixels(
     predictions = LabelPredictions(label, has_lesion, nowhere, nowhere, owners)
     limits = class_limits(has_lesion, owners, ("positive",))
     pieces = left_out_weights(jackknife_groups(owners))
-    called, wrong, left = counts
-    without = [pixel_metrics(called, wrong, left, weights) for weights in pieces]
+    without = [pixel_metrics(counts[0], counts[1], counts[2], weights) for weights in pieces]
     with_lesion, _ = predictions.patients_by_class()
     few = 0 < with_lesion < FEW_PATIENTS
     remark = f"{with_lesion} patients with a lesion: {DESCRIBED}" if few else ""

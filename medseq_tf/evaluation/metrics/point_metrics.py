@@ -1,9 +1,7 @@
 """Metrics of a binary label from probabilities, without intervals, for weighted studies.
 
-Every function takes `labels` (studies,) with 0, 1, or nan for unknown (left out), and
-`probabilities` (studies,) of the positive class. A metric is written once, for weighted studies:
-`weights` (studies,) or (resamples, studies), by default 1 each, count how often each study stands
-in the sample. So a bootstrap is one call with a matrix of counts. What is undefined is nan.
+A metric is written once, for weighted studies, so that a bootstrap is one call with a matrix of
+counts. The arguments are those of all of `metrics`.
 """
 
 from __future__ import annotations
@@ -100,16 +98,9 @@ class Confusion:
 def confusion(
     labels: Array, probabilities: Array, threshold: float | Array, weights: Array | None = None
 ) -> Confusion:
-    """Counts of right and wrong calls; a study is called positive at `threshold` or above.
+    """Count right and wrong calls; a study is called positive at `threshold` or above.
 
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,).
-        threshold: One for all, or (studies,), such as the one of each study's own fold.
-        weights: (studies,) or (resamples, studies) counts.
-
-    Returns:
-        Counts as floats, () or (resamples,).
+    The threshold is one for all, or (studies,), such as that of each study's own fold.
     """
     labels, probabilities, weights, known = known_studies(labels, probabilities, weights)
     threshold = np.broadcast_to(np.asarray(threshold, dtype=float), known.shape)[known]
@@ -130,14 +121,6 @@ def auroc(labels: Array, probabilities: Array, weights: Array | None = None) -> 
     """Area under the ROC curve: a positive study ranks above a negative one, ties count half.
 
     The Mann-Whitney statistic on midranks; any increasing score serves in place of probabilities.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,).
-        weights: (studies,) or (resamples, studies) counts.
-
-    Returns:
-        () or (resamples,); nan without both classes.
     """
     positives, negatives, _ = by_score(labels, probabilities, weights)
     negatives_below = negatives.sum(axis=-1, keepdims=True) - np.cumsum(negatives, axis=-1)
@@ -146,16 +129,7 @@ def auroc(labels: Array, probabilities: Array, weights: Array | None = None) -> 
 
 
 def average_precision(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
-    """Area under the precision-recall curve in steps: sum of precision times the gain in recall.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,).
-        weights: (studies,) or (resamples, studies) counts.
-
-    Returns:
-        () or (resamples,); nan without both classes.
-    """
+    """Area under the precision-recall curve in steps: sum of precision times the gain in recall."""
     positives, negatives, _ = by_score(labels, probabilities, weights)
     found = np.cumsum(positives, axis=-1)
     called = found + np.cumsum(negatives, axis=-1)
@@ -167,11 +141,7 @@ def average_precision(labels: Array, probabilities: Array, weights: Array | None
 def sensitivity_at_specificity(
     labels: Array, probabilities: Array, specificity: float = 0.9, weights: Array | None = None
 ) -> Array:
-    """The greatest sensitivity of any threshold that keeps at least this specificity.
-
-    Returns:
-        () or (resamples,); nan without both classes.
-    """
+    """The greatest sensitivity of any threshold that keeps at least this specificity."""
     sensitivities, specificities = operating_points(labels, probabilities, weights)
     return _best(sensitivities, specificities >= specificity - 1e-12)
 
@@ -179,11 +149,7 @@ def sensitivity_at_specificity(
 def specificity_at_sensitivity(
     labels: Array, probabilities: Array, sensitivity: float = 0.9, weights: Array | None = None
 ) -> Array:
-    """The greatest specificity of any threshold that keeps at least this sensitivity.
-
-    Returns:
-        () or (resamples,); nan without both classes.
-    """
+    """The greatest specificity of any threshold that keeps at least this sensitivity."""
     sensitivities, specificities = operating_points(labels, probabilities, weights)
     return _best(specificities, sensitivities >= sensitivity - 1e-12)
 

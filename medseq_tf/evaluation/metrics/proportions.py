@@ -34,14 +34,8 @@ def shrunk_ratio(variance: float, model: float, value: float, patients: float) -
     """The ratio of an estimated variance to a model's, drawn towards 1 where little is known.
 
     Near 0 and 1 few patients differ, so that an estimated variance is itself a guess, and 0 at the
-    very end. The weight of the estimate is `4 value (1 - value)` times the number of patients,
-    that of the model is one patient.
-
-    Args:
-        variance: As estimated.
-        model: The variance that the figure would have by the model.
-        value: The figure, in [0, 1].
-        patients: Their number.
+    very end. The weight of the estimate is `4 value (1 - value)` times the number of patients, for
+    a figure `value` in [0, 1], that of the model is one patient.
     """
     weight = 4 * value * (1 - value) * patients
     return float((weight * variance / model + 1) / (weight + 1)) if weight > 0 else 1.0
@@ -50,14 +44,7 @@ def shrunk_ratio(variance: float, model: float, value: float, patients: float) -
 def effective_interval(
     value: float, variance: float, patients: float, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson's interval of a share of as many patients as give the figure's variance.
-
-    Args:
-        value: The figure, in [0, 1].
-        variance: Its estimated variance over patients.
-        patients: The number of patients that it is a figure of.
-        confidence: Of the interval.
-    """
+    """Wilson's interval of a share of as many patients as give a figure's variance."""
     model = value * (1 - value) / patients
     ratio = shrunk_ratio(variance, model, value, patients)
     size = patients / max(ratio, 1e-12)

@@ -25,13 +25,8 @@ def bootstrap_weights(
     """Count how often each study stands in each bootstrap sample of patients.
 
     As many patients are drawn, with replacement, as there are, whatever their class: how common the
-    label is varies too. A study of unknown label has weight 0.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        patients: (studies,) owners; None: each study has its own.
-        resamples: Number of samples.
-        seed: Of `numpy.random.default_rng`. Patients are drawn in the order of their ids.
+    label is varies too. A study of unknown label has weight 0. Patients are drawn in the order of
+    their ids.
 
     Yields:
         Weights (some resamples, studies), float64, in pieces of about 16 MiB.
@@ -77,18 +72,9 @@ def bootstrap(
 ) -> Estimate:
     """Any metric with its BCa interval over patients (Efron 1987), prevalence varying too.
 
-    For a metric of one's own. Near the end of its range it covers too seldom with few patients:
-    `metrics.evaluate_predictions` has better intervals of the known ones.
-
-    Args:
-        metric: `metric(labels, probabilities, weights=...)` -> () or (resamples,), as `auroc`; one
-            without an argument `weights` gets them as the third.
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,).
-        patients: (studies,) owners; None: each study has its own.
-        resamples: Number of bootstrap samples.
-        seed: Of `numpy.random.default_rng`.
-        confidence: Of the interval.
+    For a metric of one's own, `metric(labels, probabilities, weights=...)` as `auroc`; one without
+    an argument `weights` gets them as the third. Near the end of its range it covers too seldom
+    with few patients: `metrics.evaluate_predictions` has better intervals of the known ones.
     """
     takes_weights = "weights" in inspect.signature(metric).parameters
     known = ~np.isnan(np.asarray(labels, dtype=float))

@@ -24,8 +24,6 @@ def evaluate_predictions(
     label_names: Sequence[str],
     thresholds: Array | float = 0.5,
     patients: Array | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
     confidence: float = 0.95,
     cuts: Mapping[str, Array] | None = None,
 ) -> pd.DataFrame:
@@ -41,8 +39,6 @@ def evaluate_predictions(
         label_names: (labels,).
         thresholds: One, (labels,), or (studies, labels), such as that of each study's own model.
         patients: (studies,) owners; None: each study has its own.
-        resamples: Not used any more: these intervals draw nothing.
-        seed: Likewise.
         confidence: Of the intervals.
         cuts: By the names of `TRADE_OFFS`, the thresholds, as `thresholds`, that were chosen on
             other studies. Without them the cut is chosen on these, and there is no interval.
@@ -138,8 +134,6 @@ def compare_predictions(
     label_names: Sequence[str],
     thresholds: tuple[Array | float, Array | float] = (0.5, 0.5),
     patients: Array | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
     confidence: float = 0.95,
     cuts: tuple[Mapping[str, Array] | None, Mapping[str, Array] | None] = (None, None),
 ) -> pd.DataFrame:
@@ -156,8 +150,6 @@ def compare_predictions(
         label_names: (labels,).
         thresholds: Of both models, as for `evaluate_predictions`.
         patients: (studies,) owners; None: each study has its own.
-        resamples: Not used any more: these intervals draw nothing.
-        seed: Likewise.
         confidence: Of the intervals.
         cuts: Of both models, as for `evaluate_predictions`.
 

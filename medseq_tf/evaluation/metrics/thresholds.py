@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 
 import numpy as np
@@ -23,15 +23,10 @@ def choose_threshold(labels: Array, probabilities: Array, rule: str = "youden") 
 
     Candidates lie halfway between neighbouring observed probabilities, at half of the lowest and
     halfway from the highest to 1 (just above 1 if that is observed). Ties go to the higher Youden
-    index, then to the lower threshold.
-
-    Args:
-        labels: (studies,) 0, 1 or nan.
-        probabilities: (studies,) in [0, 1].
-        rule: as `fit.threshold` of a recipe.
+    index, then to the lower threshold. The rules are those of `fit.threshold` of a recipe.
 
     Raises:
-        InputError: An unknown rule, or only one class.
+        InputError: an unknown rule, or only one class.
     """
     objective = _objective(rule)
     labels, probabilities, _, _ = known_studies(labels, probabilities, None, unit_interval=True)
@@ -49,31 +44,6 @@ def choose_threshold(labels: Array, probabilities: Array, rule: str = "youden") 
     candidates = np.where(candidates <= below, above, candidates)
     score = objective(counts).round(12)
     return float(candidates[np.lexsort([candidates, -youden(counts).round(12), -score])[0]])
-
-
-def choose_thresholds(
-    labels: Array, probabilities: Array, label_names: Sequence[str], rule: str = "youden"
-) -> tuple[Array, list[str]]:
-    """Choose each label's threshold; 0.5, and a note, where a label has only one class.
-
-    Args:
-        labels: (studies, labels) 0, 1 or nan.
-        probabilities: (studies, labels) in [0, 1].
-        label_names: (labels,).
-        rule: As for `choose_threshold`.
-
-    Returns:
-        Thresholds (labels,), and the notes.
-    """
-    _objective(rule)
-    thresholds, notes = np.full(len(label_names), 0.5), []
-    for index, name in enumerate(label_names):
-        column = np.asarray(labels, dtype=float)[:, index]
-        if len(np.unique(column[~np.isnan(column)])) < 2:
-            notes.append(f"{name}: {class_counts(column)}, so the threshold is 0.5")
-        else:
-            thresholds[index] = choose_threshold(column, np.asarray(probabilities)[:, index], rule)
-    return thresholds, notes
 
 
 def _objective(rule: str) -> Callable[[Confusion], Array]:
