@@ -305,7 +305,7 @@ def rejections(
         rows, rejected = count * 2 * half, []
         for i in range(cohorts):
             pair = tuple(held_out(*(part[i, :rows] for part in one), half).of(0) for one in both)
-            rejected.append(cross_validation.auroc_difference([pair], 0.95)[1] < 0.05)
+            rejected.append(cross_validation.auroc_difference([pair])[1] < 0.05)
         found[count] = float(np.mean(rejected))
     return found
 

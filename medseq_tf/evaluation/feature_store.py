@@ -43,11 +43,7 @@ Inputs = dict[str, np.ndarray]
 
 
 def join(batches: Sequence[tuple[Inputs, np.ndarray]]) -> tuple[Inputs, np.ndarray]:
-    """Join batches of features, each padded by itself, to one.
-
-    Args:
-        batches: `({"features": (B, T, F), "lengths": (B,)}, labels (B, labels))`.
-    """
+    """Join batches as of `FeatureStore.training_batches`, each padded by itself, to one."""
     steps = max(inputs["features"].shape[1] for inputs, _ in batches)
     features = [
         np.pad(inputs["features"], ((0, 0), (0, steps - inputs["features"].shape[1]), (0, 0)))

@@ -111,8 +111,7 @@ def study_probabilities(
         store: the prepared data set's slices.
         rows: rows of the prepared data set, `(studies,)`.
         experiment: the recipe.
-        features: the slices' features, to be read in place of the slices. The same probabilities to
-          rounding (with `features.dtype` float16, that of float16).
+        features: read in place of the slices; the same probabilities to the dtype's rounding.
 
     Returns:
         Probabilities `(studies, labels)` in the order of `rows`; NaN for a study that the recipe's

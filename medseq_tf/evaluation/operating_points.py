@@ -82,14 +82,9 @@ def of_validation(
     labels: Sequence[str],
     rule: str = DEFAULT_RULE,
 ) -> dict[str, OperatingPoint]:
-    """Choose thresholds on validation studies; 0.5 for a label of one class.
+    """Choose thresholds on validation studies by a recipe's rule; 0.5 for a label of one class.
 
-    Args:
-        truth: (studies, labels) 0, 1 or nan.
-        probabilities: (studies, labels).
-        patients: (studies,) owners.
-        labels: names.
-        rule: `fit.threshold` of the recipe.
+    Truth and probabilities are (studies, labels), patients (studies,).
     """
     points = {}
     for number, label in enumerate(labels):
@@ -145,10 +140,7 @@ def of_folds(
 ) -> dict[str, OperatingPoint]:
     """Choose thresholds on all patients, and measure them with each fold left out of the choice.
 
-    Args:
-        predictions: as for `unseen`.
-        labels: names.
-        rule: `fit.threshold` of the recipe.
+    The predictions are as for `unseen`, the rule is `fit.threshold` of the recipe.
     """
     table = unseen(predictions).assign(threshold=0.5, split="test", repeat=1)
     points = {}

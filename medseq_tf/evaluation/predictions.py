@@ -123,9 +123,6 @@ def _validation(predictions: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np
         yield label, known["truth"].to_numpy(float), known["probability"].to_numpy(float)
 
 
-# --------------------------------------------------------------- what that adds to a table
-
-
 def with_cuts(predictions: pd.DataFrame, cuts: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Return a table with the cuts of `choose_cuts`, a column each; nan where one is not known."""
     if not any(cuts.values()):

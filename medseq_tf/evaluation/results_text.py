@@ -37,7 +37,7 @@ def metrics_text(table: pd.DataFrame) -> str:
     having = shown[shown["low"].notna()]
     questions = having["question"].dropna().unique() if "question" in having else []
     lines += [f"intervals of: {question}" for question in questions]
-    return "\n".join(lines + _multiplicity(shown))
+    return "\n".join(filter(None, [*lines, metrics.multiplicity(len(having))]))
 
 
 def folds_text(predictions: pd.DataFrame) -> str:
@@ -105,7 +105,7 @@ def subgroup_text(table: pd.DataFrame) -> str:
             f"{name:<{width}}{row.label:<14}{row.metric:<14}{number(row.value):>6}   "
             f"{interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
         )
-    return "\n".join(lines + _multiplicity(table))
+    return "\n".join(filter(None, [*lines, metrics.multiplicity(int(table["low"].count()))]))
 
 
 def comparison_text(table: pd.DataFrame, differences: pd.DataFrame, notes: list[str]) -> str:
@@ -140,8 +140,3 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
 def _width(names: pd.Series, least: int) -> int:
     """Return how wide a column of names is."""
     return max(least, *names.str.len()) + 2
-
-
-def _multiplicity(table: pd.DataFrame) -> list[str]:
-    """Return what is to be said of a table of many intervals."""
-    return list(filter(None, [metrics.multiplicity(int(table["low"].notna().sum()))]))

@@ -59,9 +59,6 @@ PATIENTS_ALONE = "of folds: the interval is over patients; what training varies 
 """Of calibration."""
 
 
-# ---------------------------------------------------------------------------------- metrics
-
-
 def score(
     predictions: pd.DataFrame, label_names: Sequence[str], resamples: int = 2000
 ) -> pd.DataFrame:
@@ -147,9 +144,6 @@ def fold_summary(predictions: pd.DataFrame) -> pd.DataFrame:
     )
     grouped = long.groupby(["label", "metric"], sort=False)["value"]
     return grouped.agg(mean="mean", sd="std", folds="count").reset_index()
-
-
-# ---------------------------------------------------------------------------------- selection
 
 
 def mark_selection(
@@ -266,13 +260,9 @@ def subgroup_table(
     groups: pd.DataFrame | None = None,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Return the metrics of `SUBGROUP_METRICS` in parts of the studies.
+    """Return the metrics of `SUBGROUP_METRICS` in subgroups of the studies.
 
-    Args:
-        predictions: one row a study and label.
-        label_names: the labels.
-        groups: subgroups by study id, a column each; thirds by the number of slices come first.
-        resamples: of the bootstrap over patients, by which intervals of folds are found.
+    `groups` are subgroups by study id, a column each; thirds by the number of slices come first.
     """
     counts = predictions.drop_duplicates("study").set_index("study")["slices"]
     columns = {"slices": subgroups.thirds(counts)}

@@ -62,3 +62,21 @@ def test_a_metric_of_the_page_is_of_weighted_studies(name, rng):
     for value, weight in zip(together, weights, strict=True):
         repeated = np.repeat(truth, weight), np.repeat(probability, weight)
         assert value == pytest.approx(metrics.all_metrics(*repeated, 0.5, names=[name])[name])
+
+
+def test_a_metric_that_leaves_0_to_1_has_no_interval_and_says_why(monkeypatch, rng):
+    below = metrics.Metric("decision", lambda counts: counts.recall - 1.5)
+    monkeypatch.setitem(metrics.CATALOGUE, "below", below)
+    truth, probability = (np.arange(80) % 2).astype(float), rng.random(80)
+    single = metrics.evaluate_predictions(truth[:, None], probability[:, None], ["lesion"])
+    names = [f"s{number:02d}" for number in range(80)]
+    table = pd.DataFrame(
+        {"study": names, "patient": names, "label": "lesion", "truth": truth, "threshold": 0.5,
+         "probability": probability, "fold": np.arange(80) // 2 % 4 + 1}
+    )  # fmt: skip
+    folds = cross_validation.evaluate_folds(cross_validation.held_out(table, ["lesion"]), 50)
+    for scored in (single, folds):
+        row = scored.set_index("metric").loc["below"]
+        assert row["value"] < 0
+        assert np.isnan(row["low"])
+        assert row["note"] == "no interval: not in [0, 1]"

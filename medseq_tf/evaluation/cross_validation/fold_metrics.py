@@ -190,7 +190,7 @@ def weighted_sum(parts: Sequence[Resampled], weights: Sequence[float]) -> Resamp
     return Resampled(values, samples, by_fold, repeats)
 
 
-def draw_patients(patient_known: Array, resamples: int, seed: int) -> list[Array]:
+def draw_patients(patient_known: Array, resamples: int) -> list[Array]:
     """How often each patient is drawn, (some resamples, patients) each.
 
     Who is nan in `patient_known` (patients,) is never drawn.
@@ -199,9 +199,7 @@ def draw_patients(patient_known: Array, resamples: int, seed: int) -> list[Array
     return [
         weights
         for start in range(0, resamples, size)
-        for weights in bootstrap_weights(
-            patient_known, None, min(size, resamples - start), seed + start
-        )
+        for weights in bootstrap_weights(patient_known, None, min(size, resamples - start), start)
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medseq_tf.evaluation.cross_validation.variance import inflation
+from medseq_tf.evaluation.cross_validation.variance import INFLATION
 from medseq_tf.evaluation.metrics.catalogue import BOTH, CATALOGUE
 from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits
 from medseq_tf.evaluation.metrics.tables import any_positive
@@ -87,18 +87,12 @@ def held_out(predictions: pd.DataFrame, labels: Sequence[str]) -> HeldOut:
 
 @dataclass(frozen=True)
 class LabelFolds:
-    """A model's held-out predictions of one label, (rows,) each, of known label.
+    """A model's held-out predictions of one label, as of `HeldOut`, where the label is known.
 
     Attributes:
         name: of the label.
-        everyone: number of patients of the whole table; `owner` counts among them.
-        truth: 0 or 1.
-        probabilities: of the label.
-        thresholds: of the fold that tested the study.
-        owner: the patient's number.
-        studies: ids.
-        folds: a number unique over all repeats.
-        repeats: the repeat's number.
+        everyone: number of patients of the whole table.
+        owner: (rows,) the patient's number among them.
     """
 
     name: str
@@ -150,7 +144,7 @@ class LabelFolds:
     @property
     def inflation(self) -> float:
         """How much more than the tested patients alone the estimate varies."""
-        return inflation(len(np.unique(self.repeats)))
+        return INFLATION[1] - (INFLATION[1] - INFLATION[0]) / len(np.unique(self.repeats))
 
     def limits(self, metric: str) -> list[str]:
         """Why there is no interval of a metric; empty if there is one."""

@@ -26,7 +26,7 @@ from medseq_tf.evaluation.metrics.estimates import (
     few_patients,
     metric_row,
 )
-from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
 
 RECIPE = "this recipe, trained anew on another cohort of this size"
 FITTED = "these fitted models, on new patients"
@@ -39,16 +39,10 @@ LabelPairs = list[tuple[LabelFolds, LabelFolds]]
 """The same labels' predictions by a first and by a second recipe."""
 
 
-def evaluate_folds(
-    predictions: HeldOut, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> pd.DataFrame:
+def evaluate_folds(predictions: HeldOut, resamples: int = 2000) -> pd.DataFrame:
     """Evaluate every metric of every label, and their mean, with intervals of the recipe.
 
-    Args:
-        predictions: of all folds and repeats.
-        resamples: of the bootstrap over patients, for all but the AUROC.
-        seed: of the bootstrap.
-        confidence: of the intervals.
+    Of all metrics but the AUROC they are found by `resamples` of the patients.
 
     Returns:
         As `metrics.evaluate_predictions`, `interval` being `METHOD`. Where the folds'
@@ -58,19 +52,19 @@ def evaluate_folds(
     labels = [predictions.of(number) for number in range(len(predictions.labels))]
     rows = []
     for label in labels:
-        weights = draw_patients(label.patient_known, resamples, seed)
+        weights = draw_patients(label.patient_known, resamples)
         resampled = resample(label, weights)
-        rows += _label_rows(label, [label], resampled, confidence, label.left_out)
+        rows += _label_rows(label, [label], resampled, label.left_out)
     if len(labels) > 1:
         used = [label for label in labels if label.has_both_classes]
         left_out = [label.name for label in labels if not label.has_both_classes]
         remark = [f"without {', '.join(left_out)}: not both classes"] if left_out else []
         macro, mean = predictions.any_label(), None
         if used:
-            weights = draw_patients(macro.patient_known, resamples, seed)
+            weights = draw_patients(macro.patient_known, resamples)
             parts = [resample(label, weights) for label in used]
             mean = weighted_sum(parts, [1 / len(parts)] * len(parts))
-        rows += _label_rows(macro, used, mean, confidence, remark)
+        rows += _label_rows(macro, used, mean, remark)
     return pd.DataFrame(rows)
 
 
@@ -78,7 +72,6 @@ def _label_rows(
     shown: LabelFolds,
     labels: list[LabelFolds],
     resampled: Resampled | None,
-    confidence: float,
     remarks: list[str],
 ) -> list[dict[str, Any]]:
     """The rows of a label, or of the mean over labels.
@@ -87,7 +80,6 @@ def _label_rows(
         shown: whose name and counts stand in the rows.
         labels: whose mean the figures are; empty where none has both classes.
         resampled: their mean.
-        confidence: of the intervals.
         remarks: what is to be said of the metrics that rank studies.
     """
     pooled = bool(labels) and all(label.is_alike and label.has_both_classes for label in labels)
@@ -97,7 +89,7 @@ def _label_rows(
         notes = remarks if definition.kind in ("ranking", "trade-off") else []
         for is_pooled in (False, True) if pooled and definition.kind == "ranking" else (False,):
             components, defined = _components(metric, labels, resampled, is_pooled)
-            estimate = _estimate(metric, labels, components, defined, notes, confidence)
+            estimate = _estimate(metric, labels, components, defined, notes)
             name = f"{metric}_pooled" if is_pooled else metric
             rows.append(metric_row(shown.name, name, estimate, shown.counts, thresholds))
     return rows
@@ -132,7 +124,6 @@ def _estimate(
     components: VarianceComponents,
     defined: float,
     remarks: list[str],
-    confidence: float,
 ) -> Estimate:
     """A metric with its interval, or with the reason why it has none."""
     limits, value = _limits(metric, labels), components.value
@@ -141,17 +132,19 @@ def _estimate(
     if not np.isfinite(value):
         notes = limits or remarks or ["undefined: a class is never called"]
         return Estimate(value, note="; ".join(notes))
-    reason = ""
     if limits:
         return Estimate(value, note="; ".join(["no interval: " + "; ".join(limits), *remarks]))
+    reason = ""
     if CATALOGUE[metric].kind == "trade-off":
         reason = "cut chosen on each fold's own test studies: too good; no interval"
+    elif not 0 <= value <= 1:
+        reason = "no interval: not in [0, 1]"
     elif defined < 0.5:
         reason = f"no interval: undefined in {1 - defined:.1%} of resamples"
     if reason:
         return Estimate(value, note="; ".join([*remarks, reason]))
     inflation = max(label.inflation for label in labels)
-    low, high = interval(components, inflation, _support(metric, labels), confidence)
+    low, high = interval(components, inflation, _support(metric, labels))
     few = few_patients(*labels[0].classes) if len(labels) == 1 else ""
     return Estimate(value, low, high, "; ".join(filter(None, [*remarks, few])), METHOD)
 
@@ -176,8 +169,6 @@ def compare_folds(
     first: HeldOut,
     second: HeldOut,
     resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Compare two models on the same studies, of which one at least is cross-validated.
 
@@ -192,12 +183,12 @@ def compare_folds(
     pairs = list(zip(*models, strict=True))
     rows = []
     for a, b in pairs:
-        weights = draw_patients(a.patient_known, resamples, seed)
-        rows += _difference_rows(a.name, [(a, b)], weights, confidence)
+        weights = draw_patients(a.patient_known, resamples)
+        rows += _difference_rows(a.name, [(a, b)], weights)
     used = [pair for pair in pairs if pair[0].has_both_classes]
     if len(pairs) > 1 and used:
-        weights = draw_patients(first.any_label().patient_known, resamples, seed)
-        rows += _difference_rows("macro", used, weights, confidence)
+        weights = draw_patients(first.any_label().patient_known, resamples)
+        rows += _difference_rows("macro", used, weights)
     return pd.DataFrame(rows)
 
 
@@ -209,9 +200,7 @@ def _numbered_apart(first: HeldOut, second: HeldOut) -> HeldOut:
     return replace(second, folds=second.folds + first.folds.max())
 
 
-def _difference_rows(
-    name: str, pairs: LabelPairs, weights: list[Array], confidence: float
-) -> list[dict[str, Any]]:
+def _difference_rows(name: str, pairs: LabelPairs, weights: list[Array]) -> list[dict[str, Any]]:
     """The rows of a label, or of the mean over labels."""
     labels = [label for pair in pairs for label in pair]
     parts = [resample(label, weights) for label in labels]
@@ -220,20 +209,20 @@ def _difference_rows(
     rows = []
     for metric, definition in CATALOGUE.items():
         if definition.interval == "DeLong":
-            estimate, p = auroc_difference(pairs, confidence)
+            estimate, p = auroc_difference(pairs)
         else:
             components, defined = resampled.variance(metric, rarer, _support(metric, labels))
-            estimate, p = _difference(components, defined, pairs, metric, confidence)[0], NAN
+            estimate, p = _difference(components, defined, pairs, metric)[0], NAN
         rows.append(difference_row(name, metric, replace(estimate, method=METHOD), p))
     return rows
 
 
-def auroc_difference(pairs: LabelPairs, confidence: float) -> tuple[Estimate, float]:
+def auroc_difference(pairs: LabelPairs) -> tuple[Estimate, float]:
     """First minus second, mean over the labels, and the two-sided p-value."""
     if not all(label.rows for pair in pairs for label in pair):
         return Estimate(note="no fold has both classes"), NAN
     first, second = (mean_auroc([pair[side] for pair in pairs]) for side in (0, 1))
-    return _difference(first.minus(second).variance(), 1.0, pairs, "auroc", confidence)
+    return _difference(first.minus(second).variance(), 1.0, pairs, "auroc")
 
 
 def _difference(
@@ -241,7 +230,6 @@ def _difference(
     defined: float,
     pairs: LabelPairs,
     metric: str,
-    confidence: float,
 ) -> tuple[Estimate, float]:
     """A difference with its interval and its p-value, by Student's t."""
     value = components.value
@@ -251,7 +239,7 @@ def _difference(
         return Estimate(value, note="undefined: a class is never called"), NAN
     spread = components.spread(max(label.inflation for pair in pairs for label in pair))
     if spread > 1e-8:
-        half = stats.t.ppf((1 + confidence) / 2, components.freedom) * spread
+        half = stats.t.ppf(TAILS[1], components.freedom) * spread
         p = float(2 * stats.t.sf(abs(value) / spread, components.freedom))
         return Estimate(value, max(value - half, -1.0), min(value + half, 1.0)), p
     if value == 0:

@@ -18,13 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medseq_tf.evaluation.metrics.point_metrics import TAILS
+
 INFLATION = (2.0, 2.8)
 """Of the variance of the tested patients: with one repeat, and with very many."""
-
-
-def inflation(repeats: int) -> float:
-    """How much more than the tested patients alone an estimate of some repeats varies."""
-    return INFLATION[1] - (INFLATION[1] - INFLATION[0]) / repeats
 
 
 @dataclass(frozen=True)
@@ -51,13 +48,7 @@ class VarianceComponents:
 def between_folds(
     by_fold: Mapping[int, float], repeats: Mapping[int, int], patients: float
 ) -> float:
-    """Variance that folds add to their mean, beyond what their patients explain.
-
-    Args:
-        by_fold: a metric by fold.
-        repeats: the repeat of each fold.
-        patients: the variance of the mean by its patients alone.
-    """
+    """Variance that folds add to the mean of a metric, beyond what its patients alone give it."""
     values = pd.Series(by_fold, dtype=float).dropna()
     groups = values.groupby([repeats[fold] for fold in values.index])
     of_means = [group.var() / len(group) for _, group in groups if len(group) > 1]
@@ -66,21 +57,13 @@ def between_folds(
     return max(float(np.mean(of_means)) - patients, 0.0) / len(of_means)
 
 
-def interval(
-    estimate: VarianceComponents, inflation: float, support: int, confidence: float = 0.95
-) -> tuple[float, float]:
+def interval(estimate: VarianceComponents, inflation: float, support: int) -> tuple[float, float]:
     """Wilson's interval (1927) of a metric in [0, 1], for as many patients as give its variance.
 
     Where the variance is 0, as at complete separation, they are the patients behind the metric,
-    over `inflation`.
-
-    Args:
-        estimate: of the metric.
-        inflation: of the variance by the tested patients.
-        support: number of patients behind the metric.
-        confidence: of the interval.
+    `support`, over `inflation`, that of the variance by the tested patients.
     """
-    quantile = stats.t.ppf((1 + confidence) / 2, estimate.freedom)
+    quantile = stats.t.ppf(TAILS[1], estimate.freedom)
     value, variance = estimate.value, estimate.spread(inflation) ** 2
     most = support / inflation
     patients = min(value * (1 - value) / variance, 1e9) if variance > 1e-12 else most

@@ -88,9 +88,6 @@ def explain_studies(
     ]
 
 
-# --------------------------------------------------------------------------------- command
-
-
 @dataclass(frozen=True)
 class Explained:
     """Explanations of studies, the files written, and the quality of explanations, if asked for."""

@@ -98,11 +98,8 @@ class Explanation:
     ) -> Figure:
         """Draw a contact sheet: each slice shown, its heat, and a bar for its importance.
 
-        Args:
-            label: default: the first.
-            method: of `PIXEL_METHODS`, default: the first there is; what speaks for the label,
-                smoothed over 2% of the side.
-            columns: slices in a line.
+        The heat is that of a method (default: the first there is) which speaks for the label
+        (default: the first), smoothed over 2% of the side.
         """
         label = label or self.labels[0]
         rows = self.shown_slices(label)

@@ -56,8 +56,6 @@ class ShownStudy:
         shown = self.inputs[..., channel].numpy() * self.settings.std + self.settings.mean
         return np.clip(shown, 0, 1).astype(np.float32)
 
-    # ---------------------------------------------------------------------- probabilities
-
     def probabilities(self) -> np.ndarray:
         """Return the study's probabilities (labels,)."""
         return self.probabilities_of(self.sequences).mean(axis=0)
@@ -93,17 +91,12 @@ class ShownStudy:
             self._features = self.graphs.features(self.inputs)
         return self.graphs.feature_logits(tf.gather(self._features, positions), lengths)
 
-    # ------------------------------------------------------------------------- importance
-
     def importance(
         self, base_values: np.ndarray, labels: Sequence[int], seed: int = 0
     ) -> slice_values.SliceValues:
         """Return the slices' Banzhaf values, a mean over the sequences; nan if not shown.
 
-        Args:
-            base_values: (labels,), what the subset of no slice is worth.
-            labels: their numbers.
-            seed: of the subsets that are drawn.
+        The subset of no slice is worth `base_values` (labels,); `labels` are numbers.
         """
         total = np.zeros((self.length, len(labels)))
         covariance = np.zeros((len(labels), self.length, self.length))
@@ -130,8 +123,6 @@ class ShownStudy:
         with np.errstate(invalid="ignore"):
             values = total / count[:, None]
             return slice_values.SliceValues(values, covariance / np.outer(count, count), subsets)
-
-    # ------------------------------------------------------------------------ slice by slice
 
     def slice_table(self) -> pd.DataFrame:
         """Return one row a label (by its number) and slice, with columns of `Explanation.slices`.

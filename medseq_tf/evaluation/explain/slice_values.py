@@ -56,14 +56,9 @@ def banzhaf(
     rng: np.random.Generator,
     most_subsets: int = MOST_SUBSETS,
 ) -> SliceValues:
-    """Return the Banzhaf value of each slice.
+    """Return the Banzhaf value of each slice; `base_values` (labels,) is the worth of no slice.
 
-    Args:
-        game: what the model predicts for subsets of the slices.
-        slices: how many there are.
-        base_values: (labels,), the worth of the subset of no slice.
-        rng: draws the subsets where there are more than `EXACT_UP_TO` slices.
-        most_subsets: where to stop drawing, if the values are not settled before.
+    Of more than `EXACT_UP_TO` slices at most `most_subsets` are drawn.
     """
     base_values = np.asarray(base_values, float)
 
@@ -116,12 +111,7 @@ def settled(values: np.ndarray, covariance: np.ndarray) -> bool:
 
 
 def not_told_apart(values: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Return the slices that may be as important as the first one, by value.
-
-    Args:
-        values: (slices,) of one label.
-        covariance: (slices, slices).
-    """
+    """Return the slices that may be as important as the first one, by a label's values."""
     first = int(np.argmax(values))
     # Values of equal slices differ by the rounding of the network's float32.
     margin = np.maximum(APART * _error_of_difference(covariance, first), 1e-6)

@@ -3,10 +3,9 @@
 In all functions `labels` (studies,) are 0, 1, or nan for unknown (left out), and `probabilities`
 (studies,) those of the positive class. The unit of evaluation is the study. Where a patient has
 several, `patients` (studies,) names the owner of each (None: each study has its own), and every
-interval is over patients; `confidence` is that of the interval, `resamples` and `seed` are the
-bootstrap's. `weights` (studies,) or (resamples, studies) count how often each study stands in a
-sample; with a matrix of them a metric is (resamples,), else (). What cannot be said is nan, and a
-note says why.
+interval, of 95%, is over patients; `resamples` are the bootstrap's. `weights` (studies,) or
+(resamples, studies) count how often each study stands in a sample; with a matrix of them a metric
+is (resamples,), else (). What cannot be said is nan, and a note says why.
 """
 
 from medseq_tf.evaluation.metrics.auc_intervals import delong_interval, delong_test
@@ -50,6 +49,7 @@ from medseq_tf.evaluation.metrics.point_metrics import (
     auroc,
     average_precision,
     brier,
+    choose_threshold,
     confusion,
     sensitivity_at_specificity,
     specificity_at_sensitivity,
@@ -57,7 +57,6 @@ from medseq_tf.evaluation.metrics.point_metrics import (
 from medseq_tf.evaluation.metrics.proportions import wilson_interval
 from medseq_tf.evaluation.metrics.resampling import bootstrap
 from medseq_tf.evaluation.metrics.tables import compare_predictions, evaluate_predictions
-from medseq_tf.evaluation.metrics.thresholds import choose_threshold
 
 __all__ = [
     "CATALOGUE",

@@ -8,21 +8,25 @@ import numpy as np
 from scipy import optimize, stats
 
 from medseq_tf.evaluation.metrics.estimates import NAN, Estimate
-from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, known_studies, owners_of
+from medseq_tf.evaluation.metrics.point_metrics import (
+    TAILS,
+    Array,
+    class_limits,
+    known_studies,
+    owners_of,
+)
 from medseq_tf.evaluation.metrics.proportions import shrunk_ratio
 
 
 @dataclass(frozen=True)
 class DeLongTest:
-    """Paired comparison of two models' AUROCs on the same studies."""
+    """Paired comparison of two models' AUROCs, the first minus the second; p is two-sided."""
 
     difference: float
-    """AUROC of the first minus that of the second."""
     low: float = NAN
     high: float = NAN
     z: float = NAN
     p: float = NAN
-    """Two-sided."""
     note: str = ""
 
 
@@ -30,7 +34,6 @@ def delong_interval(
     labels: Array,
     probabilities: Array,
     patients: Array | None = None,
-    confidence: float = 0.95,
 ) -> Estimate:
     """AUROC with a score interval of DeLong's variance (DeLong et al. 1988).
 
@@ -44,7 +47,7 @@ def delong_interval(
     which is DeLong's when each has one, and Newcombe's is that of the number of patients. Any
     increasing score serves in place of probabilities.
     """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(stats.norm.ppf(TAILS[1]))
     placed = Placements.of(labels, [probabilities], patients)
     value = float(placed.aurocs[0])
     if placed.limits:
@@ -56,14 +59,9 @@ def delong_interval(
 def auroc_bounds(
     auroc: float, variance: float, positives: int, negatives: int, z: float
 ) -> tuple[float, float]:
-    """Bounds of `delong_interval`.
+    """Bounds of `delong_interval`: of so many patients with a positive and with a negative study.
 
-    Args:
-        auroc: as observed.
-        variance: DeLong's, or Obuchowski's.
-        positives: patients with a positive study.
-        negatives: patients with a negative study.
-        z: quantile of the normal distribution.
+    The variance is DeLong's, or Obuchowski's; z is a quantile of the normal distribution.
     """
     step = 0.5 / (positives * negatives)
     inside = min(max(auroc, step), 1 - step)
@@ -92,7 +90,6 @@ def delong_test(
     probabilities_a: Array,
     probabilities_b: Array,
     patients: Array | None = None,
-    confidence: float = 0.95,
 ) -> DeLongTest:
     """Test whether two models rank the same studies equally well (DeLong et al. 1988).
 
@@ -100,9 +97,8 @@ def delong_test(
     of the patients of both classes (Welch 1947, Satterthwaite 1946): the normal distribution would
     reject equal models too often where one class has few patients.
     """
-    scores = [probabilities_a, probabilities_b]
     contrast = np.array([1.0, -1.0])
-    placed = Placements.of(labels, scores, patients)
+    placed = Placements.of(labels, [probabilities_a, probabilities_b], patients)
     difference = float(contrast @ placed.aurocs)
     if placed.limits:
         return DeLongTest(difference, note="no interval: " + "; ".join(placed.limits))
@@ -113,7 +109,7 @@ def delong_test(
         return DeLongTest(difference, note="no test: the variance is 0")
     spread, freedom = float(np.sqrt(variance)), placed.degrees_of_freedom(contrast)
     z = difference / spread
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * spread
+    half = float(stats.t.ppf(TAILS[1], freedom)) * spread
     low, high = max(difference - half, -1.0), min(difference + half, 1.0)
     return DeLongTest(difference, low, high, z, float(2 * stats.t.sf(abs(z), freedom)))
 

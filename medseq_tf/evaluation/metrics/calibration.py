@@ -21,6 +21,8 @@ from scipy import optimize, special, stats
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.metrics.estimates import Estimate
 from medseq_tf.evaluation.metrics.point_metrics import (
+    CONFIDENCE,
+    TAILS,
     Array,
     class_counts,
     class_limits,
@@ -44,7 +46,7 @@ LEAST_GAIN = 0.5
 
 
 def observed_expected(
-    labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
+    labels: Array, probabilities: Array, patients: Array | None = None
 ) -> Estimate:
     """O/E: the share of positive studies over the mean probability; 1 is right.
 
@@ -59,13 +61,13 @@ def observed_expected(
     count = known.patients
     sums = np.bincount(known.owners, rest) / len(rest)
     variance = float((sums**2).sum()) * count / max(count - 1, 1)
-    low, high = effective_interval(observed, variance, count, confidence)
+    low, high = effective_interval(observed, variance, count)
     value, low, high = (float(share / expected) for share in (observed, low, high))
     return Estimate(value, low, high)
 
 
 def calibration_intercept(
-    labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
+    labels: Array, probabilities: Array, patients: Array | None = None
 ) -> Estimate:
     """Calibration in the large: what is to be added to all logits; 0 is right.
 
@@ -86,13 +88,13 @@ def calibration_intercept(
     expected = special.expit(known.logits + value)
     model = float((expected * (1 - expected)).sum())
     effect = known.design_effect(known.labels - expected, expected, model)
-    t = float(stats.t.ppf((1 + confidence) / 2, known.patients - 1))
+    t = float(stats.t.ppf(TAILS[1], known.patients - 1))
     low, high = (_root(partial(excess, z=z, effect=effect), value) for z in (t, -t))
     return Estimate(value, low, high)
 
 
 def calibration_slope(
-    labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
+    labels: Array, probabilities: Array, patients: Array | None = None
 ) -> Estimate:
     """Calibration slope: what the logits are to be multiplied by; 1 is right (Cox 1958).
 
@@ -129,7 +131,7 @@ def calibration_slope(
         effect = known.slope_effect(x, best)
     # Patients, each as far as its label is uncertain, less the two numbers that are fitted.
     freedom = max(known.uncertain_patients(known.probabilities) - 2, 1)
-    allowed = effect * float(stats.f.ppf(confidence, 1, freedom)) / 2
+    allowed = effect * float(stats.f.ppf(CONFIDENCE, 1, freedom)) / 2
 
     def excess(slope: float) -> float:
         return loss(slope) - least - allowed
@@ -280,11 +282,7 @@ def _bin(probabilities: Array, bins: int) -> Array:
 
 
 def null_calibration_error(
-    probabilities: Array,
-    bins: int = 10,
-    draws: int = 2000,
-    seed: int = 0,
-    studies: Array | None = None,
+    probabilities: Array, bins: int = 10, studies: Array | None = None
 ) -> tuple[float, float]:
     """The calibration error that right probabilities would have by chance: median, 95th percentile.
 
@@ -299,8 +297,8 @@ def null_calibration_error(
     study = np.arange(len(order))
     if studies is not None and len(np.unique(studies)) < len(order):
         study = np.unique(np.asarray(studies)[order], return_inverse=True)[1]
-    rng = np.random.default_rng(seed)
-    drawn = rng.random((draws, study.max() + 1))[:, study] < probabilities
+    rng = np.random.default_rng(0)
+    drawn = rng.random((2000, study.max() + 1))[:, study] < probabilities
     inside = _bin(probabilities, bins)[:, None] == np.arange(bins)
     gaps = np.abs((drawn - probabilities) @ inside.astype(float)).sum(axis=1) / len(probabilities)
     median, high = np.quantile(gaps, [0.5, 0.95])

@@ -80,7 +80,6 @@ def decision_curve(
     thresholds: Array | None = None,
     patients: Array | None = None,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Net benefit of acting on the model, on everyone and on no one, at thresholds in [0, 1).
 
@@ -92,7 +91,7 @@ def decision_curve(
     def curve(weights: Array | None) -> Array:
         return net_benefit(labels, probabilities, thresholds, weights)
 
-    model, low, high = _band(curve, labels, probabilities, patients, resamples, seed)
+    model, low, high = _band(curve, labels, probabilities, patients, resamples)
     return pd.DataFrame(
         {
             "threshold": thresholds,
@@ -110,7 +109,6 @@ def roc_band(
     probabilities: Array,
     patients: Array | None = None,
     resamples: int = 2000,
-    seed: int = 0,
     points: int = 101,
 ) -> pd.DataFrame:
     """The ROC curve at evenly spaced false positive rates, with a pointwise 95% band.
@@ -124,7 +122,7 @@ def roc_band(
         sensitivities, specificities = operating_points(labels, probabilities, weights)
         return _steps_at(1 - specificities, sensitivities, grid + 1e-12, "right", -1)
 
-    value, low, high = _band(curve, labels, probabilities, patients, resamples, seed)
+    value, low, high = _band(curve, labels, probabilities, patients, resamples)
     return pd.DataFrame(
         {"false_positive_rate": grid, "sensitivity": value, "low": low, "high": high}
     )
@@ -135,7 +133,6 @@ def precision_recall_band(
     probabilities: Array,
     patients: Array | None = None,
     resamples: int = 2000,
-    seed: int = 0,
     points: int = 101,
 ) -> pd.DataFrame:
     """Precision at evenly spaced recalls (steps, as average precision), with a 95% band.
@@ -153,7 +150,7 @@ def precision_recall_band(
         # The first threshold that reaches a recall; at recall 0, the first that finds anyone.
         return _steps_at(recall, precision, np.maximum(grid, 1e-9) - 1e-12, "left", 0)
 
-    value, low, high = _band(curve, labels, probabilities, patients, resamples, seed)
+    value, low, high = _band(curve, labels, probabilities, patients, resamples)
     return pd.DataFrame({"recall": grid, "precision": value, "low": low, "high": high})
 
 
@@ -163,12 +160,11 @@ def _band(
     probabilities: Array,
     patients: Array | None,
     resamples: int,
-    seed: int,
 ) -> tuple[Array, Array, Array]:
     """A curve (points,) and its pointwise 95% bounds."""
     owners = owners_by_content(labels, probabilities) if patients is None else patients
-    chunks = bootstrap_weights(labels, owners, resamples, seed)
-    low, high = percentiles(np.concatenate([curve(weights) for weights in chunks]), 0.95)
+    chunks = bootstrap_weights(labels, owners, resamples, 0)
+    low, high = percentiles(np.concatenate([curve(weights) for weights in chunks]))
     return curve(None), low, high
 
 

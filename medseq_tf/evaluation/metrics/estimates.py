@@ -44,12 +44,7 @@ class Estimate:
 
 
 def few_patients(positive: int, negative: int) -> str:
-    """That the rarer class has too few patients to conclude from; empty if it has enough, or none.
-
-    Args:
-        positive: patients with a positive study.
-        negative: patients with a negative study.
-    """
+    """That the rarer class has too few patients to conclude from; empty if enough, or none."""
     fewest, kind = min((positive, "positive"), (negative, "negative"))
     if not 0 < fewest < FEW_PATIENTS:
         return ""
@@ -85,12 +80,8 @@ def metric_row(
 ) -> dict[str, Any]:
     """Make a row of a table of metrics, as `evaluate_predictions` returns it.
 
-    Args:
-        label: the label's name.
-        metric: the metric's name.
-        estimate: of the metric.
-        counts: studies with a known label, positive studies, patients.
-        thresholds: that the metric is of; empty where it has none.
+    The counts are studies with a known label, positive studies and patients; `thresholds` are empty
+    where the metric has none.
     """
     different = np.unique(thresholds)
     return {

@@ -49,9 +49,6 @@ from medseq_tf.evaluation.metrics.resampling import (
 CHOSEN_HERE = "cut chosen on these studies: too good, by some 0.05 with 30 of them; no interval"
 
 
-# ----------------------------------------------------------------------------------- one label
-
-
 @dataclass(frozen=True)
 class LabelPredictions:
     """One label's predictions by one model, (studies,) each.
@@ -100,7 +97,7 @@ class LabelPredictions:
         is_decision = name in CATALOGUE and CATALOGUE[name].kind == "decision"
         return self.thresholds if is_decision else np.zeros(0)
 
-    def estimates(self, confidence: float = 0.95) -> dict[str, Estimate]:
+    def estimates(self) -> dict[str, Estimate]:
         """Estimate every metric of `CATALOGUE` with its interval, patients being what is drawn."""
         groups = jackknife_groups(self.patients)
         left_out = [self._figures(weights) for weights in left_out_weights(groups)]
@@ -108,7 +105,7 @@ class LabelPredictions:
         for name, value in self._figures().items():
             values = [figures[name] for figures in left_out]
             influence = influences(np.concatenate(values)) if values else np.zeros(0)
-            estimate = self._estimate(name, float(value), influence, confidence)
+            estimate = self._estimate(name, float(value), influence)
             estimates[name] = replace(estimate, influence=influence)
         for name, metric in CATALOGUE.items():
             if metric.mean_of and not np.isnan(estimates[name].value):
@@ -131,7 +128,7 @@ class LabelPredictions:
         rates = (counts.recall, counts.specificity)
         return rates if CATALOGUE[name].keeps == "specificity" else rates[::-1]
 
-    def _estimate(self, name: str, value: float, influence: Array, confidence: float) -> Estimate:
+    def _estimate(self, name: str, value: float, influence: Array) -> Estimate:
         """A metric with its own interval, even where it is the mean of two others."""
         metric = CATALOGUE[name] if name in CATALOGUE else PARTS[name]
         limits = class_limits(self.labels, self.patients, metric.classes)
@@ -140,19 +137,20 @@ class LabelPredictions:
             return Estimate(value, note=reason)
         if limits:
             return Estimate(value, note="no interval: " + "; ".join(limits))
+        if not 0 <= value <= 1:
+            return Estimate(value, note="no interval: not in [0, 1]")
         if metric.kind == "trade-off" and name not in self.cuts:
             return Estimate(value, note=CHOSEN_HERE)
         if metric.interval == "DeLong":
-            arguments = (self.labels, self.probabilities, self.patients, confidence)
-            bounds = delong_interval(*arguments)
+            bounds = delong_interval(self.labels, self.probabilities, self.patients)
             low, high, method = bounds.low, bounds.high, "DeLong"
         else:
-            low, high, method = self._score_interval(metric, value, influence, confidence)
+            low, high, method = self._score_interval(metric, value, influence)
         notes = [self._cut_note(name), self.remark()]
         return Estimate(value, low, high, "; ".join(filter(None, notes)), method)
 
     def _score_interval(
-        self, metric: Metric, value: float, influence: Array, confidence: float
+        self, metric: Metric, value: float, influence: Array
     ) -> tuple[float, float, str]:
         """Bounds of a share or of a mean over studies, and the method."""
         positive, called = self.labels == 1, self.probabilities >= self.thresholds
@@ -162,11 +160,11 @@ class LabelPredictions:
         # F1 is 2 s / (1 + s) of the share s of hits among all studies that are called or positive.
         share, slope = (value / (2 - value), 2 / (2 - value) ** 2) if is_f1 else (value, 1.0)
         if is_share and patients == studies.sum():
-            low, high = map(float, wilson_interval(share * patients, patients, confidence))
+            low, high = map(float, wilson_interval(share * patients, patients))
             method = "Wilson"
         else:
             variance = jackknife_variance(influence) * slope**2
-            low, high = effective_interval(share, variance, patients, confidence)
+            low, high = effective_interval(share, variance, patients)
             method = "Wilson, effective n" if is_share else "score, jackknife"
         if is_f1:
             low, high = 2 * low / (1 + low), 2 * high / (1 + high)
@@ -180,9 +178,6 @@ class LabelPredictions:
         cut = f"cut {cuts[0]:.3f}" if len(cuts) == 1 else "each fold's cut"
         kept = float(self._at_cut(name)[1])
         return f"{cut}, chosen on validation; {CATALOGUE[name].keeps} here {kept:.3f}"
-
-
-# ------------------------------------------------------------------------------ sums of figures
 
 
 def weighted_sum(
@@ -218,9 +213,7 @@ def difference_of(first: Sequence[Estimate], second: Sequence[Estimate]) -> Esti
     return weighted_sum([*first, *second], coefficients, (-1.0, 1.0))
 
 
-def brier_interval(
-    labels: Array, probabilities: Array, patients: Array | None = None, confidence: float = 0.95
-) -> Estimate:
+def brier_interval(labels: Array, probabilities: Array, patients: Array | None = None) -> Estimate:
     """The Brier score with its interval over patients."""
     labels = np.asarray(labels, dtype=float)
     value, owners = float(brier(labels, probabilities)), owners_of(patients, len(labels))
@@ -230,4 +223,4 @@ def brier_interval(
     pieces = left_out_weights(jackknife_groups(owners))
     without = np.concatenate([brier(labels, probabilities, weights) for weights in pieces])
     variance = jackknife_variance(influences(without))
-    return Estimate(value, *effective_interval(value, variance, count, confidence))
+    return Estimate(value, *effective_interval(value, variance, count))

@@ -32,16 +32,12 @@ def pixel_metrics(
 ) -> dict[str, Array]:
     """How well the pixels that a segmenter calls lesion are the lesion's.
 
-    A study whose mask is empty has no Dice, IoU or recall, and is left out of the means over
-    studies; a study with a lesion in which no pixel is called has 0 in all four. What is wrongly
-    called in studies without lesion counts in the pooled figures, where the pixels of all studies
-    are one picture; they are nan where that has neither a lesion nor a call.
-
-    Args:
-        found: (studies,) lesion pixels that are called lesion; nan: the study's mask is not known.
-        false: (studies,) other pixels that are called lesion.
-        missed: (studies,) lesion pixels that are not.
-        weights: (studies,) or (resamples, studies) counts.
+    Each count is (studies,): `found` are lesion pixels that are called lesion (nan where a study's
+    mask is not known), `false` other pixels that are, `missed` lesion pixels that are not. A study
+    whose mask is empty has no Dice, IoU or recall, and is left out of the means over studies; a
+    study with a lesion in which no pixel is called has 0 in all four. What is wrongly called in
+    studies without lesion counts in the pooled figures, where the pixels of all studies are one
+    picture; they are nan where that has neither a lesion nor a call.
 
     Returns:
         By the names of `PIXEL_METRICS`, then the same with `_pooled`, each () or (resamples,); nan
@@ -75,7 +71,6 @@ def evaluate_pixels(
     missed: Array,
     label: str,
     patients: Array | None = None,
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """`pixel_metrics` with intervals over patients, as `label_estimates` has them of a mean.
 
@@ -102,7 +97,7 @@ def evaluate_pixels(
         elif np.isfinite(value):
             influence = influences(np.concatenate([part[metric] for part in without]))
             variance = jackknife_variance(influence)
-            bounds = effective_interval(float(value), variance, with_lesion, confidence)
+            bounds = effective_interval(float(value), variance, with_lesion)
             estimate = Estimate(float(value), *bounds, remark, "score, jackknife")
         rows.append(metric_row(label, metric, estimate, predictions.counts, np.zeros(0)))
     return pd.DataFrame(rows)

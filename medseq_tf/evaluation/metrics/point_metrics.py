@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.recipe import threshold_rule
 
 Array = np.ndarray
+
+CONFIDENCE = 0.95
+"""Of all intervals."""
+
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+"""The quantiles that bound them."""
 
 
 # ------------------------------------------------------------------------------ at a threshold
@@ -114,6 +122,57 @@ def confusion_cells(called: Array, positive: Array) -> list[Array]:
     return [cell.astype(float) for cell in cells]
 
 
+def choose_threshold(labels: Array, probabilities: Array, rule: str = "youden") -> float:
+    """Choose the operating point by a rule; on validation, never on test.
+
+    Candidates lie halfway between neighbouring observed probabilities, at half of the lowest and
+    halfway from the highest to 1 (just above 1 if that is observed). Ties go to the higher Youden
+    index, then to the lower threshold. The rules are those of `fit.threshold` of a recipe.
+
+    Raises:
+        InputError: an unknown rule, or only one class.
+    """
+    objective = _objective(rule)
+    labels, probabilities, _, _ = known_studies(labels, probabilities, None, unit_interval=True)
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            f"no threshold can be chosen: {class_counts(labels)}; both classes are needed"
+        )
+    positives, negatives, observed = by_score(labels, probabilities, None)
+    true, false = (np.concatenate([[0], np.cumsum(kind)]) for kind in (positives, negatives))
+    counts = Confusion(true, false, false[-1] - false, true[-1] - true)
+    top = max(1.0, np.nextafter(observed[0], np.inf))
+    above, below = np.concatenate([[top], observed]), np.concatenate([observed, [0.0]])
+    candidates = below + (above - below) / 2
+    # Halfway between two neighbouring floats is one of them: only the upper one splits them.
+    candidates = np.where(candidates <= below, above, candidates)
+    score = objective(counts).round(12)
+    return float(candidates[np.lexsort([candidates, -youden(counts).round(12), -score])[0]])
+
+
+def _objective(rule: str) -> Callable[[Confusion], Array]:
+    """What a rule makes as great as possible."""
+    try:
+        kept, _, least = threshold_rule(rule).partition(">=")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not least:
+        return youden if rule == "youden" else attrgetter(rule)
+
+    def best_of_the_other(counts: Confusion) -> Array:
+        rates = {"sensitivity": counts.recall, "specificity": counts.specificity}
+        allowed = rates.pop(kept.strip())
+        (other,) = rates.values()
+        return np.where(allowed >= float(least) - 1e-12, other, -np.inf)
+
+    return best_of_the_other
+
+
+def youden(counts: Confusion) -> Array:
+    """Youden's index (1950): sensitivity + specificity - 1."""
+    return counts.recall + counts.specificity - 1
+
+
 # -------------------------------------------------------------------------- over all thresholds
 
 
@@ -158,9 +217,6 @@ def _best(values: Array, allowed: Array) -> Array:
     """The greatest allowed value along the last axis, nan where none is allowed."""
     best = np.where(allowed, values, -np.inf).max(axis=-1)
     return np.where(allowed.any(axis=-1), best, np.nan)
-
-
-# ---------------------------------------------------------------------------- of each probability
 
 
 def squared_error(labels: Array, probabilities: Array) -> Array:

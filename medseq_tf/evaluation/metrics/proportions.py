@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
 
 
-def wilson_interval(
-    count: ArrayLike, n: ArrayLike, confidence: float = 0.95
-) -> tuple[Array, Array]:
+def wilson_interval(count: ArrayLike, n: ArrayLike) -> tuple[Array, Array]:
     """Wilson's score interval (1927) of a share `count / n` of independent observations, n > 0.
 
     The shares p from which the observed one is no farther than z standard errors sqrt(p(1 - p)/n).
     """
-    z = stats.norm.ppf((1 + confidence) / 2)
+    z = stats.norm.ppf(TAILS[1])
     count, n = np.asarray(count, dtype=float), np.asarray(n, dtype=float)
     centre = (count + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(np.maximum(count * (n - count), 0) / n + z**2 / 4)
@@ -41,14 +39,12 @@ def shrunk_ratio(variance: float, model: float, value: float, patients: float) -
     return float((weight * variance / model + 1) / (weight + 1)) if weight > 0 else 1.0
 
 
-def effective_interval(
-    value: float, variance: float, patients: float, confidence: float = 0.95
-) -> tuple[float, float]:
+def effective_interval(value: float, variance: float, patients: float) -> tuple[float, float]:
     """Wilson's interval of a share of as many patients as give a figure's variance."""
     model = value * (1 - value) / patients
     ratio = shrunk_ratio(variance, model, value, patients)
     size = patients / max(ratio, 1e-12)
-    low, high = wilson_interval(value * size, size, confidence)
+    low, high = wilson_interval(value * size, size)
     return float(low), float(high)
 
 
@@ -59,14 +55,8 @@ def combine(
 
     The distances from the figures to their bounds take the place of standard errors, so that the
     sum's interval is as lopsided as theirs. For the difference of two shares it is Newcombe's
-    (1998, method 10).
-
-    Args:
-        coefficients: (figures,) of the sum.
-        values: (figures,).
-        lows: (figures,) their lower bounds.
-        highs: (figures,) their upper bounds.
-        correlation: (figures, figures) of their estimates.
+    (1998, method 10). All arguments are (figures,), `correlation` that of their estimates,
+    (figures, figures).
 
     Returns:
         The sum, its lower and its upper bound.
@@ -76,7 +66,7 @@ def combine(
     below = coefficients * np.where(coefficients > 0, down, up)
     above = coefficients * np.where(coefficients > 0, up, down)
     total = float(coefficients @ values)
-    low, high = (np.sqrt(max(part @ correlation @ part, 0.0)) for part in (below, above))
+    low, high = (np.sqrt(max(side @ correlation @ side, 0.0)) for side in (below, above))
     return total, float(total - low), float(total + high)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from medseq_tf.evaluation.metrics.estimates import Estimate
-from medseq_tf.evaluation.metrics.point_metrics import Array, class_limits, owners_of
+from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array, class_limits, owners_of
 
 MOST_LEFT_OUT = 1000
 """Groups that the jackknife leaves out in turn; of more patients, several make one group."""
@@ -68,7 +68,6 @@ def bootstrap(
     patients: Array | None = None,
     resamples: int = 2000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Estimate:
     """Any metric with its BCa interval over patients (Efron 1987), prevalence varying too.
 
@@ -100,7 +99,7 @@ def bootstrap(
     share = len(defined) / len(values)
     if share < 0.5:
         return Estimate(value, note=f"no interval: undefined in {1 - share:.1%} of resamples")
-    low, high = np.quantile(defined, _bca_tails(value, defined, influences(without), confidence))
+    low, high = np.quantile(defined, _bca_tails(value, defined, influences(without)))
     notes = []
     if share < 1:
         notes.append(f"undefined in {1 - share:.1%} of the resamples, which are left out")
@@ -109,23 +108,23 @@ def bootstrap(
     return Estimate(value, float(low), float(high), "; ".join(notes))
 
 
-def _bca_tails(value: float, values: Array, influence: Array, confidence: float) -> Array:
+def _bca_tails(value: float, values: Array, influence: Array) -> Array:
     """The two quantiles of bootstrap values that are the bounds (Efron 1987)."""
     below = (np.mean(values < value) + np.mean(values <= value)) / 2
     edge = 0.5 / len(values)
     bias = stats.norm.ppf(np.clip(below, edge, 1 - edge))
     spread = (influence**2).sum() ** 1.5
     skew = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
+    z = bias + stats.norm.ppf(TAILS)
     return stats.norm.cdf(bias + z / (1 - skew * z))
 
 
-def percentiles(values: Array, confidence: float) -> tuple[Array, Array]:
+def percentiles(values: Array) -> tuple[Array, Array]:
     """Bounds over the first axis; nan where fewer than half of the values are numbers."""
     share = np.isfinite(values).mean(axis=0)
     low, high = np.full(share.shape, np.nan), np.full(share.shape, np.nan)
     enough = share >= 0.5
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    tails = TAILS
     if enough.any():
         low[enough], high[enough] = np.nanquantile(values[..., enough], tails, axis=0)
     return low, high

@@ -24,7 +24,6 @@ def evaluate_predictions(
     label_names: Sequence[str],
     thresholds: Array | float = 0.5,
     patients: Array | None = None,
-    confidence: float = 0.95,
     cuts: Mapping[str, Array] | None = None,
 ) -> pd.DataFrame:
     """Every metric of every label, and their mean over labels, with intervals over patients.
@@ -39,7 +38,6 @@ def evaluate_predictions(
         label_names: (labels,).
         thresholds: One, (labels,), or (studies, labels), such as that of each study's own model.
         patients: (studies,) owners; None: each study has its own.
-        confidence: Of the intervals.
         cuts: By the names of `TRADE_OFFS`, the thresholds, as `thresholds`, that were chosen on
             other studies. Without them the cut is chosen on these, and there is no interval.
 
@@ -60,24 +58,26 @@ def evaluate_predictions(
             f"labels {labels.shape} and probabilities {probabilities.shape} do not fit "
             f"{len(label_names)} labels: expected both (studies, {len(label_names)})"
         )
-    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=float), shape)
     if patients is None:
         owners = owners_by_content(labels, probabilities)
     else:
         owners = owners_of(patients, len(labels))
-    columns = _columns(label_names, labels, probabilities, thresholds, owners, cuts)
-    return pd.DataFrame(_label_rows(columns, confidence))
+    return pd.DataFrame(
+        _label_rows(_columns(label_names, labels, probabilities, thresholds, owners, cuts))
+    )
 
 
 def _columns(
     label_names: Sequence[str],
     labels: Array,
     probabilities: Array,
-    thresholds: Array,
+    thresholds: Array | float,
     owners: Array,
     cuts: Mapping[str, Array] | None,
 ) -> list[LabelPredictions]:
     """The labels' predictions one by one."""
+    probabilities = np.asarray(probabilities, dtype=float)
+    thresholds = np.broadcast_to(np.asarray(thresholds, dtype=float), labels.shape)
     cuts = {name: np.broadcast_to(cut, labels.shape) for name, cut in (cuts or {}).items()}
     return [
         LabelPredictions(
@@ -92,9 +92,9 @@ def _columns(
     ]
 
 
-def _label_rows(columns: list[LabelPredictions], confidence: float) -> list[dict[str, Any]]:
+def _label_rows(columns: list[LabelPredictions]) -> list[dict[str, Any]]:
     """The rows of `evaluate_predictions`."""
-    estimates = [label.estimates(confidence) for label in columns]
+    estimates = [label.estimates() for label in columns]
     rows = [
         metric_row(label.name, metric, estimate, label.counts, label.thresholds_of(metric))
         for label, of_label in zip(columns, estimates, strict=True)
@@ -134,7 +134,6 @@ def compare_predictions(
     label_names: Sequence[str],
     thresholds: tuple[Array | float, Array | float] = (0.5, 0.5),
     patients: Array | None = None,
-    confidence: float = 0.95,
     cuts: tuple[Mapping[str, Array] | None, Mapping[str, Array] | None] = (None, None),
 ) -> pd.DataFrame:
     """Differences of two models on the same studies, with intervals over patients.
@@ -144,14 +143,7 @@ def compare_predictions(
     (`proportions.combine`). With fewer than `FEW_PATIENTS` patients of the rarer class there is no
     p-value: the figures describe these patients.
 
-    Args:
-        labels: (studies, labels) 0, 1 or nan.
-        probabilities: Of the first and the second model, (studies, labels) each.
-        label_names: (labels,).
-        thresholds: Of both models, as for `evaluate_predictions`.
-        patients: (studies,) owners; None: each study has its own.
-        confidence: Of the intervals.
-        cuts: Of both models, as for `evaluate_predictions`.
+    The arguments are those of `evaluate_predictions`, three of them of the first and second model.
 
     Returns:
         One row a label (then `macro`) and metric of `CATALOGUE`: `label`, `metric`, `difference`
@@ -161,28 +153,21 @@ def compare_predictions(
     labels = np.asarray(labels, dtype=float)
     owners = np.arange(len(labels)) if patients is None else owners_of(patients, len(labels))
     first, second = (
-        _columns(
-            label_names,
-            labels,
-            np.asarray(its, dtype=float),
-            np.broadcast_to(np.asarray(cut, dtype=float), labels.shape),
-            owners,
-            its_cuts,
-        )
-        for its, cut, its_cuts in zip(probabilities, thresholds, cuts, strict=True)
+        _columns(label_names, labels, own, threshold, owners, own_cuts)
+        for own, threshold, own_cuts in zip(probabilities, thresholds, cuts, strict=True)
     )
-    return pd.DataFrame(_paired_rows(first, second, confidence))
+    return pd.DataFrame(_paired_rows(first, second))
 
 
 def _paired_rows(
-    first: list[LabelPredictions], second: list[LabelPredictions], confidence: float
+    first: list[LabelPredictions], second: list[LabelPredictions]
 ) -> list[dict[str, Any]]:
     """The rows of `compare_predictions`."""
-    estimates = [[label.estimates(confidence) for label in model] for model in (first, second)]
+    estimates = [[label.estimates() for label in model] for model in (first, second)]
     rows = []
     for a, b, of_a, of_b in zip(first, second, *estimates, strict=True):
         for metric in CATALOGUE:
-            difference, p = _difference(a, b, of_a[metric], of_b[metric], metric, confidence)
+            difference, p = _difference(a, b, of_a[metric], of_b[metric], metric)
             rows.append(difference_row(a.name, metric, difference, p))
     used = [i for i, label in enumerate(first) if label.has_both_classes]
     if len(first) > 1 and used:
@@ -205,12 +190,11 @@ def _difference(
     of_a: Estimate,
     of_b: Estimate,
     metric: str,
-    confidence: float,
 ) -> tuple[Estimate, float]:
     """One metric of one label, the first model's less the second's, and the p-value."""
     difference = difference_of([of_a], [of_b])
     if CATALOGUE[metric].interval == "DeLong":
-        test = delong_test(a.labels, a.probabilities, b.probabilities, a.patients, confidence)
+        test = delong_test(a.labels, a.probabilities, b.probabilities, a.patients)
         note = "; ".join(filter(None, dict.fromkeys([test.note, a.remark()])))
         estimate = Estimate(difference.value, test.low, test.high, note, "DeLong")
         return estimate, NAN if a.remark() else test.p
