@@ -75,17 +75,22 @@ class Explainer:
                 expected = " or ".join(self.pixel_methods)
                 raise InputError(f"pixels = {method!r}: expected {expected}")
 
-    def shown(self, study_id: str) -> ShownStudy:
-        """Return the study as its model sees it; a model is loaded once for all its studies."""
+    def graphs(self, study_id: str) -> ModelGraphs:
+        """Return the graphs of a study's model, which is loaded once for all its studies."""
         run = self.run_of[study_id]
         if run.path not in self._graphs:
             self._graphs[run.path] = ModelGraphs(run.model(), run.experiment)
-        return ShownStudy(self._graphs[run.path], self._store, self.row_of[study_id])
+        return self._graphs[run.path]
+
+    def shown(self, study_id: str) -> ShownStudy:
+        """Return the study as its model sees it."""
+        return ShownStudy(self.graphs(study_id), self._store, self.row_of[study_id])
 
     def readable(self, study_id: str) -> bool:
-        """Return whether the study's slices can be read."""
+        """Return whether the study's slices can be read; a model that cannot be is an error."""
+        graphs = self.graphs(study_id)
         try:
-            self.shown(study_id)
+            ShownStudy(graphs, self._store, self.row_of[study_id])
         except InputError:
             return False
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -114,3 +116,10 @@ def test_what_cannot_be_explained_is_said(run, demo_data, arguments, message):
     arguments = {"study_id": run.splits["test"][0]} | arguments
     with pytest.raises(InputError, match=message):
         explain_study(run, demo_data, **arguments)
+
+
+def test_a_damaged_model_is_no_study_that_cannot_be_read(run, demo_data, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"model\.keras"):
+        explain_studies(tmp_path / "run", demo_data, [(run.splits["test"][0], "lesion")])
