@@ -130,7 +130,7 @@ def test_padding_among_the_other_values_is_not_believed(tmp_path, mask):
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_of_what_simpleitk_decodes(tmp_path, mask, photometric):
     values = padded(np.clip(stack()[0], 10, 4000), mask, 4095)
-    changes = {"t00280004": photometric, "t00280120": ("US", 4095)}
+    changes = {"t00280004": photometric, "t00280120": ("US", 4095), "t00281052": "-2000"}
     files = [image(v, p, **changes) for v, p in zip(values, stack()[1], strict=True)]
     if photometric == "MONOCHROME2":
         for elements in files:
@@ -140,8 +140,20 @@ def test_padding_of_what_simpleitk_decodes(tmp_path, mask, photometric):
     assert not any(picture.plain for picture in study.pictures)
     images = np.array(study.read().images)
     shown = 4095 - values if photometric == "MONOCHROME1" else values
-    expected = padded(shown, mask, shown[~mask].min()) - 1024
+    expected = padded(shown, mask, shown[~mask].min()) - 2000
     np.testing.assert_array_equal(images, expected)
+
+
+@pytest.mark.parametrize(("modality", "background"), [("CT", -1024), ("MR", 0)])
+def test_padding_that_is_air_already_stays(tmp_path, mask, modality, background):
+    """As in CT whose stored 0 is both air and padding, and where only the head is left."""
+    values = padded(np.clip(stack()[0], 1030, 1090), mask, 0)
+    changes = {"t00280120": ("US", 0), "t00281052": str(background)}
+    if modality == "MR":
+        changes |= {"t00080060": "MR", "t00080016": "1.2.840.10008.5.1.4.1.1.4"}
+    images, details = read(tmp_path, changes, values)
+    np.testing.assert_array_equal(images, values + background)
+    assert details == []
 
 
 def values_of(elements):
@@ -151,8 +163,9 @@ def values_of(elements):
 def test_slices_of_nothing_but_padding_and_files_that_only_name_it(tmp_path):
     values = stack()[0]
     values[2] = 0
-    images, details = read(tmp_path / "a", {"t00280120": ("US", 0)}, values)
-    assert (images[2] == values[[0, 1, 3, 4]].min() - 1024).all()
+    changes = {"t00280120": ("US", 0), "t00281052": "-2000"}
+    images, details = read(tmp_path / "a", changes, values)
+    assert (images[2] == values[[0, 1, 3, 4]].min() - 2000).all()
     assert len(details) == 1
     images, details = read(tmp_path / "b", {"t00280120": ("US", 9)}, np.full_like(values, 9))
     assert (images == 9 - 1024).all()

@@ -3,9 +3,10 @@
 Rescale slope and intercept are applied, frame by frame. MONOCHROME1 images are inverted within the
 range of their stored bits first, as SimpleITK does. Pixels that the file calls padding
 (PixelPaddingValue, to PixelPaddingRangeLimit; PS3.3, C.7.5.1.1.2), such as those outside the
-scanner's field of view, take the study's smallest other value, and are counted in the audit. Where
-the value of padding lies among those of other pixels, the header is not believed, and nothing is
-changed.
+scanner's field of view, take the study's smallest other value, and are counted in the audit. They
+stay as they are where they look like air already: no more than any other pixel, and no less than
+-1024 HU, or 0 in MR. Where the value of padding lies among those of other pixels, the header is not
+believed, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from medseq_tf.readers.dicom.frame import Picture, PlainPixels
+from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.study import AuditEntry
+
+AIR = {CT: -1024, MR: 0}
+"""The least intensity that air has: HU, and that of MR."""
 
 Decoded = tuple[Picture, np.ndarray | None, np.ndarray | None]
 """A picture, its intensities (None: it cannot be read), and where it is padding (None: nowhere)."""
@@ -90,13 +95,14 @@ def _between(values: np.ndarray, low: float, high: float) -> np.ndarray | None:
 
 
 def fill_padding(
-    volume: np.ndarray, paddings: Sequence[np.ndarray | None], where: str
+    volume: np.ndarray, paddings: Sequence[np.ndarray | None], modality: str, where: str
 ) -> list[AuditEntry]:
     """Give the pixels of padding the smallest value of the others, in place.
 
     Args:
         volume: (T, H, W).
         paddings: of each slice: (H, W) bool, or None where it has no padding.
+        modality: `CT` or `MR`.
         where: what audit entries call the study.
     """
     slices = list(zip(volume, paddings, strict=True))
@@ -109,7 +115,10 @@ def fill_padding(
         return []
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     count = sum(int(padding.sum()) for _, padding in padded)
-    if any(v.max() > low and v.min() < high for v in (image[mask] for image, mask in padded)):
+    values = [image[padding] for image, padding in padded]
+    if all(AIR[modality] <= v.min() and v.max() <= low for v in values):
+        return []
+    if any(v.max() > low and v.min() < high for v in values):
         detail = f"its value lies among the other pixels'; {count} pixels are left as they are"
         return [AuditEntry("pixel padding", where, detail)]
     for image, padding in padded:

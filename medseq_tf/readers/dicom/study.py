@@ -84,5 +84,5 @@ class DicomStudy(StudySource):
         if voxels:
             audit_entries += beyond_range(beyond, voxels, self.source)
         volume = np.stack(images)
-        audit_entries += fill_padding(volume, paddings, self.source)
+        audit_entries += fill_padding(volume, paddings, self.modality, self.source)
         return volume, pictures, audit_entries
