@@ -37,6 +37,9 @@ IN_FLIGHT_A_WORKER = 3
 
 LEAST_BYTES_A_WORKER = 2 * 2**30
 
+ENDED = "reading it ended the process, or took too long"
+"""Why the result of an item is a stand-in."""
+
 _START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 # Threads that BLAS starts when it is imported would not survive a fork. What is freed is kept for

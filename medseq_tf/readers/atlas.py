@@ -33,7 +33,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.execution.processes import mapped
+from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
@@ -234,7 +234,7 @@ def index_atlas(
     sessions = _sessions(folder)
     tasks = [(str(folder.root), session, axis, spacing) for session in sessions]
     studies = []
-    profiles = mapped(_profile, tasks, _no_profile, workers)
+    profiles = mapped(_profile, tasks, lambda task: _Profile(reason=ENDED), workers)
     for session, profile in zip(sessions, profiles, strict=True):
         folder.audit_entries += profile.audit_entries
         if profile.reason:
@@ -376,10 +376,6 @@ class _Profile:
     has_lesion: tuple[bool, ...] = ()
     audit_entries: list[AuditEntry] = field(default_factory=list)
     reason: str = ""
-
-
-def _no_profile(task: object) -> _Profile:
-    return _Profile(reason="reading it ended the process, or took too long")
 
 
 def _profile(task: tuple[str, Session, Axis, Spacing]) -> _Profile:

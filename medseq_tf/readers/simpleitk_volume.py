@@ -18,7 +18,7 @@ import SimpleITK as sitk  # noqa: N813
 from medseq_tf.readers import nifti
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS, AuditEntry
-from medseq_tf.readers.volume_file import UnreadableVolume, VolumeHeader, refuse_other_files
+from medseq_tf.readers.volume_file import UnreadableVolume, refuse_other_files
 
 SMALLEST_FILE_PER_BYTE = 1032
 """Deflate makes a file at most this many times smaller."""
@@ -81,13 +81,11 @@ class VolumeFile:
         self._check(held)
 
     @property
-    def header(self) -> VolumeHeader:
-        """What the file declares."""
+    def is_8_bit(self) -> bool:
+        """Whether the intensities are stored as bytes from 0 to 255."""
         if self.nifti:
-            is_8_bit = self.nifti.dtype == np.uint8 and not self.nifti.is_scaled
-        else:
-            is_8_bit = self._reader.GetPixelID() == sitk.sitkUInt8
-        return VolumeHeader(self.size, is_8_bit)
+            return self.nifti.dtype == np.uint8 and not self.nifti.is_scaled
+        return self._reader.GetPixelID() == sitk.sitkUInt8
 
     def _read_information(self) -> sitk.ImageFileReader:
         image_io, kind = _FORMATS[self.path.suffix.lower()]

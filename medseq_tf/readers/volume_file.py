@@ -1,11 +1,10 @@
-"""What a volume file is called, what it says of itself, and that it holds its own voxels."""
+"""What a volume file is called, and whether it holds its own voxels."""
 
 from __future__ import annotations
 
 import mmap
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -17,18 +16,6 @@ _META_LOCAL = re.compile(rb"ElementDataFile[ \t]*[=:][ \t]*(LOCAL|Local|local)[ 
 
 class UnreadableVolume(ValueError):
     """A file that is not one usable volume; the message is the reason."""
-
-
-class VolumeHeader(NamedTuple):
-    """What a volume file declares.
-
-    Attributes:
-        size: voxels along each axis of the file; a fourth axis and those after it hold volumes.
-        is_8_bit: whether the intensities are stored as bytes from 0 to 255.
-    """
-
-    size: tuple[int, ...]
-    is_8_bit: bool
 
 
 def without_extension(name: str) -> str:

@@ -29,7 +29,7 @@ same name in two folders may be one patient's or two patients': that is asked fo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, get_args
@@ -37,19 +37,14 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.execution.processes import mapped
+from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
-from medseq_tf.readers.volume_file import (
-    EXTENSIONS,
-    UnreadableVolume,
-    VolumeHeader,
-    without_extension,
-)
+from medseq_tf.readers.volume_file import EXTENSIONS, UnreadableVolume, without_extension
 
 STUDY_COLUMNS = ("file", "volume")
 CT_HAS_AIR_BELOW_HU = -500
@@ -154,10 +149,11 @@ def index_volumes(
     if not folder.files:
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
     table = read_labels(labels, columns, STUDY_COLUMNS, () if match == "folder" else None)
-    headers = _headers(folder, workers)
-    rule, rows = _matched(folder, headers, table, match)
+    is_8_bit = _readable(folder, workers)
+    rule, rows = _matched(folder, is_8_bit, table, match)
     if modality is None and rows:
-        modality, why = guess_modality(root, {file: headers[file] for file in rows}, workers)
+        wide = [file for file in rows if not is_8_bit[file]]
+        modality, why = _guess_modality(root, wide, workers)
         folder.add_entry("modality taken", modality, why)
     modality = modality or MODALITIES[0]
     studies = [
@@ -226,31 +222,27 @@ def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
     return values if any(values) else None
 
 
-def _headers(folder: Folder, workers: int | None) -> dict[str, VolumeHeader]:
-    """Read the headers of the files that can be read; the others become audit entries."""
+def _readable(folder: Folder, workers: int | None) -> dict[str, bool]:
+    """Tell which files can be read, and whether they are of 8 bits; the others: audit entries."""
     paths = [folder.root / file.name for file in folder.files]
-    headers = {}
-    read = mapped(_header, paths, _no_header, workers, _HEADERS_TOGETHER)
-    for file, header in zip(folder.files, read, strict=True):
-        if isinstance(header, str):
-            folder.add_entry("study left out", file.name, header)
+    readable = {}
+    headers = mapped(_is_8_bit, paths, lambda path: ENDED, workers, _HEADERS_TOGETHER)
+    for file, is_8_bit in zip(folder.files, headers, strict=True):
+        if isinstance(is_8_bit, str):
+            folder.add_entry("study left out", file.name, is_8_bit)
         else:
-            headers[file.name] = header
-    return headers
+            readable[file.name] = is_8_bit
+    return readable
 
 
-def _header(path: Path) -> VolumeHeader | str:
-    """Read what a file declares, or why it cannot be used."""
+def _is_8_bit(path: Path) -> bool | str:
+    """Whether a file that can be read is of 8 bits, or why it cannot."""
     from medseq_tf.readers.simpleitk_volume import VolumeFile
 
     try:
-        return VolumeFile(path).header
+        return VolumeFile(path).is_8_bit
     except UnreadableVolume as error:
         return str(error)
-
-
-def _no_header(path: Path) -> str:
-    return "reading it ended the process, or took too long"
 
 
 class _Sample(NamedTuple):
@@ -275,23 +267,21 @@ def _sample(path: Path) -> _Sample | None:
     return _Sample(float(values.min()), float(values.max()), has_fractions)
 
 
-def _no_sample(path: Path) -> None:
-    return None
-
-
-def guess_modality(
-    root: Path, headers: dict[str, VolumeHeader], workers: int | None = None
-) -> tuple[str, str]:
+def _guess_modality(root: Path, wide: list[str], workers: int | None) -> tuple[str, str]:
     """Tell what the intensities of some volumes are, and why; see the module's words.
+
+    Args:
+        root: the source.
+        wide: those of more than 8 bits.
+        workers: see `index_volumes`.
 
     Raises:
         InputError: if they may be of CT or of MR.
     """
-    wide = [name for name, header in headers.items() if not header.is_8_bit]
     if not wide:
         return "photograph", "every file is of 8 bits; give --modality if they are CT or MR"
     paths = [root / name for name in wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]]
-    samples = [sample for sample in mapped(_sample, paths, _no_sample, workers) if sample]
+    samples = [sample for sample in mapped(_sample, paths, lambda path: None, workers) if sample]
     with_air = sum(sample.low <= CT_HAS_AIR_BELOW_HU for sample in samples)
     looked_at = f"of {len(samples)} files looked at"
     if with_air:
@@ -315,7 +305,7 @@ def guess_modality(
 
 
 def _matched(
-    folder: Folder, headers: dict[str, VolumeHeader], table: LabelTable, match: Match | None
+    folder: Folder, readable: Collection[str], table: LabelTable, match: Match | None
 ) -> tuple[str, dict[str, tuple[str, LabelRow]]]:
     """Match every readable file to a key and row by one rule; the rest become audit entries."""
     stated = match or ("path" if table.key in STUDY_COLUMNS else None)
@@ -337,7 +327,7 @@ def _matched(
     matched, near = {}, lines_alike(table.lines)
     for file in folder.files:
         key = keys.get(file.name)
-        if file.name not in headers:
+        if file.name not in readable:
             continue
         if key is None or table.rows[key].is_unknown:
             detail = "every label is empty"

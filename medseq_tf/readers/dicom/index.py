@@ -22,7 +22,7 @@ from typing import Any
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.dicom.identity import RULES, STUDY_COLUMNS, Match, match_labels
-from medseq_tf.readers.dicom.series import Stack, choose_series, files_by_study, numbered_files
+from medseq_tf.readers.dicom.series import FIRST_FILE, Stack, choose_series, files_by_study
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES
@@ -164,7 +164,7 @@ def list_files(source: str | Path) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: if the source is not a folder.
     """
-    return ((number, file.name) for number, file in numbered_files(Folder(Path(source))))
+    return enumerate((file.name for file in Folder(Path(source)).files), start=FIRST_FILE)
 
 
 def _check_settings(modality: Any, fewest_slices: Any, tilt: Any) -> None:

@@ -44,11 +44,13 @@ from medseq_tf.readers.dicom.header import (
     DicomHeader,
     read_dicom_header,
 )
-from medseq_tf.readers.folder import File, Folder
+from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.orientation import plane_of
 from medseq_tf.readers.study import AuditEntry
 
+FIRST_FILE = 1
+"""The number of a source's first file, as audit entries call it."""
 SMALLEST_TILT_DEGREES = 0.5
 SAME_POSITION_MM = 0.01
 VARIES_BY = 0.05
@@ -98,15 +100,10 @@ class Stack(NamedTuple):
 # --------------------------------------------------------------------------------- files to series
 
 
-def numbered_files(folder: Folder) -> Iterator[tuple[int, File]]:
-    """Give the files of a source with the numbers that audit entries call them by."""
-    return enumerate(folder.files, start=1)
-
-
 def files_by_study(folder: Folder, labels: Path, audit_entries: list[AuditEntry]) -> Studies:
     """Group the files with pictures by study, then by series; name the others in the audit."""
     by_study: Studies = defaultdict(lambda: defaultdict(list))
-    for number, file in numbered_files(folder):
+    for number, file in enumerate(folder.files, start=FIRST_FILE):
         path = os.path.join(folder.root, file.name)
         if file.name.endswith(labels.name) and Path(path).resolve() == labels:
             continue
