@@ -150,15 +150,15 @@ class Entry(NamedTuple):
 
 def entries(folder: Path) -> list[Entry]:
     """Return what lies in a folder, the least recently used first; nothing that is not ours."""
-    found = []
+    stored = []
     for subfolder in _subfolders(folder):
         with contextlib.suppress(FileNotFoundError), os.scandir(subfolder) as inside:
             for file in inside:
                 if ENTRY_NAME.fullmatch(file.name) and file.is_file(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
-                        found.append(Entry(Path(file.path), status.st_size, status.st_mtime_ns))
-    return sorted(found, key=lambda entry: (entry.used, entry.path))
+                        stored.append(Entry(Path(file.path), status.st_size, status.st_mtime_ns))
+    return sorted(stored, key=lambda entry: (entry.used, entry.path))
 
 
 def _subfolders(folder: Path) -> list[str]:

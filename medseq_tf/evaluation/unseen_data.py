@@ -43,13 +43,13 @@ def check_data(run: Run, prepared: Prepared, split: str) -> None:
 
 def _check_reading(run: Run, prepared: Prepared) -> None:
     """Raise an InputError for data that were read otherwise than the run's own."""
-    trained, given = reading(run.dataset), reading(prepared.info)
+    trained, offered = reading(run.dataset), reading(prepared.info)
     differ = [
         name
         for name in trained
-        if None not in (trained[name], given[name]) and trained[name] != given[name]
+        if None not in (trained[name], offered[name]) and trained[name] != offered[name]
     ]
-    words = ", ".join(f"{name} {given[name]} instead of {trained[name]}" for name in differ)
+    words = ", ".join(f"{name} {offered[name]} instead of {trained[name]}" for name in differ)
     says = f"{prepared.path}: is prepared otherwise than the data of the run {run.path}: {words}"
     if {"modality", "unit", "axis"} & set(differ):
         raise InputError(f"{says}; prepare it again as those were")

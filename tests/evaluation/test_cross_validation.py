@@ -276,3 +276,14 @@ def test_how_common_the_label_is_counts_in_precision(rng):
     low, high = metrics.wilson_interval(20, 80)
     assert row["value"] == 0.25
     assert row["high"] - row["low"] >= high - low
+
+
+def test_the_mean_over_nine_perfect_labels_has_an_interval_whatever_its_rounding():
+    truth, names = np.arange(40) % 2, [f"label {number}" for number in range(9)]
+    fold = np.arange(40) // 2 % 2 + 1
+    table = pd.concat([predictions(truth, truth, fold, label=name) for name in names])
+    rows = cross_validation.evaluate_folds(cross_validation.held_out(table, names), 20)
+    accuracy = rows.set_index(["label", "metric"]).loc[("macro", "accuracy")]
+    assert accuracy["value"] == pytest.approx(1)
+    assert accuracy["low"] < 1
+    assert accuracy["note"] == ""

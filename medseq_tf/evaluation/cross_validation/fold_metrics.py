@@ -173,20 +173,20 @@ class Resampled:
         return VarianceComponents(self.values[metric], spread, between, freedom), defined
 
 
-def weighted_sum(parts: Sequence[Resampled], weights: Sequence[float]) -> Resampled:
+def weighted_sum(terms: Sequence[Resampled], weights: Sequence[float]) -> Resampled:
     """Add metrics that were resampled alike, as for a mean or a difference."""
-    first = parts[0]
-    repeats = first.repeats if all(part.repeats == first.repeats for part in parts) else {}
+    first = terms[0]
+    repeats = first.repeats if all(term.repeats == first.repeats for term in terms) else {}
 
     def total(values: list) -> Any:
         return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
     by_fold = {
-        name: {fold: total([part.by_fold[name][fold] for part in parts]) for fold in repeats}
+        name: {fold: total([term.by_fold[name][fold] for term in terms]) for fold in repeats}
         for name in first.values
     }
-    values = {name: total([part.values[name] for part in parts]) for name in first.values}
-    samples = {name: total([part.samples[name] for part in parts]) for name in first.values}
+    values = {name: total([term.values[name] for term in terms]) for name in first.values}
+    samples = {name: total([term.samples[name] for term in terms]) for name in first.values}
     return Resampled(values, samples, by_fold, repeats)
 
 
@@ -206,7 +206,7 @@ def draw_patients(patient_known: Array, resamples: int) -> list[Array]:
 def resample(label: LabelFolds, weights: Sequence[Array]) -> Resampled:
     """Compute a label's metrics, also in the bootstrap samples of `draw_patients`."""
     values, by_fold = _weighted_metrics(label, np.ones((1, label.everyone)))
-    drawn = [_weighted_metrics(label, some)[0] for some in weights]
+    drawn = [_weighted_metrics(label, pieces)[0] for pieces in weights]
     return Resampled(
         {name: float(value[0]) for name, value in values.items()},
         {name: np.concatenate([sample[name] for sample in drawn]) for name in values},

@@ -21,9 +21,11 @@ from medseq_tf.evaluation.cross_validation.variance import VarianceComponents, i
 from medseq_tf.evaluation.metrics.catalogue import CATALOGUE
 from medseq_tf.evaluation.metrics.estimates import (
     NAN,
+    OUTSIDE,
     Estimate,
     difference_row,
     few_patients,
+    is_share,
     metric_row,
 )
 from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
@@ -62,8 +64,8 @@ def evaluate_folds(predictions: HeldOut, resamples: int = 2000) -> pd.DataFrame:
         macro, mean = predictions.any_label(), None
         if used:
             weights = draw_patients(macro.patient_known, resamples)
-            parts = [resample(label, weights) for label in used]
-            mean = weighted_sum(parts, [1 / len(parts)] * len(parts))
+            of_labels = [resample(label, weights) for label in used]
+            mean = weighted_sum(of_labels, [1 / len(of_labels)] * len(of_labels))
         rows += _label_rows(macro, used, mean, remark)
     return pd.DataFrame(rows)
 
@@ -137,8 +139,8 @@ def _estimate(
     reason = ""
     if CATALOGUE[metric].kind == "trade-off":
         reason = "cut chosen on each fold's own test studies: too good; no interval"
-    elif not 0 <= value <= 1:
-        reason = "no interval: not in [0, 1]"
+    elif not is_share(value):
+        reason = OUTSIDE
     elif defined < 0.5:
         reason = f"no interval: undefined in {1 - defined:.1%} of resamples"
     if reason:
@@ -203,8 +205,8 @@ def _numbered_apart(first: HeldOut, second: HeldOut) -> HeldOut:
 def _difference_rows(name: str, pairs: LabelPairs, weights: list[Array]) -> list[dict[str, Any]]:
     """The rows of a label, or of the mean over labels."""
     labels = [label for pair in pairs for label in pair]
-    parts = [resample(label, weights) for label in labels]
-    resampled = weighted_sum(parts, [1 / len(pairs), -1 / len(pairs)] * len(pairs))
+    of_labels = [resample(label, weights) for label in labels]
+    resampled = weighted_sum(of_labels, [1 / len(pairs), -1 / len(pairs)] * len(pairs))
     rarer = min(min(a.classes) for a, _ in pairs)
     rows = []
     for metric, definition in CATALOGUE.items():

@@ -172,11 +172,11 @@ class Placements:
         """Welch and Satterthwaite's, of a weighted sum of the AUROCs with weights (models,)."""
         if self.limits:
             return float("nan")
-        parts = []
+        by_class = []
         for sums, count in zip((self.positive, self.negative), self.counts, strict=True):
-            parts.append((count / (count - 1) * ((contrast @ sums) ** 2).sum(), count - 1))
-        total = sum(variance for variance, _ in parts) ** 2
-        below = sum(variance**2 / freedom for variance, freedom in parts)
+            by_class.append((count / (count - 1) * ((contrast @ sums) ** 2).sum(), count - 1))
+        total = sum(variance for variance, _ in by_class) ** 2
+        below = sum(variance**2 / freedom for variance, freedom in by_class)
         return total / below if below > 0 else float(min(self.counts) - 1)
 
 

@@ -46,12 +46,12 @@ def precision_recall_points(labels: Array, probabilities: Array) -> pd.DataFrame
         Columns `threshold`, `recall`, `precision`.
     """
     positives, negatives, thresholds = by_score(labels, probabilities, None)
-    found = np.cumsum(positives)
+    hits = np.cumsum(positives)
     return pd.DataFrame(
         {
             "threshold": thresholds,
-            "recall": ratio(found, positives.sum()),
-            "precision": ratio(found, found + np.cumsum(negatives)),
+            "recall": ratio(hits, positives.sum()),
+            "precision": ratio(hits, hits + np.cumsum(negatives)),
         }
     )
 
@@ -144,9 +144,9 @@ def precision_recall_band(
 
     def curve(weights: Array | None) -> Array:
         positives, negatives, _ = by_score(labels, probabilities, weights)
-        found = np.cumsum(positives, axis=-1)
-        precision = ratio(found, found + np.cumsum(negatives, axis=-1))
-        recall = ratio(found, found[..., -1:])
+        hits = np.cumsum(positives, axis=-1)
+        precision = ratio(hits, hits + np.cumsum(negatives, axis=-1))
+        recall = ratio(hits, hits[..., -1:])
         # The first threshold that reaches a recall; at recall 0, the first that finds anyone.
         return _steps_at(recall, precision, np.maximum(grid, 1e-9) - 1e-12, "left", 0)
 

@@ -14,6 +14,9 @@ NAN = float("nan")
 FEW_PATIENTS = 10
 """With fewer patients of the rarer class, figures describe and nothing is concluded from them."""
 
+OUTSIDE = "no interval: not in [0, 1]"
+"""Of a metric that leaves the range that all of `CATALOGUE` have."""
+
 DESCRIBED = "these figures describe them, nothing is concluded"
 
 
@@ -41,6 +44,11 @@ class Estimate:
     def has_interval(self) -> bool:
         """Whether there are bounds."""
         return not np.isnan(self.low)
+
+
+def is_share(value: float) -> bool:
+    """Whether a metric lies in [0, 1], but for rounding."""
+    return -1e-9 <= value <= 1 + 1e-9
 
 
 def few_patients(positive: int, negative: int) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 
 from medseq_tf.evaluation.metrics.auc_intervals import delong_interval
 from medseq_tf.evaluation.metrics.catalogue import CATALOGUE, PARTS, Metric, all_metrics
-from medseq_tf.evaluation.metrics.estimates import Estimate, few_patients
+from medseq_tf.evaluation.metrics.estimates import OUTSIDE, Estimate, few_patients, is_share
 from medseq_tf.evaluation.metrics.point_metrics import (
     Array,
     brier,
@@ -137,8 +137,8 @@ class LabelPredictions:
             return Estimate(value, note=reason)
         if limits:
             return Estimate(value, note="no interval: " + "; ".join(limits))
-        if not 0 <= value <= 1:
-            return Estimate(value, note="no interval: not in [0, 1]")
+        if not is_share(value):
+            return Estimate(value, note=OUTSIDE)
         if metric.kind == "trade-off" and name not in self.cuts:
             return Estimate(value, note=CHOSEN_HERE)
         if metric.interval == "DeLong":
@@ -156,16 +156,16 @@ class LabelPredictions:
         positive, called = self.labels == 1, self.probabilities >= self.thresholds
         studies = metric.studies(positive, called) & ~np.isnan(self.labels)
         patients = len(np.unique(self.patients[studies]))
-        is_f1, is_share = metric.interval == "F1", metric.interval in ("share", "F1")
+        is_f1, of_calls = metric.interval == "F1", metric.interval in ("share", "F1")
         # F1 is 2 s / (1 + s) of the share s of hits among all studies that are called or positive.
         share, slope = (value / (2 - value), 2 / (2 - value) ** 2) if is_f1 else (value, 1.0)
-        if is_share and patients == studies.sum():
+        if of_calls and patients == studies.sum():
             low, high = map(float, wilson_interval(share * patients, patients))
             method = "Wilson"
         else:
             variance = jackknife_variance(influence) * slope**2
             low, high = effective_interval(share, variance, patients)
-            method = "Wilson, effective n" if is_share else "score, jackknife"
+            method = "Wilson, effective n" if of_calls else "score, jackknife"
         if is_f1:
             low, high = 2 * low / (1 + low), 2 * high / (1 + high)
         return low, high, method

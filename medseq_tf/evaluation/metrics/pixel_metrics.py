@@ -43,16 +43,16 @@ def pixel_metrics(
         By the names of `PIXEL_METRICS`, then the same with `_pooled`, each () or (resamples,); nan
         where undefined.
     """
-    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    counts = [np.asarray(pixels, dtype=float) for pixels in (found, false, missed)]
     weights = np.ones(len(counts[0])) if weights is None else np.asarray(weights, dtype=float)
     known = ~np.isnan(counts).any(axis=0)
-    counts, weights = [part[known] for part in counts], weights[..., known]
+    counts, weights = [pixels[known] for pixels in counts], weights[..., known]
     has_lesion = counts[0] + counts[2] > 0
-    by_study = _overlap(*(part[has_lesion] for part in counts))
+    by_study = _overlap(*(pixels[has_lesion] for pixels in counts))
     of_lesions = weights[..., has_lesion]
     total = of_lesions.sum(axis=-1)
     means = {k: ratio(of_lesions @ np.nan_to_num(v), total) for k, v in by_study.items()}
-    pooled = _overlap(*(weights @ part for part in counts))
+    pooled = _overlap(*(weights @ pixels for pixels in counts))
     return means | {f"{name}_pooled": value for name, value in pooled.items()}
 
 
@@ -78,7 +78,7 @@ def evaluate_pixels(
         Rows as those of `metrics.evaluate_predictions`; `label` is what the masks are of,
         `positives` are the studies with a lesion.
     """
-    counts = [np.asarray(part, dtype=float) for part in (found, false, missed)]
+    counts = [np.asarray(pixels, dtype=float) for pixels in (found, false, missed)]
     unknown = np.isnan(counts).any(axis=0)
     has_lesion = np.where(unknown, np.nan, counts[0] + counts[2] > 0)
     nowhere, owners = np.full(len(has_lesion), np.nan), owners_of(patients, len(has_lesion))
@@ -95,7 +95,7 @@ def evaluate_pixels(
         if np.isfinite(value) and limits:
             estimate = replace(estimate, note=f"no interval: {estimate.note}")
         elif np.isfinite(value):
-            influence = influences(np.concatenate([part[metric] for part in without]))
+            influence = influences(np.concatenate([figures[metric] for figures in without]))
             variance = jackknife_variance(influence)
             bounds = effective_interval(float(value), variance, with_lesion)
             estimate = Estimate(float(value), *bounds, remark, "score, jackknife")

@@ -190,11 +190,11 @@ def auroc(labels: Array, probabilities: Array, weights: Array | None = None) -> 
 def average_precision(labels: Array, probabilities: Array, weights: Array | None = None) -> Array:
     """Area under the precision-recall curve in steps: sum of precision times the gain in recall."""
     positives, negatives, _ = by_score(labels, probabilities, weights)
-    found = np.cumsum(positives, axis=-1)
-    called = found + np.cumsum(negatives, axis=-1)
-    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
-    area = ratio((positives * precision).sum(axis=-1), found[..., -1])
-    return np.where(called[..., -1] > found[..., -1], area, np.nan)
+    hits = np.cumsum(positives, axis=-1)
+    called = hits + np.cumsum(negatives, axis=-1)
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    area = ratio((positives * precision).sum(axis=-1), hits[..., -1])
+    return np.where(called[..., -1] > hits[..., -1], area, np.nan)
 
 
 def sensitivity_at_specificity(
@@ -317,11 +317,11 @@ def operating_points(
 ) -> tuple[Array, Array]:
     """Sensitivity and specificity (..., 1 + distinct), from nothing called positive to all."""
     positives, negatives, _ = by_score(labels, probabilities, weights)
-    found = np.cumsum(positives, axis=-1)
+    hits = np.cumsum(positives, axis=-1)
     false = np.cumsum(negatives, axis=-1)
-    start = np.zeros((*found.shape[:-1], 1))
-    found, false = (np.concatenate([start, part], axis=-1) for part in (found, false))
-    return ratio(found, found[..., -1:]), 1 - ratio(false, false[..., -1:])
+    start = np.zeros((*hits.shape[:-1], 1))
+    hits, false = (np.concatenate([start, counts], axis=-1) for counts in (hits, false))
+    return ratio(hits, hits[..., -1:]), 1 - ratio(false, false[..., -1:])
 
 
 def owners_of(patients: Array | None, studies: int) -> Array:
