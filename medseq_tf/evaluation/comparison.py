@@ -109,11 +109,7 @@ def compare_runs(
 ) -> Comparison:
     """Compare the predictions of runs; of recipes chosen on these patients nothing is concluded.
 
-    Args:
-        runs: by name, as `name_runs` gives them.
-        predictions: a table of each.
-        contents: the content hash of each study, by id.
-        resamples: as for `compare`.
+    The runs are by name, as `name_runs` gives them, `contents` the studies' content hashes, by id.
     """
     tables = dict(zip(runs, predictions, strict=True))
     labels = next(iter(runs.values())).dataset["label_names"]

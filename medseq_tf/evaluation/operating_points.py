@@ -216,8 +216,7 @@ def notes(points: Mapping[str, OperatingPoint]) -> list[str]:
 def notes_of_folds(points: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """What is to be said of the folds' own thresholds, at which their test studies are called.
 
-    Args:
-        points: of each fold, by label, as `metrics.json` keeps them.
+    The points of each fold are by label, as `metrics.json` keeps them.
     """
     remarks = []
     for label in points[0] if points else ():
@@ -235,11 +234,7 @@ def _range(values: Sequence[int]) -> str:
 
 
 def measured(point: Mapping[str, Any]) -> str:
-    """How a threshold was chosen and measured, in words; empty where that is not known.
-
-    Args:
-        point: an `OperatingPoint` as `metrics.json` keeps it.
-    """
+    """How a threshold (as `metrics.json` keeps it) was chosen and measured; empty if not known."""
     if not point or not point["chosen_on"]:
         return ""
     words = (

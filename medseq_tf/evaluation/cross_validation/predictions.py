@@ -63,12 +63,10 @@ class HeldOut:
 
 
 def held_out(predictions: pd.DataFrame, labels: Sequence[str]) -> HeldOut:
-    """Read a table of predictions, a row a study, label and repeat.
+    """Read a table of predictions, a row a study, label and repeat, for labels in the order wanted.
 
-    Args:
-        predictions: with `patient`, `study`, `label`, `truth`, `probability`, `threshold`, and,
-            where they are not all of one model, `fold` and perhaps `repeat`.
-        labels: the labels, in the order wanted.
+    Its columns are `patient`, `study`, `label`, `truth`, `probability`, `threshold` and, where they
+    are not all of one model, `fold` and perhaps `repeat`.
     """
     labels = list(labels)
     missing = {name: 1 for name in ("fold", "repeat") if name not in predictions}
