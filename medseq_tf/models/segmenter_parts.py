@@ -52,6 +52,10 @@ class Convolution(keras.layers.Layer):
         return self.convolution.compute_output_shape(input_shape)
 
 
+class PlainConvolution(Convolution):
+    """A Keras convolution and ReLU; model files know it by the name of this class."""
+
+
 class Chain(keras.layers.Layer):
     """`Convolution`s one after another, with their sum to a `shortcut` of the input, if any."""
 
@@ -161,7 +165,7 @@ class Fusion(keras.layers.Layer):
     def __init__(
         self,
         flatten: keras.layers.Layer,
-        convolution: Convolution,
+        convolution: PlainConvolution,
         excite_3d: Excitation,
         excite_2d: Excitation,
         **kwargs: Any,
@@ -227,9 +231,9 @@ class Parts:
         """Return a convolution, normalisation and ReLU."""
         return self._normalized(self.conv(filters, kernel, layer=layer), name)
 
-    def plain(self, name: str, filters: int, kernel: int) -> Convolution:
+    def plain(self, name: str, filters: int, kernel: int) -> PlainConvolution:
         """Return a convolution and ReLU."""
-        return Convolution(self.conv(filters, kernel), name=name, dtype=self.dtype)
+        return PlainConvolution(self.conv(filters, kernel), name=name, dtype=self.dtype)
 
     def twice(self, name: str, filters: int, layer: type = keras.layers.Conv2D) -> Chain:
         """Return U-Net's level: two blocks of side 3."""
