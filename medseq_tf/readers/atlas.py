@@ -422,8 +422,8 @@ def _session_slices(
         cut = cut_image(image, axis, spacing)
     except UnreadableVolume as error:
         raise UnreadableStudy(str(error)) from None
-    images, odd = stored_intensities(cut, "MR", session.image)
-    return images, masks, (*audit_entries, *odd)
+    images, intensity_entries = stored_intensities(cut, "MR", session.image)
+    return images, masks, (*audit_entries, *intensity_entries)
 
 
 def _cut_mask(mask, axis: Axis, spacing: Spacing) -> np.ndarray:

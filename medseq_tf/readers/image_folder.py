@@ -162,7 +162,7 @@ def _index_classes(
     folder: Folder, positive: str | None, same_numbers: SameNumbers | None
 ) -> SourceIndex:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
-    spelt: dict[str, tuple[str, str]] = {}
+    spellings: dict[str, tuple[str, str]] = {}
     for picture in folder.files:
         parts = picture.name.split("/")
         parsed = parse_slice_name(parts[-1].rpartition(".")[0])
@@ -173,7 +173,7 @@ def _index_classes(
         else:
             studies[parts[0], parsed[0]].append((parsed[1], picture))
             patient = _class_patient(parts[0], parsed[0], same_numbers)
-            _refuse_two_spellings(spelt, patient, picture.name)
+            _refuse_two_spellings(spellings, patient, picture.name)
 
     classes = sorted({name for name, _ in studies}, key=natural_key)
     positives = _positive_classes(folder.root, classes, positive)
@@ -210,11 +210,11 @@ def _class_patient(name: str, number: str, same_numbers: SameNumbers | None) -> 
     return f"{name}/{number}" if same_numbers == "different" else number
 
 
-def _refuse_two_spellings(spelt: dict, patient: str, name: str) -> None:
+def _refuse_two_spellings(spellings: dict, patient: str, name: str) -> None:
     """Refuse a patient whose name in a file's differs from another's in spaces or Unicode form."""
     stem = name.rpartition("/")[2].rpartition(".")[0].rstrip()
     spelling = _SLICE_NAME.sub(r"\g<patient>", stem)
-    first, other = spelt.setdefault(patient, (spelling, name))
+    first, other = spellings.setdefault(patient, (spelling, name))
     if first != spelling:
         raise InputError(
             f"{other} and {name} name one patient in two spellings, which differ in spaces or in "

@@ -105,13 +105,13 @@ def _finite(volume: np.ndarray, where: str) -> tuple[np.ndarray, list[AuditEntry
     if volume.dtype.kind != "f":
         return volume, []
     is_finite = np.isfinite(volume)
-    odd = volume.size - np.count_nonzero(is_finite)
-    if not odd:
+    not_finite = volume.size - np.count_nonzero(is_finite)
+    if not not_finite:
         return volume, []
-    if odd == volume.size:
+    if not_finite == volume.size:
         raise UnreadableStudy("not one voxel is a finite number")
     lowest = volume[is_finite].min()
-    detail = f"{odd} took the study's smallest value, {lowest:g}"
+    detail = f"{not_finite} took the study's smallest value, {lowest:g}"
     return np.where(is_finite, volume, lowest), [AuditEntry("voxels not a number", where, detail)]
 
 

@@ -168,10 +168,12 @@ def _rows(
     """The rows by the value of the key column, and the lines that say one again."""
     rows: dict[str, LabelRow] = {}
     repeated = []
-    spelt: dict[tuple[str, str], tuple[str, int]] = {}
+    spellings: dict[tuple[str, str], tuple[str, int]] = {}
     for line, values in lines:
-        identifier = _identifier(path, spelt, line, "key", values[key or header[0]])
-        patient = _identifier(path, spelt, line, "patient", values.get(patient_column or "", ""))
+        identifier = _identifier(path, spellings, line, "key", values[key or header[0]])
+        patient = _identifier(
+            path, spellings, line, "patient", values.get(patient_column or "", "")
+        )
         if not identifier:
             column = f"column {key!r}" if key else "its first column"
             raise InputError(f"{path} line {line} has no value in {column}")
@@ -205,14 +207,14 @@ def _shown(header: Sequence[str], has_key: bool) -> str:
 
 def _identifier(
     path: Path,
-    spelt: dict[tuple[str, str], tuple[str, int]],
+    spellings: dict[tuple[str, str], tuple[str, int]],
     line: int,
     kind: str,
     text: str,
 ) -> str:
     """An id as it is compared; one that is written in two ways in one column is refused."""
     identifier = normal_id(text)
-    first, first_line = spelt.setdefault((kind, identifier), (text, line))
+    first, first_line = spellings.setdefault((kind, identifier), (text, line))
     if identifier and first != text:
         raise InputError(
             f"{path} lines {first_line} and {line} have one {kind} in two spellings, which differ "

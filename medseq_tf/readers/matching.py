@@ -105,7 +105,7 @@ def _matched(
 ) -> dict[str, str]:
     """The key of every study that one rule matches."""
     keys: dict[str, str] = {}
-    spelt: dict[str, tuple[str, str]] = {}
+    spellings: dict[str, tuple[str, str]] = {}
     for study, identifiers in studies.items():
         for identifier in identifiers:
             key = normal_id(identifier)
@@ -116,7 +116,7 @@ def _matched(
                     f"{study} is {table} line {lines[keys[study]]} and line {lines[key]} {how}; "
                     "keep one of the rows"
                 )
-            first, first_study = spelt.setdefault(key, (identifier, study))
+            first, first_study = spellings.setdefault(key, (identifier, study))
             if first != identifier:
                 raise InputError(
                     f"{first_study} and {study} are both {table} line {lines[key]} {how}: they "

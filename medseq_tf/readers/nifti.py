@@ -152,14 +152,14 @@ def first_intensities(path: Path, header: NiftiHeader) -> np.ndarray:
 def _stored(path: Path, header: NiftiHeader, count: int) -> np.ndarray:
     """The first stored values; fewer where the file ends before."""
     data = np.empty(count * header.dtype.itemsize, np.uint8)
-    held = 0
+    filled = 0
     with _reading(path) as file:
         file.seek(header.offset)
-        while held < data.size and (part := file.read(min(SAMPLE_BYTES, data.size - held))):
-            data[held : held + len(part)] = np.frombuffer(part, np.uint8)
-            held += len(part)
+        while filled < data.size and (chunk := file.read(min(SAMPLE_BYTES, data.size - filled))):
+            data[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            filled += len(chunk)
         _check_end(file)
-    return data[: held - held % header.dtype.itemsize].view(header.dtype)
+    return data[: filled - filled % header.dtype.itemsize].view(header.dtype)
 
 
 def _check_end(file: IO[bytes]) -> None:

@@ -67,8 +67,8 @@ class VolumeFile:
         self.path = path
         self.nifti: nifti.NiftiHeader | None = None
         try:
-            held = path.stat().st_size
-            if not held:
+            file_bytes = path.stat().st_size
+            if not file_bytes:
                 raise UnreadableVolume("an empty file")
             if nifti.is_nifti(path):
                 self.nifti = nifti.read_nifti_header(path)
@@ -78,7 +78,7 @@ class VolumeFile:
             raise UnreadableVolume("damaged or cut short") from None
         self._reader = self._read_information()
         self.size = self.nifti.size if self.nifti else self._reader.GetSize()
-        self._check(held)
+        self._check(file_bytes)
 
     @property
     def is_8_bit(self) -> bool:
@@ -99,9 +99,9 @@ class VolumeFile:
             raise UnreadableVolume(f"not {kind} file, or its header is damaged") from None
         return reader
 
-    def _check(self, held: int) -> None:
+    def _check(self, file_bytes: int) -> None:
         declared, voxels = " x ".join(map(str, self.size)), math.prod(self.size)
-        most = held * SMALLEST_FILE_PER_BYTE
+        most_bytes = file_bytes * SMALLEST_FILE_PER_BYTE
         if not 2 <= len(self.size) <= 7 or min(self.size) < 1:
             raise UnreadableVolume(f"declares {declared or 'no'} voxels")
         if max(self.size[:3]) > LARGEST_SIDE or voxels > LARGEST_VOXELS:
@@ -115,10 +115,10 @@ class VolumeFile:
         if self.nifti:
             bytes_a_voxel = self.nifti.dtype.itemsize
             if not self.nifti.is_packed:
-                most = held - self.nifti.offset
+                most_bytes = file_bytes - self.nifti.offset
             if [*self._reader.GetSize(), *[1] * 7][:7] != [*self.size, *[1] * 7][:7]:
                 raise UnreadableVolume("its header is damaged")
-        if voxels * bytes_a_voxel > most:
+        if voxels * bytes_a_voxel > most_bytes:
             raise UnreadableVolume(f"cut short: declares {declared} voxels and holds fewer")
 
     def geometry(self) -> sitk.Image:

@@ -34,13 +34,7 @@ from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
-from medseq_tf.readers.study import (
-    AuditEntry,
-    Slices,
-    StudySource,
-    UnreadableStudy,
-    natural_key,
-)
+from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, natural_key
 from medseq_tf.readers.volumes import VolumeStudy, checked_axis, checked_spacing
 
 PHOTOGRAPH = "photograph"
@@ -54,11 +48,11 @@ _Indexed = tuple[Sequence[StudySource], list[AuditEntry]]
 class _StackSection(StudySource):
     """The slices of another study from one share of its stack to another."""
 
-    whole: StudySource
+    stack: StudySource
     extent: tuple[float, float]
 
     def read(self) -> Slices:
-        slices = self.whole.read()
+        slices = self.stack.read()
         first, last = (int(share * len(slices.images) + 1e-9) for share in self.extent)
         if first == last:
             raise UnreadableStudy("too few slices for the part of the stack that is used")
@@ -253,8 +247,9 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
 
 def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Indexed:
     layout = _layout(preparation)
-    groups, odd = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)(names)
-    audit_entries = [AuditEntry("odd file", str(path / name), why) for name, why in odd.items()]
+    group = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)
+    groups, left_out = group(names)
+    audit_entries = [AuditEntry("odd file", str(path / n), why) for n, why in left_out.items()]
     studies = []
     for study, files in groups:
         shown = str(path / study)
@@ -289,13 +284,13 @@ def _by_class(names: list[str]) -> _Groups:
     numbered = [name for name in names if parse_slice_name(PurePosixPath(name).stem)]
     if not numbered:
         return _by_names(names)
-    odd = dict.fromkeys(set(names) - set(numbered), "name is not like `58 (10).jpg`")
+    left_out = dict.fromkeys(set(names) - set(numbered), "name is not like `58 (10).jpg`")
     depths = Counter(name.count("/") for name in numbered)
     if depths[1] and depths[1] >= depths[0]:  # else the path is a class's own folder, or above all
         elsewhere = (name for name in names if name.count("/") != 1)
-        odd |= dict.fromkeys(elsewhere, "not directly in a class folder")
-    groups, _ = _by_names([name for name in names if name not in odd], fewest=1)
-    return groups, {name: odd[name] for name in names if name in odd}
+        left_out |= dict.fromkeys(elsewhere, "not directly in a class folder")
+    groups, _ = _by_names([name for name in names if name not in left_out], fewest=1)
+    return groups, {name: left_out[name] for name in names if name in left_out}
 
 
 def _by_names(names: list[str], fewest: int = 2) -> _Groups:
@@ -304,12 +299,12 @@ def _by_names(names: list[str], fewest: int = 2) -> _Groups:
     for name in names:
         by_folder[name.rpartition("/")[0]].append(name)
     groups: list[tuple[str, list[str]]] = []
-    odd: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for folder, files in by_folder.items():
         by_patient, others = _by_patient(files, fewest)
         groups += [(f"{folder}/{p}".strip("/"), own) for p, own in by_patient.items()]
-        odd |= dict.fromkeys(others, "name is not like `58 (10).jpg`")
-    return groups, odd
+        left_out |= dict.fromkeys(others, "name is not like `58 (10).jpg`")
+    return groups, left_out
 
 
 def _by_patient(files: list[str], fewest: int) -> tuple[dict[str, list[str]], list[str]]:
@@ -318,11 +313,11 @@ def _by_patient(files: list[str], fewest: int) -> tuple[dict[str, list[str]], li
     All are one study, called "", where the names tell of fewer than `fewest` patients.
     """
     slices: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    odd = []
+    unnamed = []
     for name in files:
         parsed = parse_slice_name(PurePosixPath(name).stem)
         if parsed is None:
-            odd.append(name)
+            unnamed.append(name)
         else:
             slices[parsed[0]].append((parsed[1], name))
     if len(slices) < fewest:
@@ -331,4 +326,4 @@ def _by_patient(files: list[str], fewest: int) -> tuple[dict[str, list[str]], li
         patient: [name for _, name in sorted(slices[patient], key=lambda item: item[0])]
         for patient in sorted(slices, key=natural_key)
     }
-    return by_patient, odd
+    return by_patient, unnamed

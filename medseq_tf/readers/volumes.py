@@ -78,8 +78,8 @@ class VolumeStudy(StudySource):
             cut = cut_image(image, self.axis, self.spacing)
         except UnreadableVolume as error:
             raise UnreadableStudy(str(error)) from None
-        images, odd = stored_intensities(cut, self.modality, self.file)
-        return Slices(images, audit_entries=audit_entries + odd)
+        images, intensity_entries = stored_intensities(cut, self.modality, self.file)
+        return Slices(images, audit_entries=audit_entries + intensity_entries)
 
 
 def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False) -> np.ndarray:

@@ -27,13 +27,7 @@ from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES
 from medseq_tf.readers.labels import read_labels
-from medseq_tf.readers.study import (
-    AuditEntry,
-    SourceIndex,
-    StudySource,
-    kinds_text,
-    source_salt,
-)
+from medseq_tf.readers.study import AuditEntry, SourceIndex, StudySource, kinds_text, source_salt
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 
@@ -191,11 +185,6 @@ def _most_frequent_modality(stacks: Sequence[Stack], audit_entries: list[AuditEn
             raise InputError(
                 f"{most} studies are {modality} and {count} are {other}; give --modality"
             )
-        audit_entries.append(
-            AuditEntry(
-                "modality taken",
-                modality,
-                f"{most} studies are, {count} are {other}; give --modality {other} for those",
-            )
-        )
+        detail = f"{most} studies are, {count} are {other}; give --modality {other} for those"
+        audit_entries.append(AuditEntry("modality taken", modality, detail))
     return modality

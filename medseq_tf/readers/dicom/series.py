@@ -37,13 +37,7 @@ import numpy as np
 
 from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
 from medseq_tf.readers.dicom.frame import Frame, Picture, places
-from medseq_tf.readers.dicom.header import (
-    CT,
-    MR,
-    SECONDARY_CAPTURE,
-    DicomHeader,
-    read_dicom_header,
-)
+from medseq_tf.readers.dicom.header import CT, MR, SECONDARY_CAPTURE, DicomHeader, read_dicom_header
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.orientation import plane_of
@@ -326,9 +320,9 @@ def _oddities_of_spacing(pictures: Sequence[Picture], name: str) -> list[AuditEn
         audit_entries.append(
             AuditEntry("missing slice positions", name, f"{missing} missing, after slice {after}")
         )
-    rest = steps[~is_gap]
-    if rest.size and np.ptp(rest) > VARIES_BY * typical:
-        detail = f"{rest.min():.2f} to {rest.max():.2f} mm between slices"
+    without_gaps = steps[~is_gap]
+    if without_gaps.size and np.ptp(without_gaps) > VARIES_BY * typical:
+        detail = f"{without_gaps.min():.2f} to {without_gaps.max():.2f} mm between slices"
         audit_entries.append(AuditEntry("variable slice spacing", name, detail))
     step = np.array(frames[-1].position) - np.array(frames[0].position)
     cosine = abs(step @ frames[0].normal) / np.linalg.norm(step)

@@ -18,13 +18,7 @@ from medseq_tf.readers.intensities import (
     stored_intensities,
 )
 from medseq_tf.readers.orientation import plane_of, to_plane
-from medseq_tf.readers.study import (
-    MOST_SLICES,
-    AuditEntry,
-    Slices,
-    StudySource,
-    UnreadableStudy,
-)
+from medseq_tf.readers.study import MOST_SLICES, AuditEntry, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volumes import Spacing
 
 Tilt = Literal["keep", "correct"]
@@ -46,7 +40,7 @@ class DicomStudy(StudySource):
             count = len(self.pictures)
             raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
         volume, pictures, audit_entries = self._decoded()
-        images, odd = stored_intensities(volume, self.modality, self.source)
+        images, intensity_entries = stored_intensities(volume, self.modality, self.source)
         frames = [picture.frame for picture in pictures]
         if self.tilt == "correct":
             images = upright(images, frames)
@@ -56,7 +50,8 @@ class DicomStudy(StudySource):
         if self.spacing is not None:
             slices = evenly_spaced(slices, frames, plane, self.spacing)
         return Slices(
-            [np.ascontiguousarray(image) for image in slices], audit_entries=audit_entries + odd
+            [np.ascontiguousarray(image) for image in slices],
+            audit_entries=audit_entries + intensity_entries,
         )
 
     def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
