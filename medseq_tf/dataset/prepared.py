@@ -191,10 +191,12 @@ class Prepared:
         record = self.record(row)
         try:
             example = decode_example(record)
-            is_another = bytes(example["study_id"][0]).decode() != self.studies["study_id"].iat[row]
+            study_id, slices = bytes(example["study_id"][0]).decode(), len(example["slices"])
+            masks = len(example.get("masks", example["slices"]))
         except (ValueError, LookupError, TypeError):
             raise self._damaged(row) from None
-        if is_another:
+        count = self.studies["slices"].iat[row]
+        if study_id != self.studies["study_id"].iat[row] or not slices == masks == count:
             raise self._damaged(row)
         return example
 
@@ -204,8 +206,8 @@ class Prepared:
         Returns:
             (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
         """
-        stored = self._decoded(row, self._example(row)["slices"], indices)
-        offset = self.info["storage"]["offset"]
+        dtype, offset = self.info["storage"]["dtype"], self.info["storage"]["offset"]
+        stored = self._decoded(row, self._example(row)["slices"], indices, dtype)
         return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
 
     def masks(
@@ -215,15 +217,22 @@ class Prepared:
         encoded = self._example(row).get("masks")
         if encoded is None:
             return None
-        return (self._decoded(row, encoded, indices) > 0).astype(np.uint8)
+        return (self._decoded(row, encoded, indices, "uint8") > 0).astype(np.uint8)
 
     def _decoded(
-        self, row: int, encoded: Value, indices: Sequence[int] | np.ndarray | None
+        self, row: int, encoded: Value, indices: Sequence[int] | np.ndarray | None, dtype: str
     ) -> np.ndarray:
+        """Decode PNG files, all or some of them, to (T, size, size)."""
+        slices = []
         try:
-            return _decode(encoded, indices)
+            for png in encoded if indices is None else [encoded[i] for i in indices]:
+                slices.append(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
         except (ValueError, LookupError, TypeError, cv2.error):
             raise self._damaged(row) from None
+        shape = (self.info["size"], self.info["size"])
+        if any(image is None or image.shape != shape or image.dtype != dtype for image in slices):
+            raise self._damaged(row)
+        return np.stack(slices)
 
     def _damaged(self, row: int) -> InputError:
         return InputError(
@@ -262,10 +271,12 @@ def forget_labels_file(preparation: dict[str, Any]) -> None:
 
 
 def _check_keys(info: dict[str, Any]) -> None:
-    """Raise a KeyError or ValueError if a key is missing or a shard is no plain file name."""
+    """Raise a LookupError, TypeError or ValueError if what is read later is not there."""
     for key in KEYS:
         info[key]
-    for name in info["shards"]:
+    info["studies"]["sha256"], info["storage"]["dtype"], info["storage"]["offset"]
+    for name, shard in info["shards"].items():
+        shard["bytes"], shard["sha256"]
         if Path(name).name != name:
             raise ValueError(f"{name} is a path")
 
@@ -291,18 +302,3 @@ def _digest(file: io.FileIO) -> str:
             if key not in _whole:
                 _whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _whole[key]
-
-
-def _decode(encoded: Value, indices: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    """Decode PNG files, all or some of them.
-
-    Raises:
-        ValueError: one is no picture, or they differ in size.
-    """
-    slices = []
-    for png in encoded if indices is None else [encoded[i] for i in indices]:
-        image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-        if image is None:
-            raise ValueError("a slice is no picture")
-        slices.append(image)
-    return np.stack(slices)

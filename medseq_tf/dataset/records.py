@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,11 +103,9 @@ def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> Stu
     try:
         slices = study.read()
     except UnreadableStudy as error:
-        left_out = AuditEntry("study left out", study.source, error.reason)
-        return StudyRecord(audit_entries=[*error.audit_entries, left_out])
+        return left_out(study, error.reason, error.audit_entries)
     except MemoryError:
-        reason = "takes more memory than a process may have"
-        return StudyRecord(audit_entries=[AuditEntry("study left out", study.source, reason)])
+        return left_out(study, "takes more memory than a process may have")
     _check(slices, storage)
     hashes = [slice_hash(image) for image in slices.images]
     mask_hashes = [slice_hash(mask) for mask in slices.masks or []]
@@ -120,13 +118,22 @@ def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> Stu
     }
     if slices.masks is not None:
         features["masks"] = _encoded(stored_mask(mask, storage) for mask in slices.masks)
+    try:
+        framed = frame(encode_example(features))
+    except ValueError:
+        return left_out(study, "takes more than 2 GiB; prepare with a smaller size")
     return StudyRecord(
-        framed=frame(encode_example(features)),
+        framed=framed,
         content_hash=hashlib.sha256(f"{hashes} {mask_hashes}".encode()).hexdigest(),
         slice_hashes=[digest if tells[digest] else None for digest in hashes],
         slice_names=slices.names,
         audit_entries=slices.audit_entries + _mixed_sizes(study, slices),
     )
+
+
+def left_out(study: StudySource, reason: str, others: Sequence[AuditEntry] = ()) -> StudyRecord:
+    """Return the record of a study that is left out, with what else was odd about it."""
+    return StudyRecord(audit_entries=[*others, AuditEntry("study left out", study.source, reason)])
 
 
 def is_telling(image: np.ndarray) -> bool:

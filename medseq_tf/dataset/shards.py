@@ -21,6 +21,7 @@ from medseq_tf.dataset.publication import write_whole
 from medseq_tf.dataset.records import (
     StorageSpec,
     StudyRecord,
+    left_out,
     start_worker,
     study_record,
     study_record_of,
@@ -224,5 +225,4 @@ def _studies_together(index: SourceIndex, workers: int) -> int:
 
 
 def _left_out(task: Task) -> StudyRecord:
-    reason = "reading it ended its process, or took too long"
-    return StudyRecord(audit_entries=[AuditEntry("study left out", task[0].source, reason)])
+    return left_out(task[0], "reading it ended its process, or took too long")

@@ -5,6 +5,7 @@ What stands in the CSV is matched in memory: only the groups' names leave this m
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import PurePosixPath
 
@@ -85,7 +86,7 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=str, sep=None, engine="python", keep_default_na=False)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, csv.Error):
         raise InputError(f"{path}: is not a CSV file in UTF-8") from None
     key = next((name for name in KEYS if name in table.columns), None)
     columns = [name for name in table.columns if name != key]

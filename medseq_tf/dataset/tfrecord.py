@@ -18,6 +18,8 @@ from medseq_tf.dataset.protocol_buffers import BYTES, FLOAT, TEXT, declare
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
+MOST_BYTES = 2**31 - 2**20
+"""Of an example's values: protocol buffers, and one read of a file, end at 2 GiB."""
 
 Value = list[bytes] | np.ndarray
 """A feature: a list of bytes, or an array of float32."""
@@ -37,7 +39,15 @@ _Example: Any = declare(
 
 
 def encode_example(features: dict[str, Value]) -> bytes:
-    """Serialise features as a `tf.train.Example`, in their order: always the same bytes."""
+    """Serialise features as a `tf.train.Example`, in their order: always the same bytes.
+
+    Raises:
+        ValueError: they take more than `MOST_BYTES`.
+    """
+    if sum(sum(map(len, v)) if isinstance(v, list) else v.nbytes for v in features.values()) > (
+        MOST_BYTES
+    ):
+        raise ValueError("more than 2 GiB, which is all that a tf.train.Example can hold")
     example = _Example()
     for name, value in features.items():
         feature = example.features.feature.add(key=name).value

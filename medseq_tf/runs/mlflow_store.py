@@ -46,14 +46,14 @@ def tracking_uri() -> str:
 
 
 def _public(text: str) -> str:
-    """Leave user name and password out of the addresses in a text."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """Leave user name, password and the options of an address out of a text."""
+    return re.sub(r"(//\S+?)\?[^\s'\"]*", r"\1", re.sub(r"//\S*@", "//", text))
 
 
 def first_line(error: Exception) -> str:
     """Return an error's first line, without user name and password."""
     lines = str(error).strip().splitlines()
-    return printable(_public(lines[0][:200]) if lines else type(error).__name__)
+    return printable(_public(lines[0])[:200] if lines else type(error).__name__)
 
 
 def cannot_be_used(error: Exception, most: int = 200) -> str:
@@ -69,18 +69,23 @@ def cannot_be_used(error: Exception, most: int = 200) -> str:
 
 def connect() -> Any:
     """Return MLflow's client; a local database that is not there yet is made."""
+    _make_ready("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri())
+
+
+def _make_ready(*noisy: str) -> None:
+    """Make MLflow answer soon and quietly (what it prints holds the password), and its database."""
     for variable, value in {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }.items():
         os.environ.setdefault(variable, value)
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
+    for name in noisy:
+        logging.getLogger(name).setLevel(logging.WARNING)
     make_database(tracking_uri())
-    return MlflowClient(tracking_uri())
 
 
 def make_database(uri: str) -> None:
@@ -416,10 +421,8 @@ def download_saved_model(uri: str) -> Path:
 
 
 def _mlflow() -> Any:
+    _make_ready("alembic", "mlflow")
     import mlflow
 
-    make_database(tracking_uri())
     mlflow.set_tracking_uri(tracking_uri())
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     return mlflow

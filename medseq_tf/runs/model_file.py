@@ -108,6 +108,8 @@ def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
         raise _Unusable("a configuration far larger than any of ours")
     if any(info.file_size > size for name, info in members.items() if name != CONFIG):
         raise _Unusable("unpacks to more than it holds, which train's never do")
+    if any(info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise _Unusable("is encrypted or packed, which train's never are")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from image_folders import make, save
 
 from medseq_tf.dataset.prepare import Prepared
 from medseq_tf.dataset.requirements import reading
+from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_example, frame
 from medseq_tf.errors import InputError
 
 
@@ -112,6 +114,60 @@ def test_a_record_whose_checksum_does_not_fit_is_refused(two_alike, tmp_path):
     for read in (data.slices, data.masks, data.encoded_slices, data.record):
         with pytest.raises(InputError, match=rf"study {data.studies.study_id[3]} is damaged"):
             read(3)
+
+
+def png(shape, kind=np.uint8):
+    return cv2.imencode(".png", np.zeros(shape, kind))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {},
+        {"slices": np.ones(2, np.float32)},
+        {"slices": []},
+        {"slices": [png((16, 16))]},  # of two
+        {"slices": [png((16, 16)), b""]},
+        {"slices": [png((16, 16)), png((16, 17))]},
+        {"slices": [png((20, 20)), png((20, 20))]},
+        {"slices": [png((16, 16, 3)), png((16, 16, 3))]},
+        {"slices": [png((16, 16), np.uint16), png((16, 16), np.uint16)]},
+        {"slices": [png((16, 16)), png((16, 16))], "masks": [png((16, 16, 3))] * 2},
+        {"slices": [png((16, 16)), png((16, 16))], "masks": [png((16, 16))]},
+    ],
+    ids=lambda features: ", ".join(map(str, features)) or "none",
+)
+def test_a_record_that_prepare_cannot_have_written_is_refused(two_alike, features):
+    """As of a data set that was put together by another's hand, checksums and all."""
+    data, _ = two_alike
+    study_id = data.studies.study_id[0]
+    record = frame(encode_example({"study_id": [study_id.encode()], **features}))
+    shard = data.path / "shards" / "00000.tfrecord"
+    shard.write_bytes(record)
+    data.studies.loc[0, "length"] = len(record) - HEADER_BYTES - FOOTER_BYTES
+    data.info["shards"][shard.name]["sha256"] = hashlib.sha256(record).hexdigest()
+    with pytest.raises(InputError, match=rf"study {study_id} is damaged"):
+        [data.slices(0), data.masks(0)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"studies": {}},
+        {"studies": []},
+        {"shards": {"00000.tfrecord": {}}},
+        {"shards": {"00000.tfrecord": {"bytes": 3}}},
+        {"shards": {"../00000.tfrecord": {"bytes": 3, "sha256": ""}}},
+        {"storage": {}},
+        {"counts": None, "preparation": None},
+    ],
+    ids=str,
+)
+def test_a_description_of_another_form_is_one_line(folder, tmp_path, changes):
+    data = make("image-folder", folder, out=tmp_path / "out")
+    (data.path / "dataset.json").write_text(json.dumps(data.info | changes), "utf-8")
+    with pytest.raises(InputError, match=r"dataset\.json cannot be read; prepare again"):
+        Prepared.load(data.path)
 
 
 def test_a_data_set_of_version_0_1_opens(folder, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_folders import make, save
 
+from medseq_tf.dataset import tfrecord
 from medseq_tf.dataset.records import FEWEST_TELLING_PIXELS, is_telling, slice_hash, to_square
 
 BLACK = np.zeros((20, 30), np.uint8)
@@ -94,6 +95,17 @@ def test_flat_slices_are_packed_and_others_stored(folder, tmp_path, rng, grey_le
     data = make("image-folder", folder, out=tmp_path / "out", size=64)
     np.testing.assert_array_equal(data.slices(0), picture[None])
     assert (data.studies.length[0] < picture.size / 5) == (grey_levels == 2)
+
+
+def test_a_study_that_no_record_can_hold_is_left_out(folder, tmp_path, monkeypatch):
+    """Protocol buffers end at 2 GiB: some thousand slices of 1024 x 1024."""
+    monkeypatch.setattr(tfrecord, "MOST_BYTES", 3000)
+    save(folder / "Stroke" / "4 (3).png", np.zeros((20, 30), np.uint8) + np.arange(30, dtype="u1"))
+    data = make("image-folder", folder, out=tmp_path / "out", size=32)
+    assert len(data) == 3
+    (entry,) = [e for e in data.audit["entries"] if e["kind"] == "study left out"]
+    assert "2 GiB" in entry["detail"]
+    assert entry["where"] == "Stroke/4"
 
 
 def test_slices_alike_are_encoded_once_and_all_kept(folder, tmp_path):

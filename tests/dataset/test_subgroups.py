@@ -105,6 +105,7 @@ def test_many_numbers_become_thirds_and_few_stay(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ("", "is not a CSV file"),
         ("name,sex\nx,f\n", "a key .* and at least one other column are needed"),
         ("study_id\ns0\n", "at least one other column"),
         ("study_id,sex\nsecret-name,f\n", "names none of the 3 studies"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -130,6 +131,26 @@ def shape_bomb(file):
     )
 
 
+def encrypted(data):
+    """Mark all members as encrypted, in their own headers and in the table of contents."""
+    data = bytearray(archive({**parts(data), "metadata.json": b""}))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for match in re.finditer(re.escape(signature), bytes(data)):
+            data[match.start() + flags] |= 1
+    return bytes(data)
+
+
+def badly_packed(data):
+    """Spoil the packed configuration."""
+    buffer = io.BytesIO(archive({k: v for k, v in parts(data).items() if k != "config.json"}))
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("config.json", parts(data)["config.json"])
+    packed = bytearray(buffer.getvalue())
+    start = packed.find(b"config.json") + len(b"config.json")
+    packed[start : start + 40] = b"\xff" * 40
+    return bytes(packed)
+
+
 def no_weights(file):
     for name in list(file):
         del file[name]
@@ -168,6 +189,8 @@ HOSTILE = {
         ),
         "unpacks to more than it holds",
     ),
+    "encrypted": (encrypted, "is encrypted or packed"),
+    "badly packed": (badly_packed, "is encrypted or packed"),
     "no HDF5": (
         lambda data: archive({**parts(data), "model.weights.h5": b"none"}),
         "its weights are damaged",

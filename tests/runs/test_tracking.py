@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
+import time
 import warnings
 
 import pytest
@@ -113,6 +115,31 @@ def test_without_a_usable_server_the_work_goes_on(tmp_path, monkeypatch, capsys,
     ]
     assert records[2]["step"] == 3
     assert records[2]["values"] == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("password", ["secret", "sec@secret", "sec/secret", "@secret:/@"])
+def test_no_message_holds_a_password(monkeypatch, password):
+    uri = f"postgresql://someone:{password}@host/mlflow?password=secret&sslmode=require"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert mlflow_store.public_uri().startswith("postgresql://host/mlflow")
+    texts = [mlflow_store.public_uri()]
+    for before in (0, 100, 150, 170, 180):  # the message is cut at 200 characters
+        error = ConnectionError(f"{'x' * before} {uri} does not answer")
+        texts += [mlflow_store.first_line(error), mlflow_store.cannot_be_used(error)]
+    assert [text for text in texts if "sec" in text] == []
+
+
+def test_a_registry_out_of_reach_is_one_line_soon_and_without_a_password(monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    for name in ("MAX_RETRIES", "TIMEOUT"):
+        monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="MLflow at http://127.0.0.1:9 has none") as refused:
+        mlflow_store.download_saved_model("models:/stroke/1")
+    assert time.monotonic() - began < 30
+    assert "secret" not in f"{refused.value}{capfd.readouterr()}"
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true", "it holds the password"
 
 
 class Flaky:
