@@ -1,11 +1,10 @@
 """Augmentation: a batch's flat slices in [0, 1], randomly varied and normalised.
 
 All in the TensorFlow graph and stateless: the same seed gives the same pictures. Each augmentation
-is two functions. `draw_<name>(count, seed, settings)` draws parameters, tensors of leading
-dimension `count`, one entry a slice or a sequence; `apply_<name>(images, parameters)` applies one
-entry to each of `images` (N, H, W, C) float32, so that a draw can be kept and replayed. An entry
-that was not drawn (probability p) is neutral, and its slice comes back bit for bit. All sizes but
-N are known when the graph is made.
+first draws parameters (`draw_<name>`), tensors of leading dimension `count`, one entry a slice or a
+sequence, and then applies one entry to each of `images` (N, H, W, C) float32, so that a draw can be
+kept and replayed. An entry that was not chosen (probability p) is neutral, and its slice comes back
+bit for bit. All sizes but N are known when the graph is made.
 
 What a warp needs from beyond the border is mirrored there (the border pixel not repeated, OpenCV's
 BORDER_REFLECT_101), except for rotation, which turns the slice in black.
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,9 +23,6 @@ import tensorflow as tf
 from medseq_tf import recipe as recipes
 
 Parameters = dict[str, tf.Tensor]
-
-
-# --------------------------------------------------------------------------------------- drawing
 
 
 def _draw(count: tf.Tensor, seed: tf.Tensor, p: float, numbers: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -39,20 +36,25 @@ def _between(low: float, high: float, uniform: tf.Tensor) -> tf.Tensor:
     return low + (high - low) * uniform
 
 
-# -------------------------------------------------------------------------------------- applying
+class Augmentation(NamedTuple):
+    """One augmentation.
 
+    Attributes:
+        draw: draws parameters from a count, a seed and the recipe's settings.
+        is_chosen: (N,) bool, which entries of parameters are not neutral.
+        change: applies one entry each to slices.
+    """
 
-def _apply_to(
-    chosen: tf.Tensor,
-    images: tf.Tensor,
-    parameters: Parameters,
-    change: Callable[[tf.Tensor, Parameters], tf.Tensor],
-) -> tf.Tensor:
-    """Change the `chosen` (N,) slices of `images` and leaves the others alone, and uncomputed."""
-    index = tf.where(chosen)
-    chosen_parameters = {name: tf.gather_nd(value, index) for name, value in parameters.items()}
-    changed = change(tf.gather_nd(images, index), chosen_parameters)
-    return tf.tensor_scatter_nd_update(images, index, changed)
+    draw: Callable[[tf.Tensor, tf.Tensor, Any], Parameters]
+    is_chosen: Callable[[Parameters], tf.Tensor]
+    change: Callable[[tf.Tensor, Parameters], tf.Tensor]
+
+    def apply(self, images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """Change the chosen ones of `images`; leave the others alone, and uncomputed."""
+        index = tf.where(self.is_chosen(parameters))
+        chosen = {name: tf.gather_nd(value, index) for name, value in parameters.items()}
+        changed = self.change(tf.gather_nd(images, index), chosen)
+        return tf.tensor_scatter_nd_update(images, index, changed)
 
 
 def _reflect(coordinates: tf.Tensor, size: int) -> tf.Tensor:
@@ -100,9 +102,6 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     return above + down * (below - above)
 
 
-# -------------------------------------------------------------------------------------- rotation
-
-
 def draw_rotation(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Rotation) -> Parameters:
     """Draw `radians` (count,), uniform in ±degrees."""
     chosen, uniform = _draw(count, seed, settings.p, 1)
@@ -110,12 +109,8 @@ def draw_rotation(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Rotation)
     return {"radians": tf.where(chosen, _between(-limit, limit, uniform[:, 0]), 0.0)}
 
 
-def apply_rotation(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Turn slices counter-clockwise about their centre, bilinearly; what comes in is black."""
-    return _apply_to(parameters["radians"] != 0.0, images, parameters, _rotate)
-
-
 def _rotate(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Turn slices counter-clockwise about their centre, bilinearly; what comes in is black."""
     _, height, width, _ = images.shape
     x, y = (width - 1) / 2, (height - 1) / 2
     cosine, sine = tf.cos(parameters["radians"]), tf.sin(parameters["radians"])
@@ -141,9 +136,6 @@ def _rotate(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     )
 
 
-# --------------------------------------------------------------------------------- resized crop
-
-
 def draw_resized_crop(
     count: tf.Tensor, seed: tf.Tensor, settings: recipes.ResizedCrop
 ) -> Parameters:
@@ -156,12 +148,8 @@ def draw_resized_crop(
     return {"scale": tf.where(chosen, scale, 1.0), "y": uniform[:, 1], "x": uniform[:, 2]}
 
 
-def apply_resized_crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Cut out a part of each slice and brings it back to full size, bilinearly."""
-    return _apply_to(parameters["scale"] != 1.0, images, parameters, _crop)
-
-
 def _crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Cut out a part of each slice and bring it back to full size, bilinearly."""
     _, height, width, _ = images.shape
     scale = parameters["scale"][:, None]
 
@@ -175,20 +163,9 @@ def _crop(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     )
 
 
-# ------------------------------------------------------------------------------------------ flip
-
-
 def draw_flip(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Flip) -> Parameters:
     """Draw `flip` (count,) bool."""
     return {"flip": _draw(count, seed, settings.p, 0)[0]}
-
-
-def apply_flip(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Mirror slices left-right."""
-    return _apply_to(parameters["flip"], images, parameters, lambda x, _: tf.reverse(x, [2]))
-
-
-# -------------------------------------------------------------------------------- Gaussian noise
 
 
 def draw_gaussian_noise(
@@ -203,19 +180,12 @@ def draw_gaussian_noise(
     }
 
 
-def apply_gaussian_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Add noise, independent in every pixel and channel (and slice), and clips to [0, 1]."""
-    return _apply_to(parameters["std"] != 0.0, images, parameters, _add_noise)
-
-
 def _add_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Add noise, independent in every pixel, channel and slice, and clip to [0, 1]."""
     seed = tf.reduce_max(parameters["seed"], axis=0)
     noise = tf.random.stateless_normal(tf.shape(images), seed)
     noise *= parameters["std"][:, None, None, None]
     return tf.clip_by_value(images + noise, 0.0, 1.0)
-
-
-# --------------------------------------------------------------------------------- Gaussian blur
 
 
 def draw_gaussian_blur(
@@ -237,13 +207,9 @@ def _gaussian(size: int, width: int) -> np.ndarray:
     return np.pad(cv2.getGaussianKernel(size, -1, cv2.CV_32F)[:, 0], (width - size) // 2)
 
 
-def apply_gaussian_blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Convolve slices with their weights along both axes."""
-    weights = parameters["weights"]
-    return _apply_to(weights[:, weights.shape[1] // 2] != 1.0, images, parameters, _blur)
-
-
 def _blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Convolve slices with their weights along both axes."""
+
     def matrices(size: int) -> tf.Tensor:
         taps = parameters["weights"].shape[1]
         sources = np.pad(np.arange(size), taps // 2, mode="reflect")
@@ -253,9 +219,6 @@ def _blur(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
 
     _, height, width, _ = images.shape
     return _transform_axes(images, matrices(height), matrices(width))
-
-
-# ------------------------------------------------------------------------------- grid distortion
 
 
 def draw_grid_distortion(
@@ -268,13 +231,9 @@ def draw_grid_distortion(
     return {"y": y, "x": x}
 
 
-def apply_grid_distortion(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Stretch the rows and columns of a grid's equal cells, starting from the top left corner."""
-    chosen = tf.reduce_any((parameters["y"] != 1.0) | (parameters["x"] != 1.0), axis=1)
-    return _apply_to(chosen, images, parameters, _distort_grid)
-
-
 def _distort_grid(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Stretch the rows and columns of a grid's equal cells, starting from the top left corner."""
+
     def matrices(size: int, extents: tf.Tensor) -> tf.Tensor:
         # A pixel's source coordinate is the sum of all extents up to it.
         steps = extents.shape[1]
@@ -289,9 +248,6 @@ def _distort_grid(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     )
 
 
-# ---------------------------------------------------------------------------- optical distortion
-
-
 def draw_optical_distortion(
     count: tf.Tensor, seed: tf.Tensor, settings: recipes.OpticalDistortion
 ) -> Parameters:
@@ -301,24 +257,17 @@ def draw_optical_distortion(
     return {"coefficient": tf.where(chosen, coefficient, 0.0)}
 
 
-def apply_optical_distortion(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+def _distort_as_a_lens(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     """Distort slices as a lens does: OpenCV's camera model with k1 = k2 = coefficient.
 
     The focal lengths are the width and the height, the optical centre is the slice's.
     """
-    return _apply_to(parameters["coefficient"] != 0.0, images, parameters, _distort_as_a_lens)
-
-
-def _distort_as_a_lens(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     _, height, width, _ = images.shape
     y = np.asarray(np.arange(height) - (height - 1) / 2, np.float32)[:, None]
     x = np.asarray(np.arange(width) - (width - 1) / 2, np.float32)[None, :]
     squared_radius = (y / height) ** 2 + (x / width) ** 2
     scale = 1.0 + parameters["coefficient"][:, None, None] * (squared_radius + squared_radius**2)
     return _sample(images, y * scale + (height - 1) / 2, x * scale + (width - 1) / 2)
-
-
-# -------------------------------------------------------------------------------- coarse dropout
 
 
 def draw_coarse_dropout(
@@ -334,12 +283,9 @@ def draw_coarse_dropout(
     return {"size": tf.where(chosen, settings.size, 0), "y": y, "x": x}
 
 
-def apply_coarse_dropout(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-    """Fill square holes with 0."""
-    return _apply_to(parameters["size"] > 0, images, parameters, _punch_holes)
-
-
 def _punch_holes(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Fill square holes with 0."""
+
     def covered(size: int, place: tf.Tensor) -> tf.Tensor:
         """Tell which of `size` pixels each hole covers: (n, holes, size), 1.0 or 0.0."""
         side = tf.minimum(parameters["size"], size)[:, None]
@@ -353,24 +299,36 @@ def _punch_holes(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     return tf.where(holes, 0.0, images)
 
 
-# ------------------------------------------------------------------------------------------- all
+def _flip(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+    """Mirror slices left-right."""
+    return tf.reverse(images, [2])
 
-AUGMENTATIONS: dict[str, tuple[Callable[..., Parameters], Callable[..., tf.Tensor]]] = {
-    "rotation": (draw_rotation, apply_rotation),
-    "resized_crop": (draw_resized_crop, apply_resized_crop),
-    "flip": (draw_flip, apply_flip),
-    "gaussian_noise": (draw_gaussian_noise, apply_gaussian_noise),
-    "gaussian_blur": (draw_gaussian_blur, apply_gaussian_blur),
-    "grid_distortion": (draw_grid_distortion, apply_grid_distortion),
-    "optical_distortion": (draw_optical_distortion, apply_optical_distortion),
-    "coarse_dropout": (draw_coarse_dropout, apply_coarse_dropout),
+
+def _is_blurred(parameters: Parameters) -> tf.Tensor:
+    return parameters["weights"][:, parameters["weights"].shape[1] // 2] != 1.0
+
+
+def _is_distorted(parameters: Parameters) -> tf.Tensor:
+    return tf.reduce_any((parameters["y"] != 1.0) | (parameters["x"] != 1.0), axis=1)
+
+
+AUGMENTATIONS = {
+    "rotation": Augmentation(draw_rotation, lambda drawn: drawn["radians"] != 0.0, _rotate),
+    "resized_crop": Augmentation(draw_resized_crop, lambda drawn: drawn["scale"] != 1.0, _crop),
+    "flip": Augmentation(draw_flip, lambda drawn: drawn["flip"], _flip),
+    "gaussian_noise": Augmentation(
+        draw_gaussian_noise, lambda drawn: drawn["std"] != 0.0, _add_noise
+    ),
+    "gaussian_blur": Augmentation(draw_gaussian_blur, _is_blurred, _blur),
+    "grid_distortion": Augmentation(draw_grid_distortion, _is_distorted, _distort_grid),
+    "optical_distortion": Augmentation(
+        draw_optical_distortion, lambda drawn: drawn["coefficient"] != 0.0, _distort_as_a_lens
+    ),
+    "coarse_dropout": Augmentation(
+        draw_coarse_dropout, lambda drawn: drawn["size"] > 0, _punch_holes
+    ),
 }
-"""(draw, apply) of each field of `recipes.Augment`, in the order of application."""
-
-
-def normalise(images: tf.Tensor, mean: float, std: float) -> tf.Tensor:
-    """Return (images - mean) / std."""
-    return (images - mean) / std
+"""By the field of the recipe's `Augment`, in the order of application."""
 
 
 @tf.autograph.experimental.do_not_convert  # its conversion would take most of the tracing
@@ -397,18 +355,18 @@ def augment(
         float32 (N, H, W, C), normalised by `(x - mean) / std`.
     """
     images = tf.convert_to_tensor(images)
-    seeds = tf.random.split(seed, len(AUGMENTATIONS))
+    seeds = tf.unstack(tf.random.split(seed, len(AUGMENTATIONS)))
     normalised = False
-    for position, (name, (draw, apply)) in enumerate(AUGMENTATIONS.items()):
-        augmentation = getattr(settings, name)
-        if augmentation is None:
+    for (name, augmentation), seed in zip(AUGMENTATIONS.items(), seeds, strict=True):
+        chosen = getattr(settings, name)
+        if chosen is None:
             continue
-        if augmentation.per == "sequence":
-            drawn = draw(tf.reduce_max(sequence_ids) + 1, seeds[position], augmentation)
+        if chosen.per == "sequence":
+            drawn = augmentation.draw(tf.reduce_max(sequence_ids) + 1, seed, chosen)
             parameters = {key: tf.gather(value, sequence_ids) for key, value in drawn.items()}
         else:
-            parameters = draw(tf.shape(images)[0], seeds[position], augmentation)
-        if name == "coarse_dropout" and augmentation.after_normalisation:
-            images, normalised = normalise(images, mean, std), True
-        images = apply(images, parameters)
-    return images if normalised else normalise(images, mean, std)
+            parameters = augmentation.draw(tf.shape(images)[0], seed, chosen)
+        if name == "coarse_dropout" and chosen.after_normalisation:
+            images, normalised = (images - mean) / std, True
+        images = augmentation.apply(images, parameters)
+    return images if normalised else (images - mean) / std

@@ -71,6 +71,7 @@ def write(folder: Path, studies: list[np.ndarray], labels: np.ndarray | None = N
     info = {
         "label_names": [str(k) for k in range(labels.shape[1])],
         "modality": MODALITIES[dtype],
+        "size": studies[0].shape[1],
         "storage": {"dtype": "uint8" if dtype == "uint8" else "uint16", "offset": OFFSETS[dtype]},
         "shards": {"only.tfrecord": {"sha256": hashlib.sha256(shard).hexdigest()}},
     }
