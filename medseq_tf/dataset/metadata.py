@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -13,14 +15,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from medseq_tf.dataset.audit import audit_text, build_audit
 from medseq_tf.dataset.preparation import Preparation, digest
-from medseq_tf.dataset.prepared import FORMAT_VERSION
+from medseq_tf.dataset.prepared import FORMAT_VERSION, audit_text
 from medseq_tf.dataset.publication import write_whole
 from medseq_tf.dataset.records import STORAGE
 from medseq_tf.dataset.shards import Shard
 from medseq_tf.errors import InputError
-from medseq_tf.readers import AuditEntry
+from medseq_tf.readers import AuditEntry, natural_key
 from medseq_tf.readers.study import kinds_text
 
 UNITS = {"photograph": "grey level", "CT": "HU", "MR": "arbitrary"}
@@ -53,9 +54,7 @@ def write_metadata(
         raise InputError(f"{source} holds no slice that can be read{found_text(audit_entries)}")
     counts = _counts(rows, index.label_names)
     studies = _parquet(rows)
-    audit = build_audit(
-        [*audit_entries, *_copies(rows)], {k: counts[k] for k in ("studies", "patients", "slices")}
-    )
+    audit = _audit([*audit_entries, *_copies(rows)], counts)
     info = {
         "format_version": FORMAT_VERSION,
         "label_names": index.label_names,
@@ -79,6 +78,16 @@ def found_text(audit_entries: list[AuditEntry]) -> str:
     """Return what to add to an error that a source holds nothing: what there was instead."""
     counted = kinds_text(audit_entries)
     return f"; found: {counted}" if counted else ""
+
+
+def _audit(audit_entries: list[AuditEntry], counts: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of `audit.json`, its entries by kind, then by where in natural order."""
+    ordered = sorted(audit_entries, key=lambda e: (e.kind, natural_key(e.where), e.detail))
+    return {
+        "data_set": {name: counts[name] for name in ("studies", "patients", "slices")},
+        "counts": dict(collections.Counter(entry.kind for entry in ordered)),
+        "entries": [dataclasses.asdict(entry) for entry in ordered],
+    }
 
 
 def _json(value: dict[str, Any]) -> bytes:

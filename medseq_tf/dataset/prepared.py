@@ -4,7 +4,7 @@ dataset.json      format version, labels, modality, unit, size, counts, fingerpr
 studies.parquet   one row a study
 shards/*.tfrecord one `tf.train.Example` a study, each slice a lossless PNG
 audit.json, audit.txt   what was odd in the source
-test_reads.jsonl  how often its patients answered for figures, once they have; see `reuse`
+test_reads.jsonl  how often its patients answered for figures, once they have; see `holdout_reuse`
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import files
-from medseq_tf.dataset.audit import audit_text
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -223,7 +222,7 @@ class Prepared:
         self, row: int, encoded: Value, indices: Sequence[int] | np.ndarray | None, dtype: str
     ) -> np.ndarray:
         """Decode PNG files, all or some of them, to (T, size, size)."""
-        slices = []
+        slices: list[Any] = []
         try:
             for png in encoded if indices is None else [encoded[i] for i in indices]:
                 slices.append(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
@@ -302,3 +301,26 @@ def _digest(file: io.FileIO) -> str:
             if key not in _whole:
                 _whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _whole[key]
+
+
+def audit_text(audit: dict[str, Any], most: int | None = None) -> str:
+    """Return the audit to be read: every kind with its count, and its audit entries by name.
+
+    Args:
+        audit: the content of `audit.json`.
+        most: how many audit entries of each kind are named; None: all.
+    """
+    counts = audit["data_set"]
+    lines = [
+        f"{counts['studies']} studies of {counts['patients']} patients, {counts['slices']} slices; "
+        f"{len(audit['entries'])} audit entries"
+    ]
+    for kind, count in audit["counts"].items():
+        lines.append(f"{count:>6}  {kind}")
+        named = [entry for entry in audit["entries"] if entry["kind"] == kind][:most]
+        for entry in named:
+            text = ": ".join(filter(None, (entry["where"], entry["detail"])))
+            lines.append(" " * 10 + printable(text))
+        if len(named) < count:
+            lines.append(" " * 10 + f"... and {count - len(named)} more, see audit.txt")
+    return "\n".join(lines) + "\n"

@@ -26,9 +26,6 @@ _INTERVAL = (*_BOUNDS, *(f"{when}_{end}" for when in ("before", "after") for end
 _TESTS = ("p", "p_adjusted")
 
 
-# --------------------------------------------------------------------------------- the patients
-
-
 def patient_keys(studies: pd.DataFrame) -> set[str]:
     """Return short hashes by which the patients of some studies are known again.
 
@@ -82,9 +79,6 @@ def origins(recipe: Experiment) -> list[str]:
 
 def _key(value: str) -> str:
     return hashlib.sha256(str(value).encode("utf-8", "backslashreplace")).hexdigest()[:10]
-
-
-# ----------------------------------------------------------------------------------- the figures
 
 
 def without_intervals(table: pd.DataFrame, rows: np.ndarray | pd.Series, why: str) -> pd.DataFrame:

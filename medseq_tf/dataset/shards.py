@@ -186,8 +186,6 @@ def _row(
     }
 
 
-# ----------------------------------------------------------------------------- the worker processes
-
 Task = tuple[StudySource, str, StorageSpec]
 
 

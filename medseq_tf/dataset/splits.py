@@ -32,8 +32,7 @@ def make_holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
             validation, a share `split.validation` of its training patients becomes that.
 
     Returns:
-        Row numbers for each of `train`, `validation` and `test`; every row in exactly one. The same
-        studies fall into the same splits in whatever order the rows stand.
+        Every row in exactly one split, the same whatever the order in which the rows stand.
 
     Raises:
         InputError: Too few patients, a half-given split column, or leakage between given splits.
@@ -41,24 +40,25 @@ def make_holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
     _check_studies(studies)
     given = _given_split(studies) if split.given else None
     if given is None:
-        shares = _shares(1 - split.test - split.validation, split.validation, split.test)
+        shares = {
+            "train": 1 - split.test - split.validation,
+            "validation": split.validation,
+            "test": split.test,
+        }
         rows = divide(studies, np.arange(len(studies)), shares, (split.seed,), _listed(shares))
     else:
         check_leakage(studies, given)
         rows = given
         if split.validation and not len(given["validation"]):
-            shares = _shares(1 - split.validation, split.validation, 0.0)
             what = "train and validation out of the given training patients"
-            divided = divide(studies, given["train"], shares, (split.seed,), what)
+            divided = divide(studies, given["train"], _without_test(split), (split.seed,), what)
             rows = divided | {"test": given["test"]}
     check_leakage(studies, rows)
     return rows
 
 
 def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int = 1) -> list[Rows]:
-    """Divide the patients into k folds, each the test of one split.
-
-    Each patient is tested once a repeat.
+    """Divide the patients into k folds, each the test of one split: once a repeat for each patient.
 
     Args:
         studies: One row a study.
@@ -68,7 +68,7 @@ def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int
         repeats: How often the patients are divided, each time anew.
 
     Returns:
-        k splits a repeat as from `holdout`, one repeat after the other.
+        k splits a repeat, one repeat after the other.
 
     Raises:
         InputError: k below 2, too few patients for it, or a given split that would be ignored.
@@ -83,13 +83,12 @@ def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int
         raise InputError(f"folds = {k}: cross-validation needs at least 2")
     if repeats < 1:
         raise InputError(f"repeats = {repeats}: expected at least 1")
-    everyone, result = np.arange(len(studies)), []
+    everyone, shares, result = np.arange(len(studies)), _without_test(split), []
     for repeat in range(repeats):
         seed = (split.seed, k) if not repeat else (split.seed, k, k + repeat)
         fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
         tests = divide(studies, everyone, fold_shares, seed, f"{k} folds")
         for i, test in enumerate(tests.values()):
-            shares = _shares(1 - split.validation, split.validation, 0.0)
             others = np.setdiff1d(everyone, test)
             what = f"{_listed(shares)} outside the test fold {i + 1} of {k}"
             fold_seed = (*seed, i) if not repeat else (*seed, i + 1)
@@ -102,9 +101,7 @@ def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int
 def check_leakage(studies: pd.DataFrame, split: Rows) -> None:
     """Raise if a study, a patient or the content of a slice is in two splits.
 
-    Args:
-        studies: One row a study.
-        split: Row numbers by split; it need not cover every row.
+    The splits need not cover every row.
 
     Raises:
         InputError: Names the patient (salted hash), or the two studies that share a slice.
@@ -142,15 +139,7 @@ def check_leakage(studies: pd.DataFrame, split: Rows) -> None:
 
 
 def check_training(studies: pd.DataFrame, split: Rows) -> None:
-    """Raise if the training studies hold one class of a label only, of which nothing is learned.
-
-    Args:
-        studies: One row a study.
-        split: Row numbers by split.
-
-    Raises:
-        InputError: Names the label and the class.
-    """
+    """Raise if the training studies hold one class of a label only, of which nothing is learned."""
     for label, kind in _missing(studies, split["train"]):
         raise InputError(
             f"the training split has no {kind} patient of label {label!r}, of which nothing could "
@@ -234,9 +223,6 @@ def splits_from_json(studies: pd.DataFrame, text: str) -> Rows | list[Rows]:
     return [rows(split) for split in content] if isinstance(content, list) else rows(content)
 
 
-# ------------------------------------------------------------------------------ the given split
-
-
 def _given_split(studies: pd.DataFrame) -> Rows | None:
     """Return the table's own split, or None where it has none."""
     if "split" not in studies:
@@ -262,11 +248,8 @@ def _given_split(studies: pd.DataFrame) -> Rows | None:
     return rows
 
 
-# --------------------------------------------------------------------------- shares and checks
-
-
-def _shares(train: float, validation: float, test: float) -> dict[str, float]:
-    return {"train": train, "validation": validation, "test": test}
+def _without_test(split: recipes.Split) -> dict[str, float]:
+    return {"train": 1 - split.validation, "validation": split.validation, "test": 0.0}
 
 
 def _listed(shares: dict[str, float]) -> str:

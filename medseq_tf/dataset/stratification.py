@@ -196,9 +196,6 @@ def _apportion(total: int, shares: np.ndarray, smallest: int) -> np.ndarray:
     return whole
 
 
-# -------------------------------------------------------------------- groups that no split parts
-
-
 def telling_hashes(slice_hashes: object) -> Iterator[str]:
     """Yield the slice hashes of a study that say something."""
     if isinstance(slice_hashes, (list, tuple, np.ndarray)):
@@ -223,9 +220,6 @@ def _patient_groups(patients: np.ndarray, slice_hashes: list[object]) -> list[li
     for position, patient in enumerate(patients):
         groups.setdefault(root(patient), []).append(position)
     return list(groups.values())
-
-
-# --------------------------------------------------------------------------------------- checks
 
 
 def _check_enough(

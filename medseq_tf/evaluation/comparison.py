@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import reuse, selection
+from medseq_tf.dataset import holdout_reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics
@@ -82,7 +82,7 @@ def compare(
     compared = compare_runs(by_name, tables, prepared.contents, resamples)
     if split != "validation":
         for run, table in zip(opened, tables, strict=True):
-            reuse.record(prepared, table["study"], run.experiment)
+            holdout_reuse.record(prepared, table["study"], run.experiment)
     return compared
 
 

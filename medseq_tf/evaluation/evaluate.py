@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from medseq_tf.dataset import leakage, reuse
+from medseq_tf.dataset import holdout_reuse, leakage
 from medseq_tf.dataset import subgroups as subgroup_columns
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
@@ -59,7 +59,7 @@ class Evaluation:
     subgroups: pd.DataFrame
     audit: leakage.Audit | None = None
     comparison: Comparison | None = None
-    reads: reuse.Reads | None = None
+    reads: holdout_reuse.Reads | None = None
 
     def text(self) -> str:
         """Return all of it for a terminal."""
@@ -153,7 +153,7 @@ def evaluate(
         comparison = compare_runs(models, tables, contents, resamples)
     if split != "validation":
         for read_by in (*others, model):  # what was refused above has read nobody
-            reads = reuse.record(prepared, predictions["study"], read_by.experiment)
+            reads = holdout_reuse.record(prepared, predictions["study"], read_by.experiment)
     return replace(evaluation, **marked, audit=audited, comparison=comparison, reads=reads)
 
 

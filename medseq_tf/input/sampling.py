@@ -36,9 +36,6 @@ class StudySequence(NamedTuple):
     number: int = 0
 
 
-# ------------------------------------------------------------------------------------- one study
-
-
 def spread_evenly(length: int, count: int) -> np.ndarray:
     """Spread `count` positions evenly over `length` slices: the middles of `count` equal parts.
 
@@ -144,9 +141,6 @@ def evaluation_sequences(length: int, settings: recipes.Sequence) -> list[np.nda
     if length < count and not settings.fill:
         return [np.arange(length)]
     return [spread_evenly(length, count)]
-
-
-# ------------------------------------------------------------------------------------- one epoch
 
 
 def study_key(study_id: str) -> int:

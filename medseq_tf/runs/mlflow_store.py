@@ -89,9 +89,8 @@ def _make_ready(*noisy: str) -> None:
 
 
 def make_database(uri: str) -> None:
-    """Make the local database of MLflow if it is not there: whole or not at all, and once."""
-    file = local_database.file_of(uri)
-    if file is not None:
+    """Make the local database of MLflow if it is not there, see `local_database.make`."""
+    if file := local_database.file_of(uri):
         local_database.make(file, _create_tables)
 
 
@@ -150,16 +149,10 @@ def watch_system(run_id: str) -> Any:
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
     monitor = SystemMetricsMonitor(
-        run_id,
-        sampling_interval=SYSTEM_SECONDS,
-        resume_logging=True,
-        tracking_uri=tracking_uri(),
+        run_id, sampling_interval=SYSTEM_SECONDS, resume_logging=True, tracking_uri=tracking_uri()
     )
     monitor.start()
     return monitor
-
-
-# ----------------------------------------------------------------------------- one record of a run
 
 
 def deliver(client: Any, folder: Path, record: Mapping[str, Any]) -> str:
@@ -172,6 +165,8 @@ def deliver(client: Any, folder: Path, record: Mapping[str, Any]) -> str:
     if record["kind"] == "start":
         return _begin(client, record)
     run_id = record.get("run_id") or _begin(client, {**record, "parent": None})
+    if record["kind"] in _OF_VERSION_0_1:
+        return run_id
     try:
         _SENDERS[record["kind"]](client, run_id, record, folder)
     except MlflowException as error:
@@ -277,10 +272,6 @@ def _send_end(client: Any, run_id: str, record: Mapping[str, Any], folder: Path)
     client.set_terminated(run_id, record["status"], record["time"])
 
 
-def _send_nothing(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    """Of version 0.1.0, which kept of a figure only its name."""
-
-
 _SENDERS = {
     "params": _send_params,
     "metrics": _send_metrics,
@@ -289,33 +280,26 @@ _SENDERS = {
     "artifact": _send_artifact,
     "tags": _send_tags,
     "end": _send_end,
-    "figure": _send_nothing,
-    "system metrics": _send_nothing,
 }
+_OF_VERSION_0_1 = ("figure", "system metrics")
+"""Kinds of records that hold nothing to send: that version kept of a figure only its name."""
 
 
 def _experiment_id(client: Any, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    for attempt in (1, 2):
-        if experiment := client.get_experiment_by_name(name):
+    if experiment := client.get_experiment_by_name(name):
+        return experiment.experiment_id
+    try:
+        return client.create_experiment(name)
+    except MlflowException:
+        if experiment := client.get_experiment_by_name(name):  # another run has just made it
             return experiment.experiment_id
-        try:
-            return client.create_experiment(name)
-        except MlflowException:  # another run has made it in the meantime
-            if attempt == 2:
-                raise
-    raise AssertionError("the loop returns or raises")
-
-
-# ---------------------------------------------------------------------------- registered models
+        raise
 
 
 def register_saved_model(
-    path: Path,
-    name: str,
-    run_id: str | None,
-    example: Mapping[str, Any] | None = None,
+    path: Path, name: str, run_id: str | None, example: Mapping[str, Any] | None = None
 ) -> str:
     """Log an exported SavedModel to MLflow and register it, for `mlflow models serve`.
 

@@ -27,8 +27,8 @@ import pandas as pd
 from medseq_tf import files
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
+from medseq_tf.dataset.holdout_reuse import Reads
 from medseq_tf.dataset.prepared import forget_labels_file
-from medseq_tf.dataset.reuse import Reads
 from medseq_tf.errors import InputError
 from medseq_tf.runs.model_file import load_model_file
 

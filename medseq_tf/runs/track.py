@@ -120,8 +120,11 @@ def _end(place: Path) -> bool:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise InputError(f"{file}: is damaged") from None
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: is damaged")
+    return content

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import reuse, selection
+from medseq_tf.dataset import holdout_reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import missing_test_classes
 from medseq_tf.evaluation import cross_validation, operating_points
@@ -148,4 +148,4 @@ def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
     above = run.path.parent / "run.json"
     if tested.empty or (above.is_file() and Run(above.parent).info["folds"]):
         return
-    run.update_info(test_reads=asdict(reuse.record(prepared, tested, run.experiment)))
+    run.update_info(test_reads=asdict(holdout_reuse.record(prepared, tested, run.experiment)))

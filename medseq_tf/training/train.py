@@ -40,7 +40,7 @@ def train(
 
     Splits are by patient. After every epoch the model is scored on the validation studies; the best
     epoch by `fit.monitor` is kept, thresholds are chosen on validation, and the test studies are
-    read at the end, which is counted in the data set (`reuse`). One seed gives one result,
+    read at the end, which is counted in the data set (`holdout_reuse`). One seed gives one result,
     bit for bit on a CPU.
 
     Args:

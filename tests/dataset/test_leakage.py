@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medseq_tf.dataset import leakage, perceptual_hashes
+from medseq_tf.dataset import leakage
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 
@@ -147,7 +147,5 @@ def test_near_finds_what_a_plain_comparison_finds(rng):
     ]
     expected = [pair for pair in plain if pair[2] <= 16]
     assert expected
-    found = list(
-        zip(*(part.tolist() for part in perceptual_hashes.near(bits, others, 16)), strict=True)
-    )
+    found = list(zip(*(part.tolist() for part in leakage.near(bits, others, 16)), strict=True))
     assert found == expected

@@ -11,7 +11,7 @@ import pytest
 from small_run import SMALL, run_small
 
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset import reuse, selection
+from medseq_tf.dataset import holdout_reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation import comparison, evaluate, results_text
 from medseq_tf.reporting import figures, model_card, report
@@ -88,7 +88,7 @@ def test_no_band_is_drawn_of_what_was_used_for_selection(both):
 def data(demo_data, tmp_path_factory):
     """A copy of the demo cohort, whose count of reads no other test raises."""
     copy = tmp_path_factory.mktemp("data") / "prepared"
-    shutil.copytree(demo_data, copy, ignore=shutil.ignore_patterns(reuse.FILE))
+    shutil.copytree(demo_data, copy, ignore=shutil.ignore_patterns(holdout_reuse.FILE))
     return copy
 
 
@@ -186,14 +186,14 @@ def test_every_figure_of_the_test_patients_counts(data, run, tmp_path):
 def test_other_patients_have_another_count(data):
     prepared = Prepared.load(data)
     studies, recipe = prepared.studies["study_id"], recipes.Experiment(seed=7)
-    few = reuse.record(prepared, studies[:3], recipe)
-    again = reuse.record(prepared, studies[:2], recipe)
+    few = holdout_reuse.record(prepared, studies[:3], recipe)
+    again = holdout_reuse.record(prepared, studies[:2], recipe)
     assert again.times == few.times + 1
     assert again.patients == 2
-    with open(prepared.path / reuse.FILE, "a") as file:
+    with open(prepared.path / holdout_reuse.FILE, "a") as file:
         file.write('{"data": "half a line')
-    assert reuse.record(prepared, studies[:2], recipe).times == again.times + 1
-    assert reuse.record(prepared, studies[:2], recipe).times == again.times + 2
+    assert holdout_reuse.record(prepared, studies[:2], recipe).times == again.times + 1
+    assert holdout_reuse.record(prepared, studies[:2], recipe).times == again.times + 2
 
 
 def test_a_data_set_that_cannot_be_written_is_read_all_the_same(data, monkeypatch):
@@ -202,12 +202,12 @@ def test_a_data_set_that_cannot_be_written_is_read_all_the_same(data, monkeypatc
     prepared, whole = Prepared.load(data), open
 
     def read_only(path, mode="r", *rest, **more):
-        if str(path).endswith(reuse.FILE) and mode != "rb":
+        if str(path).endswith(holdout_reuse.FILE) and mode != "rb":
             raise PermissionError(13, "Permission denied")
         return whole(path, mode, *rest, **more)
 
     monkeypatch.setattr(builtins, "open", read_only)
-    found = reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment())
+    found = holdout_reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment())
     assert not found.counted
     assert "cannot be written" in found.text()
 
@@ -215,15 +215,15 @@ def test_a_data_set_that_cannot_be_written_is_read_all_the_same(data, monkeypatc
 def _read_often(path, seed):
     prepared = Prepared.load(path)
     for _ in range(20):
-        reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment(seed=seed))
+        holdout_reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment(seed=seed))
 
 
 def test_reads_at_once_are_all_counted(demo_data, tmp_path):
-    shutil.copytree(demo_data, tmp_path / "data", ignore=shutil.ignore_patterns(reuse.FILE))
+    shutil.copytree(demo_data, tmp_path / "data", ignore=shutil.ignore_patterns(holdout_reuse.FILE))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(_read_often, [tmp_path / "data"] * 2, (1, 2)))
     prepared = Prepared.load(tmp_path / "data")
-    found = reuse.record(prepared, prepared.studies["study_id"][:1], recipes.Experiment())
+    found = holdout_reuse.record(prepared, prepared.studies["study_id"][:1], recipes.Experiment())
     assert (found.times, found.recipes) == (41, 3)
 
 
@@ -270,7 +270,7 @@ def test_preparing_anew_does_not_forget_the_reads(tmp_path):
 
     arguments = {"out": tmp_path / "d", "patients": 6, "size": 16, "workers": 1, "progress": False}
     prepared = prepare("demo", **arguments)
-    reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment())
+    holdout_reuse.record(prepared, prepared.studies["study_id"], recipes.Experiment())
     again = prepare("demo", overwrite=True, **arguments)
     assert again.fingerprint == prepared.fingerprint
-    assert reuse.record(again, again.studies["study_id"], recipes.Experiment()).times == 2
+    assert holdout_reuse.record(again, again.studies["study_id"], recipes.Experiment()).times == 2

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from small_run import run_small
 
-from medseq_tf.dataset import reuse
+from medseq_tf.dataset import holdout_reuse
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.comparison import compare
@@ -64,14 +64,14 @@ def test_a_cross_validated_run_from_data_to_comparison(prepared, tmp_path):
 
 
 def test_a_comparison_that_is_refused_counts_as_no_read_of_the_test_patients(demo_data, tmp_path):
-    shutil.copytree(demo_data, tmp_path / "data", ignore=shutil.ignore_patterns(reuse.FILE))
+    shutil.copytree(demo_data, tmp_path / "data", ignore=shutil.ignore_patterns(holdout_reuse.FILE))
     prepared = Prepared.load(tmp_path / "data")
     run = run_small(prepared, tmp_path / "run", "fit.epochs=1")
     shutil.copytree(run.path, tmp_path / "of others")
     facts = tmp_path / "of others" / "dataset.json"
     info = json.loads(facts.read_text("utf-8")) | {"fingerprint": "another"}
     facts.write_text(json.dumps(info), "utf-8")
-    before = (prepared.path / reuse.FILE).read_text("utf-8")
+    before = (prepared.path / holdout_reuse.FILE).read_text("utf-8")
     with pytest.raises(InputError, match="another fingerprint"):
         evaluate(run, prepared, resamples=2, compare=[tmp_path / "of others"])
     shutil.copytree(run.path, tmp_path / "of nobody")
@@ -84,4 +84,4 @@ def test_a_comparison_that_is_refused_counts_as_no_read_of_the_test_patients(dem
     ):
         with pytest.raises(InputError, match="no study was tested by all of them"):
             refused()
-    assert (prepared.path / reuse.FILE).read_text("utf-8") == before
+    assert (prepared.path / holdout_reuse.FILE).read_text("utf-8") == before

@@ -135,7 +135,7 @@ def test_a_registry_out_of_reach_is_one_line_soon_and_without_a_password(monkeyp
         monkeypatch.delenv(f"MLFLOW_HTTP_REQUEST_{name}", raising=False)
     monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
     began = time.monotonic()
-    with pytest.raises(InputError, match="MLflow at http://127.0.0.1:9 has none") as refused:
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 has none") as refused:
         mlflow_store.download_saved_model("models:/stroke/1")
     assert time.monotonic() - began < 30
     assert "secret" not in f"{refused.value}{capfd.readouterr()}"

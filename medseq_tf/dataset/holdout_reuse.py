@@ -1,4 +1,4 @@
-"""How often the test patients of a data set have answered for a figure.
+"""Reuse of the holdout: how often the test patients of a data set have answered for a figure.
 
 Test patients who are read once say how good one recipe is. Read again and again, recipe after
 recipe, the best of these is too good, whether a search chose it or a person did. So every figure
@@ -8,11 +8,11 @@ studies, and a hash of the recipe. Where the folder cannot be written, that is s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,7 @@ class Reads:
         patients: how many they are.
         times: reads of any of them.
         recipes: different recipes, seeds included, that read them.
-        counted: whether the data set's folder could be written, so that the next read knows of
-            this.
+        counted: whether the data set's folder could be written, so that the next read counts this.
     """
 
     patients: int
@@ -61,19 +60,14 @@ class Reads:
 
 
 def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Reads:
-    """Count a read of some studies of a data set by a recipe, and return all reads of them.
-
-    Args:
-        prepared: the data set.
-        studies: ids of the studies that were scored.
-        recipe: what was scored.
-    """
+    """Count a read of some studies, by their ids, for a recipe; return all reads of them."""
     row_of = {study: row for row, study in enumerate(prepared.studies["study_id"])}
     rows = np.array(sorted({row_of[study] for study in studies}), np.int64)
+    identity = json.dumps(recipe.identity(), sort_keys=True).encode()  # all that decides a training
     this_read = {
         "data": prepared.fingerprint[:16],
         "studies": _packed(rows, len(row_of)),
-        "recipe": _recipe(recipe),
+        "recipe": hashlib.sha256(identity).hexdigest()[:12],
     }
     path, counted = prepared.path / FILE, True
     try:
@@ -85,7 +79,9 @@ def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Re
             torn = b"" if not before or before.endswith(b"\n") else b"\n"  # a kill, in mid-line
             file.write(torn + json.dumps(this_read).encode() + b"\n")
     except OSError:
-        before, counted = _content(path), False
+        before, counted = b"", False
+        with contextlib.suppress(OSError):
+            before = path.read_bytes()
     reads = [this_read]
     for line in _lines(before):
         is_of_this_data = line.get("data") == this_read["data"]
@@ -93,13 +89,6 @@ def record(prepared: Prepared, studies: Iterable[str], recipe: Experiment) -> Re
             reads.append(line)
     patients = prepared.studies["patient_id"].iloc[rows].nunique()
     return Reads(patients, len(reads), len({line.get("recipe") for line in reads}), counted)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:
@@ -111,11 +100,6 @@ def _lines(content: bytes) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(entry, dict):
             yield entry
-
-
-def _recipe(recipe: Experiment) -> str:
-    """Return a hash of all that decides a training."""
-    return hashlib.sha256(json.dumps(recipe.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _packed(rows: np.ndarray, studies: int) -> str:
