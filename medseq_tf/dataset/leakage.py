@@ -157,21 +157,28 @@ def known_slices(prepared: Prepared, hashed: PerceptualHashes, rows: np.ndarray)
         `records.slice_hash`; None where it says too little) and `bits` (32 bytes, its
         perceptual hash; None where it says too little).
     """
+    telling = zip(hashed.rows.tolist(), hashed.slices.tolist(), hashed.bits, strict=True)
+    bits = {(row, place): words.tobytes() for row, place, words in telling}
+    table = _slice_table(prepared, rows)
+    places = zip(table["row"], table["slice"], strict=True)
+    return table.drop(columns="row").assign(
+        bits=pd.Series([bits.get(place) for place in places], dtype=object)
+    )
+
+
+def _slice_table(prepared: Prepared, rows: np.ndarray) -> pd.DataFrame:
+    """Return `row`, `study`, `patient`, `slice` and `content`, one row a slice."""
     studies = prepared.studies.iloc[rows]
-    places = [np.arange(len(hashes)) for hashes in studies["slice_hashes"]]
     table = pd.DataFrame(
         {
-            "study": np.repeat(studies["study_id"].to_numpy(object), list(map(len, places))),
-            "patient": np.repeat(studies["patient_id"].to_numpy(object), list(map(len, places))),
-            "slice": np.concatenate([*places, np.zeros(0, int)]),
-            "content": [content for hashes in studies["slice_hashes"] for content in hashes],
+            "row": rows,
+            "study": studies["study_id"].to_numpy(object),
+            "patient": studies["patient_id"].to_numpy(object),
+            "slice": [list(range(len(hashes))) for hashes in studies["slice_hashes"]],
+            "content": [list(hashes) for hashes in studies["slice_hashes"]],
         }
     )
-    start = dict(zip(rows.tolist(), np.cumsum([0, *map(len, places)]).tolist(), strict=False))
-    bits = np.full(len(table), None, object)
-    for row, place, words in zip(hashed.rows, hashed.slices, hashed.bits, strict=True):
-        bits[start[int(row)] + int(place)] = words.tobytes()
-    return table.assign(bits=bits)
+    return table.explode(["slice", "content"], ignore_index=True).astype({"slice": int})
 
 
 def seen_before(known: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
@@ -180,24 +187,12 @@ def seen_before(known: pd.DataFrame, prepared: Prepared) -> pd.DataFrame:
     The pixels are those of the source, so the size and aspect of either data set, and the salt of
     its ids, make no difference.
 
-    Args:
-        known: see `known_slices`.
-        prepared: the data set.
-
     Returns:
-        One row a slice: `study`, `patient`, `slice`, and the first that it equals: `other_study`,
-        `other_patient`, `other_slice`.
+        One row a slice: `study`, `patient`, `slice`, and the first of the `known_slices` that it
+        equals: `other_study`, `other_patient`, `other_slice`.
     """
-    studies = prepared.studies
-    mine = pd.DataFrame(
-        {
-            "study": studies["study_id"],
-            "patient": studies["patient_id"],
-            "content": studies["slice_hashes"].map(list),
-        }
-    )
-    mine["slice"] = mine["content"].map(lambda hashes: list(range(len(hashes))))
-    mine = mine.explode(["content", "slice"]).dropna(subset="content")
+    mine = _slice_table(prepared, np.arange(len(prepared))).drop(columns="row")
+    mine = mine.dropna(subset="content")
     first = known.dropna(subset="content").drop_duplicates("content")
     first = first[["content", "study", "patient", "slice"]]
     first = first.rename(columns={c: f"other_{c}" for c in ("study", "patient", "slice")})

@@ -64,11 +64,7 @@ class Prepared:
 
     @classmethod
     def open(cls, data: str | os.PathLike | Prepared) -> Prepared:
-        """Open a prepared data set; one that is open already is returned as it is.
-
-        Raises:
-            InputError: see `load`.
-        """
+        """`load` a prepared data set; one that is open already is returned as it is."""
         return data if isinstance(data, Prepared) else cls.load(data)
 
     @classmethod
@@ -178,11 +174,7 @@ class Prepared:
         return file
 
     def encoded_slices(self, row: int) -> list[bytes]:
-        """Return the PNG files of the slices of the study at `row`, in scan order.
-
-        Raises:
-            InputError: if the study cannot be read.
-        """
+        """Return the PNG files of the slices of the study at `row`, in scan order."""
         return [bytes(png) for png in self._example(row)["slices"]]
 
     def _example(self, row: int) -> dict[str, Value]:
@@ -304,12 +296,7 @@ def _digest(file: io.FileIO) -> str:
 
 
 def audit_text(audit: dict[str, Any], most: int | None = None) -> str:
-    """Return the audit to be read: every kind with its count, and its audit entries by name.
-
-    Args:
-        audit: the content of `audit.json`.
-        most: how many audit entries of each kind are named; None: all.
-    """
+    """Return the audit to be read: every kind with its count and its first entries (None: all)."""
     counts = audit["data_set"]
     lines = [
         f"{counts['studies']} studies of {counts['patients']} patients, {counts['slices']} slices; "

@@ -26,15 +26,9 @@ FILES_SYNCED_TOGETHER = 4
 
 
 def check_target(out: Path, overwrite: bool, is_link: bool) -> None:
-    """Refuse to replace what exists, but for a prepared data set that is to be overwritten.
+    """Raise an InputError if `out` exists, but for a prepared data set that is to be overwritten.
 
-    Args:
-        out: the data set's folder.
-        overwrite: whether it may be replaced.
-        is_link: whether the user named it by a symbolic link.
-
-    Raises:
-        InputError: it exists and is not to be replaced.
+    Nothing is replaced through a symbolic link (`is_link`) by which the user named it.
     """
     if not out.exists():
         return

@@ -18,15 +18,7 @@ PLANES = ("axial", "coronal", "sagittal")
 
 
 def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
-    """Refuse a data set that is prepared otherwise than a recipe needs.
-
-    Args:
-        recipe: of which `requires` is read.
-        prepared: the data set.
-
-    Raises:
-        InputError: says what the recipe needs and what to prepare again with.
-    """
+    """Raise an InputError that says what a recipe needs and what to prepare again with."""
     needs = recipe.requires
     stored = reading(prepared.info)
     wrong, options, unknown = [], [], []

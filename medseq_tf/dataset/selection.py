@@ -27,11 +27,7 @@ _TESTS = ("p", "p_adjusted")
 
 
 def patient_keys(studies: pd.DataFrame) -> set[str]:
-    """Return short hashes by which the patients of some studies are known again.
-
-    Args:
-        studies: rows of `Prepared.studies`.
-    """
+    """Return short hashes by which the patients of some studies are known again."""
     return {*studies["patient_id"].map(_key), *studies["content_hash"].map(_key)}
 
 
@@ -51,12 +47,7 @@ def chosen_on(recipe: Experiment, studies: pd.DataFrame) -> tuple[int, int, Chos
 
 
 def note(recipe: Experiment, studies: pd.DataFrame) -> str:
-    """Return what is to be said of a recipe's figures over some studies; nothing where all is well.
-
-    Args:
-        recipe: the recipe of the figures.
-        studies: rows of `Prepared.studies` that were scored.
-    """
+    """Return what to say of a recipe's figures over some studies; empty where all is well."""
     count, of, choice = chosen_on(recipe, studies)
     if choice is None:
         return ""

@@ -80,23 +80,11 @@ def refuse_left_out(audit_entries: Iterable[AuditEntry]) -> None:
 
 
 def write_shards(
-    folder: Path,
-    preparation: Preparation,
-    workers: int | None = None,
-    strict: bool = False,
-    progress: bool = True,
+    folder: Path, preparation: Preparation, workers: int | None, strict: bool, progress: bool
 ) -> list[Shard]:
-    """Write the shards that are not there yet into a partial folder.
+    """Write the shards that are not there yet into a partial folder; return all, in order.
 
-    Args:
-        folder: the partial folder.
-        preparation: what is prepared.
-        workers: processes; default: one a core; 1: this process.
-        strict: a study that would be left out is an error.
-        progress: show a progress bar on standard error.
-
-    Returns:
-        All shards, in order.
+    The settings are those of `prepare`.
     """
     chunks = preparation.chunks()
     finished = [_finished_shard(folder, number) for number in range(len(chunks))]

@@ -28,15 +28,8 @@ def divide(
 ) -> Rows:
     """Divide some rows by patient, stratified; a share of 0 gives an empty split.
 
-    Args:
-        studies: One row a study.
-        rows: Row numbers to divide.
-        shares: Share of the patients by the name of the split; they add up to 1.
-        seed: Entropy of the random order.
-        what: What is being made, for errors.
-
-    Returns:
-        Row numbers by the names in `shares`.
+    `shares` of the patients, by the name of the split, add up to 1; `seed` is the entropy of the
+    random order, and `what` is being made, for errors.
     """
     rows = np.asarray(rows)
     by_id = np.argsort(studies["study_id"].iloc[rows].to_numpy().astype(str), kind="stable")

@@ -71,10 +71,6 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
     without its extension. Every other column is a subgroup; numbers of more than six values become
     thirds.
 
-    Args:
-        path: the file, UTF-8.
-        prepared: the data set whose studies are grouped.
-
     Returns:
         One column a subgroup, by study id; a study that the file does not name is in no group.
 
@@ -101,12 +97,8 @@ def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:
         raise InputError(f"{path}: {table[key].duplicated().sum()} rows repeat a {key}; keep one")
     rows = table.set_index(key)
     lines = dict(zip(rows.index, table.index + 2, strict=True))
-    taken, named = match_rows(
-        _readings(prepared),
-        lines,
-        "groups",
-        lambda rules: "write study ids into the column study_id",
-    )
+    remedy = "write study ids into the column study_id"
+    taken, named = match_rows(_readings(prepared), lines, "groups", lambda _: remedy)
     if not named:
         raise InputError(
             f"{path}: column {key} names none of the {len(prepared.studies)} studies of "

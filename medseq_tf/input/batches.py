@@ -113,8 +113,7 @@ def evaluation_batches(
     """
     store = store or SliceStore(prepared, experiment)
     batches = evaluation_plan(prepared, rows, experiment, batch_size or experiment.fit.batch_size)
-    unused = np.zeros(2, np.int32)
-    planned = lambda index: (batches[index], unused)  # noqa: E731
+    planned = [(batch, np.zeros(2, np.int32)) for batch in batches].__getitem__
     indices = range(len(batches))
     dataset = _dataset(store, planned, indices, Augment(), num_parallel_calls, masks)
     return dataset.prefetch(PREFETCH)
@@ -138,11 +137,7 @@ def readable(batches: tf.data.Dataset, store: SliceStore) -> Iterator:
 def training_plan(
     prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, epoch: int
 ) -> list[Batch]:
-    """Plan the batches of one epoch of training: which slices of which rows, in what order.
-
-    Raises:
-        InputError: A study has no slices, or the `sequence` settings leave no study.
-    """
+    """Plan the batches of one epoch of training: which slices of which rows, in what order."""
     settings = experiment.sequence
     lengths = _slice_counts(prepared, rows)
     study_ids = prepared.studies["study_id"].to_numpy()
@@ -158,16 +153,9 @@ def training_plan(
 
 
 def evaluation_plan(
-    prepared: Prepared,
-    rows: Sequence[int] | np.ndarray,
-    experiment: Experiment,
-    batch_size: int,
+    prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, batch_size: int
 ) -> list[Batch]:
-    """Plan the batches that the studies at `rows` are evaluated on, sorted by length.
-
-    Raises:
-        InputError: A study has no slices.
-    """
+    """Plan the batches that the studies at `rows` are evaluated on, sorted by length."""
     lengths = _slice_counts(prepared, rows)
     plan = [
         StudySequence(int(row), slices, number)

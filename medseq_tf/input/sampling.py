@@ -90,12 +90,7 @@ def _check_not_empty(length: int) -> None:
 def study_sequences(
     length: int, settings: recipes.Sequence, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Draw the training sequences of one study for one epoch.
-
-    Args:
-        length: Number of slices of the study.
-        settings: The recipe's `sequence`; its docstring defines the policies.
-        rng: Source of all randomness.
+    """Draw the training sequences of a study of `length` slices for one epoch, by the policy.
 
     Returns:
         int64 arrays (T,) of positions; in scan order, or shuffled with `order: shuffled`. Empty
@@ -120,10 +115,6 @@ def evaluation_sequences(length: int, settings: recipes.Sequence) -> list[np.nda
     study's length.
     `even` spreads n slices (a shorter study whole, or filled with `fill`). `all` gives every
     slice, however many, unless `evaluation.length` is set: longer studies are thinned to it.
-
-    Args:
-        length: Number of slices of the study.
-        settings: The recipe's `sequence`, of which `evaluation` is read.
 
     Returns:
         int64 arrays (T,) of positions, in scan order.
@@ -155,18 +146,11 @@ def plan_epoch(
     epoch: int,
     keys: Sequence[int] | None = None,
 ) -> list[StudySequence]:
-    """Draw the sequences of one epoch of training, in random order.
+    """Draw the sequences of one epoch (from 0) of training, in an order seeded by (seed, epoch).
 
-    Args:
-        slice_counts: (studies,), number of slices of each study.
-        settings: The recipe's `sequence`.
-        seed: The recipe's seed.
-        epoch: Number of the epoch, from 0.
-        keys: One integer from 0 up a study that stays the study's own in any cohort, so that
-            its draws do not depend on which other studies are present; default: its position.
-
-    Returns:
-        The sequences, a permutation seeded by (seed, epoch).
+    `slice_counts` (studies,) are the studies' numbers of slices; `keys`, by default their
+    positions, are integers that stay the studies' own in any cohort, so that the draws of a study
+    do not depend on which others are present.
 
     Raises:
         InputError: A study has no slices.
@@ -193,12 +177,6 @@ def batches(
     `BUCKET_BATCHES` batches' worth of neighbours in the plan are sorted by length and cut; then
     all batches are shuffled by (seed, epoch). Sequences of one length stay a plain shuffle. At
     most one batch is smaller than `batch_size`.
-
-    Args:
-        plan: What `plan_epoch` gave.
-        batch_size: Sequences a batch.
-        seed: The recipe's seed.
-        epoch: Number of the epoch, from 0.
     """
     bucket = batch_size * BUCKET_BATCHES
     cut = [

@@ -57,12 +57,7 @@ def first_line(error: Exception) -> str:
 
 
 def cannot_be_used(error: Exception, most: int = 200) -> str:
-    """Say in words that MLflow cannot be used, why, and what to do about a database half made.
-
-    Args:
-        error: what MLflow, or the way to it, raised.
-        most: characters of the reason.
-    """
+    """Say that MLflow cannot be used, why (cut short), and what to do about a half-made file."""
     remedy = local_database.remedy(tracking_uri())
     return f"MLflow at {public_uri()} cannot be used ({first_line(error)[:most]}){remedy}"
 
@@ -301,16 +296,10 @@ def _experiment_id(client: Any, name: str) -> str:
 def register_saved_model(
     path: Path, name: str, run_id: str | None, example: Mapping[str, Any] | None = None
 ) -> str:
-    """Log an exported SavedModel to MLflow and register it, for `mlflow models serve`.
+    """Log a SavedModel's folder to MLflow and register it; return its URI, `models:/name/1`.
 
-    Args:
-        path: the SavedModel's folder.
-        name: of the registered model.
-        run_id: the MLflow run that it belongs to; None, or one that is not there: a new one.
-        example: a study to show how to ask; never a patient's, for it is kept with the model.
-
-    Returns:
-        The model's URI, `models:/name/1`.
+    It belongs to the MLflow run `run_id`, or to a new one where there is none. The `example` shows
+    how to ask; it is never a patient's study, for it is kept with the model.
 
     Raises:
         InputError: MLflow cannot be used, or does not take the name.

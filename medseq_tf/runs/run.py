@@ -217,18 +217,16 @@ class Run:
         try:
             return read(path)
         except (ValueError, OSError):
-            raise InputError(
-                f"{path}: is damaged; it should be the table that train wrote"
-            ) from None
+            reason = f"{path}: is damaged; it should be the table that train wrote"
+            raise InputError(reason) from None
 
     def _json(self, name: str) -> Any:
         path = self._file(name)
         try:
             return json.loads(path.read_text("utf-8"))
         except (ValueError, RecursionError):
-            raise InputError(
-                f"{path}: is damaged; it should be the JSON that train wrote"
-            ) from None
+            reason = f"{path}: is damaged; it should be the JSON that train wrote"
+            raise InputError(reason) from None
 
     def _repr_html_(self) -> str:
         title = f"{html.escape(self.name)} ({self.info['status']})"

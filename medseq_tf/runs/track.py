@@ -46,12 +46,6 @@ def track(run: RunOrPath) -> Tracked:
     MLflow runs that a killed process left running are ended. A run that goes on (`--resume`) sends
     what waits by itself.
 
-    Args:
-        run: a run folder, or the folder of a search.
-
-    Returns:
-        What was sent.
-
     Raises:
         InputError: the folder is neither, is being worked in, or MLflow cannot be used.
     """
@@ -109,9 +103,7 @@ def _places(folder: Path) -> Iterator[Path]:
 def _end(place: Path) -> bool:
     """End the MLflow run of a folder, if it still runs; nobody works in the folder."""
     about, run_id = {name: _content(place / name) for name in _IDS}, _run_id(place)
-    status = next(
-        (content["status"] for content in about.values() if "status" in content), "stopped"
-    )
+    status = next((c["status"] for c in about.values() if "status" in c), "stopped")
     for name in ("run.json", "search.json"):
         if about[name].get("status") == "running":
             write_json(place / name, {**about[name], "status": "stopped"})

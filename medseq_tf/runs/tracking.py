@@ -88,13 +88,8 @@ class Tracker:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, such as the recipe's dotted keys."""
-        self._send(
-            "params",
-            values={
-                key: value if isinstance(value, str) else json.dumps(value)
-                for key, value in values.items()
-            },
-        )
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        self._send("params", values=texts)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of one step; values that are no number are left out.
@@ -291,11 +286,9 @@ def _outage() -> _Outage:
 
 
 def send_unsent(folder: Path, run_id: str | None = None) -> tuple[int, dict[str, str]]:
-    """Send what waits in a folder, once and in order.
+    """Send what waits in the folder of a run, a search or a trial, once and in order.
 
-    Args:
-        folder: of a run, a search or a trial.
-        run_id: its MLflow run, where it has one, for records of version 0.1.0, which do not say.
+    Records of version 0.1.0, which name no MLflow run, are of `run_id`.
 
     Returns:
         How many records were sent, and the ids of their MLflow runs by the runs' names.
