@@ -64,6 +64,7 @@ def cannot_be_used(error: Exception, most: int = 200) -> str:
 
 def connect() -> Any:
     """Return MLflow's client; a local database that is not there yet is made."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; a model may take longer
     _make_ready("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
     from mlflow import MlflowClient
 
@@ -71,13 +72,9 @@ def connect() -> Any:
 
 
 def _make_ready(*noisy: str) -> None:
-    """Make MLflow answer soon and quietly (what it prints holds the password), and its database."""
-    for variable, value in {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }.items():
-        os.environ.setdefault(variable, value)
+    """Make MLflow fail soon and quietly (what it prints holds the password); make its database."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in noisy:
         logging.getLogger(name).setLevel(logging.WARNING)
     make_database(tracking_uri())
