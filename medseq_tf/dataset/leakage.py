@@ -206,11 +206,6 @@ def audit_unseen(
 
     Of the run's slices only their hashes are known, so there is no correlation to tell a copy from
     a slice that looks alike, and the hashes have to be nearer.
-
-    Args:
-        known: see `known_slices`.
-        prepared: the data set.
-        distance: most bits in which a slice and its copy differ.
     """
     hashed = perceptual_hashes(prepared, np.arange(len(prepared)))
     theirs = known.dropna(subset="bits").reset_index(drop=True)
@@ -393,11 +388,6 @@ def _low_frequencies(image: np.ndarray) -> np.ndarray:
 
 def near(bits: np.ndarray, others: np.ndarray, distance: int) -> tuple[np.ndarray, ...]:
     """Find all pairs of hashes that differ in at most `distance` bits.
-
-    Args:
-        bits: `(n, words)` uint64.
-        others: `(m, words)` uint64.
-        distance: most bits.
 
     Returns:
         Positions in `bits` and in `others`, and the number of bits, `(pairs,)` each.

@@ -137,12 +137,9 @@ def left_out(study: StudySource, reason: str, others: Sequence[AuditEntry] = ())
 
 
 def is_telling(image: np.ndarray) -> bool:
-    """Whether `FEWEST_TELLING_PIXELS` pixels or more differ from the most common value.
+    """Whether `FEWEST_TELLING_PIXELS` pixels or more of a slice differ from its most common value.
 
     If fewer do, the most common value is the majority of any 31 pixels, and so their median.
-
-    Args:
-        image: (H, W).
     """
     pixels = image.ravel()
     if pixels.size < 2 * FEWEST_TELLING_PIXELS:
@@ -153,17 +150,11 @@ def is_telling(image: np.ndarray) -> bool:
 
 
 def to_square(image: np.ndarray, size: int, aspect: Aspect, interpolation: int) -> np.ndarray:
-    """Bring a slice to (size, size).
+    """Bring a slice (H, W) to (size, size).
 
     `pad` first pads the shorter side to a square, the slice centred (where one pixel is left over,
     it goes to the bottom or right), with 0 for uint8 and the slice's minimum otherwise. `stretch`
-    does not keep the aspect ratio.
-
-    Args:
-        image: (H, W).
-        size: side of the result in pixels.
-        aspect: `pad` or `stretch`.
-        interpolation: OpenCV's flag.
+    does not keep the aspect ratio. `interpolation` is OpenCV's flag.
     """
     height, width = image.shape
     if aspect == "pad" and height != width:

@@ -79,13 +79,7 @@ def mask_graph(augment_json: str) -> tf.types.experimental.PolymorphicFunction:
 def study_input(
     store: SliceStore, row: int, augmentation: Augment, seed: Sequence[int] | np.ndarray
 ) -> tf.Tensor:
-    """Make a whole study the model's input, varied as one sequence.
-
-    Args:
-        store: The prepared data set's slices.
-        row: Row of the study.
-        augmentation: What to vary; `Augment()` for nothing.
-        seed: int32 (2,), of all that is drawn.
+    """Make a whole study the model's input, varied as one sequence by what a seed (2,) draws.
 
     Returns:
         float32 (L, H, W, C), normalised, in scan order.
