@@ -170,8 +170,8 @@ class Run:
     @property
     def slices(self) -> pd.DataFrame | None:
         """What it keeps to know its studies again, see `leakage.known_slices`; None before 0.2."""
-        path = self.path / SLICES
-        return files.read_parquet(path) if path.is_file() else None
+        is_there = (self.path / SLICES).is_file()
+        return self._table(SLICES, files.read_parquet) if is_there else None
 
     @property
     def predictions(self) -> pd.DataFrame:

@@ -43,10 +43,10 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": 1', "\udc00"])
 def test_a_damaged_file_of_a_run_is_named_in_one_line(tmp_path, text):
     (tmp_path / "experiment.yaml").write_text("{}")
-    for name in ("metrics.json", "history.csv", "predictions.parquet"):
+    for name in ("metrics.json", "history.csv", "predictions.parquet", "slices.parquet"):
         (tmp_path / name).write_bytes(text.encode("utf-8", "surrogatepass"))
     run = Run.open(tmp_path)
-    for read in ("metrics", "predictions"):
+    for read in ("metrics", "predictions", "slices"):
         with pytest.raises(InputError, match=r"is damaged; it should be") as refused:
             getattr(run, read)
         assert "\n" not in str(refused.value)
