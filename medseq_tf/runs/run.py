@@ -97,7 +97,9 @@ class Run:
     def folds(self) -> list[Run]:
         """The runs of a cross-validation, in order, repeat by repeat; empty for a single run."""
         folders = (file.parent for file in self.path.glob("fold_*/experiment.yaml"))
-        return [Run(f) for f in sorted(folders, key=lambda f: int(f.name.removeprefix("fold_")))]
+        number = {folder: folder.name.removeprefix("fold_") for folder in folders}
+        own = [folder for folder in number if number[folder].isdecimal()]
+        return [Run(folder) for folder in sorted(own, key=lambda folder: int(number[folder]))]
 
     @property
     def repeats(self) -> int:

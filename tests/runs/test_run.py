@@ -18,6 +18,13 @@ def test_a_folder_that_is_no_run_names_the_runs_beside_it(tmp_path):
         Run.open(tmp_path / "frist")
 
 
+def test_folds_are_in_order_and_a_copy_of_one_is_none(tmp_path):
+    for name in ("", "fold_2", "fold_10", "fold_1", "fold_1 (copy)", "fold_old"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "experiment.yaml").write_text("{}")
+    assert [fold.name for fold in Run.open(tmp_path).folds] == ["fold_1", "fold_2", "fold_10"]
+
+
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     with locked(tmp_path / "run"):
         refused = pytest.raises(InputError, match="another process is training there")
