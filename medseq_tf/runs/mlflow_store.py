@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import sqlite3
 import sys
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medseq_tf.errors import InputError, printable
-from medseq_tf.runs import local_database
+from medseq_tf.files import atomic, locked, remove_abandoned
 from medseq_tf.runs.environment import pinned_requirements
 from medseq_tf.runs.unsent import REFUSED, Unsent, points_of
 
@@ -58,8 +59,8 @@ def first_line(error: Exception) -> str:
 
 def cannot_be_used(error: Exception, most: int = 200) -> str:
     """Say that MLflow cannot be used, why (cut short), and what to do about a half-made file."""
-    remedy = local_database.remedy(tracking_uri())
-    return f"MLflow at {public_uri()} cannot be used ({first_line(error)[:most]}){remedy}"
+    reason, advice = first_line(error)[:most], remedy(tracking_uri())
+    return f"MLflow at {public_uri()} cannot be used ({reason}){advice}"
 
 
 def connect() -> Any:
@@ -81,9 +82,48 @@ def _make_ready(*noisy: str) -> None:
 
 
 def make_database(uri: str) -> None:
-    """Make the local database of MLflow if it is not there, see `local_database.make`."""
-    if file := local_database.file_of(uri):
-        local_database.make(file, _create_tables)
+    """Make the local database of MLflow if it is not there: whole or not at all, and once.
+
+    Left to itself, MLflow makes its tables one by one, and a kill on the way leaves a file that it
+    never opens again.
+    """
+    file = _database_file(uri)
+    if file is None or file.exists():
+        return
+    with locked(file.with_name(f".{file.name}.lock"), "", wait=True):
+        if file.exists():
+            return
+        remove_abandoned(file.parent)
+        with contextlib.suppress(FileExistsError), atomic(file) as temporary:
+            _create_tables(temporary)
+            if file.exists():  # made meanwhile by another program
+                raise FileExistsError(file)
+
+
+def _database_file(uri: str) -> Path | None:
+    """Return the file of a local sqlite database; None for any other address."""
+    match = re.fullmatch(r"sqlite:///([^?]+)", uri)
+    return Path(match[1]) if match and match[1] != ":memory:" else None
+
+
+def remedy(uri: str) -> str:
+    """Return what to do about a local database that a kill left half made; nothing if it is not."""
+    file = _database_file(uri)
+    if file is None or not file.is_file():
+        return ""
+    try:
+        address = f"{file.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as base:
+            tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+            count = "SELECT count(*) FROM runs"
+            runs = base.execute(count).fetchone() if "runs" in tables else (0,)
+    except sqlite3.OperationalError:  # locked, or not to be read
+        return ""
+    except sqlite3.DatabaseError:
+        return f"; {file} is no database: move it away, and the next run makes a new one"
+    if runs != (0,):
+        return ""
+    return f"; {file} holds no run and is half made: remove it, and the next run makes it anew"
 
 
 def _create_tables(file: Path) -> None:
@@ -157,10 +197,8 @@ def deliver(client: Any, folder: Path, record: Mapping[str, Any]) -> str:
     if record["kind"] == "start":
         return _begin(client, record)
     run_id = record.get("run_id") or _begin(client, {**record, "parent": None})
-    if record["kind"] in _OF_VERSION_0_1:
-        return run_id
     try:
-        _SENDERS[record["kind"]](client, run_id, record, folder)
+        _log(client, run_id, record, folder)
     except MlflowException as error:
         if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
             raise
@@ -208,27 +246,37 @@ def _by_tag(client: Any, experiment: str, tag: str, value: str) -> list[str]:
     return [run.info.run_id for run in runs]
 
 
-def _send_params(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    from mlflow.entities import Param
+def _log(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
+    """Log what a record holds, by its kind."""
+    from mlflow.entities import Metric, Param
 
-    items = [Param(key, value) for key, value in record["values"].items()]
-    for start in range(0, len(items), 100):
-        client.log_batch(run_id, params=items[start : start + 100])
+    match record["kind"]:
+        case "params":
+            params = [Param(key, value) for key, value in record["values"].items()]
+            for start in range(0, len(params), 100):
+                client.log_batch(run_id, params=params[start : start + 100])
+        case "metrics":
+            metrics = [Metric(*point) for point in points_of(record)]
+            for start in range(0, len(metrics), 1000):
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        case "announce":
+            client.log_metric(run_id, record["name"], math.nan, timestamp=record["time"])
+        case "dataset":
+            _log_dataset(client, run_id, record)
+        case "artifact":
+            _log_artifact(client, run_id, record, folder)
+        case "tags":
+            for key, value in record["values"].items():
+                client.set_tag(run_id, key, value)
+        case "end":
+            client.set_terminated(run_id, record["status"], record["time"])
+        case "figure" | "system metrics":
+            pass  # of version 0.1.0, which kept of a figure only its name
+        case unknown:
+            raise ValueError(f"records of kind {unknown} are not known")
 
 
-def _send_metrics(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    from mlflow.entities import Metric
-
-    points = [Metric(name, value, when, step) for name, value, when, step in points_of(record)]
-    for start in range(0, len(points), 1000):
-        client.log_batch(run_id, metrics=points[start : start + 1000])
-
-
-def _send_announcement(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    client.log_metric(run_id, record["name"], math.nan, timestamp=record["time"])
-
-
-def _send_dataset(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
+def _log_dataset(client: Any, run_id: str, record: Mapping[str, Any]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     data = Dataset(
@@ -242,7 +290,7 @@ def _send_dataset(client: Any, run_id: str, record: Mapping[str, Any], folder: P
     client.log_inputs(run_id, datasets=[DatasetInput(data, [context])])
 
 
-def _send_artifact(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
+def _log_artifact(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
     path = Path(folder) / record["path"]
     if not path.is_file():
         print(f"medseq-tf: {path} is gone, so MLflow does not get it", file=sys.stderr)
@@ -253,28 +301,6 @@ def _send_artifact(client: Any, run_id: str, record: Mapping[str, Any], folder: 
         with contextlib.suppress(OSError):  # of the folders, those that are empty now
             for above in path.relative_to(folder).parents[:-1]:
                 (Path(folder) / above).rmdir()
-
-
-def _send_tags(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    for key, value in record["values"].items():
-        client.set_tag(run_id, key, value)
-
-
-def _send_end(client: Any, run_id: str, record: Mapping[str, Any], folder: Path) -> None:
-    client.set_terminated(run_id, record["status"], record["time"])
-
-
-_SENDERS = {
-    "params": _send_params,
-    "metrics": _send_metrics,
-    "announce": _send_announcement,
-    "dataset": _send_dataset,
-    "artifact": _send_artifact,
-    "tags": _send_tags,
-    "end": _send_end,
-}
-_OF_VERSION_0_1 = ("figure", "system metrics")
-"""Kinds of records that hold nothing to send: that version kept of a figure only its name."""
 
 
 def _experiment_id(client: Any, name: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from medseq_tf.errors import InputError
 from medseq_tf.files import write_json
-from medseq_tf.runs import local_database, mlflow_store, tracking, unsent
+from medseq_tf.runs import mlflow_store, tracking, unsent
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.track import track
 
@@ -455,9 +455,18 @@ def test_a_database_that_is_half_made_names_its_remedy(no_server, capsys):
     assert "mlflow.db holds no run and is half made: remove it" in said
     assert len(said.splitlines()) == 1
     (no_server / "mlflow.db").write_bytes(b"no database " * 99)
-    assert "mlflow.db is no database: move it away" in local_database.remedy(
+    assert "mlflow.db is no database: move it away" in mlflow_store.remedy(
         mlflow_store.tracking_uri()
     )
+
+
+def test_a_half_made_database_is_known_whatever_its_folder_is_called(tmp_path):
+    file = tmp_path / "50%20 #1" / "mlflow.db"
+    file.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(file)) as half:
+        half.execute("CREATE TABLE runs (name TEXT)")
+        half.commit()
+    assert "is half made: remove it" in mlflow_store.remedy(f"sqlite:///{file}")
 
 
 def test_switched_off_it_writes_nothing(tmp_path):
