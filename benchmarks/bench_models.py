@@ -35,7 +35,7 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.models import losses
 from medseq_tf.models.aggregators import build_aggregator
-from medseq_tf.training.optimizers import build_optimizer, learning_rate
+from medseq_tf.training.updates import build_optimizer, learning_rate
 
 BATCH, STEPS, SIDE = 16, 15, 64
 LONG = 40

@@ -7,7 +7,7 @@ thick one is all of them together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from medseq_tf.runs.run import Run
 
 COLORS = ("#0b6e99", "#c4622d", "#4c8c4a", "#8a5aa8", "#b0891c")
 QUIET, FAINT = "#5c6b7a", "#d9e0e6"
-SIZE = (4.6, 3.7)
 
 
 class Drawing(NamedTuple):
@@ -31,8 +30,8 @@ class Drawing(NamedTuple):
     words: str
 
 
-def _axis(size: tuple[float, float] = SIZE, **settings: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=size, layout="constrained")
+def _axis(**settings: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.6, 3.7), layout="constrained")
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
     axis.set(**settings)
@@ -101,14 +100,9 @@ def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000)
     words = []
     for label, color, part in _rankable(predictions, labels):
         for fold in _folds(part):
-            points = metrics.roc_points(*_arrays(fold))
-            axis.plot(
-                points["false_positive_rate"],
-                points["sensitivity"],
-                color=color,
-                alpha=0.35,
-                lw=0.8,
-            )
+            curve = metrics.roc_points(*_arrays(fold))
+            axis.plot(curve["false_positive_rate"], curve["sensitivity"], color=color, alpha=0.35,
+                      lw=0.8)  # fmt: skip
         band = metrics.roc_band(*_arrays(part), part["patient"].to_numpy(), resamples)
         x = band["false_positive_rate"]
         axis.plot(x, band["sensitivity"], color=color, label=label, drawstyle="steps-post")
@@ -116,11 +110,11 @@ def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000)
             axis.fill_between(x, band["low"], band["high"], color=color, alpha=0.15, step="post")
         called = part["positive"].to_numpy(bool)
         truth = part["truth"].to_numpy(float) == 1
-        point = (called[~truth].mean(), called[truth].mean())
-        axis.plot(*point, "o", color=color, markersize=6)
+        false_positives, sensitivity = called[~truth].mean(), called[truth].mean()
+        axis.plot(false_positives, sensitivity, "o", color=color, markersize=6)
         words.append(
-            f"{label}: the operating point finds {point[1]:.0%} of the positive studies and calls "
-            f"{point[0]:.0%} of the negative ones"
+            f"{label}: the operating point finds {sensitivity:.0%} of the positive studies and "
+            f"calls {false_positives:.0%} of the negative ones"
         )
     _legend(axis, loc="lower right")
     return Drawing(figure, "ROC", _sentence("ROC curve", words))
@@ -135,8 +129,8 @@ def precision_recall(
     for label, color, part in _rankable(predictions, labels):
         truth, probability = _arrays(part)
         for fold in _folds(part):
-            points = metrics.precision_recall_points(*_arrays(fold))
-            axis.step(points["recall"], points["precision"], where="pre", color=color, alpha=0.35,
+            curve = metrics.precision_recall_points(*_arrays(fold))
+            axis.step(curve["recall"], curve["precision"], where="pre", color=color, alpha=0.35,
                       lw=0.8)  # fmt: skip
         band = metrics.precision_recall_band(
             truth, probability, part["patient"].to_numpy(), resamples
@@ -244,9 +238,12 @@ def evaluation(
     """Draw all figures of the predictions of one split; none without both classes."""
     if not any(_rankable(predictions, labels)):
         return []
-    drawn: list[Callable[..., Drawing]] = [roc, precision_recall, decision]
-    drawings = [draw(predictions, labels, resamples=resamples) for draw in drawn]
-    return [*drawings[:2], reliability(predictions, labels), drawings[2]]
+    return [
+        roc(predictions, labels, resamples),
+        precision_recall(predictions, labels, resamples),
+        reliability(predictions, labels),
+        decision(predictions, labels, resamples),
+    ]
 
 
 def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:

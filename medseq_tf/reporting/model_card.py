@@ -16,12 +16,7 @@ from medseq_tf.runs.run import Run
 
 
 def write(run: Run, audit: leakage.Audit | None = None) -> None:
-    """Write `model_card.md` into the run's folder.
-
-    Args:
-        run: a finished run.
-        audit: what its splits share.
-    """
+    """Write `model_card.md` into a finished run's folder; `audit`: what its splits share."""
     with atomic(run.path / "model_card.md") as temporary:
         temporary.write_text(card(run, audit), "utf-8")
 
@@ -29,8 +24,7 @@ def write(run: Run, audit: leakage.Audit | None = None) -> None:
 def card(run: Run, audit: leakage.Audit | None = None) -> str:
     """Return the model card of a finished run as Markdown."""
     recipe, dataset = run.experiment, run.dataset
-    scores = run.metrics
-    scores = results_text.reported(scores)
+    scores = results_text.reported(run.metrics)
     metrics = scores.assign(
         value=scores["value"].map(number),
         interval=[interval(*bounds) for bounds in scores[["low", "high"]].to_numpy(float)],
@@ -66,10 +60,12 @@ def _partitions(run: Run) -> str:
 
 def _measures(scores: pd.DataFrame) -> str:
     """Return which metrics of the table have an interval, and of which kind."""
-    bare = scores["low"].isna()
-    kinds = scores[~bare].groupby("interval", sort=False)["metric"].unique()
+    is_bare = scores["low"].isna()
+    kinds = scores[~is_bare].groupby("interval", sort=False)["metric"].unique()
     parts = [f"95% intervals ({kind}): {', '.join(names)}" for kind, names in kinds.items()]
-    without = [name for name in scores["metric"].unique() if bare[scores["metric"] == name].all()]
+    without = [
+        name for name in scores["metric"].unique() if is_bare[scores["metric"] == name].all()
+    ]
     if without:
         parts.append(f"without interval: {', '.join(without)}")
     if (scores["split"] == "validation").any():

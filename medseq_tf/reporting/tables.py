@@ -36,33 +36,20 @@ MISSING = "–"
 
 
 class Table(NamedTuple):
-    """A table of a page.
+    """A table of a page."""
 
-    Attributes:
-        columns: name of each, and whether it holds words, which stand to the left.
-        rows: the cells of each.
-        notes: what the numbers in the last column refer to.
-    """
-
-    columns: list[tuple[str, bool]]
+    columns: list[tuple[str, bool]]  # name, and whether it holds words, which stand to the left
     rows: list[tuple]
-    notes: list[str]
+    notes: list[str]  # what the numbers in the last column refer to
 
 
 class PatientTable(NamedTuple):
-    """The calls of all studies: the wrong ones first, the surest of them on top.
+    """The calls of all studies: the wrong ones first, the surest of them on top."""
 
-    Attributes:
-        columns: as of a `Table`.
-        rows: whether the call is wrong, and the cells.
-        wrong: how many calls are.
-        known: how many have a known truth.
-    """
-
-    columns: list[tuple[str, bool]]
-    rows: list[tuple[bool, list[str]]]
+    columns: list[tuple[str, bool]]  # as of a `Table`
+    rows: list[tuple[bool, list[str]]]  # whether the call is wrong, and the cells
     wrong: int
-    known: int
+    known: int  # of known truth
 
 
 def table(frame: pd.DataFrame) -> Table:
@@ -99,7 +86,7 @@ def _intervals(frame: pd.DataFrame) -> list[str]:
 
 def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """Count positive, negative and unknown studies by label."""
-    return table(pd.DataFrame([{"label": name, **of} for name, of in counts.items()]))
+    return table(pd.DataFrame([{"label": name, **count} for name, count in counts.items()]))
 
 
 def splits(run: Run) -> Table:
@@ -149,12 +136,7 @@ def folds(predictions: pd.DataFrame) -> Table:
 
 
 def calibration(predictions: pd.DataFrame, selected: str) -> Table:
-    """List calibration before and after temperature scaling.
-
-    Args:
-        predictions: of the studies that are reported.
-        selected: why they have no intervals; empty if they have.
-    """
+    """List calibration before and after temperature scaling; `selected`: why without intervals."""
     scores = _without_intervals(scoring.calibration_table(predictions), selected)
     rows = pd.DataFrame({"label": scores["label"], "metric": scores["metric"].map(metric_name)})
     for when, name in (("before", "as predicted"), ("after", "scaled")):

@@ -10,6 +10,7 @@ Slices are the bytes of JPEG or PNG files, in scan order.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,6 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers.pictures import UnreadablePicture, read_header
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.over_rest import RestModel
-from medseq_tf.serving.probabilities import StudyProbabilities
 from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
 
 SECONDS = 60.0
@@ -32,6 +32,52 @@ FIRST_WAIT_SECONDS = 0.5
 
 _Ask = Callable[[str, Mapping[str, Any], tuple[str, ...]], Mapping[str, Any]]
 """From a signature, its inputs and the names of the outputs wanted to these; or TransientError."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyProbabilities:
+    """What a model predicts of a study."""
+
+    probability: np.ndarray
+    """float32 (labels,)"""
+    running: np.ndarray | None = None
+    """float32 (T, labels): after each slice; None where it was not asked for"""
+
+    def checked(self, slices: int, labels: int | None = None) -> StudyProbabilities:
+        """Return them as they are, if they are probabilities of this study.
+
+        Args:
+            slices: of the study.
+            labels: how many the model has; None where that is not known.
+
+        Raises:
+            RequestRefused: a value is no number from 0 to 1, or the shape is another.
+        """
+        _check("probability", np.asarray(self.probability), labels)
+        if self.running is not None:
+            _check("running_probability", np.asarray(self.running), labels, slices)
+            if self.running.shape[-1] != self.probability.shape[-1]:
+                raise RequestRefused(
+                    "the model's probability and running_probability differ in labels"
+                )
+        return self
+
+
+def _check(name: str, values: np.ndarray, labels: int | None, slices: int | None = None) -> None:
+    dimensions = 1 if slices is None else 2
+    if values.dtype.kind != "f" or values.ndim != dimensions or not values.size:
+        problem = "no table of numbers of one study"
+    elif labels is not None and values.shape[-1] != labels:
+        problem = f"of {values.shape[-1]} labels, the model has {labels}"
+    elif slices is not None and len(values) < slices:
+        problem = f"of {len(values)} slices, the study has {slices}"
+    else:
+        values = values if slices is None else values[:slices]
+        wrong = values[~((values >= 0) & (values <= 1))]  # NaN is neither
+        if not wrong.size:
+            return
+        problem = f"{wrong.flat[0]:g}, which is no probability: a number from 0 to 1"
+    raise RequestRefused(f"the model's {name} is {problem}")
 
 
 class ServingClient:
@@ -121,14 +167,7 @@ class ServingClient:
 
 
 def refuse_cmyk(slices: Sequence[bytes]) -> None:
-    """Refuse a JPEG file of four colours, of which the model would say that it is damaged.
-
-    Args:
-        slices: the bytes of picture files.
-
-    Raises:
-        RequestRefused: there is one.
-    """
+    """Raise RequestRefused for a JPEG of four colours, which the model would call damaged."""
     for number, file in enumerate(slices):
         with contextlib.suppress(UnreadablePicture):  # of which the model says what is wrong
             if file.startswith(b"\xff\xd8") and read_header(file).is_cmyk:
@@ -136,11 +175,7 @@ def refuse_cmyk(slices: Sequence[bytes]) -> None:
 
 
 def refuse_credentials(address: str) -> None:
-    """Refuse an address with a name or password in it, without repeating them.
-
-    Raises:
-        InputError: there are any.
-    """
+    """Raise an InputError for a name or password in an address, without repeating them."""
     without = re.sub(r"(?<=://).*@|^[^/@]+:[^/@]+@", "", address, flags=re.DOTALL)
     if without != address:
         raise InputError(
@@ -150,11 +185,7 @@ def refuse_credentials(address: str) -> None:
 
 
 def _of_one_study(values: Any) -> np.ndarray:
-    """Return the numbers that a server gives of the one study that was asked about.
-
-    Raises:
-        ValueError: it gives others, or no numbers.
-    """
+    """Return the numbers that a server gives of one study; a ValueError for anything else."""
     if not isinstance(values, np.ndarray) and not _are_numbers(values):
         raise ValueError("not numbers alone")
     array = np.asarray(values)

@@ -40,7 +40,7 @@ class CheckStudy:
 
 
 def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
-    """Ask a written model; return how far its probabilities are from the Keras model's.
+    """Return how far a written model's probabilities are from the Keras model's.
 
     Raises:
         InputError: too far, or it predicts from garbage.

@@ -24,11 +24,7 @@ COLUMNS = ["study", "label", "probability", "threshold", "positive", "error"]
 
 
 class Scorer:
-    """The predictions of a model for tables of studies.
-
-    Args:
-        model: what predicts.
-    """
+    """The predictions of a model for tables of studies."""
 
     def __init__(self, model: Model):
         self.model = model
@@ -37,14 +33,10 @@ class Scorer:
     def predict(
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Give one row a study and label, or one with an `error` for a study that is refused.
+        """Return one row per study and label, or one with an `error` for a study that is refused.
 
-        Args:
-            model_input: one row a study, see the module.
-            params: none are known.
-
-        Returns:
-            Columns study (its name, or its place), label, probability, threshold, positive, error.
+        A row of `model_input` is a study, see the module; `params` has no effect. The columns are
+        study (its name, or its place), label, probability, threshold, positive and error.
         """
         rows: list[dict[str, Any]] = []
         for place, row in enumerate(model_input.to_dict(orient="records")):

@@ -85,11 +85,7 @@ class LoadedRun:
 
     @classmethod
     def open(cls, run: RunOrPath, most_slices: int = MOST_SLICES) -> LoadedRun:
-        """Load the models of a run.
-
-        Raises:
-            InputError: it is no run, or not finished.
-        """
+        """Load the models of a run; an InputError if it is none, or not finished."""
         opened = Run.open(run)
         opened.require_finished()
         members = opened.folds or [opened]

@@ -16,10 +16,9 @@ import tensorflow as tf
 from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run, RunOrPath
-from medseq_tf.serving.client import ServingClient
+from medseq_tf.serving.client import ServingClient, StudyProbabilities
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import LoadedRun
-from medseq_tf.serving.probabilities import StudyProbabilities
 from medseq_tf.serving.refusals import RequestRefused, readable
 from medseq_tf.serving.saved_graph import check_saved_model
 
@@ -43,22 +42,14 @@ class Model(Protocol):
 
 
 class GraphModel:
-    """The signatures of a `ServingModel`, in memory or loaded.
-
-    Args:
-        signatures: by name.
-    """
+    """The signatures of a `ServingModel`, by name, in memory or loaded."""
 
     def __init__(self, signatures: Mapping[str, Any]):
         self._signatures = signatures
 
     @classmethod
     def of_run(cls, run: RunOrPath) -> GraphModel:
-        """Build the graph of a finished run, of its folds if it is cross-validated.
-
-        Raises:
-            InputError: the run is not finished.
-        """
+        """Build the graph of a finished run, of its folds if it is cross-validated."""
         return cls(LoadedRun.open(run).serving_model().signatures)
 
     def describe(self) -> Description:

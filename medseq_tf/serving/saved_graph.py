@@ -54,11 +54,7 @@ _KINDS_WITHOUT_STATE_YET_NOT_PURE = ("Dataset", "Debug")
 
 
 def check_saved_model(folder: str | os.PathLike) -> None:
-    """Raise for a SavedModel that is damaged, or does more than to compute.
-
-    Raises:
-        InputError: one line that names the folder and the operation.
-    """
+    """Raise an InputError for a SavedModel that is damaged, or does more than to compute."""
     path = Path(folder) / "saved_model.pb"
     if path.stat().st_size > LARGEST:
         raise InputError(f"{folder}: its graph has more than {LARGEST // 2**20} MiB")

@@ -20,8 +20,7 @@ from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.beginning import Request
-from medseq_tf.training.one_run import Options, tracked, train_one
-from medseq_tf.training.results import Results, write_results
+from medseq_tf.training.one_run import Options, Results, tracked, train_one, write_results
 
 
 def cross_validate(

@@ -23,9 +23,11 @@ import tensorflow as tf
 from medseq_tf import models
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
 from medseq_tf.evaluation.inference import study_predictions
+from medseq_tf.evaluation.scoring import point_metrics
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
 from medseq_tf.input.slice_store import SliceStore
@@ -33,7 +35,6 @@ from medseq_tf.models import losses
 from medseq_tf.models.applications import dtype_policy
 from medseq_tf.recipe import MINIMISED, Experiment
 from medseq_tf.runs.tracking import AnyTracker
-from medseq_tf.training.epoch_metrics import epoch_metrics, pixel_means
 from medseq_tf.training.pretraining import pretrain
 from medseq_tf.training.updates import Updates
 
@@ -273,7 +274,9 @@ class Fitter:
         labels = self.store.prepared.labels[rows]
         values = epoch_metrics(labels, predictions.probabilities, self.loss)
         if predictions.pixels is not None:
-            values |= {"loss": predictions.loss, **pixel_means(predictions.pixels)}
+            means = metrics.pixel_metrics(*predictions.pixels.T)
+            values["loss"] = predictions.loss
+            values |= {name: float(means[name]) for name in metrics.PIXEL_METRICS}
         return {f"val_{k}": v for k, v in values.items()}
 
     def best_epoch(self) -> int:
@@ -357,6 +360,27 @@ class Fitter:
                 f"{path}: the run began with other weights of the frozen network than are there "
                 "now, so it cannot go on; start anew in another --out"
             )
+
+
+def epoch_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss | losses.PixelLoss
+) -> dict[str, float]:
+    """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
+
+    Args:
+        labels: `(studies, labels)`, NaN where unknown.
+        probabilities: `(studies, labels)`, NaN for a study that was left out.
+        loss: the training loss; that of pixels says nothing of probabilities.
+    """
+    kept = ~np.isnan(probabilities).any(1)
+    if isinstance(loss, losses.PixelLoss):
+        return point_metrics(labels[kept], probabilities[kept])
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    logits = np.log(clipped) - np.log1p(-clipped)
+    elements, known = loss.elementwise(labels[kept], logits[kept])
+    count = float(np.sum(known))
+    values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
+    return values | point_metrics(labels[kept], probabilities[kept])
 
 
 def holds_statistics(variables: list[keras.Variable]) -> bool:

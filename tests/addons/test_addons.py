@@ -14,7 +14,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.evaluation import metrics
 from medseq_tf.input import augment
 from medseq_tf.models.losses import LabelLoss
-from medseq_tf.training.optimizers import build_optimizer
+from medseq_tf.training.updates import build_optimizer
 
 
 @pytest.fixture(scope="module")

@@ -209,8 +209,8 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
 def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
     import numpy as np
 
+    from medseq_tf.serving.client import StudyProbabilities
     from medseq_tf.serving.mlflow_model import Scorer
-    from medseq_tf.serving.probabilities import StudyProbabilities
 
     class Model:
         answers = iter([[float("nan")], [7.5], [0.5, 0.5], [0.75]])

@@ -26,9 +26,9 @@ from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_vol
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
 from medseq_tf.runs import mlflow_store
+from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.open_model import open_model
 from medseq_tf.serving.predict import Prediction, predict, table
-from medseq_tf.serving.probabilities import StudyProbabilities
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
 

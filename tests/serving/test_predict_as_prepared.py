@@ -18,9 +18,9 @@ from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_volumes
 from medseq_tf.readers.intensities import DTYPES
 from medseq_tf.readers.unlabelled import find_studies
+from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.predict import predict, table
-from medseq_tf.serving.probabilities import StudyProbabilities
 
 COHORT = DemoCohort(patients=4, size=24, slices=(4, 7), difficulty=0.0, prevalence=0.5)
 

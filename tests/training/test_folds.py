@@ -15,9 +15,9 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.predict import predict, table
-from medseq_tf.serving.probabilities import StudyProbabilities
 
 
 @pytest.fixture(scope="module")

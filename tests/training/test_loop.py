@@ -19,9 +19,10 @@ from medseq_tf.input.batches import training_batches
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.training import loop, optimizers
+from medseq_tf.training import loop
 from medseq_tf.training.loop import CHECKPOINT, Fitter
 from medseq_tf.training.train import train
+from medseq_tf.training.updates import learning_rate
 
 SPLIT = {"train": np.arange(22), "validation": np.arange(22, 32), "test": np.arange(32, 40)}
 DROPPING = ("model.encoder.dropout=0.3", "model.head.dropout=0.3")
@@ -125,7 +126,7 @@ def test_updates_follow_the_schedule_of_the_rate(prepared, tmp_path):
     finally:
         tf.config.run_functions_eagerly(False)
     updates = int(made.optimizer.iterations)
-    rate = optimizers.learning_rate(made.recipe.optimizer, updates)
+    rate = learning_rate(made.recipe.optimizer, updates)
     assert updates > 2
     np.testing.assert_allclose(rates, [rate(done) for done in range(updates)], rtol=1e-6)
     assert made.history[-1]["learning_rate"] == pytest.approx(float(rate(updates)), abs=1e-9)

@@ -12,15 +12,15 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.training import optimizers
 from medseq_tf.training.loop import Fitter
+from medseq_tf.training.updates import build_optimizer, learning_rate
 
 
 def test_adam_has_no_weight_decay_and_adamw_has():
     def after_a_step(name):
         variable = keras.Variable([1.0])
         settings = recipes.Optimizer(name=name, weight_decay=0.5, learning_rate=0.1)
-        optimizers.build_optimizer(settings).apply([np.float32([0.0])], [variable])
+        build_optimizer(settings).apply([np.float32([0.0])], [variable])
         return float(variable[0])
 
     assert after_a_step("adam") == after_a_step("adamax") == 1
@@ -102,6 +102,6 @@ def test_a_compiled_step_gives_the_same_losses(demo_data, tmp_path):
 
 def test_cosine_schedule_rises_to_its_full_rate_and_ends_at_zero():
     settings = recipes.Optimizer(schedule="cosine", warmup=0.2, learning_rate=0.1)
-    rate = optimizers.learning_rate(settings, updates=100)
+    rate = learning_rate(settings, updates=100)
     found = [float(rate(step)) for step in (0, 10, 20, 60, 100)]
     np.testing.assert_allclose(found, [0.005, 0.0525, 0.1, 0.05, 0], atol=1e-6)
