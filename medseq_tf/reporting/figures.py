@@ -48,13 +48,13 @@ def _rankable(
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield name, colour and predictions of each label that has both classes."""
     for number, label in enumerate(labels):
-        part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
-        if part["truth"].nunique() == 2:
-            yield label, COLORS[number % len(COLORS)], part
+        rows = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
+        if rows["truth"].nunique() == 2:
+            yield label, COLORS[number % len(COLORS)], rows
 
 
-def _arrays(part: pd.DataFrame, column: str = "probability") -> tuple[np.ndarray, np.ndarray]:
-    return part["truth"].to_numpy(float), part[column].to_numpy(float)
+def _arrays(rows: pd.DataFrame, column: str = "probability") -> tuple[np.ndarray, np.ndarray]:
+    return rows["truth"].to_numpy(float), rows[column].to_numpy(float)
 
 
 def training(runs: Sequence[Run]) -> list[Drawing]:
@@ -98,18 +98,18 @@ def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000)
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
     words = []
-    for label, color, part in _rankable(predictions, labels):
-        for fold in _folds(part):
+    for label, color, rows in _rankable(predictions, labels):
+        for fold in _folds(rows):
             curve = metrics.roc_points(*_arrays(fold))
             axis.plot(curve["false_positive_rate"], curve["sensitivity"], color=color, alpha=0.35,
                       lw=0.8)  # fmt: skip
-        band = metrics.roc_band(*_arrays(part), part["patient"].to_numpy(), resamples)
+        band = metrics.roc_band(*_arrays(rows), rows["patient"].to_numpy(), resamples)
         x = band["false_positive_rate"]
         axis.plot(x, band["sensitivity"], color=color, label=label, drawstyle="steps-post")
-        if _has_band(part, labels):
+        if _has_band(rows, labels):
             axis.fill_between(x, band["low"], band["high"], color=color, alpha=0.15, step="post")
-        called = part["positive"].to_numpy(bool)
-        truth = part["truth"].to_numpy(float) == 1
+        called = rows["positive"].to_numpy(bool)
+        truth = rows["truth"].to_numpy(float) == 1
         false_positives, sensitivity = called[~truth].mean(), called[truth].mean()
         axis.plot(false_positives, sensitivity, "o", color=color, markersize=6)
         words.append(
@@ -126,17 +126,17 @@ def precision_recall(
     """Draw precision by recall of each label, with its band; chance is the share of positives."""
     figure, axis = _axis(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.02))
     words = []
-    for label, color, part in _rankable(predictions, labels):
-        truth, probability = _arrays(part)
-        for fold in _folds(part):
+    for label, color, rows in _rankable(predictions, labels):
+        truth, probability = _arrays(rows)
+        for fold in _folds(rows):
             curve = metrics.precision_recall_points(*_arrays(fold))
             axis.step(curve["recall"], curve["precision"], where="pre", color=color, alpha=0.35,
                       lw=0.8)  # fmt: skip
         band = metrics.precision_recall_band(
-            truth, probability, part["patient"].to_numpy(), resamples
+            truth, probability, rows["patient"].to_numpy(), resamples
         )
         axis.step(band["recall"], band["precision"], where="pre", color=color, label=label)
-        if _has_band(part, labels):
+        if _has_band(rows, labels):
             axis.fill_between(
                 band["recall"], band["low"], band["high"], color=color, alpha=0.15, step="pre"
             )
@@ -156,23 +156,23 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
     words = []
-    for label, color, part in _rankable(predictions, labels):
-        before = metrics.reliability_curve(*_arrays(part), bins)
-        after = metrics.reliability_curve(*_arrays(part, "calibrated"), bins)
+    for label, color, rows in _rankable(predictions, labels):
+        before = metrics.reliability_curve(*_arrays(rows), bins)
+        after = metrics.reliability_curve(*_arrays(rows, "calibrated"), bins)
         axis.plot(before["probability"], before["observed"], "o--", color=color, alpha=0.45,
                   markersize=4, linewidth=0.9, label=f"{label}, as predicted")  # fmt: skip
         axis.plot(after["probability"], after["observed"], "o-", color=color, markersize=5,
                   label=f"{label}, scaled")  # fmt: skip
-        if _has_band(part, labels) and not part["study"].duplicated().any():
+        if _has_band(rows, labels) and not rows["study"].duplicated().any():
             for row in after.itertuples():
                 axis.vlines(row.probability, row.low, row.high, color=color, linewidth=0.9)
                 axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
                               textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
         errors = []
         for column in ("probability", "calibrated"):
-            truth, probability = _arrays(part, column)
+            truth, probability = _arrays(rows, column)
             value = metrics.expected_calibration_error(truth, probability)
-            studies = part["study"].to_numpy()
+            studies = rows["study"].to_numpy()
             median, high = metrics.null_calibration_error(probability, studies=studies)
             errors.append(f"{value:.3f} (if they were right {median:.3f}, to {high:.3f})")
         words.append(
@@ -188,22 +188,22 @@ def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 
     """Draw the net benefit of acting on the scaled probability, on everyone, on no one."""
     figure, axis = _axis(xlabel="probability at which one would act", ylabel="net benefit")
     words, highest = [], 0.05
-    for label, color, part in _rankable(predictions, labels):
+    for label, color, rows in _rankable(predictions, labels):
         curve = metrics.decision_curve(
-            *_arrays(part, "calibrated"), patients=part["patient"].to_numpy(), resamples=resamples
+            *_arrays(rows, "calibrated"), patients=rows["patient"].to_numpy(), resamples=resamples
         )
         x = curve["threshold"]
         axis.plot(x, curve["model"], color=color, label=f"model, {label}")
         axis.plot(x, curve["everyone"], color=color, linestyle=":", linewidth=0.9,
                   label="everyone" if len(labels) == 1 else None)  # fmt: skip
-        if _has_band(part, labels):
+        if _has_band(rows, labels):
             axis.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15)
         useful = x[curve["model"] > np.maximum(curve["everyone"], 0) + 1e-12]
         words.append(
             f"{label}: better than acting on everyone or no one at {len(useful)} of {len(x)} "
             "thresholds"
         )
-        highest = max(highest, curve["high"].max(), part["truth"].mean())
+        highest = max(highest, curve["high"].max(), rows["truth"].mean())
     axis.axhline(0, color=QUIET, linewidth=0.8, label="no one")
     axis.set(xlim=(0, 1), ylim=(-0.25 * highest, 1.1 * highest))
     _legend(axis, loc="upper right")
@@ -215,8 +215,8 @@ def confusion(predictions: pd.DataFrame, labels: Sequence[str]) -> Drawing:
     figure = Figure(figsize=(3.2 * len(labels), 3.2), layout="constrained")
     words = []
     for axis, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels, strict=True):
-        part = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
-        truth, called = part["truth"] == 1, part["positive"].astype(bool)
+        rows = predictions[(predictions["label"] == label) & predictions["truth"].notna()]
+        truth, called = rows["truth"] == 1, rows["positive"].astype(bool)
         counts = np.array(
             [[(~truth & ~called).sum(), (~truth & called).sum()],
              [(truth & ~called).sum(), (truth & called).sum()]]
@@ -246,19 +246,19 @@ def evaluation(
     ]
 
 
-def _has_band(part: pd.DataFrame, labels: Sequence[str]) -> bool:
+def _has_band(rows: pd.DataFrame, labels: Sequence[str]) -> bool:
     """Return whether intervals are drawn: not for several labels, nor of studies used to select.
 
     The column `selected`, where there is one, says of which studies that is so.
     """
-    return len(labels) == 1 and not ("selected" in part and part["selected"].any())
+    return len(labels) == 1 and not ("selected" in rows and rows["selected"].any())
 
 
-def _folds(part: pd.DataFrame) -> list[pd.DataFrame]:
+def _folds(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the predictions of each fold that has both classes; nothing without folds."""
-    if "fold" not in part:
+    if "fold" not in rows:
         return []
-    folds = [fold for _, fold in part.groupby("fold")]
+    folds = [fold for _, fold in rows.groupby("fold")]
     return [fold for fold in folds if fold["truth"].nunique() == 2]
 
 

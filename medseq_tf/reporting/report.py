@@ -228,7 +228,7 @@ def _calls(
 ) -> dict[str, Any]:
     """Return what is said of the calls: of all patients, their calibration, subgroups, each."""
     label_names = run.dataset["label_names"]
-    fitted = [part.temperatures for part in run.folds or [run]]
+    fitted = [model.temperatures for model in run.folds or [run]]
     by_group = tables.subgroup_scores(predictions, label_names, groups, selected)
     intervals = 0 if by_group.empty else int(by_group["low"].notna().sum())
     return {

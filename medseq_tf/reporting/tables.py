@@ -149,14 +149,16 @@ def calibration(predictions: pd.DataFrame, selected: str) -> Table:
 def subgroups(scores: pd.DataFrame) -> Table:
     """List one row per subgroup and label, one column per metric."""
     rows = []
-    for (subgroup, group, label), part in scores.groupby(
+    for (subgroup, group, label), of_group in scores.groupby(
         ["subgroup", "group", "label"], sort=False
     ):
-        count = f"{part['n'].iat[0]} ({part['positives'].iat[0]})"
+        count = f"{of_group['n'].iat[0]} ({of_group['positives'].iat[0]})"
         row = {"subgroup": subgroup, "group": group, "label": label, "studies (positive)": count}
-        for score, words in zip(part.to_dict(orient="records"), _intervals(part), strict=True):
+        for score, words in zip(
+            of_group.to_dict(orient="records"), _intervals(of_group), strict=True
+        ):
             row[metric_name(score["metric"])] = f"{number(score['value'])} ({words})"
-        notes = dict.fromkeys(note for note in part["note"] if note)
+        notes = dict.fromkeys(note for note in of_group["note"] if note)
         rows.append({**row, "note": "; ".join(notes)})
     return table(pd.DataFrame(rows))
 

@@ -37,8 +37,8 @@ def cross_validate(
             if options.verbose:
                 words = f"Fold {number - (repeat - 1) * folds}/{folds}"
                 print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
-            place = request.folder / f"fold_{number}"
-            fold = Request(place, of_repeat(recipe, repeat), prepared, resume=True)
+            folder = request.folder / f"fold_{number}"
+            fold = Request(folder, of_repeat(recipe, repeat), prepared, resume=True)
             earlier = fold.earlier()
             if not earlier:
                 fold.begin(split)

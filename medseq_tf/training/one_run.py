@@ -138,11 +138,11 @@ def finish(fitter: Fitter) -> None:
     prepared, split = fitter.store.prepared, fitter.split
     nothing = Predictions(np.empty((0, len(prepared.label_names))))
     predicted = {
-        part: study_predictions(
-            fitter.model, fitter.store, split[part], fitter.recipe, fitter.features
+        name: study_predictions(
+            fitter.model, fitter.store, split[name], fitter.recipe, fitter.features
         )
-        for part in ("validation", "test")
-        if len(split[part])
+        for name in ("validation", "test")
+        if len(split[name])
     }
     points = operating_points.of_nothing(prepared.label_names)
     if "validation" in predicted:
@@ -155,9 +155,9 @@ def finish(fitter: Fitter) -> None:
     notes = operating_points.notes(points) + missing_test_classes(prepared.studies, split)
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
-        predictions_table(prepared, rows, predicted.get(part, nothing), part, thresholds)
-        for part, rows in split.items()
-        if part != "train"
+        predictions_table(prepared, rows, predicted.get(name, nothing), name, thresholds)
+        for name, rows in split.items()
+        if name != "train"
     ]
     predictions = pd.concat(tables, ignore_index=True)
     temperatures, unscaled = fit_temperatures(predictions)
@@ -219,7 +219,7 @@ def _tags(table: pd.DataFrame) -> dict[str, str]:
 def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
     """Note in `run.json` how often the test patients have been read; not for a fold alone."""
     tested = scored.loc[scored["split"] == "test", "study"]
-    above = run.path.parent / "run.json"
-    if tested.empty or (above.is_file() and Run(above.parent).info["folds"]):
+    run_above = run.path.parent / "run.json"
+    if tested.empty or (run_above.is_file() and Run(run_above.parent).info["folds"]):
         return
     run.update_info(test_reads=asdict(holdout_reuse.record(prepared, tested, run.experiment)))

@@ -90,12 +90,12 @@ def train(
     if not earlier:
         check_requirements(recipe, prepared)
     store = SliceStore(prepared, recipe)
-    parts = request.make_splits()
-    place = feature_folder(features) if recipe.uses_features else None
+    run_splits = request.make_splits()
+    features_folder = feature_folder(features) if recipe.uses_features else None
     if not earlier:
-        request.check(parts)
+        request.check(run_splits)
         gc.collect()  # a model is a cycle, and a pretrained one is large
-    options = Options(name or folder.name, track, verbose, place)
+    options = Options(name or folder.name, track, verbose, features_folder)
     with locked(folder):
         now = request.earlier()
         if now.get("status") == "finished":
@@ -103,9 +103,9 @@ def train(
         if now and not earlier:
             raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
         if not now:
-            request.begin(parts)
-        if isinstance(parts, list):
-            cross_validate(request, store, parts, options)
+            request.begin(run_splits)
+        if isinstance(run_splits, list):
+            cross_validate(request, store, run_splits, options)
         else:
-            train_one(request, store, parts, options)
+            train_one(request, store, run_splits, options)
     return Run.open(folder)
