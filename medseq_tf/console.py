@@ -29,6 +29,10 @@ _GOES_ON = {
 """What is to be said of a command that was interrupted."""
 
 
+_NO_WORDS = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click raises for a group without a command; before 8.2 it prints the help itself."""
+
+
 class _Interrupted(Exception):
     """Ctrl-C, as click would not catch it: it prints an empty line."""
 
@@ -82,6 +86,9 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
         try:
             entry.main(sys.argv[1:], program, standalone_mode=False)
         except click.ClickException as error:
+            if isinstance(error, _NO_WORDS):
+                error.show()  # the help, as it is
+                sys.exit(2)
             _fail(" ".join(error.format_message().split()))
         except InputError as error:
             _fail(str(error))

@@ -8,5 +8,5 @@ if __name__ == "__main__":
     from medseq_tf.cli import main
 
     main("tune")
-else:  # `import medseq_tf.tune` would put this file where the package has its function
+elif __name__ == "medseq_tf.tune":  # would stand where the package has its function
     sys.modules[__name__] = medseq_tf.tune  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from small_run import SMALL, run_small
 import medseq_tf
 from medseq_tf import cli
 from medseq_tf.dataset.prepare import READERS, prepare
-from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.prepared import FORMAT_VERSION, KEYS, Prepared
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
@@ -74,6 +74,23 @@ def test_the_same_as_a_module():
         words = [sys.executable, "-m", "medseq_tf", command, "--help"]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         assert option in done.stdout
+
+
+def test_tune_as_a_module_is_light_in_the_processes_it_starts():
+    code = (
+        "import runpy, sys\n"
+        "runpy.run_module('medseq_tf.tune', run_name='__mp_main__', alter_sys=True)\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("words", [[], ["prepare"]])
+def test_without_a_command_the_help_is_shown(words, monkeypatch, capsys):
+    status, _, err = run(monkeypatch, capsys, *words)
+    assert status in (0, 2)  # click before 8.2: 0
+    assert len(err.splitlines()) > 10 or not err
+    assert "error" not in err.splitlines()[:1]
 
 
 def test_version(monkeypatch, capsys):
@@ -159,6 +176,8 @@ BAD = {
     "an unknown option": (["train", "fsm_bilstm", "--dta", "x"], "--dta"),
     "an unknown command": (["trian"], "trian"),
     "not a data set": (["train", "fsm_bilstm", "--data", "empty"], "dataset.json"),
+    "a file as data set": (["train", "fsm_bilstm", "--data", "file.txt"], "prepared data set"),
+    "a run as data set": (["train", "fsm_bilstm", "--data", "run"], "run is the folder of a run"),
     "an unknown preset": (["train", "fsm_lstm", "--data", "empty"], "fsm_bilstm"),
     "an unknown key": (
         ["train", "fsm_bilstm", "--data", "empty", "--set", "fit.epoch=3"],
@@ -183,6 +202,10 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     Path("ok.csv").write_text("patient_id,stroke\nanna,1\nberta,0\n")
     Path("two.csv").write_text("patient_id,stroke\nanna,2\nberta,0\n")
     Path("twice.csv").write_text("patient_id,stroke\nanna,1\nanna,0\nberta,0\n")
+    Path("run").mkdir()
+    Path("run/experiment.yaml").touch()
+    dataset = {key: {} for key in KEYS} | {"format_version": FORMAT_VERSION}
+    Path("run/dataset.json").write_text(json.dumps(dataset))
     before = sorted(str(p) for p in Path().rglob("*"))
     status, _, err = run(monkeypatch, capsys, *words)
     assert status == 2

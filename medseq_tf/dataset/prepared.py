@@ -239,13 +239,15 @@ def _read_info(path: Path) -> dict[str, Any]:
         if version == FORMAT_VERSION:
             _check_keys(info)
             forget_labels_file(info["preparation"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{path} is not a prepared data set (no dataset.json in it); make one with "
             f"`medseq-tf prepare`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}/dataset.json cannot be read; prepare again") from error
+    if (path / "experiment.yaml").is_file():  # a run keeps a copy of its data set's dataset.json
+        raise InputError(f"{path} is the folder of a run; give the data set it was trained on")
     if version != FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}, this version reads {FORMAT_VERSION}; "

@@ -43,9 +43,10 @@ def metrics_text(table: pd.DataFrame) -> str:
 def folds_text(predictions: pd.DataFrame) -> str:
     """Return the folds' own test metrics as text: mean and standard deviation."""
     summary = fold_summary(predictions[predictions["split"] == "test"])
-    lines = [f"{'test folds':<11}{'label':<14}{'metric':<31}{'mean':>6}   sd over folds"]
+    width = _width(summary["label"], 12)
+    lines = [f"{'test folds':<11}{'label':<{width}}{'metric':<31}{'mean':>6}   sd over folds"]
     for row in reported(summary).itertuples():
-        lines.append(f"{'':<11}{row.label:<14}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
+        lines.append(f"{'':<11}{row.label:<{width}}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
     return "\n".join(lines)
 
 
@@ -96,13 +97,13 @@ def confusion_text(confusion: pd.DataFrame) -> str:
 
 def subgroup_text(table: pd.DataFrame) -> str:
     """Return the metrics of subgroups as text."""
-    width = _width(table["subgroup"] + " " + table["group"], 12)
-    lines = [f"{'subgroup':<{width}}{'label':<14}{'metric':<14}{'value':>6}   95% interval"]
+    width, labels = _width(table["subgroup"] + " " + table["group"], 12), _width(table["label"], 12)
+    lines = [f"{'subgroup':<{width}}{'label':<{labels}}{'metric':<14}{'value':>6}   95% interval"]
     for row in table.itertuples():
         name = f"{row.subgroup} {row.group}"
         note = f"  ({row.note})" if row.note else ""
         lines.append(
-            f"{name:<{width}}{row.label:<14}{row.metric:<14}{number(row.value):>6}   "
+            f"{name:<{width}}{row.label:<{labels}}{row.metric:<14}{number(row.value):>6}   "
             f"{interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
         )
     return "\n".join(filter(None, [*lines, metrics.multiplicity(int(table["low"].count()))]))

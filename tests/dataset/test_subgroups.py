@@ -110,6 +110,7 @@ def test_many_numbers_become_thirds_and_few_stay(tmp_path):
         ("study_id\ns0\n", "at least one other column"),
         ("study_id,sex\nsecret-name,f\n", "names none of the 3 studies"),
         ("study_id,sex\ns0,f\ns0,m\n", "1 rows repeat a study_id"),
+        ("\n\n\n", "is not a CSV file"),
     ],
 )
 def test_what_cannot_be_used_is_said_without_the_keys(tmp_path, rows, message):

@@ -11,7 +11,7 @@ from prediction_tables import prediction_table
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.comparison import compare_tables
 from medseq_tf.evaluation.evaluate import evaluate_predictions
-from medseq_tf.evaluation.results_text import metrics_text
+from medseq_tf.evaluation.results_text import metrics_text, subgroup_text
 from medseq_tf.evaluation.scoring import PATIENTS_ALONE, REPORTED_METRICS, score
 
 
@@ -73,3 +73,11 @@ def test_many_intervals_and_many_tests_say_so(rng):
     words = evaluate_predictions(table, ["lesion"], groups=groups).text()
     assert "27 intervals at 95%: one is expected to miss." in words
     assert "called positive if one of them is called so" in words
+
+
+def test_a_long_label_does_not_touch_the_next_column():
+    row = {"subgroup": "site", "group": "A", "label": "intracranial_hemorrhage", "metric": "auroc"}
+    row |= {"value": 0.8, "low": 0.7, "high": 0.9, "n": 20, "positives": 9, "note": ""}
+    head, line = subgroup_text(pd.DataFrame([row])).splitlines()
+    assert line.index("auroc") == head.index("metric")
+    assert "intracranial_hemorrhage  auroc" in line
