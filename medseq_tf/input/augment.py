@@ -312,6 +312,10 @@ def _is_distorted(parameters: Parameters) -> tf.Tensor:
     return tf.reduce_any((parameters["y"] != 1.0) | (parameters["x"] != 1.0), axis=1)
 
 
+def _has_holes(parameters: Parameters) -> tf.Tensor:
+    return parameters["size"] > 0
+
+
 AUGMENTATIONS = {
     "rotation": Augmentation(draw_rotation, lambda drawn: drawn["radians"] != 0.0, _rotate),
     "resized_crop": Augmentation(draw_resized_crop, lambda drawn: drawn["scale"] != 1.0, _crop),
@@ -324,9 +328,7 @@ AUGMENTATIONS = {
     "optical_distortion": Augmentation(
         draw_optical_distortion, lambda drawn: drawn["coefficient"] != 0.0, _distort_as_a_lens
     ),
-    "coarse_dropout": Augmentation(
-        draw_coarse_dropout, lambda drawn: drawn["size"] > 0, _punch_holes
-    ),
+    "coarse_dropout": Augmentation(draw_coarse_dropout, _has_holes, _punch_holes),
 }
 """By the field of the recipe's `Augment`, in the order of application."""
 
