@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -82,7 +83,7 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
     program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
     _asked["debug"] = False
-    with _as_interrupts(signal.SIGTERM) as ended:
+    with _as_interrupts(signal.SIGTERM) as ended, _noted_ctrl_c() as interrupted:
         try:
             entry.main(sys.argv[1:], program, standalone_mode=False)
         except click.ClickException as error:
@@ -93,10 +94,7 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
         except InputError as error:
             _fail(str(error))
         except (_Interrupted, KeyboardInterrupt, click.Abort, Stopped) as stop:
-            words = [command, *sys.argv[1:]]
-            hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
-            text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
-            print(f"medseq-tf: {printable(text)}", file=sys.stderr)
+            _say_stopped(stop, command)
             sys.exit(143 if ended else 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,10 +104,41 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
             hint = "" if _asked["debug"] else " (--debug shows where this comes from)"
             _fail(": ".join(str(part) for part in where if part) + hint)
         except Exception as error:
+            if interrupted or ended:  # TensorFlow makes an error of its own of what stops a trace
+                _say_stopped(error, command)
+                sys.exit(143 if ended else 130)
             if not is_out_of_memory(error):
                 raise
             _fail("out of memory; a smaller fit.batch_size or sequence.length may help")
     sys.exit(0)
+
+
+def _say_stopped(stop: BaseException, command: str | None) -> None:
+    words = [command, *sys.argv[1:]]
+    hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
+    text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
+    print(f"medseq-tf: {printable(text)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _noted_ctrl_c() -> Iterator[list[int]]:
+    """Yield what notes that Ctrl-C came, which does what it does otherwise."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: Any) -> None:
+        came.append(signum)
+        signal.default_int_handler(signum, frame)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if before is not signal.default_int_handler or not in_main:
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from small_run import SMALL, run_small
 import medseq_tf
 from medseq_tf import cli
 from medseq_tf.dataset.prepare import READERS, prepare
-from medseq_tf.dataset.prepared import FORMAT_VERSION, KEYS, Prepared
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
@@ -204,8 +204,7 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     Path("twice.csv").write_text("patient_id,stroke\nanna,1\nanna,0\nberta,0\n")
     Path("run").mkdir()
     Path("run/experiment.yaml").touch()
-    dataset = {key: {} for key in KEYS} | {"format_version": FORMAT_VERSION}
-    Path("run/dataset.json").write_text(json.dumps(dataset))
+    Path("run/dataset.json").write_text("{}")
     before = sorted(str(p) for p in Path().rglob("*"))
     status, _, err = run(monkeypatch, capsys, *words)
     assert status == 2
@@ -264,6 +263,22 @@ def test_what_ends_a_command_is_one_line(monkeypatch, capsys, error, status, lin
     assert code == status
     assert line in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_ctrl_c_that_becomes_another_error_is_one_line(monkeypatch, capsys):
+    """TensorFlow, while it traces a model, makes a TypeError of it."""
+
+    def fails(**arguments):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError("cannot be converted") from None
+
+    monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", fails)
+    before = signal.getsignal(signal.SIGINT)
+    status, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+    assert (status, err) == (130, "medseq-tf: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_sigterm_is_as_a_ctrl_c(monkeypatch, capsys, demo_data, tmp_path):

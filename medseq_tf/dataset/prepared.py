@@ -233,6 +233,8 @@ class Prepared:
 
 
 def _read_info(path: Path) -> dict[str, Any]:
+    if (path / "experiment.yaml").is_file():  # a run keeps a copy of its data set's dataset.json
+        raise InputError(f"{path} is the folder of a run; give the data set it was trained on")
     try:
         info = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         version = info["format_version"]
@@ -246,8 +248,6 @@ def _read_info(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}/dataset.json cannot be read; prepare again") from error
-    if (path / "experiment.yaml").is_file():  # a run keeps a copy of its data set's dataset.json
-        raise InputError(f"{path} is the folder of a run; give the data set it was trained on")
     if version != FORMAT_VERSION:
         raise InputError(
             f"{path} has format version {version}, this version reads {FORMAT_VERSION}; "
