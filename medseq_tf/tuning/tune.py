@@ -131,7 +131,7 @@ def tune(
         if verbose:
             print(f"nested evaluation, fold {number} of {nested}", flush=True)
         _search(space, prepared, fold, place_of_fold, how, retrain=True, register=False)
-    result = nested_result(folder, prepared, space.objective)
+    result = nested_result(folder, prepared, space.objective, len(outer))
     write_json(folder / "nested.json", result)
     if verbose:
         print(nested_text(result), flush=True)
@@ -318,17 +318,18 @@ def _tracker(
     return tracker
 
 
-def nested_result(folder: Path, prepared: Prepared, objective: Objective) -> dict[str, Any]:
-    """Return what the searches of a nested evaluation found on the folds that they did not see.
+def nested_result(
+    folder: Path, prepared: Prepared, objective: Objective, count: int
+) -> dict[str, Any]:
+    """Return what the `count` searches of a nested evaluation found on folds they did not see.
 
     Returns:
         `folds`: of each, the winner, its score in the search and on the fold; `table`: the metrics
         of all folds with intervals, as of a cross-validated run; `metric`.
     """
     tables, folds = [], []
-    searches = sorted((folder / "nested").glob("fold_*"), key=lambda path: int(path.name[5:]))
-    for number, path in enumerate(searches, start=1):
-        search = Search(path)
+    for number in range(1, count + 1):
+        search = Search(folder / "nested" / f"fold_{number}")
         tested = Run(search.path / "champion" / search.winner["trial"]).predictions
         tested = tested[tested["split"] == "test"].assign(fold=number)
         tables.append(tested)

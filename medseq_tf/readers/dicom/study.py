@@ -64,12 +64,13 @@ class DicomStudy(StudySource):
                 where = f"{self.source} file {picture.number}"
                 audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
                 continue
-            own = image if padding is None else image[~padding]
-            voxels += own.size
-            if self.modality == CT and image.dtype.kind == "i":
+            is_whole_ct = self.modality == CT and image.dtype.kind == "i"
+            count, count_beyond = _counted(image, padding, is_whole_ct)
+            voxels += count
+            beyond += count_beyond
+            if is_whole_ct:
                 # Slice by slice it stays in the processor's cache; only fractions and MR need to
                 # see the whole study.
-                beyond += count_beyond_range(own) if own.size else 0
                 image = hounsfield_units(image)
             images.append(image)
             pictures.append(picture)
@@ -81,3 +82,12 @@ class DicomStudy(StudySource):
         volume = np.stack(images)
         audit_entries += fill_padding(volume, paddings, self.modality, self.source)
         return volume, pictures, audit_entries
+
+
+def _counted(image: np.ndarray, padding: np.ndarray | None, is_whole_ct: bool) -> tuple[int, int]:
+    """Count the pixels that are no padding, and those of them that are beyond a CT's range.
+
+    A function, so that no name keeps the image, whose memory serves the next one.
+    """
+    own = image if padding is None else image[~padding]
+    return own.size, count_beyond_range(own) if is_whole_ct and own.size else 0
