@@ -147,15 +147,31 @@ def destination(out: str | os.PathLike, option: str = "--out") -> Path:
     """Return where an output goes: a symbolic link stands for the place it points to.
 
     Raises:
-        InputError: a link that leads in a circle.
+        InputError: a link that leads in a circle, or a path through a file.
     """
     path = Path(out)
-    if not path.is_symlink():
-        return path
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):
-        raise InputError(f"{option} {out}: is a symbolic link that leads nowhere") from None
+    if path.is_symlink():
+        try:
+            path = path.resolve()
+        except (OSError, RuntimeError):
+            raise InputError(f"{option} {out}: is a symbolic link that leads nowhere") from None
+    for parent in path.parents:
+        if parent.is_file():
+            raise InputError(f"{option} {out}: {parent} is a file, not a folder")
+    return path
+
+
+def output_folder(out: str | os.PathLike) -> Path:
+    """Make the folder that an output goes to, if it is not there; return its absolute path.
+
+    Raises:
+        InputError: a file stands there, or on the way.
+    """
+    folder = destination(out).absolute()
+    if folder.is_file():
+        raise InputError(f"--out {out}: is a file, not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def read_parquet(source: str | os.PathLike | bytes) -> pd.DataFrame:

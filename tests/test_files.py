@@ -19,6 +19,7 @@ from medseq_tf.files import (
     destination,
     locked,
     naming,
+    output_folder,
     read_parquet,
     remove_abandoned,
     write_json,
@@ -150,6 +151,16 @@ def test_a_link_stands_for_its_place(tmp_path):
     (tmp_path / "link").symlink_to("place")
     assert destination(tmp_path / "link") == tmp_path / "place"
     assert destination(tmp_path / "plain") == tmp_path / "plain"
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file, not a folder"):
+        destination(tmp_path / "file" / "run")
+    with pytest.raises(InputError, match=r"^--out \S+file: is a file, not a folder$"):
+        output_folder(tmp_path / "file")
+    assert output_folder(tmp_path / "new" / "out") == tmp_path / "new" / "out"
+    assert (tmp_path / "new" / "out").is_dir()
 
 
 THREADS = """

@@ -28,7 +28,7 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.tfrecord import frame
 from medseq_tf.errors import InputError
-from medseq_tf.files import PARTIAL, atomic, destination, locked, naming, remove_abandoned
+from medseq_tf.files import PARTIAL, atomic, locked, naming, output_folder, remove_abandoned
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import RunOrPath
 from medseq_tf.serving.description import MOST_SLICES
@@ -112,8 +112,7 @@ def export(
     else:
         studies = prepared_studies(data, loaded.description)
     studies = [study for study in studies if len(study.files) <= most_slices]
-    folder = destination(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(out)
     with locked(folder / ".exporting", "", wait=True):
         _remove_abandoned(folder)
         number = _next_version(folder, version)

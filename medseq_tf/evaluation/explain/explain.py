@@ -35,7 +35,7 @@ from medseq_tf.evaluation.explain.explainer import Explainer, check_label
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.explain.quality import Quality, measure_quality
 from medseq_tf.evaluation.metrics.interval_text import interval
-from medseq_tf.files import atomic, destination
+from medseq_tf.files import atomic, output_folder
 from medseq_tf.runs.run import Run, RunOrPath
 
 
@@ -197,9 +197,8 @@ def choose_studies(
 
 def _write(explanation: Explanation, out: str | os.PathLike) -> Iterator[Path]:
     """Write an explanation's table and figures, yielding each file when it is there."""
-    out = destination(out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{explanation.study}.csv"
+    folder = output_folder(out)
+    path = folder / f"{explanation.study}.csv"
     with atomic(path) as temporary:
         explanation.slices.to_csv(temporary, index=False)
     yield path
@@ -210,7 +209,7 @@ def _write(explanation: Explanation, out: str | os.PathLike) -> Iterator[Path]:
                 figures[method] = explanation.sheet(label, method)
         label_name = "".join(c if c.isalnum() else "_" for c in label)
         for name, figure in figures.items():
-            path = out / f"{explanation.study}_{label_name}_{name}.png"
+            path = folder / f"{explanation.study}_{label_name}_{name}.png"
             with atomic(path) as temporary:
                 figure.savefig(temporary, dpi=130, metadata={"Software": None})
             yield path
