@@ -360,7 +360,7 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
     "--seed", default=0, show_default=True, help="Of the subsets of slices that are drawn."
 )
 def explain(**arguments: Any) -> None:
-    """Which slices mattered for a study's answer, and where in them."""
+    """Which slices mattered for a study's prediction, and where in them."""
     import_tensorflow_quietly()
     from medseq_tf.evaluation.explain.explain import explain as run
 

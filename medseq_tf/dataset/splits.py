@@ -152,7 +152,7 @@ def missing_test_classes(studies: pd.DataFrame, split: Rows) -> list[str]:
     if not len(split["test"]):
         return []
     return [
-        f"{label}: the test split has no {kind} patient, so its ranking cannot be judged"
+        f"{label}: the test split has no {kind} patient, so its ranking cannot be evaluated"
         for label, kind in _missing(studies, split["test"])
     ]
 

@@ -79,7 +79,7 @@ def _head(settings: ModelSettings, labels: int, seed: int | None) -> Layer:
         return Head(labels, **settings.head.model_dump(), seed=seed, name="head")
     if labels != 1:
         raise InputError(
-            f"a segmenter answers for one label, that of the lesion masks; the data set has "
+            f"a segmenter predicts one label, that of the lesion masks; the data set has "
             f"{labels}: prepare it with that label alone"
         )
     return AreaHead(settings.encoder.even_area, name="head")

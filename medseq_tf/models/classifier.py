@@ -118,9 +118,9 @@ class SequenceClassifier(keras.Model):
         return self.head(features, training=True), labels
 
     def running(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the answer after each slice: P(y | x1..xt) for every t, as logits (paper 2).
+        """Return the prediction after each slice: P(y | x1..xt) for every t, as logits (paper 2).
 
-        Every slice passes through the encoder once. A causal aggregator gives all answers in one
+        Every slice passes through the encoder once. A causal aggregator gives all of them in one
         pass, any other one reads all beginnings of the studies side by side.
 
         Args:

@@ -38,7 +38,7 @@ class LesionArea(Layer):
     Returns:
         `(B, T, 1)` float32: the share of the slice's pixels that are called lesion. A pixel
         counts where its logit is above 0.5, not at all below -0.5 and in part between, so that no
-        rounding moves an answer by a pixel.
+        rounding moves a probability by a pixel.
     """
 
     def __init__(self, segmenter: keras.layers.Layer, skip_padding: bool = True, **kwargs: Any):

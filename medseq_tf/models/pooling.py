@@ -76,7 +76,7 @@ class SliceScores(Aggregator):
             `log_sum_exp`: that of the logits, `log(mean(exp(r x))) / r` (Pinheiro and Collobert
             2015, equation 6).
         sharpness: r of `log_sum_exp`: near 0 it is the mean, large the maximum.
-        target: what the training loss judges: `slice`: every slice by its study's labels; `study`:
+        target: what the training loss is of: `slice`: every slice by its study's labels; `study`:
             the pooled score alone (multiple instance learning).
 
     Call arguments:
@@ -101,7 +101,7 @@ class SliceScores(Aggregator):
 
     @property
     def learns_from_slices(self) -> bool:
-        """Whether the training loss judges every slice."""
+        """Whether the training loss is of every slice."""
         return self.target == "slice"
 
     def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:

@@ -42,12 +42,12 @@ class Input(Settings):
 
 
 class Evaluation(Settings):
-    """Which slices of a study answer for it when a model is evaluated."""
+    """Which slices of a study stand for it when a model is evaluated."""
 
     policy: Literal["paper", "all", "even"] = "even"
     """`paper`: every sequence of the paper's sampler, their probabilities averaged; `even`: slices
     spread evenly; `all`: every slice, in studies of more than `length` (where it is set) thinned
-    evenly. Every study gets an answer, in scan order."""
+    evenly. Every study gets a prediction, in scan order."""
     length: Slices | None = None
     """Number of slices; null: as in training, for `all` no limit."""
 

@@ -110,7 +110,7 @@ class Segmenter(Settings):
     """A network that tells for every pixel whether it is lesion (paper 1, table 6).
 
     The area that it finds is a slice's one feature. It learns from lesion masks, by a loss over
-    pixels, and the study's answer rises with the area alone: `even_area` makes it a probability of
+    pixels, and the study's logit rises with the area alone: `even_area` makes it a probability of
     0.5, the threshold chosen on validation decides. `model.head` is not read.
     """
 
@@ -198,7 +198,7 @@ class SliceScores(Settings):
     sharpness: Annotated[float, Field(gt=0)] = 5.0
     """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
     target: Literal["slice", "study"] = "slice"
-    """What the training loss judges: every slice by its study's labels, or the summary alone."""
+    """What the training loss is of: every slice by its study's labels, or the summary alone."""
 
 
 class Cnn3D(Settings):

@@ -43,7 +43,7 @@ WARMUP = "tf_serving_warmup_requests"
 BATCHING_CONFIG = """\
 # For tensorflow_model_server --enable_batching --batching_parameters_file=...
 # Requests of several patients wait up to 5 ms for each other and are answered together. Slices are
-# padded with a request's first one; its lengths say what is real, so the answers do not change.
+# padded with a request's first one; its lengths say what is real, so the predictions do not change.
 max_batch_size { value: 8 }
 batch_timeout_micros { value: 5000 }
 max_enqueued_batches { value: 128 }

@@ -356,7 +356,7 @@ def test_what_a_given_test_split_cannot_judge_is_said():
     studies = make_studies(labels, split=split)
     rows = make_holdout(studies, Split())
     assert missing_test_classes(studies, rows) == [
-        "stroke: the test split has no positive patient, so its ranking cannot be judged"
+        "stroke: the test split has no positive patient, so its ranking cannot be evaluated"
     ]
 
 

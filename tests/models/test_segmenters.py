@@ -245,7 +245,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_one_label_only():
-    with pytest.raises(InputError, match=r"answers for one label.*the data set has 5"):
+    with pytest.raises(InputError, match=r"predicts one label.*the data set has 5"):
         models.build(recipe().model, (SIDE, SIDE, 1), 5)
 
 

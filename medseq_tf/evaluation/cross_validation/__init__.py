@@ -4,7 +4,7 @@ A cross-validated figure answers another question than one of a fitted model: wh
 do if it were trained anew, on another cohort of this size (`RECIPE`). A fold is one model and the
 studies that it was not trained on. Repeats divide the patients into folds anew: a study stands once
 a repeat. What ranks studies is the mean over the folds, because probabilities of two models do not
-rank each other's studies; what judges calls and probabilities one by one is over all studies at
+rank each other's studies; what scores calls and probabilities one by one is over all studies at
 once, each called at its own fold's threshold.
 """
 
