@@ -72,7 +72,7 @@ def prepared_road(model_list, recipe, dtype, studies):
         }
     )
     modality = description_of(dtype).modality
-    info = {"label_names": LABELS, "storage": STORAGE[dtype], "modality": modality}
+    info = {"label_names": LABELS, "size": SIZE, "storage": STORAGE[dtype], "modality": modality}
     store = SliceStore(InMemory("memory", info, table), recipe)
     rows = np.arange(len(studies))
     return np.mean([study_probabilities(m, store, rows, recipe) for m in model_list], axis=0)
