@@ -527,7 +527,7 @@ def command(space, data, out, *words):
     space_file = Path(out).parent / "space.yaml"
     space_file.write_text(yaml.safe_dump(space))
     return [
-        *(sys.executable, "-m", "medseq_tf.tuning.tune", str(space_file), "--data", str(data)),
+        *(sys.executable, "-m", "medseq_tf.tune", str(space_file), "--data", str(data)),
         *("--out", str(out), "--tuner", "random", *words),
     ]
 
