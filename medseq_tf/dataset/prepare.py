@@ -22,7 +22,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from medseq_tf import readers
 from medseq_tf.dataset.preparation import Preparation, digest
 from medseq_tf.dataset.prepared import FORMAT_VERSION, Prepared, audit_text
 from medseq_tf.dataset.publication import (
@@ -39,24 +38,29 @@ from medseq_tf.execution.processes import start_server
 from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
 from medseq_tf.readers import AuditEntry, SourceIndex, natural_key
+from medseq_tf.readers.atlas import index_atlas
+from medseq_tf.readers.dicom.index import index_dicom
+from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.study import kinds_text
+from medseq_tf.readers.volumes import index_volumes
 
 __all__ = ["Prepared", "prepare"]
 
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 
-READERS: dict[str, Callable[..., SourceIndex]] = {**readers.READERS, "demo": index_demo}
+READERS: dict[str, Callable[..., SourceIndex]] = {
+    "image-folder": index_image_folder,
+    "volumes": index_volumes,
+    "atlas": index_atlas,
+    "dicom": index_dicom,
+    "demo": index_demo,
+}
 """Name -> reader; the demo reads no files."""
 
 UNITS = {"photograph": "grey level", "CT": "HU", "MR": "arbitrary"}
 
 Row = dict[str, Any]
 """A row of `studies.parquet`, with `slice_names`."""
-
-_IMPORTED_BY_WORKERS = ("medseq_tf.dataset.records",)
-_IMPORTED_BY_READERS_WORKERS = dict.fromkeys(
-    ("volumes", "atlas"), ("medseq_tf.readers.simpleitk_volume",)
-)
 
 
 def prepare(
@@ -99,7 +103,7 @@ def prepare(
     _check_place(out, source)
     check_target(out, overwrite, is_link)
     if workers != 1:
-        start_server(*_IMPORTED_BY_WORKERS, *_IMPORTED_BY_READERS_WORKERS.get(reader, ()))
+        start_server(*_imported_by_workers(reader))
     index = _index(reader, source, labels, {"size": size, "workers": workers}, options)
     if strict:
         refuse_left_out(index.audit_entries)
@@ -120,6 +124,16 @@ def prepare(
         check_target(out, overwrite, is_link)
         publish(folder, out)
     return Prepared.load(out)
+
+
+def _imported_by_workers(reader: str) -> list[str]:
+    """Name the modules that every worker needs, so that one process imports them for all."""
+    modules = ["medseq_tf.dataset.records"]
+    if reader in READERS:
+        modules.append(READERS[reader].__module__)
+    if reader in ("volumes", "atlas"):
+        modules.append("medseq_tf.readers.simpleitk_volume")
+    return modules
 
 
 def _check_settings(size: int, aspect: str, workers: int | None) -> None:

@@ -39,7 +39,7 @@ def package(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     shutil.copytree(Path(medseq_tf.__file__).parent, copy / "medseq_tf")
     (copy / "medseq_tf" / name).write_text(reader)
-    with open(copy / "medseq_tf" / "readers" / "__init__.py", "a") as file:
+    with open(copy / "medseq_tf" / "dataset" / "prepare.py", "a") as file:
         file.write(f"\n{listed}")
     return copy
 

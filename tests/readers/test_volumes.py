@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.phantom.writers import ORIENTATIONS, write_volumes
-from medseq_tf.readers import READERS, UnreadableStudy, nifti
+from medseq_tf.readers import UnreadableStudy, nifti
 from medseq_tf.readers.intensities import stored_intensities
 from medseq_tf.readers.orientation import nearest_axes, plane_of, to_plane
 from medseq_tf.readers.simpleitk_volume import VolumeFile
@@ -444,7 +444,7 @@ def test_a_link_out_of_the_source_is_left_out(tmp_path):
     write(folder / "b.nii", np.zeros((2, 3, 3), np.uint8))
     (folder / "a.nii").symlink_to(tmp_path / "a.nii")
     write_labels(folder, ["patient_id", "x"], ["a", 1], ["b", 0])
-    scan = READERS["volumes"](folder)
+    scan = index_volumes(folder)
     assert [study.source for study in scan.studies] == ["b.nii"]
     assert odd(scan)[0].kind == "symbolic link out of the source"
 
