@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -83,7 +82,7 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # failures raise; the rest is chatter
     program = f"python -m medseq_tf.{command}" if command else "medseq-tf"
     _asked["debug"] = False
-    with _as_interrupts(signal.SIGTERM) as ended, _noted_ctrl_c() as interrupted:
+    with _noted_signals() as signals:
         try:
             entry.main(sys.argv[1:], program, standalone_mode=False)
         except click.ClickException as error:
@@ -94,8 +93,7 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
         except InputError as error:
             _fail(str(error))
         except (_Interrupted, KeyboardInterrupt, click.Abort, Stopped) as stop:
-            _say_stopped(stop, command)
-            sys.exit(143 if ended else 130)
+            _stop(stop, command, signals)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
@@ -104,67 +102,47 @@ def run_and_exit(entry: click.Command, command: str | None = None) -> NoReturn:
             hint = "" if _asked["debug"] else " (--debug shows where this comes from)"
             _fail(": ".join(str(part) for part in where if part) + hint)
         except Exception as error:
-            if interrupted or ended:  # TensorFlow makes an error of its own of what stops a trace
-                _say_stopped(error, command)
-                sys.exit(143 if ended else 130)
+            if signals:  # TensorFlow makes an error of its own of what stops a trace
+                _stop(error, command, signals)
             if not is_out_of_memory(error):
                 raise
             _fail("out of memory; a smaller fit.batch_size or sequence.length may help")
     sys.exit(0)
 
 
-def _say_stopped(stop: BaseException, command: str | None) -> None:
+def _stop(stop: BaseException, command: str | None, signals: list[int]) -> NoReturn:
     words = [command, *sys.argv[1:]]
     hint = next((f"; {_GOES_ON[word]}" for word in words if word in _GOES_ON), "")
     text = str(stop) if isinstance(stop, Stopped) else f"interrupted{hint}"
     print(f"medseq-tf: {printable(text)}", file=sys.stderr)
+    sys.exit(143 if signal.SIGTERM in signals else 130)
 
 
 @contextlib.contextmanager
-def _noted_ctrl_c() -> Iterator[list[int]]:
-    """Yield what notes that Ctrl-C came, which does what it does otherwise."""
-    came: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
+def _noted_signals() -> Iterator[list[int]]:
+    """Let a SIGTERM do what Ctrl-C does, so that work is saved; yield the signals that came.
 
-    def note(signum: int, frame: Any) -> None:
-        came.append(signum)
-        signal.default_int_handler(signum, frame)
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if before is not signal.default_int_handler or not in_main:
-        yield came
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _as_interrupts(number: int) -> Iterator[list[int]]:
-    """Let a signal do what Ctrl-C does, so that work is saved; yield what notes that it came.
-
-    Where Ctrl-C is ignored, as in what a shell runs in the background, the signal still interrupts.
+    Where Ctrl-C is ignored, as in what a shell runs in the background, a SIGTERM still interrupts.
     """
     came: list[int] = []
 
-    def end(signum: int, frame: Any) -> None:
+    def interrupt(signum: int, frame: Any) -> None:
         came.append(signum)
         handler = signal.getsignal(signal.SIGINT)
-        if not callable(handler):
+        if handler is interrupt or not callable(handler):
             raise KeyboardInterrupt
         handler(signal.SIGINT, frame)
 
-    try:
-        before = signal.signal(number, end)
-    except ValueError:  # not the main thread
-        yield came
-        return
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield came
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def import_tensorflow_quietly() -> None:

@@ -47,6 +47,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def is_interactive() -> bool:
+    """Tell whether someone watches standard output: a terminal, or a notebook."""
+    return sys.stdout.isatty() or "ipykernel" in sys.modules
+
+
 def note(message: str) -> None:
     """Say something on standard error that the user should know, and that stops nothing."""
     print(f"medseq-tf: note: {printable(message)}", file=sys.stderr)

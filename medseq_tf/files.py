@@ -187,7 +187,7 @@ def read_parquet(source: str | os.PathLike | bytes) -> pd.DataFrame:
         return file.read(use_threads=False).to_pandas(use_threads=False)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file, UTF-8, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, "utf-8")
@@ -195,8 +195,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON atomically; floats that are no number become null."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_finite(value), indent=1, allow_nan=False), "utf-8")
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
+from command_line import run_command
 from small_run import SMALL, run_small
 
 import medseq_tf
@@ -20,21 +22,16 @@ from medseq_tf import cli
 from medseq_tf.dataset.prepare import READERS, prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.predictions import SPLIT_NAMES
+from medseq_tf.readers import volumes
+from medseq_tf.readers.dicom import identity
+from medseq_tf.readers.study import MODALITIES
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
 from medseq_tf.training.loop import Fitter
 from medseq_tf.training.train import train
 
 SIZES = ["--size", "16", "--workers", "1"]
-
-
-def run(monkeypatch, capsys, *words):
-    """Return exit status, standard output and standard error of a command line."""
-    monkeypatch.setattr(sys, "argv", ["medseq-tf", *map(str, words)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
 
 
 def write_slices(folder: Path, names, seed=0):
@@ -65,6 +62,21 @@ def test_a_reader_s_options_have_the_defaults_of_its_scan_and_of_prepare(reader)
         assert value == expected[name].default, name
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "valid"),
+    [
+        (cli.prepare.commands["volumes"], "match", get_args(volumes.Match)),
+        (cli.prepare.commands["volumes"], "modality", MODALITIES),
+        (cli.prepare.commands["dicom"], "match", get_args(identity.Match)),
+        (cli.evaluate, "split", SPLIT_NAMES),
+    ],
+)
+def test_what_may_be_chosen_is_what_the_function_takes(command, option, valid):
+    """The command line lists it anew, for --help imports nothing."""
+    (found,) = [parameter for parameter in command.params if parameter.name == option]
+    assert set(found.type.choices) == set(valid)
+
+
 def test_the_same_as_a_module():
     for command, option in (
         ("prepare", "image-folder"),
@@ -87,14 +99,14 @@ def test_tune_as_a_module_is_light_in_the_processes_it_starts():
 
 @pytest.mark.parametrize("words", [[], ["prepare"]])
 def test_without_a_command_the_help_is_shown(words, monkeypatch, capsys):
-    status, _, err = run(monkeypatch, capsys, *words)
+    status, _, err = run_command(monkeypatch, capsys, *words)
     assert status in (0, 2)  # click before 8.2: 0
     assert len(err.splitlines()) > 10 or not err
     assert "error" not in err.splitlines()[:1]
 
 
 def test_version(monkeypatch, capsys):
-    assert medseq_tf.__version__ in run(monkeypatch, capsys, "--version")[1]
+    assert medseq_tf.__version__ in run_command(monkeypatch, capsys, "--version")[1]
 
 
 def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
@@ -102,7 +114,7 @@ def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
         for patient in range(10):
             names = [f"{patient + 10 * shade} ({i}).png" for i in range(1, 5)]
             write_slices(tmp_path / "scans" / label, names, seed=patient + 10 * shade)
-    status, out, _ = run(
+    status, out, _ = run_command(
         monkeypatch, capsys, "prepare", "image-folder", "scans", "--out", "data", *SIZES
     )
     assert status == 0
@@ -110,14 +122,16 @@ def test_from_a_folder_to_a_report(monkeypatch, capsys, tmp_path, no_server):
     small = ["input.size=16", "model.encoder.filters=[2]", "model.encoder.kernels=[3]"]
     small += ["model.encoder.strides=[2]", "model.encoder.paddings=[0]", "fit.epochs=1"]
     words = [word for setting in small for word in ("--set", setting)]
-    status, out, _ = run(
+    status, out, _ = run_command(
         monkeypatch, capsys, "train", "fsm_bilstm", "--data", "data", "--name", "first", *words
     )
     assert status == 0
     assert "auroc" in out
     assert "report: runs/first/report.html" in out
     assert "MLflow: sqlite" in out
-    status, out, _ = run(monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json")
+    status, out, _ = run_command(
+        monkeypatch, capsys, "evaluate", "runs/first", "--data", "data", "--json"
+    )
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
     expected = {"metric", "calibration", "confusion", "subgroup", "test_reads"}
@@ -206,7 +220,7 @@ def test_bad_input_is_one_line_and_status_2(case, monkeypatch, capsys, no_server
     Path("run/experiment.yaml").touch()
     Path("run/dataset.json").write_text("{}")
     before = sorted(str(p) for p in Path().rglob("*"))
-    status, _, err = run(monkeypatch, capsys, *words)
+    status, _, err = run_command(monkeypatch, capsys, *words)
     assert status == 2
     assert err.startswith("medseq-tf: error: ")
     assert len(err.strip().splitlines()) == 1
@@ -222,11 +236,11 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch, capsys, tmp_path):
         ["track", "nowhere"],
         ["report", "nowhere"],
     ):
-        status, _, plain = run(monkeypatch, capsys, *words)
+        status, _, plain = run_command(monkeypatch, capsys, *words)
         assert status == 2
         assert len(plain.splitlines()) == 1
         for given in ([*words, "--debug"], ["--debug", *words]):
-            status, _, err = run(monkeypatch, capsys, *given)
+            status, _, err = run_command(monkeypatch, capsys, *given)
             assert status == 2
             assert err.startswith("Traceback")
             assert err.endswith(plain)
@@ -259,7 +273,7 @@ def test_what_ends_a_command_is_one_line(monkeypatch, capsys, error, status, lin
         raise error
 
     monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", fails)
-    code, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+    code, _, err = run_command(monkeypatch, capsys, "evaluate", "x", "--data", "y")
     assert code == status
     assert line in err
     assert len(err.splitlines()) == 1
@@ -276,7 +290,7 @@ def test_a_ctrl_c_that_becomes_another_error_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", fails)
     before = signal.getsignal(signal.SIGINT)
-    status, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+    status, _, err = run_command(monkeypatch, capsys, "evaluate", "x", "--data", "y")
     assert (status, err) == (130, "medseq-tf: interrupted\n")
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -296,19 +310,19 @@ def test_a_sigterm_is_as_a_ctrl_c(monkeypatch, capsys, demo_data, tmp_path):
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Fitter, "_end_epoch", ended)
-            status, _, err = run(monkeypatch, capsys, *words)
+            status, _, err = run_command(monkeypatch, capsys, *words)
         assert status == 143
         assert "--resume goes on" in err
         assert len(err.splitlines()) == 1
         assert Run(tmp_path / "run").info["status"] == "stopped"
-        assert run(monkeypatch, capsys, *words, "--resume")[0] == 0
+        assert run_command(monkeypatch, capsys, *words, "--resume")[0] == 0
         assert len(Run(tmp_path / "run").history) == 2
 
         def evaluates(**arguments):
             signal.raise_signal(signal.SIGTERM)
 
         monkeypatch.setattr(sys.modules["medseq_tf.evaluation.evaluate"], "evaluate", evaluates)
-        status, _, err = run(monkeypatch, capsys, "evaluate", "x", "--data", "y")
+        status, _, err = run_command(monkeypatch, capsys, "evaluate", "x", "--data", "y")
         assert (status, err) == (143, "medseq-tf: interrupted\n")
     finally:
         signal.signal(signal.SIGINT, ignored)
@@ -324,7 +338,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_one_line(monkeypatch, capsys, dem
 
     monkeypatch.setattr(Fitter, "_validate", deleted)
     words = [word for setting in SMALL for word in ("--set", setting)]
-    status, _, err = run(
+    status, _, err = run_command(
         monkeypatch, capsys, "train", "fsm_bilstm", "--data", demo_data, "--out", "gone", *words
     )
     assert status == 2
@@ -347,7 +361,7 @@ def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, cap
         (tmp_path / "five", "all", "has the labels"),
     ):
         words = ["evaluate", tmp_path / "run", "--data", data, "--split", split]
-        status, _, err = run(monkeypatch, capsys, *words)
+        status, _, err = run_command(monkeypatch, capsys, *words)
         assert status == 2
         assert message in err
     result = evaluate(tmp_path / "run", tmp_path / "other", split="all")

@@ -11,10 +11,10 @@ from typing import Any
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, note, printable
+from medseq_tf.readers.orientation import PLANES
 from medseq_tf.recipe import Experiment
 
 CUT_ALONG_AN_AXIS = ("volumes", "atlas")
-PLANES = ("axial", "coronal", "sagittal")
 
 
 def check_requirements(recipe: Experiment, prepared: Prepared) -> None:

@@ -21,7 +21,7 @@ from medseq_tf.evaluation.feature_folder import (
     size_text,
     users,
 )
-from medseq_tf.files import atomic
+from medseq_tf.files import write_text
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def cache(
                 )
             most = limit_bytes(limit, "limit")
             make_folder(folder)
-            with atomic(folder / LIMIT) as temporary:
-                temporary.write_text(f"{limit:g}\n", "utf-8")
+            write_text(folder / LIMIT, f"{limit:g}\n")
             removed += make_room(folder, most)[1]
         if clear:
             removed += make_room(folder, -1)[1]

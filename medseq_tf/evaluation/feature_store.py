@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, is_interactive
 from medseq_tf.evaluation.feature_folder import FeatureFiles
 from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
@@ -317,7 +316,7 @@ class _Progress:
         if not self.verbose:
             return
         ended, now = self.done == self.total, time.monotonic()
-        if sys.stdout.isatty() or "ipykernel" in sys.modules:
+        if is_interactive():
             print(f"\r{self}", end="\n" if ended else "", flush=True)
         elif ended or now - self.shown_at >= LINE_SECONDS:
             print(self, flush=True)

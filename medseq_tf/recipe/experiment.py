@@ -17,7 +17,7 @@ from medseq_tf.recipe.model import ConvFSM, KerasApplication, Model, Segmenter
 from medseq_tf.recipe.settings import Settings
 from medseq_tf.recipe.training import (
     PIXEL_LOSSES,
-    PIXEL_METRICS,
+    PIXEL_MONITORS,
     Features,
     Fit,
     Loss,
@@ -135,7 +135,7 @@ class Experiment(Settings):
     def _segmenters_learn_from_masks(self):
         loss, aggregator, encoder = self.loss, self.model.aggregator.name, self.model.encoder
         if not isinstance(encoder, Segmenter):
-            if loss.name in PIXEL_LOSSES or self.fit.monitor in PIXEL_METRICS:
+            if loss.name in PIXEL_LOSSES or self.fit.monitor in PIXEL_MONITORS:
                 what = f"loss.name={loss.name}" if loss.name in PIXEL_LOSSES else self.fit.monitor
                 raise ValueError(f"{what} is for model.encoder.name=segmenter")
             return self

@@ -21,8 +21,8 @@ from medseq_tf.recipe.settings import (
 PixelLoss = Literal["dice_cross_entropy", "dice_focal"]
 PIXEL_LOSSES: tuple[str, ...] = get_args(PixelLoss)
 
-PixelMetric = Literal["dice", "iou"]
-PIXEL_METRICS: tuple[str, ...] = get_args(PixelMetric)
+PixelMonitor = Literal["dice", "iou"]
+PIXEL_MONITORS: tuple[str, ...] = get_args(PixelMonitor)
 """Of the lesions' pixels, for segmenters."""
 
 Monitor = Literal[
@@ -39,7 +39,7 @@ Monitor = Literal[
     "f1_macro",
     "brier",
     "loss",
-    PixelMetric,
+    PixelMonitor,
 ]
 MONITORS: tuple[str, ...] = get_args(Monitor)
 """What training watches, epoch by epoch; `loss` is the training loss."""

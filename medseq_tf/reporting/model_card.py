@@ -10,15 +10,14 @@ import pandas as pd
 from medseq_tf.dataset import leakage, selection
 from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
-from medseq_tf.files import atomic
+from medseq_tf.files import write_text
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
 from medseq_tf.runs.run import Run
 
 
 def write(run: Run, audit: leakage.Audit | None = None) -> None:
     """Write `model_card.md` into a finished run's folder; `audit`: what its splits share."""
-    with atomic(run.path / "model_card.md") as temporary:
-        temporary.write_text(card(run, audit), "utf-8")
+    write_text(run.path / "model_card.md", card(run, audit))
 
 
 def card(run: Run, audit: leakage.Audit | None = None) -> str:

@@ -24,7 +24,7 @@ from medseq_tf.evaluation import cross_validation, metrics, results_text, scorin
 from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.unseen_data import audit_splits
-from medseq_tf.files import atomic, destination
+from medseq_tf.files import destination, write_text
 from medseq_tf.reporting import figures, tables
 from medseq_tf.reporting.figures import Drawing
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, Picture, picture, render_html
@@ -75,8 +75,7 @@ def report(
             images,
             subgroups_by_source.sources(prepared),
         )
-    with atomic(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    write_text(path, text)
     return path
 
 
@@ -101,8 +100,7 @@ def _explain_chosen(run: Run, prepared: Prepared) -> list[Explanation]:
 
 def write(run: Run, audit: leakage.Audit | None = None) -> None:
     """Write `report.html` into the run's folder, without images, as at the end of a training."""
-    with atomic(run.path / "report.html") as temporary:
-        temporary.write_text(page(run, audit), "utf-8")
+    write_text(run.path / "report.html", page(run, audit))
 
 
 def page(

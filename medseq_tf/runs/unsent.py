@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseq_tf.files import atomic, locked
+from medseq_tf.files import locked, write_text
 
 UNSENT = "tracking_unsent.jsonl"
 REFUSED = "tracking_refused.jsonl"
@@ -98,8 +98,7 @@ class Unsent:
         if not records:
             self.path.unlink(missing_ok=True)
             return
-        with atomic(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in records))
 
     def _append(self, path: Path, record: Record) -> None:
         with open(path, "a+b") as file:

@@ -20,7 +20,6 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers.pictures import UnreadablePicture, read_header
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.over_rest import RestModel
 from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
@@ -168,6 +167,8 @@ class ServingClient:
 
 def refuse_cmyk(slices: Sequence[bytes]) -> None:
     """Raise RequestRefused for a JPEG of four colours, which the model would call damaged."""
+    from medseq_tf.readers.pictures import UnreadablePicture, read_header
+
     for number, file in enumerate(slices):
         with contextlib.suppress(UnreadablePicture):  # of which the model says what is wrong
             if file.startswith(b"\xff\xd8") and read_header(file).is_cmyk:

@@ -28,7 +28,14 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.tfrecord import frame
 from medseq_tf.errors import InputError
-from medseq_tf.files import PARTIAL, atomic, locked, naming, output_folder, remove_abandoned
+from medseq_tf.files import (
+    PARTIAL,
+    locked,
+    naming,
+    output_folder,
+    remove_abandoned,
+    write_text,
+)
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import RunOrPath
 from medseq_tf.serving.description import MOST_SLICES
@@ -124,8 +131,7 @@ def export(
                     _write_warmup(temporary, folder.name, studies)
             difference = check(temporary, loaded, studies)
         if batching:
-            with atomic(folder / BATCHING) as config:
-                config.write_text(BATCHING_CONFIG, "utf-8")
+            write_text(folder / BATCHING, BATCHING_CONFIG)
     uri = _register(path, register, loaded) if register is not None else None
     return Exported(path, number, len(studies), difference, uri)
 

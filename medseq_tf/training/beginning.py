@@ -22,7 +22,7 @@ from medseq_tf.dataset.splits import (
 )
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
-from medseq_tf.files import atomic, write_json
+from medseq_tf.files import write_json, write_text
 from medseq_tf.models import losses
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.environment import environment
@@ -136,8 +136,7 @@ class Request:
         """Write what a run begins with, `run.json` last."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / "experiment.yaml") as temporary:
-            temporary.write_text(self.recipe.to_yaml(), "utf-8")
+        write_text(folder / "experiment.yaml", self.recipe.to_yaml())
         write_json(folder / "dataset.json", self.prepared.info)
         write_json(folder / "studies.json", self.prepared.contents)
         write_json(folder / "splits.json", self._study_ids(splits))

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ import tensorflow as tf
 
 from medseq_tf import models
 from medseq_tf.dataset.stratification import Rows
-from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.errors import Diverged, InputError, Stopped, is_interactive
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
@@ -233,7 +232,7 @@ class Fitter:
             return keras.utils.Progbar(self.steps, verbose=0)
         print(f"Epoch {self.epoch + 1}/{self.recipe.fit.epochs}")
         shown = ["loss", "val_loss", f"val_{self.recipe.fit.monitor}"]
-        verbose = 1 if keras.utils.is_interactive_logging_enabled() and _interactive() else 2
+        verbose = 1 if keras.utils.is_interactive_logging_enabled() and is_interactive() else 2
         return keras.utils.Progbar(
             self.steps, verbose=verbose, stateful_metrics=shown, unit_name="batch"
         )
@@ -390,11 +389,6 @@ def holds_statistics(variables: list[keras.Variable]) -> bool:
 
 def _or_worst(value: float) -> float:
     return value if value == value else -np.inf
-
-
-def _interactive() -> bool:
-    """Return whether a line can be drawn over: a terminal or a notebook, not a log file."""
-    return sys.stdout.isatty() or "ipykernel" in sys.modules
 
 
 @contextmanager

@@ -7,16 +7,15 @@ import functools
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import run_command
 from served import NAME, exported, folder, serving, small_run
 
 import medseq_tf
-from medseq_tf import cli
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
@@ -364,14 +363,6 @@ def test_a_table_comes_line_by_line():
     assert "warning: odd file" in next(lines)
     assert next(lines, None) is None
     assert list(table([])) == []
-
-
-def run_command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["medseq-tf", *map(str, words)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
 
 
 def test_the_command_line(monkeypatch, capsys, with_bad_studies):

@@ -9,6 +9,7 @@ import sys
 
 import keras
 import pytest
+from interrupted import Killed, kill_after
 from runs_compared import assert_same_weights
 from small_run import SMALL, run_small
 
@@ -25,24 +26,11 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(
     finished, demo_data, tmp_path, monkeypatch, saves
 ):
     """The state is saved after every update; the run dies after some of the saves."""
-
-    class Killed(BaseException):
-        pass
-
-    save, count = Fitter.save, 0
-
-    def save_then_die(self):
-        nonlocal count
-        save(self)
-        count += 1
-        if count == saves:
-            raise Killed
-
     settings = ("fit.checkpoint_minutes=0",)
-    monkeypatch.setattr(Fitter, "save", save_then_die)
-    with pytest.raises(Killed):
-        run_small(demo_data, tmp_path / "run", *settings)
-    monkeypatch.setattr(Fitter, "save", save)
+    with monkeypatch.context() as patch:
+        kill_after(patch, saves)
+        with pytest.raises(Killed):
+            run_small(demo_data, tmp_path / "run", *settings)
     resumed = run_small(demo_data, tmp_path / "run", *settings, resume=True)
     assert_same_weights(finished, resumed)
     assert list(resumed.history["loss"]) == list(finished.history["loss"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_network
+from interrupted import Killed, kill_after
 
 from medseq_tf import models
 from medseq_tf.dataset.prepared import Prepared
@@ -256,23 +257,6 @@ def test_the_model_is_that_of_the_best_epoch(prepared, tmp_path):
 # ----------------------------------------------------------------------------------- resuming
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed_after(monkeypatch, saves):
-    save, count = Fitter.save, 0
-
-    def save_then_die(self):
-        nonlocal count
-        save(self)
-        count += 1
-        if count == saves:
-            raise Killed
-
-    monkeypatch.setattr(Fitter, "save", save_then_die)
-
-
 GROUPS = ("fit.accumulate=2", *VARIED, "features.redraw=2")
 
 
@@ -287,7 +271,7 @@ def test_killed_after_any_save_it_resumes_to_the_same_bits(
     for saves in (2, 8):
         folder = tmp_path / str(saves)
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            killed_after(patch, saves)
+            kill_after(patch, saves)
             fitted(prepared, folder, *settings)
         assert not (folder / "model.keras").exists()
         assert_same_bits(whole, fitted(prepared, folder, *settings))
@@ -332,7 +316,7 @@ def test_stopped_while_features_are_computed_it_says_so_and_goes_on(
 
 def test_a_run_does_not_go_on_with_other_frozen_weights(prepared, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        killed_after(patch, 1)
+        kill_after(patch, 1)
         fitted(prepared, tmp_path / "run")
     made = fitter(prepared, tmp_path / "run", digest="0" * 64)
     with pytest.raises(InputError, match="other weights of the frozen network than are there now"):
