@@ -178,6 +178,13 @@ def _dicom(**arguments: Any) -> None:
 @click.option("--patients", default=240, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--labels", type=click.IntRange(1, 5), default=1, show_default=True, help="1 or 5.")
+@click.option(
+    "--kind",
+    type=click.Choice(["labels", "classes", "grades"]),
+    default="labels",
+    show_default=True,
+    help="Yes/no labels, three kinds of lesion that exclude each other, or three sizes of one.",
+)
 @click.option("--prevalence", type=float, help="Share of positive patients, by label.")
 @click.option("--difficulty", default=0.2, show_default=True, help="0: plain lesions, 1: faint.")
 @PREPARED

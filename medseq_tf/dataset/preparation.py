@@ -79,7 +79,9 @@ class Preparation:
         files = [
             (name, size, _modified(self.index.root, name)) for name, size in self.index.listing
         ]
-        content = (FORMAT_VERSION, cv2.__version__, self.settings, self.index.label_names)
+        classes = self.index.classes and self.index.classes.to_json()
+        labels = (self.index.label_names, classes) if classes else self.index.label_names
+        content = (FORMAT_VERSION, cv2.__version__, self.settings, labels)
         return digest(self.salt, repr((content, studies, files)))[:12]
 
 

@@ -210,6 +210,7 @@ def _write_metadata(
     info = {
         "format_version": FORMAT_VERSION,
         "label_names": index.label_names,
+        **({"classes": index.classes.to_json()} if index.classes else {}),
         "modality": index.modality,
         "unit": UNITS[index.modality],
         "size": preparation.storage.size,
@@ -289,7 +290,10 @@ def _fingerprint(preparation: Preparation, rows: list[Row]) -> str:
     ]
     read = ("reader", "options", "resolved")  # what came of it is in the content
     stored = {k: v for k, v in preparation.settings.items() if k not in read}
-    return digest(repr((FORMAT_VERSION, index.label_names, index.dtype, stored, studies)))
+    content: tuple[Any, ...] = (FORMAT_VERSION, index.label_names, index.dtype, stored, studies)
+    if index.classes:
+        content = (*content, index.classes.to_json())
+    return digest(repr(content))
 
 
 def _copies(rows: list[Row]) -> list[AuditEntry]:

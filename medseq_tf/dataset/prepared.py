@@ -26,6 +26,7 @@ import pandas as pd
 from medseq_tf import files
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
 from medseq_tf.errors import InputError, printable
+from medseq_tf.readers.classes import LABELS, Classes
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -108,6 +109,16 @@ class Prepared:
     def label_names(self) -> list[str]:
         """The labels, in the order of the columns of `labels`."""
         return list(self.info["label_names"])
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes, where the labels exclude each other; None for yes/no labels."""
+        return classes_of(self.info)
+
+    @property
+    def outputs(self) -> str:
+        """What a model of these studies tells: `labels`, `classes` or `ordered`."""
+        return self.classes.outputs if self.classes else LABELS
 
     @property
     def labels(self) -> np.ndarray:
@@ -232,6 +243,13 @@ class Prepared:
         )
 
 
+def classes_of(info: dict[str, Any]) -> Classes | None:
+    """Return the classes that a `dataset.json`, of a data set or a run, names; None for labels."""
+    if "classes" not in info:
+        return None
+    return Classes(names=tuple(info["label_names"]), **info["classes"])
+
+
 def _read_info(path: Path) -> dict[str, Any]:
     if (path / "experiment.yaml").is_file():  # a run keeps a copy of its data set's dataset.json
         raise InputError(f"{path} is the folder of a run; give the data set it was trained on")
@@ -267,6 +285,7 @@ def _check_keys(info: dict[str, Any]) -> None:
     """Raise a LookupError, TypeError or ValueError if what is read later is not there."""
     for key in KEYS:
         info[key]
+    classes_of(info)
     info["studies"]["sha256"], info["storage"]["dtype"], info["storage"]["offset"]
     for name, shard in info["shards"].items():
         shard["bytes"], shard["sha256"]

@@ -14,6 +14,7 @@ from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.models.torch_weights import load_torch_weights
+from medseq_tf.readers.classes import CLASSES, LABELS, ORDERED
 from medseq_tf.recipe import Model as ModelSettings
 from medseq_tf.recipe import Segmenter as SegmenterSettings
 
@@ -41,17 +42,20 @@ def build(
     labels: int,
     seed: int | None = None,
     skip_padding: bool = True,
+    outputs: str = LABELS,
 ) -> SequenceClassifier:
     """Return a model with its weights made, under the Keras dtype policy that is set.
 
     Args:
         settings: the recipe's `model`.
         input_shape: `(H, W, C)` of a slice.
-        labels: number of labels.
+        labels: number of labels or classes.
         seed: seed of the initial weights and of dropout: the same seed gives the same model, bit
             for bit; None draws anew.
         skip_padding: whether padded slices are left out of the encoder's computation; False under
             XLA, which needs fixed shapes.
+        outputs: what it tells of a study: `labels`, yes or no to each; `classes`, one of them; or
+            `ordered`, one of them, the lowest first.
 
     Returns:
         The classifier, built, not compiled.
@@ -64,7 +68,7 @@ def build(
     model = SequenceClassifier(
         ENCODERS[settings.encoder.name](settings.encoder, encoder_seed, skip_padding),
         build_aggregator(settings.aggregator, input_shape, aggregator_seed),
-        _head(settings, labels, head_seed),
+        _head(settings, labels, head_seed, outputs),
         slice_shape=input_shape,
         name="classifier",
     )
@@ -74,9 +78,12 @@ def build(
     return model
 
 
-def _head(settings: ModelSettings, labels: int, seed: int | None) -> Layer:
+def _head(settings: ModelSettings, labels: int, seed: int | None, outputs: str) -> Layer:
     if not isinstance(settings.encoder, SegmenterSettings):
-        return Head(labels, **settings.head.model_dump(), seed=seed, name="head")
+        if outputs == ORDERED and settings.ordered == "softmax":
+            outputs = CLASSES
+        arguments = settings.head.model_dump()
+        return Head(labels, **arguments, outputs=outputs, seed=seed, name="head")
     if labels != 1:
         raise InputError(
             f"a segmenter predicts one label, that of the lesion masks; the data set has "

@@ -1,4 +1,7 @@
-"""The whole model: padded sequences of slices in, one logit for each study and label out."""
+"""The whole model: padded sequences of slices in, one logit for each study and label out.
+
+A logit is the log-odds of its label; of its class, where a study has one class of several.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from medseq_tf.layers import kernels
 from medseq_tf.layers.layer import Layer, Shape, Tensor
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.aggregator import Aggregator
+from medseq_tf.models.head import log_odds
 
 PARTS = ("encoder", "aggregator", "head")
 
@@ -90,7 +94,9 @@ class SequenceClassifier(keras.Model):
     def classify(self, features: Tensor, lengths: Tensor, training: bool = False) -> Tensor:
         """Return logits `(B, labels)` of features `(B, T, F)`."""
         if self.aggregator.of_scores:
-            return self.aggregator(self.head(features, training=training), lengths)
+            logits = self.aggregator(self.head(features, training=training), lengths)
+            # What is summarised by class need not add up to 1.
+            return log_odds(ops.log_sigmoid(logits)) if self.head.exclusive else logits
         vectors = self.aggregator(features, lengths, training=training)
         return self.head(vectors, training=training)
 

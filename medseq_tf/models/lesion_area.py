@@ -96,6 +96,7 @@ class AreaHead(Layer):
     """
 
     labels = 1
+    exclusive = False
 
     def __init__(self, even_area: float, **kwargs: Any):
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ from keras import ops
 
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import LABELS
 
 
 class KnownLoss(keras.losses.Loss):
@@ -91,6 +92,60 @@ class LabelLoss(KnownLoss):
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
+class ClassLoss(KnownLoss):
+    """Weighted categorical cross-entropy or focal loss, of classes that exclude each other.
+
+    With the study's class y, and p the softmax that the logits are the log-odds of (`models.Head`):
+
+        -w_y (1 - p_y)^gamma log p_y
+
+    the cross-entropy with gamma = 0, otherwise the focal loss (Lin et al. 2017, equation 4). A
+    study of an unknown class, whose row is NaN, adds nothing to the loss, to its gradient, or to
+    what the loss is divided by.
+
+    Args:
+        weights: w, one a class `(classes,)` or one for all.
+        gamma: focusing exponent, 0 for cross-entropy.
+        label_smoothing: s in [0, 1): the target becomes y (1 - s) + s / classes, and the loss the
+            sum over the classes by their targets.
+    """
+
+    def __init__(
+        self,
+        weights: float | list[float] = 1.0,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        name: str = "class_loss",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.weights = np.asarray(weights, "float32").tolist()
+        self.gamma = float(gamma)
+        self.label_smoothing = float(label_smoothing)
+
+    def elementwise(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return `(..., 1)` each, of one-hot classes or NaN `(..., classes)` and of logits."""
+        logits, classes = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
+        unknown = ops.any(ops.isnan(classes), axis=-1, keepdims=True)
+        targets = ops.where(unknown, 0.0, classes)
+        targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / logits.shape[-1]
+        losses = targets * ops.softplus(-logits) * ops.convert_to_tensor(self.weights, "float32")
+        if self.gamma:
+            losses = losses * ops.exp(-self.gamma * ops.softplus(logits))
+        known = ops.cast(ops.logical_not(unknown), "float32")
+        return ops.sum(losses, axis=-1, keepdims=True) * known, known
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values."""
+        return {
+            **super().get_config(),
+            "weights": self.weights,
+            "gamma": self.gamma,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
 class PixelLoss(KnownLoss):
     """Cross-entropy or focal loss of a slice's pixels, plus one minus the soft Dice of its batch.
 
@@ -157,8 +212,35 @@ def label_weights(labels: np.ndarray, weights: str | list[float]) -> tuple[np.nd
     return ones, ones
 
 
-def build(settings: recipes.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
+def class_weights(classes: np.ndarray, weights: str | list[float]) -> np.ndarray:
+    """Return w of each class from the training studies.
+
+    Args:
+        classes: `(studies, classes)`, one-hot, or NaN where unknown.
+        weights: `none`, `chexnet` (the share of all other classes), `balanced` (studies /
+            (classes x the class's studies)) or one weight a class; see `recipes.Loss`. A class
+            without a study keeps a weight of 1.
+
+    Returns:
+        w `(classes,)`.
+    """
+    if isinstance(weights, list):
+        return np.asarray(weights, float)
+    counts, number = np.nansum(classes, axis=0), classes.shape[1]
+    total = max(counts.sum(), 1)
+    if weights == "chexnet":
+        return np.where(counts > 0, 1 - counts / total, 1.0)
+    if weights == "balanced":
+        return np.where(counts > 0, total / (number * np.maximum(counts, 1)), 1.0)
+    return np.ones(number)
+
+
+def build(
+    settings: recipes.Loss, labels: np.ndarray, outputs: str = LABELS
+) -> LabelLoss | ClassLoss | PixelLoss:
     """Return the recipe's loss, its weights taken from the training labels `(studies, labels)`.
+
+    `outputs` says what the labels are: `labels`, or `classes` or `ordered` ones.
 
     Raises:
         InputError: `loss.weights` has another number of weights than there are labels.
@@ -168,12 +250,16 @@ def build(settings: recipes.Loss, labels: np.ndarray) -> LabelLoss | PixelLoss:
     if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
         raise InputError(
             f"loss.weights has {len(settings.weights)} weights, the data set {labels.shape[1]} "
-            "labels; give one weight a label"
+            + ("labels; give one weight a label" if outputs == LABELS else "classes; one a class")
         )
+    gamma = settings.gamma if settings.name == "focal" else 0.0
+    if outputs != LABELS:
+        weights = class_weights(labels, settings.weights).tolist()
+        return ClassLoss(weights, gamma, settings.label_smoothing)
     positive, negative = label_weights(labels, settings.weights)
     return LabelLoss(
         positive_weight=positive.tolist(),
         negative_weight=negative.tolist(),
-        gamma=settings.gamma if settings.name == "focal" else 0.0,
+        gamma=gamma,
         label_smoothing=settings.label_smoothing,
     )

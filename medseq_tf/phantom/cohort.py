@@ -10,7 +10,7 @@ out and for tests; it is no model of disease.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,10 @@ LABELS = {
     1: ("lesion",),
     5: ("hemorrhage", "ischemia", "fracture", "mass", "edema"),
 }
+CLASSES = ("hemorrhage", "ischemia", "mass")
+"""Kinds of lesion that exclude each other."""
+GRADES = {"mild": 0.5, "moderate": 1.0, "severe": 1.8}
+"""Grades of a lesion, and what they multiply its radii by."""
 BRAIN_WINDOW = (40.0, 60.0)
 """Centre and width in HU of the photographs' grey scale."""
 
@@ -61,6 +65,9 @@ class DemoCohort:
             heads get symmetric pairs of the same blobs.
         lesion_size: multiplies the lesions' radii.
         contrast: multiplies the lesions' difference in HU.
+        kind: `labels`, of which a patient may have none or several; `classes`: each has one of
+            three kinds of lesion; `grades`: each has a lesion, mild, moderate or severe by its
+            size. Classes and grades are equally frequent.
     """
 
     patients: int = 240
@@ -72,6 +79,7 @@ class DemoCohort:
     difficulty: float = 0.2
     lesion_size: float = 1.0
     contrast: float = 1.0
+    kind: Literal["labels", "classes", "grades"] = dataclasses.field(default="labels", repr=False)
 
     def __post_init__(self):
         few, many = self.slices
@@ -85,6 +93,7 @@ class DemoCohort:
             "difficulty": (0 <= self.difficulty <= 1, "0 to 1"),
             "lesion_size": (0.2 <= self.lesion_size <= 2, "0.2 to 2"),
             "contrast": (self.contrast > 0, "above 0"),
+            "kind": (self.kind in ("labels", "classes", "grades"), "labels, classes or grades"),
         }
         for name, (valid, wanted) in checks.items():
             if not valid:
@@ -92,8 +101,10 @@ class DemoCohort:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the labels."""
-        return LABELS[self.labels]
+        """The names of the labels, classes or grades."""
+        if self.kind == "labels":
+            return LABELS[self.labels]
+        return CLASSES if self.kind == "classes" else tuple(GRADES)
 
     @property
     def chance(self) -> float:
@@ -104,23 +115,27 @@ class DemoCohort:
 
     def labels_of(self, patient: int) -> dict[str, float]:
         """Draw the patient's labels, without rendering."""
+        if self.kind != "labels":
+            drawn = self._generator(patient, 0).choice(self.label_names)
+            return {name: float(name == drawn) for name in self.label_names}
         draws = self._generator(patient, 0).random(len(self.label_names))
         return {n: float(d < self.chance) for n, d in zip(self.label_names, draws, strict=True)}
 
     def render(self, patient: int) -> Study:
         """Render one patient."""
         head = Head(self.size, self.slices, self._generator(patient, 1))
+        labels = self.labels_of(patient)
+        grade = next((GRADES[name] for name in GRADES if labels.get(name)), 1.0)
         lesions = Lesions(
             head,
             self._generator(patient, 2),
-            size=self.lesion_size,
+            size=self.lesion_size * grade,
             contrast=self.contrast,
             difficulty=self.difficulty,
         )
-        labels = self.labels_of(patient)
         for name, present in labels.items():
             if present:
-                lesions.add(name)
+                lesions.add("lesion" if name in GRADES else name)
             elif self.difficulty > 0.5 and name in _BLOBS:
                 lesions.add_symmetric_distractor()
         volume = head.finish(self._generator(patient, 3), self.difficulty)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, patient_names, photographs
+from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.study import Slices, SourceIndex, StudySource
 
 
@@ -33,6 +35,7 @@ def index_demo(
     difficulty: float = 0.2,
     lesion_size: float = 1.0,
     contrast: float = 1.0,
+    kind: Literal["labels", "classes", "grades"] = "labels",
 ) -> SourceIndex:
     """List the patients of a `DemoCohort` with these settings; there is no source to read.
 
@@ -54,7 +57,13 @@ def index_demo(
         difficulty,
         lesion_size,
         contrast,
+        kind,
     )
+    classes = {
+        "labels": None,
+        "classes": Classes("lesion", cohort.label_names),
+        "grades": Classes("grade", cohort.label_names, ordered=True),
+    }
     studies = [
         DemoStudy(name, name, cohort.labels_of(number), None, cohort, number)
         for number, name in enumerate(patient_names(cohort))
@@ -62,6 +71,7 @@ def index_demo(
     return SourceIndex(
         studies,
         list(cohort.label_names),
-        listing=[(repr(cohort), 0)],
+        listing=[(repr(cohort) if kind == "labels" else f"{cohort!r} {kind}", 0)],
         resolved={"modality": "photograph"},
+        classes=classes[kind],
     )

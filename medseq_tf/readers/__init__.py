@@ -1,5 +1,6 @@
 """Readers: files on disk become studies, each by its `index_<name>(source) -> SourceIndex`."""
 
+from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.study import (
     AuditEntry,
     Slices,
@@ -11,6 +12,7 @@ from medseq_tf.readers.study import (
 
 __all__ = [
     "AuditEntry",
+    "Classes",
     "Slices",
     "SourceIndex",
     "StudySource",

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from medseq_tf.readers.classes import Classes
+
 MODALITIES = ("photograph", "CT", "MR")
 MOST_SLICES = 10_000
 """Of a study; more are no examination, and are counted, not read."""
@@ -119,6 +121,7 @@ class SourceIndex:
         resolved: what the reader settled, as JSON holds it: every option that is needed to read
             files of this kind alike (`layout`, `modality`, `axis`, ...), and how labels were
             matched (`match`). No path and nothing of a patient.
+        classes: where the labels exclude each other, what they are; their names are `label_names`.
     """
 
     studies: Sequence[StudySource]
@@ -129,6 +132,7 @@ class SourceIndex:
     root: Path | None = None
     dtype: str = "uint8"
     resolved: dict[str, Any] = field(default_factory=dict)
+    classes: Classes | None = None
 
     def __post_init__(self):
         self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))

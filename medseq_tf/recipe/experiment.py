@@ -78,7 +78,11 @@ class Chosen(Settings):
     of their studies."""
 
 
-LATER_SETTINGS = {("fit", "threshold"): Fit().threshold, ("model", "initial_weights"): None}
+LATER_SETTINGS: dict[tuple[str, str], Any] = {
+    ("fit", "threshold"): Fit().threshold,
+    ("model", "initial_weights"): None,
+    ("model", "ordered"): Model().ordered,
+}
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 
 

@@ -236,6 +236,10 @@ class Model(Settings):
     encoder: Annotated[AnyEncoder, PickedByName()] = ConvFSM()
     aggregator: Annotated[AnyAggregator, PickedByName()] = Recurrent()
     head: Head = Head()
+    ordered: Literal["cumulative", "softmax"] = "cumulative"
+    """How grades are told apart, read only for a data set of ordered classes: `cumulative`: by
+    one score and a cutpoint between each two (McCullagh 1980); `softmax`: as classes without an
+    order."""
     initial_weights: str | None = None
     """A file of weights to begin with, those of paper 1's PyTorch network, for `fsm_bilstm_paper`;
     `presets/WEIGHTS.md` says how it is made. null: random ones."""

@@ -129,8 +129,9 @@ class Request:
         if recipe.pretraining:
             healthy(prepared, rows)
         size, labels = recipe.input.size, prepared.labels
-        losses.build(recipe.loss, labels[rows])
-        models.build(recipe.model, (size, size, recipe.input.channels), labels.shape[1])
+        losses.build(recipe.loss, labels[rows], prepared.outputs)
+        shape = (size, size, recipe.input.channels)
+        models.build(recipe.model, shape, labels.shape[1], outputs=prepared.outputs)
 
     def begin(self, splits: Splits) -> None:
         """Write what a run begins with, `run.json` last."""

@@ -95,6 +95,7 @@ class Fitter:
                 labels=labels.shape[1],
                 seed=recipe.seed,
                 skip_padding=not recipe.fit.jit,
+                outputs=store.prepared.outputs,
             )
         self.features = None
         if recipe.uses_features:
@@ -110,7 +111,8 @@ class Fitter:
         self.best: list[np.ndarray] = []
         plan = training_plan(store.prepared, split["train"], recipe, epoch=0)
         studies = sorted({sequence.study for batch in plan for sequence in batch})
-        self.loss = losses.build(recipe.loss, labels[studies])  # studies left out have no say
+        # Studies that are left out have no say.
+        self.loss = losses.build(recipe.loss, labels[studies], store.prepared.outputs)
         self.steps = steps_per_epoch(store.prepared, split["train"], recipe)
         self.updates = Updates(
             self.model,

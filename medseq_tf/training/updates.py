@@ -35,7 +35,7 @@ class Updates:
     def __init__(
         self,
         model: SequenceClassifier,
-        loss: losses.LabelLoss | losses.PixelLoss,
+        loss: losses.KnownLoss,
         recipe: Experiment,
         count: int,
         network: keras.Layer | None,
