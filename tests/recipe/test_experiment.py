@@ -62,7 +62,11 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
     assert "fit.threshold" not in recipe.identity()
     assert "threshold" not in recipe.to_yaml(identity=True)
     assert "threshold: youden" in recipe.to_yaml()
-    changes = {"fit.threshold": "f1", "model.initial_weights": "paper.npz"}
+    changes = {
+        "fit.threshold": "f1",
+        "model.initial_weights": "paper.npz",
+        "model.ordered": "softmax",
+    }
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}
     assert other.to_yaml(identity=True) == other.to_yaml()
