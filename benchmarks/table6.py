@@ -58,14 +58,14 @@ def main() -> None:
     with _folder(options.out) as folder:
         prepared = _prepared(folder, options)
         _describe(prepared, options)
-        recipes = {name: _recipe(name, options) for name in MODELS}
+        candidates = {name: _recipe(name, options) for name in MODELS}
         split = recipes.Split(seed=options.seed, given=False)
         if options.folds:
             splits = make_folds(prepared.studies, options.folds, split)
         else:
             splits = make_holdout(prepared.studies, split)
         rows, runs = [], []
-        for name, recipe in recipes.items():
+        for name, recipe in candidates.items():
             run, row = _trained(recipe, prepared, splits, folder / name, options.resume)
             runs.append(run)
             rows.append(row)
