@@ -27,6 +27,8 @@ import pandas as pd
 
 import medseq_tf
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.recipe import Experiment
+from medseq_tf.recipe.loading import from_values
 from medseq_tf.runs.run import Run
 
 SHOWN = (
@@ -43,7 +45,6 @@ FROZEN = {
     "input": {"size": 224, "mean": 0.0, "std": 1.0},
     "sequence": {"policy": "all", "length": 100, "evaluation": {"policy": "all"}},
     "optimizer": {"name": "adam", "learning_rate": 1e-3},
-    "fit": {"batch_size": 8},
 }
 BI_LSTM = {"name": "lstm", "units": 64, "layers": 1, "readout": "mean", "dropout": 0.0}
 
@@ -53,9 +54,10 @@ def recipes_of(weights: Path) -> dict[str, Any]:
     encoder = {"name": "keras_application", "network": "VGG16", "weights": str(weights)}
     linear = {"units": [], "dropout": 0.0}
 
-    def frozen(aggregator: dict[str, Any], epochs: int, patience: int) -> dict[str, Any]:
+    def frozen(aggregator: dict[str, Any], epochs: int, patience: int) -> Experiment:
         model = {"encoder": encoder, "aggregator": aggregator, "head": linear}
-        return {**FROZEN, "model": model, "fit": {"epochs": epochs, "patience": patience}}
+        fit = {"epochs": epochs, "patience": patience, "batch_size": 8}
+        return from_values({**FROZEN, "model": model, "fit": fit})
 
     return {
         "fsm_bilstm": "fsm_bilstm",
@@ -93,7 +95,7 @@ def main() -> None:
         print(
             f"\n{cohort}: {counts['patients']} persons, {options.repeats} x {options.folds} folds"
         )
-        print(pd.DataFrame(tables).to_markdown())
+        print(pd.DataFrame(tables).to_string())
 
 
 def _options() -> argparse.Namespace:
@@ -161,7 +163,7 @@ def _confusion(run: Run, prepared: Prepared) -> str:
         ]
         for j, name in enumerate(names)
     }
-    return pd.DataFrame(cells, index=names).rename_axis("true \\ called").to_markdown()
+    return pd.DataFrame(cells, index=names).rename_axis("true \\ called").to_string()
 
 
 if __name__ == "__main__":
