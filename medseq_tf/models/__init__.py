@@ -85,8 +85,9 @@ def _head(settings: ModelSettings, labels: int, seed: int | None, outputs: str) 
         arguments = settings.head.model_dump()
         return Head(labels, **arguments, outputs=outputs, seed=seed, name="head")
     if labels != 1:
+        names = "" if outputs == LABELS else " classes"
         raise InputError(
             f"a segmenter predicts one label, that of the lesion masks; the data set has "
-            f"{labels}: prepare it with that label alone"
+            f"{labels}{names}: prepare it with that label alone"
         )
     return AreaHead(settings.encoder.even_area, name="head")

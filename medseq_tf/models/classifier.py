@@ -28,8 +28,9 @@ class SequenceClassifier(keras.Model):
     encoder: `(slices, lengths)` to features of each slice, its `backbone` first, which knows one
     slice at a time, then `finish`; aggregator: `(features, lengths)` to one vector of each study;
     head: vector to logits. An aggregator `of_scores` stands after the head, which then scores every
-    slice, and pools the scores. The model is built by its constructor's caller through `build()`
-    without arguments: the shape of a slice is part of the configuration, batch and steps are free.
+    slice, and pools the scores; those of classes are then scaled to add up to 1. The model is built
+    by its constructor's caller through `build()` without arguments: the shape of a slice is part of
+    the configuration, batch and steps are free.
 
     `variables`, not `weights`, holds the whole state: the weights, the moving statistics and the
     state of every dropout's seed. Restoring it continues a training bit for bit.
@@ -47,7 +48,7 @@ class SequenceClassifier(keras.Model):
         training: whether to drop and to learn batch statistics.
 
     Returns:
-        `(B, labels)` float32 logits.
+        `(B, labels)` float32 logits, of classes `(B, classes)`.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class SequenceClassifier(keras.Model):
         """Return logits `(B, labels)` of features `(B, T, F)`."""
         if self.aggregator.of_scores:
             logits = self.aggregator(self.head(features, training=training), lengths)
-            # What is summarised by class need not add up to 1.
+            # Means of probabilities add up to 1; maxima and log-sum-exps by class do not.
             return log_odds(ops.log_sigmoid(logits)) if self.head.exclusive else logits
         vectors = self.aggregator(features, lengths, training=training)
         return self.head(vectors, training=training)

@@ -23,8 +23,9 @@ class Head(Layer):
     A logit is always the log-odds of its label or class, so that its sigmoid is the probability. Of
     classes, which exclude each other, it is the log-odds against all others together, and the
     sigmoids are the softmax of what the last layer gives: they add up to 1. Of ordered classes the
-    last layer gives one score f, and P(class <= k) = sigmoid(cutpoint_k - f), with cutpoints that
-    rise with k (the cumulative logit model of McCullagh 1980, section 2).
+    last layer gives one score f, without a bias, and P(class <= k) = sigmoid(cutpoint_k - f), with
+    cutpoints that rise with k (the cumulative logit model of McCullagh 1980, section 2). They begin
+    where all classes are equally likely at f = 0, and weight decay draws them back there.
 
     Args:
         labels: number of labels or classes.
@@ -72,8 +73,10 @@ class Head(Layer):
             keras.layers.Dropout(dropout, seed=next(seeds), name=f"dropout_{number}", dtype=policy)
             for number, _ in enumerate(self.units, start=1)
         ]
-        width = 1 if outputs == ORDERED else labels
-        self.logits = dense(width, next(seeds), "logits", dtype="float32")
+        ordered = outputs == ORDERED
+        self.logits = dense(
+            1 if ordered else labels, next(seeds), "logits", use_bias=not ordered, dtype="float32"
+        )
 
     @property
     def exclusive(self) -> bool:
@@ -87,13 +90,14 @@ class Head(Layer):
             vectors_shape = layer.compute_output_shape(vectors_shape)
         if self.outputs == ORDERED:
             even = np.arange(1, self.labels) / self.labels
-            even = np.log(even / (1 - even))  # so that all grades are equally likely at score 0
-            self.lowest = self._weight("lowest_cutpoint", even[:1])
-            self.steps = self._weight("steps", np.log(np.expm1(np.diff(even))))
+            even = np.log(even / (1 - even))
+            self._even_lowest = even[:1].astype("float32")
+            self._even_steps = np.log(np.expm1(np.diff(even))).astype("float32")
+            self.lowest = self._offsets("lowest_cutpoint", 1)
+            self.steps = self._offsets("steps", self.labels - 2)
 
-    def _weight(self, name: str, value: np.ndarray) -> keras.Variable:
-        initializer = keras.initializers.Constant(value)
-        return self.add_weight(value.shape, initializer, "float32", name=name)
+    def _offsets(self, name: str, count: int) -> keras.Variable:
+        return self.add_weight((count,), "zeros", "float32", autocast=False, name=name)
 
     def call(self, vectors: Tensor, training: Training = None) -> Tensor:
         """Return the logits."""
@@ -106,18 +110,19 @@ class Head(Layer):
 
     @property
     def cutpoints(self) -> Tensor:
-        """The scores `(labels - 1,)` between grades, ascending."""
-        steps = ops.cumsum(ops.softplus(self.steps))
-        return ops.concatenate([self.lowest, self.lowest + steps])
+        """The scores `(labels - 1,)` between ordered classes, ascending."""
+        lowest = self.lowest + self._even_lowest
+        steps = ops.cumsum(ops.softplus(self.steps + self._even_steps))
+        return ops.concatenate([lowest, lowest + steps])
 
     def _of_grades(self, score: Tensor) -> Tensor:
-        """Return the logarithm of the probability of each grade."""
-        below = self.cutpoints - score  # (..., labels - 1), the logit of P(grade <= k)
+        """Return the logarithm of the probability of each ordered class."""
+        below = self.cutpoints - score  # (..., labels - 1), the logit of P(class <= k)
         first, last = ops.log_sigmoid(below[..., :1]), ops.log_sigmoid(-below[..., -1:])
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which cancels nothing
-        higher, lower = below[..., 1:], below[..., :-1]
-        apart = ops.log(-ops.expm1(-ops.softplus(self.steps)))
-        between = ops.log_sigmoid(higher) + ops.log_sigmoid(-lower) + apart
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which cancels nothing,
+        # and with a - b = softplus(s) the last factor is sigmoid(s).
+        within = ops.log_sigmoid(self.steps + self._even_steps)
+        between = ops.log_sigmoid(below[..., 1:]) + ops.log_sigmoid(-below[..., :-1]) + within
         return ops.concatenate([first, between, last], axis=-1)
 
     def compute_output_shape(self, vectors_shape: Shape) -> Shape:

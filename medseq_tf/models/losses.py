@@ -1,4 +1,4 @@
-"""Losses of logits, by labels of studies or, of a segmenter, by masks of lesions."""
+"""Losses of logits, by labels or classes of studies or, of a segmenter, by masks of lesions."""
 
 from __future__ import annotations
 
@@ -101,13 +101,14 @@ class ClassLoss(KnownLoss):
 
     the cross-entropy with gamma = 0, otherwise the focal loss (Lin et al. 2017, equation 4). A
     study of an unknown class, whose row is NaN, adds nothing to the loss, to its gradient, or to
-    what the loss is divided by.
+    what the loss is divided by: a mean is over studies, each counted once whatever its weight.
 
     Args:
         weights: w, one a class `(classes,)` or one for all.
         gamma: focusing exponent, 0 for cross-entropy.
-        label_smoothing: s in [0, 1): the target becomes y (1 - s) + s / classes, and the loss the
-            sum over the classes by their targets.
+        label_smoothing: s in [0, 1): the target of each class becomes (1 - s) [class = y] +
+            s / classes (Szegedy et al. 2016, section 7), and the loss the sum over the classes of
+            the target times what stands above, each with its own w.
     """
 
     def __init__(
@@ -217,22 +218,22 @@ def class_weights(classes: np.ndarray, weights: str | list[float]) -> np.ndarray
 
     Args:
         classes: `(studies, classes)`, one-hot, or NaN where unknown.
-        weights: `none`, `chexnet` (the share of all other classes), `balanced` (studies /
-            (classes x the class's studies)) or one weight a class; see `recipes.Loss`. A class
-            without a study keeps a weight of 1.
+        weights: `none`, `chexnet`, `balanced` or one positive weight a class; see
+            `recipes.Loss`. A class without a study keeps a weight of 1 and is not counted.
 
     Returns:
         w `(classes,)`.
     """
     if isinstance(weights, list):
         return np.asarray(weights, float)
-    counts, number = np.nansum(classes, axis=0), classes.shape[1]
-    total = max(counts.sum(), 1)
+    counts = np.nansum(classes, axis=0)
+    there = counts > 0
+    if weights == "none" or there.sum() < 2:
+        return np.ones(len(counts))
+    shares = counts / counts.sum()
     if weights == "chexnet":
-        return np.where(counts > 0, 1 - counts / total, 1.0)
-    if weights == "balanced":
-        return np.where(counts > 0, total / (number * np.maximum(counts, 1)), 1.0)
-    return np.ones(number)
+        return np.where(there, 1 - shares, 1.0)
+    return 1 / np.where(there, there.sum() * shares, 1.0)
 
 
 def build(
@@ -243,14 +244,15 @@ def build(
     `outputs` says what the labels are: `labels`, or `classes` or `ordered` ones.
 
     Raises:
-        InputError: `loss.weights` has another number of weights than there are labels.
+        InputError: `loss.weights` has another number of weights than there are labels or classes.
     """
     if settings.name in recipes.PIXEL_LOSSES:
         return PixelLoss(settings.gamma if settings.name == "dice_focal" else 0.0)
     if isinstance(settings.weights, list) and len(settings.weights) != labels.shape[1]:
+        one, several = ("label", "labels") if outputs == LABELS else ("class", "classes")
         raise InputError(
             f"loss.weights has {len(settings.weights)} weights, the data set {labels.shape[1]} "
-            + ("labels; give one weight a label" if outputs == LABELS else "classes; one a class")
+            f"{several}; give one weight a {one}"
         )
     gamma = settings.gamma if settings.name == "focal" else 0.0
     if outputs != LABELS:

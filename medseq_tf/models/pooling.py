@@ -69,15 +69,16 @@ class SliceScores(Aggregator):
     """The summary of the scores that the head gives every slice by itself (paper 2, setting 1).
 
     The head stands before this aggregator. Neither the order of the slices nor padding changes
-    anything.
+    anything. Each label or class is summarised by itself: of classes the maxima and log-sum-exps do
+    not add up to 1, and `SequenceClassifier.classify` scales them.
 
     Args:
         pooling: `mean`: the mean of the slices' probabilities; `max`: their maximum;
             `log_sum_exp`: that of the logits, `log(mean(exp(r x))) / r` (Pinheiro and Collobert
             2015, equation 6).
         sharpness: r of `log_sum_exp`: near 0 it is the mean, large the maximum.
-        target: what the training loss is of: `slice`: every slice by its study's labels; `study`:
-            the pooled score alone (multiple instance learning).
+        target: what the training loss is of: `slice`: every slice by its study's labels or class;
+            `study`: the pooled score alone (multiple instance learning).
 
     Call arguments:
         features: `(B, T, labels)` logits of each slice.

@@ -148,6 +148,10 @@ def _paper_stack(model: SequenceClassifier) -> ConvFSMStack:
             "the PyTorch weights fit a model with encoder.weights=per_position and an fsm, a "
             "bidirectional lstm and one hidden layer in the head"
         )
+    if model.head.exclusive:
+        raise InputError(
+            "the PyTorch weights tell yes or no to a label, and the data set has classes"
+        )
     if per_position.layer.epsilon != TORCH_EPSILON:
         raise InputError(
             f"batch_norm_epsilon is {per_position.layer.epsilon:g}; the PyTorch network's is 1e-5"

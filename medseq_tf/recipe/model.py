@@ -194,11 +194,13 @@ class SliceScores(Settings):
 
     name: Literal["slice_scores"] = "slice_scores"
     pooling: Literal["mean", "max", "log_sum_exp"] = "mean"
-    """`mean`: of the slices' probabilities; `max`; `log_sum_exp`: of their logits."""
+    """`mean`: of the slices' probabilities; `max`; `log_sum_exp`: of their logits. Classes are
+    summarised one by one, and `max` and `log_sum_exp` then scaled to add up to 1."""
     sharpness: Annotated[float, Field(gt=0)] = 5.0
     """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
     target: Literal["slice", "study"] = "slice"
-    """What the training loss is of: every slice by its study's labels, or the summary alone."""
+    """What the training loss is of: every slice by its study's labels or class, or the summary
+    alone."""
 
 
 class Cnn3D(Settings):
@@ -219,7 +221,7 @@ class Cnn3D(Settings):
 
 
 class Head(Settings):
-    """Dense layers from the aggregator's vector to one logit a label."""
+    """Dense layers from the aggregator's vector to one logit a label or class."""
 
     units: Annotated[list[Units], Stages] = [32]
     activation: Activation = "relu"
@@ -237,9 +239,9 @@ class Model(Settings):
     aggregator: Annotated[AnyAggregator, PickedByName()] = Recurrent()
     head: Head = Head()
     ordered: Literal["cumulative", "softmax"] = "cumulative"
-    """How grades are told apart, read only for a data set of ordered classes: `cumulative`: by
-    one score and a cutpoint between each two (McCullagh 1980); `softmax`: as classes without an
-    order."""
+    """How ordered classes, such as grades, are told apart; read only for a data set of them.
+    `cumulative`: by one score and a cutpoint between each two (McCullagh 1980); `softmax`: as
+    classes without an order."""
     initial_weights: str | None = None
     """A file of weights to begin with, those of paper 1's PyTorch network, for `fsm_bilstm_paper`;
     `presets/WEIGHTS.md` says how it is made. null: random ones."""

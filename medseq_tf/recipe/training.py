@@ -101,11 +101,17 @@ class SyntheticLesions(Settings):
 
 
 class Loss(Settings):
-    """Cross-entropy on logits, averaged over the labels that are known.
+    """Cross-entropy on logits, averaged over the labels, or the studies' classes, that are known.
 
     `weights`: `none`; `chexnet`: -w+ y log p - w- (1-y) log(1-p) with w+ = negatives / all and
     w- = positives / all of the training studies, by label (paper 2); `balanced`: w+ = negatives /
     positives, w- = 1; or one positive weight a label.
+
+    Of classes, which exclude each other, and of grades, `binary_cross_entropy` is the categorical
+    cross-entropy of their softmax, -w log p of the study's class, and `focal` that times (1 - p) to
+    the power of `gamma`. `chexnet`: w = studies of all other classes / all; `balanced`: w = all /
+    (classes x studies of the class), as scikit-learn has it; or one positive weight a class.
+    `label_smoothing` takes that share from the study's class and spreads it evenly over all.
 
     For a segmenter, over pixels: `dice_cross_entropy` is the mean cross-entropy plus 1 - Dice (Qi
     et al. 2019), `dice_focal` the mean focal loss plus 1 - Dice (after Zhou et al. 2019), Dice over

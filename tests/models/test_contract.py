@@ -17,9 +17,11 @@ from model_checks import (
     other_values,
     randomize_moving_statistics,
 )
+from scipy.special import expit
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
+from medseq_tf.errors import InputError
 from medseq_tf.models import AGGREGATORS, ENCODERS
 from medseq_tf.models.aggregators import build_aggregator
 
@@ -85,6 +87,57 @@ def test_a_model_survives_its_file_and_answers_after_each_slice(name, rng, tmp_p
     np.testing.assert_allclose(running[range(3), LENGTHS - 1], logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", ["classes", "ordered"])
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_probabilities_of_classes_add_up_to_one_after_every_slice(name, outputs, rng, tmp_path):
+    settings = recipes.Model(encoder={"name": "pixels"}, aggregator={"name": name})
+    model = models.build(settings, SLICE_SHAPE, labels=3, seed=0, outputs=outputs)
+    randomize_moving_statistics(model)
+    slices = 2 * rng.normal(size=(3, 5, *SLICE_SHAPE)).astype("float32")
+
+    def probabilities(slices, lengths):
+        return expit(np.asarray(model({"slices": slices, "lengths": lengths})))
+
+    found = probabilities(slices, LENGTHS)
+    assert np.ptp(found, axis=0).max() > 1e-3, "studies differ"
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    check_padding(probabilities, slices, LENGTHS)
+    running = expit(np.asarray(model.running({"slices": slices, "lengths": LENGTHS})))
+    real = np.arange(5) < LENGTHS[:, None]
+    np.testing.assert_allclose(running[real].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(running[range(3), LENGTHS - 1], found, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    again = loaded({"slices": slices, "lengths": LENGTHS})
+    np.testing.assert_array_equal(expit(np.asarray(again)), found)
+
+
+@pytest.mark.parametrize("target", ["slice", "study"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "log_sum_exp"])
+def test_scores_of_slices_by_class_add_up_to_one(pooling, target, rng):
+    aggregator = {"name": "slice_scores", "pooling": pooling, "target": target}
+    settings = recipes.Model(encoder={"name": "pixels"}, aggregator=aggregator, head={"dropout": 0})
+    model = models.build(settings, SLICE_SHAPE, labels=3, seed=0, outputs="classes")
+    slices = rng.normal(size=(3, 5, *SLICE_SHAPE)).astype("float32")
+    inputs = {"slices": slices, "lengths": LENGTHS}
+    found = expit(np.asarray(model(inputs)))
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+    of_slices = np.asarray(model.head(slices.reshape(3, 5, -1)), "float64")
+    for study, length, row in zip(of_slices, LENGTHS, found, strict=True):
+        pooled = {
+            "mean": expit(study[:length]).mean(0),
+            "max": expit(study[:length].max(0)),
+            "log_sum_exp": expit(
+                np.log(np.exp(model.aggregator.sharpness * study[:length]).mean(0))
+                / model.aggregator.sharpness
+            ),
+        }[pooling]
+        np.testing.assert_allclose(row, pooled / pooled.sum(), rtol=1e-5)
+    logits, truth = model.examples(inputs, np.eye(3, dtype="float32"))
+    assert logits.shape == truth.shape == ((3, 5, 3) if target == "slice" else (3, 3))
+    np.testing.assert_allclose(expit(np.asarray(logits)).sum(-1), 1, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------ encoders
 
 
@@ -108,3 +161,19 @@ def test_an_encoder_is_all_in_its_configuration(name, slices):
     settings = other_values(encoder_settings(name, **SMALL.get(name, {})))
     layer = ENCODERS[name](settings, 8, True)
     check_round_trip(layer, slices, LENGTHS)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "segmenter"])
+def test_every_encoder_serves_classes(name, slices):
+    encoder = {"name": name, **SMALL.get(name, {})}
+    settings = recipes.Model(encoder=encoder, aggregator={"name": "mean"})
+    model = models.build(settings, SIDES, labels=3, seed=0, outputs="classes")
+    probabilities = expit(np.asarray(model({"slices": slices, "lengths": LENGTHS})))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-6)
+
+
+def test_a_segmenter_has_no_classes():
+    settings = recipes.Model(encoder={"name": "segmenter", **SMALL["segmenter"]},
+                             aggregator={"name": "max"})  # fmt: skip
+    with pytest.raises(InputError, match="the data set has 3 classes: prepare it with that label"):
+        models.build(settings, SIDES, labels=3, outputs="classes")
