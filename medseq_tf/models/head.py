@@ -138,6 +138,7 @@ def log_odds(scores: Tensor) -> Tensor:
     Args:
         scores: `(..., classes)`, logarithms of probabilities, but for a constant.
     """
+    scores = scores - ops.max(scores, axis=-1, keepdims=True)  # large ones have coarse fractions
     count = scores.shape[-1]
     itself = ops.eye(count, dtype=bool)
     others = ops.where(itself, -1e30, ops.expand_dims(scores, -2))

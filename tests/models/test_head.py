@@ -204,3 +204,11 @@ def test_cutpoints_stay_ascending_under_any_update(rng):
         variables = head.trainable_variables
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         assert (np.diff(np.asarray(head.cutpoints)) > 0).all()
+
+
+def test_probabilities_of_large_scores_add_up_to_1(rng):
+    """Five scores a unit apart, all far from 0, as an overconfident network gives them."""
+    for far in (1, 50, 1000):
+        near = (far * rng.normal(size=(2000, 1)) + rng.normal(size=(2000, 5))).astype("float32")
+        total = expit(np.asarray(log_odds(near), "float64")).sum(axis=-1)
+        np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)
