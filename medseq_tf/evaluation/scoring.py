@@ -46,15 +46,6 @@ REPORTED_METRICS = (
 
 SUBGROUP_METRICS = ("auroc", "recall", "specificity")
 
-CALIBRATION_MEASURES = {
-    "observed_expected": metrics.observed_expected,
-    "calibration_intercept": metrics.calibration_intercept,
-    "calibration_slope": metrics.calibration_slope,
-    "brier": metrics.brier_interval,
-    "expected_calibration_error": None,
-}
-"""The rows of `calibration_table`, in its order, and what gives their interval."""
-
 PATIENTS_ALONE = "of folds: the interval is over patients; what training varies by is not counted"
 """Of calibration."""
 
@@ -194,7 +185,7 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"split": split, "label": label, "metric": metric, **_calibration_row(metric, studies)}
         for (split, label), studies in predictions.groupby(["split", "label"], sort=False)
-        for metric in CALIBRATION_MEASURES
+        for metric in metrics.CALIBRATION_MEASURES
     ]
     return selection.labelled(pd.DataFrame(rows))
 
@@ -203,7 +194,7 @@ def _calibration_row(metric: str, predictions: pd.DataFrame) -> dict[str, float 
     """Return one measure of calibration of one label's predictions, before and after scaling."""
     known = predictions[predictions["truth"].notna()]
     truth = known["truth"].to_numpy(float)
-    measure = CALIBRATION_MEASURES[metric]
+    measure = metrics.CALIBRATION_MEASURES[metric]
     of_folds = measure is not None and "fold" in known and known["fold"].nunique() > 1
     row: dict[str, float] = {}
     notes = [PATIENTS_ALONE] if of_folds else []

@@ -20,12 +20,29 @@ from medseq_tf.evaluation.metrics.calibration import (
     reliability_curve,
     scale,
 )
+from medseq_tf.evaluation.metrics.calls import call, read_costs
 from medseq_tf.evaluation.metrics.catalogue import (
     CATALOGUE,
     METRICS,
     TRADE_OFFS,
     Metric,
     all_metrics,
+)
+from medseq_tf.evaluation.metrics.class_calibration import (
+    class_calibration,
+    fit_class_temperature,
+    scale_classes,
+    top_class,
+)
+from medseq_tf.evaluation.metrics.class_metrics import (
+    CLASS_METRICS,
+    class_metric_names,
+    class_point_metrics,
+)
+from medseq_tf.evaluation.metrics.class_tables import (
+    compare_classes,
+    confusion_table,
+    evaluate_classes,
 )
 from medseq_tf.evaluation.metrics.curves import (
     decision_curve,
@@ -42,7 +59,7 @@ from medseq_tf.evaluation.metrics.estimates import (
     holm,
     multiplicity,
 )
-from medseq_tf.evaluation.metrics.label_estimates import brier_interval
+from medseq_tf.evaluation.metrics.label_estimates import CALIBRATION_MEASURES, brier_interval
 from medseq_tf.evaluation.metrics.pixel_metrics import PIXEL_METRICS, evaluate_pixels, pixel_metrics
 from medseq_tf.evaluation.metrics.point_metrics import (
     Confusion,
@@ -59,7 +76,9 @@ from medseq_tf.evaluation.metrics.resampling import bootstrap
 from medseq_tf.evaluation.metrics.tables import compare_predictions, evaluate_predictions
 
 __all__ = [
+    "CALIBRATION_MEASURES",
     "CATALOGUE",
+    "CLASS_METRICS",
     "DESCRIBED",
     "FEW_PATIENTS",
     "METRICS",
@@ -76,15 +95,23 @@ __all__ = [
     "brier_interval",
     "calibration_intercept",
     "calibration_slope",
+    "call",
     "choose_threshold",
+    "class_calibration",
+    "class_metric_names",
+    "class_point_metrics",
+    "compare_classes",
     "compare_predictions",
     "confusion",
+    "confusion_table",
     "decision_curve",
     "delong_interval",
     "delong_test",
+    "evaluate_classes",
     "evaluate_pixels",
     "evaluate_predictions",
     "expected_calibration_error",
+    "fit_class_temperature",
     "fit_temperature",
     "holm",
     "logits",
@@ -95,11 +122,14 @@ __all__ = [
     "pixel_metrics",
     "precision_recall_band",
     "precision_recall_points",
+    "read_costs",
     "reliability_curve",
     "roc_band",
     "roc_points",
     "scale",
+    "scale_classes",
     "sensitivity_at_specificity",
     "specificity_at_sensitivity",
+    "top_class",
     "wilson_interval",
 ]

@@ -326,19 +326,34 @@ def fit_temperature(labels: Array, logits: Array) -> float:
         )
     margins = (2 * labels - 1) * logits
 
-    def loss(log_temperature: Array | float) -> Array:
+    def loss(inverse: Array) -> Array:
+        return np.logaddexp(0, -margins * inverse[..., None]).sum(axis=-1)
+
+    apart = logits[labels == 1].min() >= logits[labels == 0].max()
+    return most_likely_temperature(loss, bool(apart))
+
+
+def most_likely_temperature(loss: Callable[[Array], Array], apart: bool) -> float:
+    """The temperature of the greatest posterior, as `fit_temperature` describes it.
+
+    Args:
+        loss: the negative log likelihood, of 1 / T (temperatures,) or ().
+        apart: whether the studies are told apart without error, so that any T below 1 is likelier.
+    """
+
+    def excess(log_temperature: Array | float) -> Array:
         """Negative log posterior (temperatures,), but for a constant."""
-        scaled = margins * np.exp(-np.asarray(log_temperature))[..., None]
         prior = (log_temperature / LOG_TEMPERATURE_SPREAD) ** 2 / 2
-        return np.logaddexp(0, -scaled).sum(axis=-1) + prior
+        return loss(np.exp(-np.asarray(log_temperature))) + prior
 
     grid = np.linspace(np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1]), 241)
-    near = grid[np.argmin(loss(grid))]
+    near = grid[np.argmin(excess(grid))]
     step = grid[1] - grid[0]
     bounds = (max(near - step, grid[0]), min(near + step, grid[-1]))
-    best = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    apart = logits[labels == 1].min() >= logits[labels == 0].max()
-    if loss(0.0) - best.fun < LEAST_GAIN and not apart:
+    best = optimize.minimize_scalar(
+        excess, bounds=bounds, method="bounded", options={"xatol": 1e-9}
+    )
+    if excess(0.0) - best.fun < LEAST_GAIN and not apart:
         return 1.0
     return float(np.exp(best.x))
 

@@ -24,6 +24,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from medseq_tf.evaluation.metrics.auc_intervals import delong_interval
+from medseq_tf.evaluation.metrics.calibration import (
+    calibration_intercept,
+    calibration_slope,
+    observed_expected,
+)
 from medseq_tf.evaluation.metrics.catalogue import CATALOGUE, PARTS, Metric, all_metrics
 from medseq_tf.evaluation.metrics.estimates import OUTSIDE, Estimate, few_patients, is_share
 from medseq_tf.evaluation.metrics.point_metrics import (
@@ -97,29 +102,33 @@ class LabelPredictions:
         is_decision = name in CATALOGUE and CATALOGUE[name].kind == "decision"
         return self.thresholds if is_decision else np.zeros(0)
 
-    def estimates(self) -> dict[str, Estimate]:
-        """Estimate every metric of `CATALOGUE` with its interval, patients being what is drawn."""
+    def estimates(self, names: Sequence[str] | None = None) -> dict[str, Estimate]:
+        """Estimate metrics of `CATALOGUE` with their intervals, patients being what is drawn.
+
+        `names` are by themselves, not the mean of two others; None: all of the catalogue.
+        """
+        computed = (*CATALOGUE, *PARTS) if names is None else names
         groups = jackknife_groups(self.patients)
-        left_out = [self._figures(weights) for weights in left_out_weights(groups)]
+        left_out = [self._figures(computed, weights) for weights in left_out_weights(groups)]
         estimates: dict[str, Estimate] = {}
-        for name, value in self._figures().items():
+        for name, value in self._figures(computed).items():
             values = [figures[name] for figures in left_out]
             influence = influences(np.concatenate(values)) if values else np.zeros(0)
             estimate = self._estimate(name, float(value), influence)
             estimates[name] = replace(estimate, influence=influence)
         for name, metric in CATALOGUE.items():
-            if metric.mean_of and not np.isnan(estimates[name].value):
+            if name in estimates and metric.mean_of and not np.isnan(estimates[name].value):
                 parts = [estimates[part] for part in metric.mean_of]
                 mean = mean_of(parts)
                 note = self.remark() if mean.has_interval else parts[0].note or parts[1].note
                 estimates[name] = replace(mean, note=note)
-        return {name: estimates[name] for name in CATALOGUE}
+        return {name: estimates[name] for name in CATALOGUE if name in estimates}
 
-    def _figures(self, weights: Array | None = None) -> dict[str, Array]:
-        """The metrics of `CATALOGUE` and `PARTS`, () or (resamples,), trade-offs at their cuts."""
+    def _figures(self, names: Sequence[str], weights: Array | None = None) -> dict[str, Array]:
+        """Metrics of `CATALOGUE` and `PARTS`, () or (resamples,), trade-offs at their cuts."""
         arguments = (self.labels, self.probabilities, self.thresholds, weights)
-        names = [name for name in (*CATALOGUE, *PARTS) if name not in self.cuts]
-        at_cuts = {name: self._at_cut(name, weights)[0] for name in self.cuts}
+        at_cuts = {name: self._at_cut(name, weights)[0] for name in self.cuts if name in names}
+        names = [name for name in names if name not in at_cuts]
         return all_metrics(*arguments, names) | at_cuts
 
     def _at_cut(self, name: str, weights: Array | None = None) -> tuple[Array, Array]:
@@ -224,3 +233,13 @@ def brier_interval(labels: Array, probabilities: Array, patients: Array | None =
     without = np.concatenate([brier(labels, probabilities, weights) for weights in pieces])
     variance = jackknife_variance(influences(without))
     return Estimate(value, *effective_interval(value, variance, count))
+
+
+CALIBRATION_MEASURES = {
+    "observed_expected": observed_expected,
+    "calibration_intercept": calibration_intercept,
+    "calibration_slope": calibration_slope,
+    "brier": brier_interval,
+    "expected_calibration_error": None,
+}
+"""The rows of a table of calibration, in its order, and what gives their interval."""

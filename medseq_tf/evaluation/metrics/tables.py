@@ -167,7 +167,7 @@ def _paired_rows(
     rows = []
     for a, b, of_a, of_b in zip(first, second, *estimates, strict=True):
         for metric in CATALOGUE:
-            difference, p = _difference(a, b, of_a[metric], of_b[metric], metric)
+            difference, p = label_difference(a, b, of_a[metric], of_b[metric], metric)
             rows.append(difference_row(a.name, metric, difference, p))
     used = [i for i, label in enumerate(first) if label.has_both_classes]
     if len(first) > 1 and used:
@@ -184,7 +184,7 @@ def _paired_rows(
     return rows
 
 
-def _difference(
+def label_difference(
     a: LabelPredictions,
     b: LabelPredictions,
     of_a: Estimate,
