@@ -121,6 +121,11 @@ class Prepared:
         return self.classes.outputs if self.classes else LABELS
 
     @property
+    def covariates(self) -> dict[str, dict[str, Any]]:
+        """What else is known of studies: by name its `kind`, number or category, and categories."""
+        return dict(self.info.get("columns", {}).get("covariates", {}))
+
+    @property
     def labels(self) -> np.ndarray:
         """(studies, labels) float32: 0, 1, or nan where unknown."""
         return self.studies[[f"label.{name}" for name in self.label_names]].to_numpy(np.float32)

@@ -27,6 +27,7 @@ from medseq_tf.errors import InputError, Stopped, is_interactive
 from medseq_tf.evaluation.feature_folder import FeatureFiles
 from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
+from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier
@@ -44,13 +45,15 @@ Inputs = dict[str, np.ndarray]
 def join(batches: Sequence[tuple[Inputs, np.ndarray]]) -> tuple[Inputs, np.ndarray]:
     """Join batches as of `FeatureStore.training_batches`, each padded by itself, to one."""
     steps = max(inputs["features"].shape[1] for inputs, _ in batches)
-    features = [
-        np.pad(inputs["features"], ((0, 0), (0, steps - inputs["features"].shape[1]), (0, 0)))
-        for inputs, _ in batches
-    ]
-    lengths = np.concatenate([inputs["lengths"] for inputs, _ in batches])
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in batches[0][0]}
+    for inputs, _ in batches:
+        for name, values in inputs.items():
+            padding = [(0, 0)] * values.ndim
+            if name == "features":
+                padding[1] = (0, steps - values.shape[1])
+            parts[name].append(np.pad(values, padding))
     labels = np.concatenate([labels for _, labels in batches])
-    return {"features": np.concatenate(features), "lengths": lengths}, labels
+    return {name: np.concatenate(values) for name, values in parts.items()}, labels
 
 
 class FeatureStore:
@@ -88,6 +91,7 @@ class FeatureStore:
         self.dtype = np.dtype(experiment.features.dtype)
         self.computed = 0
         self._labels = slices.prepared.labels
+        self._further = FurtherInputs(slices.prepared, experiment)
         self._files = None if folder is None else FeatureFiles(folder, self.width, self.dtype)
         self._held: dict[View, np.ndarray] = {}
         self._checked: set[View] = set()
@@ -135,7 +139,7 @@ class FeatureStore:
 
         Yields:
             `({"features": float32 (B, T, F), "lengths": int32 (B,)}, labels float32 (B, labels))`,
-            padded with 0.
+            padded with 0; with `FurtherInputs` beside the features.
         """
         plan = training_plan(self.slices.prepared, rows, self.experiment, epoch)
         for start in range(first_batch, len(plan), together):
@@ -162,7 +166,8 @@ class FeatureStore:
         features = np.zeros((len(batch), lengths.max(), self.width), np.float32)
         for place, (sequence, draw) in enumerate(zip(batch, draws, strict=True)):
             features[place, : lengths[place]] = self.of(sequence.study, draw)[sequence.slices]
-        return {"features": features, "lengths": lengths}, self._labels[rows], rows
+        inputs = {"features": features, "lengths": lengths, **self._further.of(batch)}
+        return inputs, self._labels[rows], rows
 
     # ----------------------------------------------------------------------------- computing
 

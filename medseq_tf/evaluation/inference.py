@@ -14,6 +14,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged
 from medseq_tf.evaluation.feature_store import FeatureStore
 from medseq_tf.input.batches import evaluation_batches, readable
+from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import Experiment
@@ -82,7 +83,7 @@ def _forward_pixels(model: Any, loss: losses.PixelLoss) -> Any:
         )
         def graph(slices: tf.Tensor, lengths: tf.Tensor, masks: tf.Tensor) -> tuple:
             lesion = segmenter.lesion(slices, lengths)
-            logits = model.classify(segmenter.area(lesion, lengths), lengths)
+            logits = model.classify(segmenter.area(lesion, lengths), {"lengths": lengths})
             called, is_lesion = lesion > 0, masks == 1
             cells = (called & is_lesion, called & ~is_lesion, ~called & is_lesion)
             pixels = tf.stack([tf.reduce_sum(tf.cast(cell, tf.float32)) for cell in cells])
@@ -125,15 +126,15 @@ def study_probabilities(
     count = np.zeros(len(rows))
     position = {int(row): i for i, row in enumerate(rows)}
     if features is None:
-        kind, shape = "slices", model.slice_shape
+        kind = "slices"
         batches = evaluation_batches(store.prepared, rows, experiment, store=store)
         batches = readable(batches, store)
     else:
-        kind, shape = "features", (features.width,)
+        kind = "features"
         batches = features.evaluation_batches(rows)
-    forward = _forward(model, kind, shape)
+    forward = _forward(model, kind)
     for inputs, _, batch_rows in batches:
-        probabilities = forward(inputs[kind], inputs["lengths"]).numpy()
+        probabilities = forward(inputs).numpy()
         at = [position[int(row)] for row in np.asarray(batch_rows)]
         np.add.at(total, at, probabilities)
         np.add.at(count, at, 1)
@@ -154,23 +155,17 @@ def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray
         )
 
 
-def _forward(model: Any, kind: str, shape: tuple[int, ...]) -> Any:
-    """Return the model's inference graph for slices or features of some shape.
+def _forward(model: Any, kind: str) -> Any:
+    """Return the model's inference graph for slices or features, and all that it reads beside them.
 
     It is traced once for all lengths and kept on the model.
     """
     graphs = vars(model).setdefault("_study_probabilities", {})
     if kind not in graphs:
 
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec((None, None, *shape), tf.float32),
-                tf.TensorSpec((None,), tf.int32),
-            ],
-            autograph=False,
-        )
-        def graph(inputs: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-            return tf.sigmoid(model({kind: inputs, "lengths": lengths}, training=False))
+        @tf.function(input_signature=[input_specs(model, kind)], autograph=False)
+        def graph(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.sigmoid(model(inputs, training=False))
 
         graphs[kind] = graph
     return graphs[kind]

@@ -2,10 +2,11 @@
 
 An element is `({"slices": float32 (B, T, H, W, C), "lengths": int32 (B,)}, labels float32 (B,
 labels))`: normalised, right-padded with 0 to the longest sequence of the batch; a label is nan
-where it is unknown. For a segmenter, lesion masks float32 (B, T, H, W) of 0 and 1 stand in place
-of the labels, varied as their slices are and nan where they are unknown, padding included. The
-sequences of an epoch are planned in NumPy; each batch is then a function of (seed, epoch, batch
-index) alone, so that any batch can be made again, in any process.
+where it is unknown. Beside the slices stand the recipe's `FurtherInputs`. For a segmenter, lesion
+masks float32 (B, T, H, W) of 0 and 1 stand in place of the labels, varied as their slices are and
+nan where they are unknown, padding included. The sequences of an epoch are planned in NumPy; each
+batch is then a function of (seed, epoch, batch index) alone, so that any batch can be made again,
+in any process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.input import sampling
+from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import input_graph, input_signature, mask_graph
 from medseq_tf.input.sampling import StudySequence, study_key
 from medseq_tf.input.slice_store import SliceStore
@@ -73,7 +75,8 @@ def training_batches(
 
     indices = range(first_batch, epochs * steps)
     masks = experiment.segments
-    dataset = _dataset(store, planned, indices, experiment.augment, num_parallel_calls, masks)
+    further, augmentation = FurtherInputs(prepared, experiment), experiment.augment
+    dataset = _dataset(store, planned, indices, augmentation, num_parallel_calls, masks, further)
     return dataset.map(lambda inputs, labels, rows: (inputs, labels)).prefetch(PREFETCH)
 
 
@@ -115,7 +118,8 @@ def evaluation_batches(
     batches = evaluation_plan(prepared, rows, experiment, batch_size or experiment.fit.batch_size)
     planned = [(batch, np.zeros(2, np.int32)) for batch in batches].__getitem__
     indices = range(len(batches))
-    dataset = _dataset(store, planned, indices, Augment(), num_parallel_calls, masks)
+    further, augmentation = FurtherInputs(prepared, experiment), Augment()
+    dataset = _dataset(store, planned, indices, augmentation, num_parallel_calls, masks, further)
     return dataset.prefetch(PREFETCH)
 
 
@@ -185,9 +189,10 @@ def _dataset(
     augmentation: Augment,
     num_parallel_calls: int,
     masks: bool,
+    further: FurtherInputs,
 ) -> tf.data.Dataset:
     """Make a dataset of `(inputs, labels or masks, rows)` of what is planned at `indices`."""
-    labels = store.prepared.labels
+    labels, names = store.prepared.labels, list(further.signature)
     make_inputs = input_graph(store.input.model_dump_json(), augmentation.model_dump_json())
     make_masks = mask_graph(augmentation.model_dump_json())
 
@@ -206,7 +211,8 @@ def _dataset(
         except InputError as error:
             store.failures.append(error)
             raise
-        return images, lengths, ranges, seed, targets, rows
+        told = further.of(batch)
+        return images, lengths, ranges, seed, targets, rows, *(told[name] for name in names)
 
     size = store.input.size
     target_shape = (None, size, size) if masks else (None, labels.shape[1])
@@ -214,6 +220,7 @@ def _dataset(
         *input_signature(store),
         tf.TensorSpec(target_shape, tf.float32),
         tf.TensorSpec((None,), tf.int32),
+        *further.signature.values(),
     )
 
     @tf.autograph.experimental.do_not_convert
@@ -225,8 +232,9 @@ def _dataset(
         )
 
     @tf.autograph.experimental.do_not_convert
-    def finish(images, lengths, ranges, seed, targets, rows):
+    def finish(images, lengths, ranges, seed, targets, rows, *told):
         inputs = make_inputs(images, lengths, ranges, seed)
+        inputs = {**inputs, **dict(zip(names, told, strict=True))}
         return inputs, make_masks(targets, lengths, seed) if masks else targets, rows
 
     return (

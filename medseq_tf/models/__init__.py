@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from medseq_tf.errors import InputError
 from medseq_tf.layers import Layer
 from medseq_tf.layers.layer import child_seeds
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.aggregators import AGGREGATORS, Recurrent, build_aggregator
 from medseq_tf.models.classifier import SequenceClassifier
+from medseq_tf.models.covariates import Covariates
 from medseq_tf.models.encoders import ENCODERS, ConvFSMStack, Encoder
 from medseq_tf.models.head import Head
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
@@ -24,6 +28,7 @@ __all__ = [
     "Aggregator",
     "AreaHead",
     "ConvFSMStack",
+    "Covariates",
     "Encoder",
     "Head",
     "KerasNetwork",
@@ -43,6 +48,7 @@ def build(
     seed: int | None = None,
     skip_padding: bool = True,
     outputs: str = LABELS,
+    covariates: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SequenceClassifier:
     """Return a model with its weights made, under the Keras dtype policy that is set.
 
@@ -56,6 +62,7 @@ def build(
             XLA, which needs fixed shapes.
         outputs: what it tells of a study: `labels`, yes or no to each; `classes`, one of them; or
             `ordered`, one of them, the lowest first.
+        covariates: the data set's, as `Prepared.covariates`, of which the settings name some.
 
     Returns:
         The classifier, built, not compiled.
@@ -70,12 +77,22 @@ def build(
         build_aggregator(settings.aggregator, input_shape, aggregator_seed),
         _head(settings, labels, head_seed, outputs),
         slice_shape=input_shape,
+        covariates=_covariates(settings, covariates or {}),
         name="classifier",
     )
     model.build()
     if settings.initial_weights:
         load_torch_weights(settings.initial_weights, model)
     return model
+
+
+def _covariates(
+    settings: ModelSettings, covariates: Mapping[str, Mapping[str, Any]]
+) -> Covariates | None:
+    if not settings.covariates:
+        return None
+    categories = [covariates[name].get("categories") for name in settings.covariates]
+    return Covariates(settings.covariates, categories, name="covariates")
 
 
 def _head(settings: ModelSettings, labels: int, seed: int | None, outputs: str) -> Layer:

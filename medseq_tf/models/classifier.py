@@ -16,9 +16,10 @@ from medseq_tf.layers import kernels
 from medseq_tf.layers.layer import Layer, Shape, Tensor
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.aggregator import Aggregator
+from medseq_tf.models.covariates import Covariates
 from medseq_tf.models.head import log_odds
 
-PARTS = ("encoder", "aggregator", "head")
+PARTS = ("encoder", "aggregator", "head", "covariates")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -28,9 +29,10 @@ class SequenceClassifier(keras.Model):
     encoder: `(slices, lengths)` to features of each slice, its `backbone` first, which knows one
     slice at a time, then `finish`; aggregator: `(features, lengths)` to one vector of each study;
     head: vector to logits. An aggregator `of_scores` stands after the head, which then scores every
-    slice, and pools the scores; those of classes are then scaled to add up to 1. The model is built
-    by its constructor's caller through `build()` without arguments: the shape of a slice is part of
-    the configuration, batch and steps are free.
+    slice, and pools the scores; those of classes are then scaled to add up to 1. Covariates join
+    the vectors that the head takes, of studies or of slices. The model is built by its
+    constructor's caller through `build()` without arguments: the shape of a slice is part of the
+    configuration, batch and steps are free.
 
     `variables`, not `weights`, holds the whole state: the weights, the moving statistics and the
     state of every dropout's seed. Restoring it continues a training bit for bit.
@@ -40,11 +42,13 @@ class SequenceClassifier(keras.Model):
         aggregator: an `Aggregator`.
         head: a layer called with `(vectors, training)`.
         slice_shape: `(H, W, C)`.
+        covariates: what makes features of covariates; None: the model takes none.
 
     Call arguments:
         inputs: {"slices": float `(B, T, H, W, C)`, right-padded;
             "lengths": int `(B,)`, each from 1 to steps}; or, in place of the slices,
-            "features": float `(B, T, F)`, as `extract` gives them.
+            "features": float `(B, T, F)`, as `extract` gives them. With "covariates": float32
+            `(B, D)`, NaN where missing; without, all of them are.
         training: whether to drop and to learn batch statistics.
 
     Returns:
@@ -52,18 +56,31 @@ class SequenceClassifier(keras.Model):
     """
 
     def __init__(
-        self, encoder: Layer, aggregator: Aggregator, head: Layer, slice_shape: Shape, **kwargs: Any
+        self,
+        encoder: Layer,
+        aggregator: Aggregator,
+        head: Layer,
+        slice_shape: Shape,
+        covariates: Covariates | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.encoder = encoder
         self.aggregator = aggregator
         self.head = head
         self.slice_shape = tuple(slice_shape)
+        self.covariates = covariates
+        if covariates is not None:
+            self.autocast = False  # which would round them to 16 bits; every part casts by itself
 
     def build(self, input_shape: Shape | None = None) -> None:
         """Build the parts, for slices of `slice_shape`."""
         shape: Shape = (None, None, *self.slice_shape)
+        if self.covariates is not None and not self.covariates.built:
+            self.covariates.build((None, len(self.covariates.names)))
         for part in (self.encoder, *self._after_the_encoder):
+            if part is self.head and self.covariates is not None:
+                shape = (*shape[:-1], shape[-1] + self.covariates.width)
             if not part.built:
                 part.build(shape)
             shape = part.compute_output_shape(shape)
@@ -73,10 +90,27 @@ class SequenceClassifier(keras.Model):
         scores_first = self.aggregator.of_scores
         return (self.head, self.aggregator) if scores_first else (self.aggregator, self.head)
 
+    def input_signature(self, kind: str = "slices") -> dict[str, keras.KerasTensor]:
+        """Return shape and dtype of all that the call takes, by name.
+
+        Args:
+            kind: `slices`, or `features` in their place.
+        """
+        shape: Shape = (None, None, *self.slice_shape)
+        if kind == "features":
+            shape = self.encoder.backbone.compute_output_shape(shape)
+        signature = {
+            kind: keras.KerasTensor(shape, "float32", name=kind),
+            "lengths": keras.KerasTensor((None,), "int32", name="lengths"),
+        }
+        if self.covariates is not None:
+            shape = (None, len(self.covariates.names))
+            signature["covariates"] = keras.KerasTensor(shape, "float32", name="covariates")
+        return signature
+
     def call(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
         """Return the logits of every study."""
-        features = self._features(inputs, training)
-        return self.classify(features, inputs["lengths"], training=training)
+        return self.classify(self._features(inputs, training), inputs, training=training)
 
     def _features(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
         lengths = inputs["lengths"]
@@ -92,13 +126,31 @@ class SequenceClassifier(keras.Model):
         """Return the backbone's features `(B, T, F)`, which the call takes for slices."""
         return self.encoder.backbone(slices, lengths=lengths, training=False)
 
-    def classify(self, features: Tensor, lengths: Tensor, training: bool = False) -> Tensor:
-        """Return logits `(B, labels)` of features `(B, T, F)`."""
+    def classify(
+        self, features: Tensor, inputs: Mapping[str, Tensor], training: bool = False
+    ) -> Tensor:
+        """Return logits `(B, labels)` of features `(B, T, F)` and what else the call takes."""
+        lengths = inputs["lengths"]
         if self.aggregator.of_scores:
-            logits = self.aggregator(self.head(features, training=training), lengths)
+            logits = self.aggregator(self._logits(features, inputs, training), lengths)
             # Means of probabilities add up to 1; maxima and log-sum-exps by class do not.
             return log_odds(ops.log_sigmoid(logits)) if self.head.exclusive else logits
         vectors = self.aggregator(features, lengths, training=training)
+        return self._logits(vectors, inputs, training)
+
+    def _logits(
+        self, vectors: Tensor, inputs: Mapping[str, Tensor], training: bool = False
+    ) -> Tensor:
+        """Return the logits of vectors `(B, F)` or `(B, T, F)`, joined by the covariates."""
+        if self.covariates is not None:
+            shape = ops.shape(vectors)
+            values = inputs.get("covariates")
+            if values is None:
+                values = ops.full((shape[0], len(self.covariates.names)), math.nan, "float32")
+            joined = ops.cast(self.covariates(values), vectors.dtype)
+            if len(shape) == 3:
+                joined = ops.repeat(ops.expand_dims(joined, 1), shape[1], axis=1)
+            vectors = ops.concatenate([vectors, joined], axis=-1)
         return self.head(vectors, training=training)
 
     def examples(self, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +174,7 @@ class SequenceClassifier(keras.Model):
         features = self._features(inputs, training=True)
         mask = sequence_mask(inputs["lengths"], ops.shape(features)[1])
         labels = ops.where(mask[..., None], ops.expand_dims(labels, 1), math.nan)
-        return self.head(features, training=True), labels
+        return self._logits(features, inputs, training=True), labels
 
     def running(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the prediction after each slice: P(y | x1..xt) for every t, as logits (paper 2).
@@ -140,16 +192,22 @@ class SequenceClassifier(keras.Model):
         lengths = inputs["lengths"]
         features = self._features(inputs)
         if self.aggregator.causal:
-            logits = self.head(self.aggregator.steps(features, lengths, training=False))
+            vectors = self.aggregator.steps(features, lengths, training=False)
+            logits = self._logits(vectors, inputs)
         else:
-            logits = self._of_prefixes(features)
+            logits = self._of_prefixes(features, inputs)
         return zero_padding(logits, sequence_mask(lengths, ops.shape(features)[1]))
 
-    def _of_prefixes(self, features: Tensor) -> Tensor:
+    def _of_prefixes(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         batch, steps, _ = ops.shape(features)
+        slices = ("slices", "features", "lengths")
+        further = {name: value for name, value in inputs.items() if name not in slices}
 
         def logits(numbers: Tensor) -> Tensor:
-            return self.classify(ops.take(features, numbers // steps, axis=0), numbers % steps + 1)
+            study = numbers // steps
+            told = {name: ops.take(value, study, axis=0) for name, value in further.items()}
+            beginnings = ops.take(features, study, axis=0)
+            return self.classify(beginnings, {**told, "lengths": numbers % steps + 1})
 
         numbers = ops.arange(batch * steps, dtype="int32")
         at_once, row = self.aggregator.at_once, (self.head.labels,)
@@ -165,6 +223,7 @@ class SequenceClassifier(keras.Model):
         parts = {
             part: _to_be_built(keras.saving.serialize_keras_object(getattr(self, part)))
             for part in PARTS
+            if getattr(self, part) is not None
         }
         return {**super().get_config(), **parts, "slice_shape": list(self.slice_shape)}
 
@@ -176,6 +235,7 @@ class SequenceClassifier(keras.Model):
         parts = {
             part: keras.saving.deserialize_keras_object(config[part], custom_objects)
             for part in PARTS
+            if part in config
         }
         return cls(**{**config, **parts})
 

@@ -82,6 +82,7 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("fit", "threshold"): Fit().threshold,
     ("model", "initial_weights"): None,
     ("model", "ordered"): Model().ordered,
+    ("model", "covariates"): [],
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 

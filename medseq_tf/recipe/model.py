@@ -242,9 +242,23 @@ class Model(Settings):
     """How ordered classes, such as grades, are told apart; read only for a data set of them.
     `cumulative`: by one score and a cutpoint between each two (McCullagh 1980); `softmax`: as
     classes without an order."""
+    covariates: Annotated[list[str], Field(max_length=100)] = []
+    """Those of the data set's covariates that join the aggregator's vector before the head (the
+    slices' features, where the head scores each slice): numbers standardised on the training
+    studies, categories one-hot, missing ones learned."""
     initial_weights: str | None = None
     """A file of weights to begin with, those of paper 1's PyTorch network, for `fsm_bilstm_paper`;
     `presets/WEIGHTS.md` says how it is made. null: random ones."""
+
+    @model_validator(mode="after")
+    def _covariates_need_a_head(self):
+        if len(set(self.covariates)) < len(self.covariates):
+            raise ValueError("covariates names one twice")
+        if self.covariates and isinstance(self.encoder, Segmenter):
+            raise ValueError(
+                "a segmenter's logit rises with the area of the lesion alone: set covariates=[]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_volume_is_made_of_pixels(self):

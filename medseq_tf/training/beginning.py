@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medseq_tf import models
+from medseq_tf.dataset.covariates import covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import (
     SPLITS,
@@ -131,7 +132,14 @@ class Request:
         size, labels = recipe.input.size, prepared.labels
         losses.build(recipe.loss, labels[rows], prepared.outputs)
         shape = (size, size, recipe.input.channels)
-        models.build(recipe.model, shape, labels.shape[1], outputs=prepared.outputs)
+        covariate_values(prepared, recipe.model.covariates)
+        models.build(
+            recipe.model,
+            shape,
+            labels.shape[1],
+            outputs=prepared.outputs,
+            covariates=prepared.covariates,
+        )
 
     def begin(self, splits: Splits) -> None:
         """Write what a run begins with, `run.json` last."""

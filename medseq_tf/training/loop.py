@@ -20,6 +20,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import models
+from medseq_tf.dataset.covariates import covariate_values
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped, is_interactive
 from medseq_tf.evaluation import metrics
@@ -57,8 +58,8 @@ class Fitter:
 
     The state (model variables, seeds of dropout included, those of the best epoch, optimizer,
     position in the epoch, history) is saved only between updates, in one file that replaces the
-    last one whole; without a network that is frozen whole, which never changes. `model.keras` is
-    written once, at the end.
+    last one whole; without what never changes: a network that is frozen whole, and the constants
+    that standardise covariates. `model.keras` is written once, at the end.
 
     Args:
         recipe: the recipe.
@@ -96,7 +97,9 @@ class Fitter:
                 seed=recipe.seed,
                 skip_padding=not recipe.fit.jit,
                 outputs=store.prepared.outputs,
+                covariates=store.prepared.covariates,
             )
+        constants = self._standardise()
         self.features = None
         if recipe.uses_features:
             self.features = FeatureStore(self.model, store, recipe, features, verbose)
@@ -104,7 +107,8 @@ class Fitter:
         self.digest = weights_digest(self.network) if self.network is not None else None
         if recipe.pretraining:
             self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
-        fixed = {id(v) for v in self.network.variables} if self.network is not None else set()
+        constants += self.network.variables if self.network is not None else []
+        fixed = {id(v) for v in constants}
         self.variables = [v for v in self.model.variables if id(v) not in fixed]
         joined = self.network is not None and not holds_statistics(self.variables)
         self.together = recipe.fit.accumulate if joined else 1
@@ -130,6 +134,15 @@ class Fitter:
         self.seconds = 0.0
         self.saved, self.saving_seconds = time.monotonic(), 0.0
         self.history: list[dict[str, float]] = []
+
+    def _standardise(self) -> list[keras.Variable]:
+        """Take the covariates' constants from the training studies; return them."""
+        layer = self.model.covariates
+        if layer is None:
+            return []
+        values = covariate_values(self.store.prepared, layer.names)
+        layer.standardise(values[self.split["train"]])
+        return list(layer.non_trainable_variables)
 
     def run(self) -> None:
         """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
@@ -197,7 +210,8 @@ class Fitter:
     def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
         inputs, labels = batch
         features = self.updates.extract(inputs["slices"], inputs["lengths"])
-        return {"features": features, "lengths": inputs["lengths"].numpy()}, labels.numpy()
+        others = {name: v.numpy() for name, v in inputs.items() if name != "slices"}
+        return {"features": features, **others}, labels.numpy()
 
     def _run_epoch(self, interrupted: list[bool]) -> None:
         recipe, started = self.recipe.fit, time.monotonic()
@@ -205,7 +219,7 @@ class Fitter:
         bar = self._bar()
         totals: list[tf.Tensor] = []
         for inputs, labels in self._batches():
-            totals.append(self.updates.add(inputs[self.updates.input], inputs["lengths"], labels))
+            totals.append(self.updates.add(inputs, labels))
             self.batch = min(self.batch + self.together, self.steps)
             if self.batch % recipe.accumulate and self.batch < self.steps:
                 continue

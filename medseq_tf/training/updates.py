@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.models import SequenceClassifier, losses
 from medseq_tf.recipe import Experiment, Optimizer
 
@@ -29,7 +30,6 @@ class Updates:
     Attributes:
         optimizer: the optimizer.
         rate: the learning rate by the number of updates so far.
-        input: what the training step reads, `slices` or `features`.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Updates:
         at_once: bool,
     ):
         self.model, self.loss, self.at_once = model, loss, at_once
-        self.input = "slices" if network is None else "features"
         self.rate = learning_rate(recipe.optimizer, count)
         self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
         self.optimizer.build(model.trainable_variables)
@@ -51,18 +50,15 @@ class Updates:
             tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
             for v in ([] if at_once else model.trainable_variables)
         ]
-        lengths = tf.TensorSpec((None,), tf.int32)
-        slices = tf.TensorSpec((None, None, *model.slice_shape), tf.float32)
-        inputs = slices
+        self._inputs = input_specs(model, "slices" if network is None else "features")
         if network is not None:
-            shape = network.compute_output_shape((None, *model.slice_shape))[1:]
-            inputs = tf.TensorSpec((None, None, *shape), tf.float32)
+            seen = input_specs(model)
             self._extract = tf.function(
-                self._features, input_signature=[slices, lengths], autograph=False
+                self._features, input_signature=[seen["slices"], seen["lengths"]], autograph=False
             )
         pixels = (None, None, *model.slice_shape[:2])
         targets = tf.TensorSpec(pixels if recipe.segments else (None, label_count), tf.float32)
-        jit, signature = recipe.fit.jit, [inputs, lengths, targets]
+        jit, signature = recipe.fit.jit, [self._inputs, targets]
         self._accumulate = tf.function(
             self._add_gradients,
             input_signature=None if jit else signature,
@@ -80,10 +76,10 @@ class Updates:
         """Compute the features of the frozen network."""
         return self._extract(slices, lengths).numpy()
 
-    def add(self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    def add(self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
         """Learn from a batch; return the sum of its loss and how many known labels it has."""
         work = self._step if self.at_once else self._accumulate
-        return work(inputs, lengths, targets)
+        return work({name: inputs[name] for name in self._inputs}, targets)
 
     def apply(self, known: float) -> None:
         """Make the update of the batches that were added since the last, with so many labels."""
@@ -94,20 +90,18 @@ class Updates:
         return tf.cast(self.model.extract(slices, lengths), tf.float32)
 
     def _gradients(
-        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
+        self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor
     ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
         with tf.GradientTape() as tape:
-            logits, targets = self.model.examples({self.input: inputs, "lengths": lengths}, targets)
+            logits, targets = self.model.examples(inputs, targets)
             elements, known = self.loss.elementwise(targets, logits)
             total = tf.reduce_sum(elements)
             scaled = self.optimizer.scale_loss(total)
         gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
         return gradients, tf.stack([total, tf.reduce_sum(known)])
 
-    def _add_gradients(
-        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
-    ) -> tf.Tensor:
-        gradients, totals = self._gradients(inputs, lengths, targets)
+    def _add_gradients(self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
+        gradients, totals = self._gradients(inputs, targets)
         for variable, gradient in zip(self.accumulated, gradients, strict=True):
             if gradient is not None:
                 variable.assign_add(tf.cast(gradient, tf.float32))
@@ -119,10 +113,8 @@ class Updates:
         for variable in self.accumulated:
             variable.assign(tf.zeros_like(variable))
 
-    def _update_at_once(
-        self, inputs: tf.Tensor, lengths: tf.Tensor, targets: tf.Tensor
-    ) -> tf.Tensor:
-        gradients, totals = self._gradients(inputs, lengths, targets)
+    def _update_at_once(self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
+        gradients, totals = self._gradients(inputs, targets)
         known = tf.maximum(totals[1], 1.0)
         self._apply(
             [

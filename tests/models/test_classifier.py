@@ -77,7 +77,7 @@ def test_logits(model, slices):
     assert np.ptp(logits, axis=0).all()
     features = model.encode(slices, LENGTHS)
     assert features.shape == model.encoder.compute_output_shape(slices.shape)
-    np.testing.assert_array_equal(model.classify(features, LENGTHS), logits)
+    np.testing.assert_array_equal(model.classify(features, {"lengths": LENGTHS}), logits)
 
 
 def test_padding_and_batch_mates_change_no_logit(model, slices):

@@ -44,7 +44,7 @@ def outputs_of(model, slices):
     lengths = np.full(len(slices), slices.shape[1])
     features = model.encode(slices, lengths)
     maps = np.reshape(features, (*features.shape[:2], 5, 5, -1))
-    return np.moveaxis(maps, -1, 2), np.asarray(model.classify(features, lengths))
+    return np.moveaxis(maps, -1, 2), np.asarray(model.classify(features, {"lengths": lengths}))
 
 
 def assert_close_in_scale(got, expected):

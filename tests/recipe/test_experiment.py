@@ -66,6 +66,7 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
         "fit.threshold": "f1",
         "model.initial_weights": "paper.npz",
         "model.ordered": "softmax",
+        "model.covariates": ["age"],
     }
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}

@@ -32,6 +32,8 @@ def test_adam_has_no_weight_decay_and_adamw_has():
 class MeanModel(keras.Model):
     """Mean over a sequence's real slices, then a dense layer: no batch statistics."""
 
+    covariates = None
+
     def __init__(self, labels=1, **kwargs):
         super().__init__(**kwargs)
         self.labels, self.slice_shape = labels, (32, 32, 1)
@@ -46,6 +48,10 @@ class MeanModel(keras.Model):
         slices, lengths = inputs["slices"], ops.cast(inputs["lengths"], "float32")
         flat = ops.reshape(slices, (ops.shape(slices)[0], -1, 32 * 32))
         return self.dense(ops.sum(flat, axis=1) / lengths[:, None])
+
+    def input_signature(self, kind="slices"):
+        slices = keras.KerasTensor((None, None, *self.slice_shape), "float32")
+        return {kind: slices, "lengths": keras.KerasTensor((None,), "int32")}
 
     def examples(self, inputs, labels):
         return self(inputs, training=True), labels

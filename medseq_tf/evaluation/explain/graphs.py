@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from medseq_tf.errors import InputError
+from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.layers import PerPosition
 from medseq_tf.models import SequenceClassifier
 from medseq_tf.recipe import Experiment
+
+Told: TypeAlias = dict[str, tf.Tensor]
 
 
 class ModelGraphs:
     """A model as graphs, each traced once for all lengths, with a gradient in any case.
 
-    A network that is frozen whole has no gradient inside its model, so it is called by itself.
+    A network that is frozen whole has no gradient inside its model, so it is called by itself. All
+    sequences of a call are of one study, of which `told` is what the model reads besides slices:
+    its `FurtherInputs`, with one row.
 
     Attributes:
         model: a `SequenceClassifier`.
@@ -31,16 +36,22 @@ class ModelGraphs:
         slices = tf.TensorSpec((None, None, *model.slice_shape), tf.float32)
         lengths = tf.TensorSpec((None,), tf.int32)
         label = tf.TensorSpec((), tf.int32)
-        self.slice_logits = self._graph(self._of_slices, slices, lengths)
-        self.whole_logits = self._graph(self._whole, slices)
-        self.gradient = self._graph(self._gradient, slices, label)
+        known = input_specs(model)
+        self._told = {
+            name: tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)
+            for name, spec in known.items()
+            if name not in ("slices", "lengths")
+        }
+        self.slice_logits = self._graph(self._of_slices, slices, lengths, self._told)
+        self.whole_logits = self._graph(self._whole, slices, self._told)
+        self.gradient = self._graph(self._gradient, slices, label, self._told)
         one_study = tf.TensorSpec(slices.shape[1:], tf.float32)
         self.features = self._graph(self._encode, one_study)
         self.lesion_probability = self._graph(self._lesion, one_study)
-        self.maps_and_gradient = self._graph(self._maps_and_gradient, one_study, label)
+        self.maps_and_gradient = self._graph(self._maps_and_gradient, one_study, label, self._told)
 
     @staticmethod
-    def _graph(function: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., Any]:
+    def _graph(function: Callable[..., Any], *signature: Any) -> Callable[..., Any]:
         return tf.function(function, input_signature=signature, autograph=False)
 
     @property
@@ -50,13 +61,18 @@ class ModelGraphs:
 
     @functools.cached_property
     def feature_logits(self) -> Callable[..., tf.Tensor]:
-        """The graph of logits of features (sequences, steps, features) and their lengths."""
+        """The graph of logits of features (sequences, steps, features), lengths and `told`."""
         width = self.model.encoder.compute_output_shape((None, None, *self.model.slice_shape))[-1]
         features = tf.TensorSpec((None, None, width), tf.float32)
-        return self._graph(self.model.classify, features, tf.TensorSpec((None,), tf.int32))
+        lengths = tf.TensorSpec((None,), tf.int32)
+        return self._graph(self._of_features, features, lengths, self._told)
 
-    def _of_slices(self, slices: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-        return self.model({"slices": slices, "lengths": lengths}, training=False)
+    def _of_features(self, features: tf.Tensor, lengths: tf.Tensor, told: Told) -> tf.Tensor:
+        return self.model.classify(features, {"lengths": lengths, **_of_each(told, lengths)})
+
+    def _of_slices(self, slices: tf.Tensor, lengths: tf.Tensor, told: Told) -> tf.Tensor:
+        inputs = {"slices": slices, "lengths": lengths, **_of_each(told, lengths)}
+        return self.model(inputs, training=False)
 
     def _encode(self, slices: tf.Tensor) -> tf.Tensor:
         """Return the features (slices, features) of the slices of one study."""
@@ -67,19 +83,20 @@ class ModelGraphs:
         """Return a segmenter's probability of every pixel, (slices, height, width), of a study."""
         return tf.sigmoid(self.model.encoder.backbone.lesion(slices[None])[0])
 
-    def _whole(self, slices: tf.Tensor) -> tf.Tensor:
+    def _whole(self, slices: tf.Tensor, told: Told) -> tf.Tensor:
         """Return the logits (sequences, labels) of whole sequences, all of one length."""
         shape = tf.shape(slices)
         lengths = tf.fill(shape[:1], shape[1])
         network = getattr(self.model.encoder, "network", None)
         if network is None:
-            return self._of_slices(slices, lengths)
+            return self._of_slices(slices, lengths, told)
         images = tf.reshape(slices, (-1, *slices.shape[2:]))
         if images.shape[-1] == 1:
             images = tf.repeat(images, 3, axis=-1)
         features = network.model(network.preprocess(255.0 * images), training=False)
         features = tf.reshape(features, (shape[0], shape[1], features.shape[-1]))
-        return self.model({"features": features, "lengths": lengths}, training=False)
+        inputs = {"features": features, "lengths": lengths, **_of_each(told, lengths)}
+        return self.model(inputs, training=False)
 
     def moved_back(self, heat: np.ndarray, slices: tf.Tensor) -> np.ndarray:
         """Return heat (N, H, W) over slices as given, where the encoder turned them upright."""
@@ -89,23 +106,30 @@ class ModelGraphs:
         heat = tf.constant(heat[..., None], tf.float32)
         return mirror.back(heat, slices).numpy()[..., 0]
 
-    def _gradient(self, slices: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    def _gradient(self, slices: tf.Tensor, label: tf.Tensor, told: Told) -> tf.Tensor:
         """Return the gradient of each sequence's logit in its slices, of their shape."""
         with tf.GradientTape() as tape:
             tape.watch(slices)
-            logit = tf.reduce_sum(tf.gather(self._whole(slices), label, axis=1))
+            logit = tf.reduce_sum(tf.gather(self._whole(slices, told), label, axis=1))
         return tape.gradient(logit, slices)
 
-    def _maps_and_gradient(self, slices: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _maps_and_gradient(
+        self, slices: tf.Tensor, label: tf.Tensor, told: Told
+    ) -> tuple[tf.Tensor, ...]:
         """Return the last feature maps of one sequence, and its logit's gradient in them."""
         with (
             record_outputs(last_feature_maps(self.model.encoder)) as recorded,
             tf.GradientTape() as tape,
         ):
             tape.watch(slices)
-            logit = tf.gather(self._whole(slices[None])[0], label)
+            logit = tf.gather(self._whole(slices[None], told)[0], label)
         maps = recorded[-1]
         return tf.cast(maps, tf.float32), tf.cast(tape.gradient(logit, maps), tf.float32)
+
+
+def _of_each(told: Told, lengths: tf.Tensor) -> Told:
+    """Return one study's inputs, for each of its sequences."""
+    return {name: tf.repeat(value, tf.size(lengths), axis=0) for name, value in told.items()}
 
 
 def last_feature_maps(encoder: Any) -> Any:

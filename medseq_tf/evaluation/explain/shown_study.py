@@ -15,6 +15,7 @@ from medseq_tf.errors import Diverged
 from medseq_tf.evaluation.explain import slice_values
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.input import sampling
+from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Augment
@@ -34,6 +35,7 @@ class ShownStudy:
     Attributes:
         study: its id.
         inputs: all slices of the study, (slices, height, width, channels), as the model takes them.
+        told: what the model reads of it besides slices, one row.
         sequences: positions of the slices of each sequence that the study is predicted by.
         distinct: positions of the slices that stand in any of them.
     """
@@ -42,6 +44,8 @@ class ShownStudy:
         self.graphs, self.model = graphs, graphs.model
         self.settings = graphs.experiment.input
         self.inputs = study_input(store, row, Augment(), np.zeros(2, np.int32))
+        whole = sampling.StudySequence(row, np.arange(len(self.inputs)))
+        self.told = FurtherInputs(store.prepared, graphs.experiment).of([whole])
         self.study = store.prepared.studies["study_id"].iat[row]
         self.length = int(self.inputs.shape[0])
         self.sequences = sampling.evaluation_sequences(self.length, graphs.experiment.sequence)
@@ -86,10 +90,10 @@ class ShownStudy:
         An encoder that sees slices one by one encodes each of them once, for all sequences.
         """
         if self.graphs.by_position:
-            return self.graphs.slice_logits(tf.gather(self.inputs, positions), lengths)
+            return self.graphs.slice_logits(tf.gather(self.inputs, positions), lengths, self.told)
         if self._features is None:
             self._features = self.graphs.features(self.inputs)
-        return self.graphs.feature_logits(tf.gather(self._features, positions), lengths)
+        return self.graphs.feature_logits(tf.gather(self._features, positions), lengths, self.told)
 
     def importance(
         self, base_values: np.ndarray, labels: Sequence[int], seed: int = 0
@@ -186,6 +190,7 @@ class ShownStudy:
         inputs = {
             "slices": tf.gather(self.inputs, sequence)[None],
             "lengths": np.array([len(sequence)], np.int32),
+            **self.told,
         }
         return tf.sigmoid(self.model.running(inputs)[0]).numpy()
 

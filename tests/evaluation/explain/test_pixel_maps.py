@@ -48,20 +48,20 @@ def test_grad_cam_of_a_linear_model_is_its_weighted_maps(shown_studies):
     model = models.build(recipe.model, (32, 32, 1), labels=1, seed=2)
     images = np.random.default_rng(0).random((4, 32, 32, 1)).astype(np.float32)
     network = ModelGraphs(model, recipe)
-    maps, gradient = network.maps_and_gradient(images, 0)
+    maps, gradient = network.maps_and_gradient(images, 0, {})
     kernel = model.head.logits.kernel.numpy()[:, 0]
     places = maps.shape[1] * maps.shape[2]
     expected = np.broadcast_to(kernel / (4 * places), maps.shape)
     np.testing.assert_allclose(gradient, expected, atol=1e-7)
     pooled = maps.numpy().mean(axis=(0, 1, 2)) @ kernel + model.head.logits.bias.numpy()
-    np.testing.assert_allclose(network.whole_logits(images[None])[0], pooled, atol=1e-5)
+    np.testing.assert_allclose(network.whole_logits(images[None], {})[0], pooled, atol=1e-5)
 
 
 def test_the_maps_of_a_keras_network_are_those_of_its_last_convolution(shown_studies):
     study = shown_studies("frozen")
     network = study.model.encoder.network
     images = tf.gather(study.inputs, study.sequences[0])
-    maps, _ = study.graphs.maps_and_gradient(images, 0)
+    maps, _ = study.graphs.maps_and_gradient(images, 0, {})
     layer = last_feature_maps(study.model.encoder)
     inside = keras.Model(network.model.inputs, [layer.output, network.model.output])
     expected, _ = inside(network.preprocess(255.0 * tf.repeat(images, 3, axis=-1)), training=False)

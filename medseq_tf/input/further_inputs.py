@@ -1,0 +1,55 @@
+"""What a model reads of a study besides its slices, where the recipe asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from medseq_tf.dataset.covariates import covariate_values
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.input.sampling import StudySequence
+from medseq_tf.recipe import Experiment
+
+
+def input_specs(model: Any, kind: str = "slices") -> dict[str, tf.TensorSpec]:
+    """Return the types of all inputs of a `SequenceClassifier`, by name.
+
+    `kind` is `slices`, or `features` in their place.
+    """
+    signature = model.input_signature(kind)
+    return {name: tf.TensorSpec(i.shape, i.dtype, name) for name, i in signature.items()}
+
+
+class FurtherInputs:
+    """The inputs besides slices and lengths, for any batch of sequences.
+
+        covariates  float32 (B, D), as `covariate_values`, in the order of `model.covariates`
+
+    Args:
+        prepared: the data set.
+        experiment: the recipe.
+
+    Raises:
+        InputError: the data set lacks what the recipe asks for.
+    """
+
+    def __init__(self, prepared: Prepared, experiment: Experiment):
+        self._by_study: dict[str, np.ndarray] = {}
+        if names := experiment.model.covariates:
+            self._by_study["covariates"] = covariate_values(prepared, names)
+
+    @property
+    def signature(self) -> dict[str, tf.TensorSpec]:
+        """The type of each input, by name."""
+        return {
+            name: tf.TensorSpec((None, *values.shape[1:]), values.dtype, name)
+            for name, values in self._by_study.items()
+        }
+
+    def of(self, batch: Sequence[StudySequence]) -> dict[str, np.ndarray]:
+        """Return the inputs of sequences, whose studies are rows of the data set, by name."""
+        rows = [sequence.study for sequence in batch]
+        return {name: values[rows] for name, values in self._by_study.items()}
