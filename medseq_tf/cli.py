@@ -46,11 +46,23 @@ SOURCE = click.argument("source", type=FOLDER)
 LABELS = click.option(
     "--labels",
     type=FOLDER,
-    help="CSV, one row a patient: an id, columns of 0, 1 or empty, perhaps split. "
+    help="CSV, one row a patient: an id, columns of 0, 1 or empty or one of names (--classes), "
+    "perhaps split. "
     "Default: labels.csv in SOURCE, where there is one.",
 )
 COLUMNS = click.option(
     "--column", "columns", multiple=True, metavar="NAME", help="A label column; repeat for more."
+)
+CLASSES = _options(
+    click.option(
+        "--classes",
+        metavar="COLUMN",
+        help="A column of names or numbers that exclude each other, in place of 0/1 columns; of "
+        "an image folder without --labels: folder, every folder of it is a class.",
+    ),
+    click.option(
+        "--ordered", metavar="A,B,...", help="The classes, lowest first, where they are grades."
+    ),
 )
 AXIS = click.option(
     "--axis", default="axial", show_default=True, help="axial, coronal, sagittal, or 0, 1, 2."
@@ -76,6 +88,7 @@ PREPARED = _options(
 @SOURCE
 @LABELS
 @COLUMNS
+@CLASSES
 @click.option(
     "--layout", type=click.Choice(["class", "patient"]), help="Default: patient with labels."
 )
@@ -95,6 +108,7 @@ def _image_folder(**arguments: Any) -> None:
 @SOURCE
 @LABELS
 @COLUMNS
+@CLASSES
 @AXIS
 @click.option("--modality", type=click.Choice(["photograph", "CT", "MR"]), help="Of all files.")
 @click.option(
@@ -150,6 +164,7 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
 )
 @LABELS
 @COLUMNS
+@CLASSES
 @click.option(
     "--series", default="best", show_default=True, help="best, all, or a description like '*HEAD*'."
 )

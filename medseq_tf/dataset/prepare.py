@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from medseq_tf.readers import AuditEntry, SourceIndex, natural_key
 from medseq_tf.readers.atlas import index_atlas
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
+from medseq_tf.readers.labels import TableOptions
 from medseq_tf.readers.study import kinds_text
 from medseq_tf.readers.volumes import index_volumes
 
@@ -175,14 +176,28 @@ def _index(
         raise InputError(f"reader {reader!r} is unknown{hint}; valid: {', '.join(READERS)}")
     parameters = inspect.signature(READERS[reader]).parameters
     arguments = {**options} if labels is None else {"labels": labels, **options}
+    known = _option_names(parameters.values())
     for name in arguments:
-        if name not in parameters:
-            valid = ", ".join(p for p in parameters if p not in ("source", *settings))
+        if name not in known:
+            valid = ", ".join(p for p in known if p not in ("source", *settings))
             raise InputError(f"{name} is not an option of reader {reader}; valid: {valid}")
     if source is None and parameters["source"].default is inspect.Parameter.empty:
         raise InputError(f"reader {reader} needs a source, the folder to read")
     arguments |= {name: value for name, value in settings.items() if name in parameters}
     return READERS[reader](source, **arguments)
+
+
+def _option_names(parameters: Iterable[inspect.Parameter]) -> list[str]:
+    """Name the options of a reader; what it takes as `**` are those of the table of labels."""
+    return [
+        name
+        for parameter in parameters
+        for name in (
+            TableOptions.__annotations__
+            if parameter.kind == inspect.Parameter.VAR_KEYWORD
+            else [parameter.name]
+        )
+    ]
 
 
 # ------------------------------------------------------- what a data set says of itself
@@ -206,7 +221,7 @@ def _write_metadata(
         raise InputError(f"{source} holds no slice that can be read{_found_text(audit_entries)}")
     counts = _counts(rows, index.label_names)
     studies = _parquet(rows)
-    audit = _audit([*audit_entries, *_copies(rows)], counts)
+    audit = _audit([*audit_entries, *_rare_classes(rows, index), *_copies(rows)], counts)
     info = {
         "format_version": FORMAT_VERSION,
         "label_names": index.label_names,
@@ -294,6 +309,17 @@ def _fingerprint(preparation: Preparation, rows: list[Row]) -> str:
     if index.classes:
         content = (*content, index.classes.to_json())
     return digest(repr(content))
+
+
+def _rare_classes(rows: list[Row], index: SourceIndex) -> list[AuditEntry]:
+    """Find classes that no split can have in two of its parts."""
+    audit_entries = []
+    for name in index.label_names if index.classes else ():
+        patients = {row["patient_id"] for row in rows if row[f"label.{name}"] == 1}
+        if len(patients) < 2:
+            count = "1 patient" if patients else "no patient"
+            audit_entries.append(AuditEntry("class of fewer than two patients", name, count))
+    return audit_entries
 
 
 def _copies(rows: list[Row]) -> list[AuditEntry]:

@@ -130,6 +130,38 @@ class Prepared:
         """(studies, labels) float32: 0, 1, or nan where unknown."""
         return self.studies[[f"label.{name}" for name in self.label_names]].to_numpy(np.float32)
 
+    def with_classes(self, classes: Classes) -> Prepared:
+        """Return these studies with other names' classes, such as a run's, in their order.
+
+        Args:
+            classes: at least those that a study has; the others have none.
+
+        Raises:
+            InputError: a study's class is not among them, or these are yes/no labels.
+        """
+        expected = ", ".join(classes.names)
+        if self.classes is None:
+            raise InputError(
+                f"{self.path}: has yes/no labels ({', '.join(self.label_names)}), not classes that "
+                f"exclude each other ({expected}); prepare it again with --classes"
+            )
+        present = (self.labels == 1).any(axis=0)
+        own = [name for name, is_there in zip(self.label_names, present, strict=True) if is_there]
+        if unknown := [name for name in own if name not in classes.names]:
+            raise InputError(
+                f"{self.path}: has the classes {', '.join(own)}, the model knows "
+                f"{expected}: {', '.join(unknown)} is not among them"
+            )
+        if self.classes == classes:
+            return self
+        columns = [f"label.{name}" for name in classes.names]
+        is_known = self.studies[f"label.{self.label_names[0]}"].notna()
+        one_hot = self.studies.reindex(columns=columns, fill_value=0.0)
+        one_hot = one_hot.where(is_known, np.nan)
+        others = self.studies.drop(columns=[f"label.{name}" for name in self.label_names])
+        info = {**self.info, "label_names": list(classes.names), "classes": classes.to_json()}
+        return dataclasses.replace(self, info=info, studies=pd.concat([others, one_hot], axis=1))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content, the labels and the preparation of all studies."""

@@ -26,7 +26,7 @@ from medseq_tf.evaluation.scoring import (
     score,
     subgroup_table,
 )
-from medseq_tf.evaluation.unseen_data import audit_splits, audit_unseen
+from medseq_tf.evaluation.unseen_data import audit_splits, audit_unseen, with_labels_of
 from medseq_tf.runs.run import Run, RunOrPath
 
 
@@ -135,7 +135,7 @@ def evaluate(
         raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
     model = Run.open(run)
     models = name_runs([model, *map(Run.open, compare)])
-    prepared = Prepared.open(data)
+    prepared = with_labels_of(model, Prepared.open(data))
     groups = _groups(prepared, subgroups)
     predictions = predict_split(model, prepared, split)
     evaluation = evaluate_predictions(predictions, prepared.label_names, resamples, groups)

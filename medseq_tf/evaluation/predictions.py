@@ -16,7 +16,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
-from medseq_tf.evaluation.unseen_data import check_data
+from medseq_tf.evaluation.unseen_data import fitting
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
@@ -179,8 +179,7 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
             f"{run.path}: the folds' validation studies overlap; evaluate a fold by itself, such "
             f"as {run.path / 'fold_1'}"
         )
-    check_data(run, prepared, split)
-    store = SliceStore(prepared, (run.folds or [run])[0].experiment)
+    store = SliceStore(fitting(run, prepared, split), (run.folds or [run])[0].experiment)
     if split == "all":
         predictions = _predict_all(run, store)
     elif run.folds:

@@ -7,28 +7,40 @@ from dataclasses import replace
 import pandas as pd
 
 from medseq_tf.dataset import leakage
-from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.prepared import Prepared, classes_of
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.runs.run import Run
 
 
-def check_labels(run: Run, prepared: Prepared) -> None:
-    """Raise an InputError unless a data set has the labels that a run predicts."""
-    predicted = run.dataset["label_names"]
-    if predicted != prepared.label_names:
+def with_labels_of(run: Run, prepared: Prepared) -> Prepared:
+    """Return a data set with the labels that a run predicts; classes in the run's order.
+
+    Raises:
+        InputError: it has other labels, or a class that the run does not know.
+    """
+    predicted, classes = run.dataset["label_names"], classes_of(run.dataset)
+    if classes is not None:
+        return prepared.with_classes(classes)
+    if predicted != prepared.label_names or prepared.classes is not None:
+        has = "the labels" if prepared.classes is None else "classes that exclude each other,"
         raise InputError(
-            f"{prepared.path}: has the labels {', '.join(prepared.label_names)}, the run "
+            f"{prepared.path}: has {has} {', '.join(prepared.label_names)}, the run "
             f"{run.path} predicts {', '.join(predicted)}"
+            + ("" if prepared.classes is None else ", yes or no to each")
         )
+    return prepared
 
 
-def check_data(run: Run, prepared: Prepared, split: str) -> None:
-    """Raise an InputError unless a run may be evaluated on a split of a data set.
+def fitting(run: Run, prepared: Prepared, split: str) -> Prepared:
+    """Return a data set, `with_labels_of` a run, of which it may be evaluated on a split.
 
     The split `all` is that of data which the run has never seen, any other that of its own data.
+
+    Raises:
+        InputError: it may not.
     """
-    check_labels(run, prepared)
+    prepared = with_labels_of(run, prepared)
     if split == "all":
         _check_reading(run, prepared)
         _check_unseen(run, prepared)
@@ -39,6 +51,7 @@ def check_data(run: Run, prepared: Prepared, split: str) -> None:
             f"{prepared.path}: is not the data set of the run {run.path} (another fingerprint), so "
             f"it has no {split} split; --split all evaluates the whole of it"
         )
+    return prepared
 
 
 def _check_reading(run: Run, prepared: Prepared) -> None:
@@ -96,7 +109,7 @@ def _check_unseen(run: Run, prepared: Prepared) -> None:
 
 def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
     """Return what the splits, or the folds, of a run share."""
-    check_data(run, prepared, "test")
+    fitting(run, prepared, "test")
     if not run.folds:
         return leakage.audit(prepared, run.splits)
     audits = [

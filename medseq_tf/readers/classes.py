@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.names import by_value, listed, refuse_misspelt, what_is_wrong
 
 LABELS, CLASSES, ORDERED = OUTPUTS = ("labels", "classes", "ordered")
 """What a model tells of a study: yes or no to each label, one class of several, or one grade."""
@@ -41,3 +45,61 @@ class Classes:
     def to_json(self) -> dict[str, Any]:
         """Return what `dataset.json` says of them, beside their names as `label_names`."""
         return {"column": self.column, "ordered": self.ordered}
+
+
+def find_classes(
+    where: str, column: str, names: Iterable[str], ordered: str | Sequence[str] | None = None
+) -> tuple[Classes, Mapping[str, str]]:
+    """Find the classes that the rows of a table, or the folders of a source, name.
+
+    Numbers are classes in the order of their values, `2.0` is `2`; other names alphabetically.
+
+    Args:
+        where: the place, for errors.
+        column: what they are the classes of.
+        names: one a row, as `names.read_names` gives them.
+        ordered: all classes, the lowest first; then they are grades.
+
+    Returns:
+        The classes, and what each of the names is among them.
+
+    Raises:
+        InputError: there are fewer than two, two are one misspelt, one is not in `ordered`, or one
+            is called as the column is.
+    """
+    found = dict.fromkeys(names)
+    given = None if ordered is None else _listed_classes(ordered)
+    called = by_value([*found, *(given or ())])
+    if called is None:
+        alphabetically = sorted(found, key=lambda name: (name.casefold(), name))
+        called = {name: name for name in (*alphabetically, *(given or ()))}
+    own = list(dict.fromkeys(called[name] for name in called if name in found))
+    refuse_misspelt(where, own, "class")
+    order = own if given is None else [called[name] for name in given]
+    if given is not None and (unknown := [name for name in own if name not in order]):
+        raise InputError(
+            f"{where} has the classes {', '.join(own)}; ordered names {', '.join(order)}: "
+            f"{', '.join(unknown)} is not among them"
+        )
+    if len(order) < 2:
+        raise InputError(
+            f"{where} has {'one class' if order else 'no known class'}"
+            + (f", {order[0]}" if order else "")
+            + "; a model needs two or more to tell apart"
+        )
+    if column in order:
+        raise InputError(f"{where} has a class of the name of its column; rename one")
+    return Classes(column, tuple(order), ordered=given is not None), called
+
+
+def _listed_classes(ordered: str | Sequence[str]) -> list[str]:
+    names = listed(ordered)
+    for name in names:
+        if wrong := what_is_wrong(name):
+            raise InputError(f"ordered: {name!r} is no name of a class: {wrong}")
+    refuse_misspelt("ordered", names, "class")
+    if len(set(names)) < max(len(names), 2):
+        raise InputError(
+            f"ordered = {', '.join(names)!r}: name every class once, two or more, the lowest first"
+        )
+    return names

@@ -19,12 +19,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes, find_classes
 from medseq_tf.readers.folder import File, Folder
-from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelTable, read_labels
+from medseq_tf.readers.labels import LabelTable, TableOptions, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
+from medseq_tf.readers.names import normal_name, what_is_wrong
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import (
@@ -36,11 +38,14 @@ from medseq_tf.readers.study import (
     UnreadableStudy,
     natural_key,
 )
+from medseq_tf.readers.table import PATIENT_COLUMNS
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 LARGEST_FILE_BYTES = 256 * 2**20
 
 _SLICE_NAME = re.compile(r"(?P<patient>.*[^\s_-])\s*(?:\((?P<bracketed>\d+)\)|[_-](?P<plain>\d+))")
+FOLDER = "folder"
+"""What `classes` is called where a class is a folder."""
 _ALL_EMPTY = "every label is empty"
 _NORMAL = {"normal", "normals", "negative", "control", "controls", "healthy", "no", "non", "none"}
 
@@ -89,6 +94,7 @@ def index_image_folder(
     positive: str | None = None,
     columns: Sequence[str] | None = None,
     same_numbers: SameNumbers | None = None,
+    **table: Unpack[TableOptions],
 ) -> SourceIndex:
     """List the studies of a folder of photographs.
 
@@ -104,6 +110,8 @@ def index_image_folder(
         columns: patient layout: the label columns. Default: all but patient and split.
         same_numbers: class layout: whether a number in two class folders is the `same` patient or
             two `different` ones. Default: that is an error.
+        **table: patient layout: see `labels.TableOptions`. Class layout: with `classes="folder"`
+            the folders exclude each other, every one is a class, and `ordered` may say their order.
 
     Raises:
         InputError: if the source, the layout or the labels cannot be used, or who is who is in
@@ -119,12 +127,12 @@ def index_image_folder(
         raise InputError(f"same_numbers={same_numbers!r} is unknown; valid: same, different")
     if layout == "patient" and same_numbers is not None:
         raise InputError("same_numbers is for layout=class; with labels, a folder is a patient")
-    _refuse_settings_of_the_other_layout(layout, labels, positive, columns)
+    _refuse_settings_of_the_other_layout(layout, labels, positive, columns, table)
 
     folder = Folder(root, EXTENSIONS, ignored=labels)
     if labels is None:
-        return _index_classes(folder, positive, same_numbers)
-    return _index_patients(folder, read_labels(labels, columns))
+        return _index_classes(folder, positive, same_numbers, table)
+    return _index_patients(folder, read_labels(labels, columns, **table))
 
 
 def _refuse_settings_of_the_other_layout(
@@ -132,7 +140,9 @@ def _refuse_settings_of_the_other_layout(
     labels: str | Path | None,
     positive: str | None,
     columns: Sequence[str] | None,
+    table: TableOptions,
 ) -> None:
+    classes, ordered = table.get("classes"), table.get("ordered")
     if layout == "patient" and labels is None:
         raise InputError(
             "layout=patient needs labels, a CSV with one row a patient and 0/1 columns"
@@ -141,6 +151,15 @@ def _refuse_settings_of_the_other_layout(
         raise InputError("positive is for layout=class; with labels, name the columns instead")
     if layout == "class" and (labels is not None or columns is not None):
         raise InputError("layout=class takes its labels from the folders; leave out labels/columns")
+    if layout == "class" and classes not in (None, FOLDER):
+        raise InputError(
+            f"classes={classes!r} is a column of a table: give labels, a CSV; {FOLDER!r} "
+            "makes a class of every folder"
+        )
+    if layout == "class" and classes is not None and positive is not None:
+        raise InputError("positive makes a label of one folder, classes a class of each; give one")
+    if layout == "class" and ordered is not None and classes is None:
+        raise InputError(f"ordered is the order of classes; give classes={FOLDER!r} too")
 
 
 # ------------------------------------------------------------------------------------ class layout
@@ -159,7 +178,10 @@ def parse_slice_name(stem: str) -> tuple[str, int] | None:
 
 
 def _index_classes(
-    folder: Folder, positive: str | None, same_numbers: SameNumbers | None
+    folder: Folder,
+    positive: str | None,
+    same_numbers: SameNumbers | None,
+    table: TableOptions,
 ) -> SourceIndex:
     studies: dict[tuple[str, str], list[tuple[int, File]]] = defaultdict(list)
     spellings: dict[str, tuple[str, str]] = {}
@@ -175,17 +197,14 @@ def _index_classes(
             patient = _class_patient(parts[0], parsed[0], same_numbers)
             _refuse_two_spellings(spellings, patient, picture.name)
 
-    classes = sorted({name for name, _ in studies}, key=natural_key)
-    positives = _positive_classes(folder.root, classes, positive)
-    label_names = [name.lower() for name in positives]
+    names = sorted({name for name, _ in studies}, key=natural_key)
+    classes, labels = _labels_of_folders(folder.root, names, positive, table)
+    label_names = list(labels[names[0]])
     sources = [
         PictureStudy(
             source=f"{name}/{patient}",
             patient=_class_patient(name, patient, same_numbers),
-            labels={
-                label: float(name == positive)
-                for label, positive in zip(label_names, positives, strict=True)
-            },
+            labels=labels[name],
             split=None,
             root=str(folder.root),
             files=_in_slice_order(folder, name, patient, slices),
@@ -202,7 +221,28 @@ def _index_classes(
         folder.listing,
         folder.root,
         resolved={"layout": "class", "modality": "photograph", "same_numbers": same_numbers},
+        classes=classes,
     )
+
+
+def _labels_of_folders(
+    root: Path, names: list[str], positive: str | None, table: TableOptions
+) -> tuple[Classes | None, dict[str, dict[str, float]]]:
+    """The classes, where the folders are some, and the labels that a study in each folder has."""
+    _check_class_folders(root, names)
+    if table.get("classes") is None:
+        positives = _positive_classes(names, positive)
+        return None, {
+            name: {positive.lower(): float(name == positive) for positive in positives}
+            for name in names
+        }
+    normal = {name: normal_name(name) for name in names}
+    for name in normal.values():
+        if wrong := what_is_wrong(name):
+            raise InputError(f"{root}: the folder {name!r} is no name of a class: {wrong}")
+    where = f"{root}: its class folders"
+    classes, called = find_classes(where, FOLDER, normal.values(), table.get("ordered"))
+    return classes, {name: classes.one_hot(called[normal[name]]) for name in names}
 
 
 def _class_patient(name: str, number: str, same_numbers: SameNumbers | None) -> str:
@@ -222,7 +262,7 @@ def _refuse_two_spellings(spellings: dict, patient: str, name: str) -> None:
         )
 
 
-def _positive_classes(root: Path, classes: list[str], positive: str | None) -> list[str]:
+def _check_class_folders(root: Path, classes: list[str]) -> None:
     shown = ", ".join(classes)
     if len(classes) < 2:
         raise InputError(
@@ -233,6 +273,10 @@ def _positive_classes(root: Path, classes: list[str], positive: str | None) -> l
         raise InputError(
             f"class folders of {root} differ only in capitals, spaces or Unicode forms: {shown}"
         )
+
+
+def _positive_classes(classes: list[str], positive: str | None) -> list[str]:
+    shown = ", ".join(classes)
     if positive is not None:
         if positive not in classes:
             raise InputError(f"positive={positive!r} is not a class folder; valid: {shown}")
@@ -337,4 +381,5 @@ def _index_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
         [*folder.listing, labels.listing],
         folder.root,
         resolved={"layout": "patient", "modality": "photograph", "match": "folder"},
+        classes=labels.classes,
     )

@@ -1,39 +1,46 @@
 """The labels of a cohort, a CSV file of one row a patient or study, read and checked.
 
-One row a patient: a patient column (`patient_id`, `patient`, `id`, or else the first), one or more
-columns of 0, 1 or empty (unknown), and perhaps `split` (train, validation or test). A reader whose
-patients may have several studies also takes one row a study. Errors name lines and columns, never
-what stands in them: it may identify someone. Where no column has one of those names, the first
-line may be a patient's, and columns are named by number; nor does the file's name go into audits.
-
-Keys are compared as `matching.normal_id` writes them. Two that only then become equal are an error.
+One row a patient: a patient column (`patient_id`, `patient`, `id`, `participant_id`, or else the
+first), one or more columns of 0, 1 or empty (unknown), and perhaps `split` (train, validation or
+test). In place of the columns of 0 and 1 there may be one of names that exclude each other: the
+classes. A reader whose patients may have several studies also takes one row a study. Errors name
+lines and columns, never what stands in them (`table`), but for names of classes, which the user
+asked for; nor does the file's name go into audits.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes, find_classes
 from medseq_tf.readers.matching import normal_id
+from medseq_tf.readers.names import read_names
 from medseq_tf.readers.study import AuditEntry
+from medseq_tf.readers.table import (
+    PATIENT_COLUMNS,
+    SPLITS,
+    Line,
+    Table,
+    column_name,
+    is_unknown,
+    read_table,
+)
 
-PATIENT_COLUMNS = ("patient_id", "patient", "id")
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
-_UNKNOWN = {"", "nan", "na", "n/a"}
+class TableOptions(TypedDict, total=False):
+    """What the columns of a table of labels are, beside those of 0 and 1.
+
+    Attributes:
+        classes: the column of names (or numbers) that exclude each other.
+        ordered: its names, the lowest first, where they are grades.
+    """
+
+    classes: str | None
+    ordered: str | Sequence[str] | None
 
 
 class LabelRow(NamedTuple):
@@ -55,12 +62,13 @@ class LabelTable(NamedTuple):
 
     Attributes:
         path: the file.
-        names: the label columns.
+        names: the label columns, or the classes.
         rows: by the value of the key column, as `normal_id` writes it.
         repeated: lines that say again what an earlier one says.
         key: the name of the key column; "" where the first is taken, whatever its name.
         rivals: where the first is taken, other columns that could be ids (no two values are
             equal): value -> line.
+        classes: what the names are, where they exclude each other.
     """
 
     path: Path
@@ -69,6 +77,7 @@ class LabelTable(NamedTuple):
     repeated: list[int]
     key: str = ""
     rivals: Sequence[dict[str, int]] = ()
+    classes: Classes | None = None
 
     def refuse_rivals(self, identifiers: Iterable[str]) -> None:
         """Refuse a key column that nothing names if another column fits what it is matched to.
@@ -115,6 +124,7 @@ def read_labels(
     columns: Sequence[str] | None = None,
     study_columns: Sequence[str] = (),
     keys: Sequence[str] | None = None,
+    **options: Unpack[TableOptions],
 ) -> LabelTable:
     """Read a CSV file of labels.
 
@@ -124,196 +134,125 @@ def read_labels(
         study_columns: names, in lower case, of a column that says which study a row is of; where
             one is there it is the key, and the patient column only says whose study it is.
         keys: those of them that may be the key; default: all.
+        **options: see `TableOptions`.
 
     Raises:
         InputError: if the file cannot be used, has no header, or puts a patient in two splits.
     """
-    path = Path(path)
-    special = dict.fromkeys((*study_columns, *PATIENT_COLUMNS, "split"))
-    header, lines = _read_csv(path, special)
-    patient_column = next((name for name in PATIENT_COLUMNS if name in header), None)
-    keys = study_columns if keys is None else keys
-    key = next((name for name in keys if name in header), None) or patient_column
-    reserved = {key or header[0], patient_column, "split"}
-    if columns:
-        names = [_column(name, ()) for name in columns]
+    classes, ordered = options.get("classes"), options.get("ordered")
+    _refuse_what_excludes_each_other(columns, classes, ordered)
+    table = read_table(path, study_columns, keys)
+    if classes is not None:
+        names = [column_name(classes)]
+    elif columns:
+        names = [column_name(name) for name in columns]
     else:
-        names = [name for name in header if name not in reserved and name not in special]
-    absent = [name for name in names if name not in header or name in reserved]
-    if absent or not names:
-        raise InputError(
-            f"{path} has no label column {', '.join(absent)}".rstrip()
-            + f"; its columns: {_shown(header, has_key=key is not None)}"
-        )
+        special = (*study_columns, *PATIENT_COLUMNS)
+        names = [n for n in table.header if n not in table.reserved and n not in special]
+    _refuse_absent(table, names, "label" if classes is None else "class")
     if len(set(names)) < len(names):
         raise InputError(f"columns names a label column twice: {', '.join(names)}")
-    rows, repeated = _rows(path, header, lines, names, key, patient_column)
-    _refuse_patients_in_two_splits(path, rows)
-    others = [] if key else [name for name in header[1:] if name not in (*names, *reserved)]
-    return LabelTable(path, names, rows, repeated, key or "", _columns_of_ids(lines, others))
+    others = (
+        [] if table.key else [n for n in table.header[1:] if n not in {*names, *table.reserved}]
+    )
+    found, labels = None, {}
+    if classes is None:
+        labels = {line.number: _labels(table, line, names) for line in table.lines}
+    else:
+        found, labels = _classes(table, names[0], ordered)
+        names = list(found.names)
+    rows, repeated = _rows(table, labels)
+    _refuse_patients_in_two_splits(table.path, rows)
+    rivals = _columns_of_ids(table, others)
+    return LabelTable(table.path, names, rows, repeated, table.key, rivals, found)
 
 
-_Lines = list[tuple[int, dict[str, str]]]
-"""The lines of a file by number, each with its values by column."""
+def _refuse_what_excludes_each_other(
+    columns: Sequence[str] | None, classes: str | None, ordered: object
+) -> None:
+    if classes is not None and columns:
+        raise InputError(
+            "columns are of 0 and 1, classes is one column of names that exclude each other; give "
+            "one of the two"
+        )
+    if ordered is not None and classes is None:
+        raise InputError("ordered is the order of classes; name their column with classes")
 
 
-def _rows(
-    path: Path,
-    header: Sequence[str],
-    lines: _Lines,
-    names: Sequence[str],
-    key: str | None,
-    patient_column: str | None,
-) -> tuple[dict[str, LabelRow], list[int]]:
+def _refuse_absent(table: Table, names: Sequence[str], kind: str) -> None:
+    absent = [name for name in names if name not in table.header or name in table.reserved]
+    if absent or not names:
+        raise InputError(
+            f"{table.path} has no {kind} column {', '.join(absent)}".rstrip()
+            + f"; its columns: {table.columns}"
+        )
+
+
+_Labels = dict[int, dict[str, float]]
+"""The labels in each line, by its number."""
+
+
+def _labels(table: Table, line: Line, names: Sequence[str]) -> dict[str, float]:
+    return {name: _label(table, line, name) for name in names}
+
+
+def _classes(
+    table: Table, column: str, ordered: str | Sequence[str] | None
+) -> tuple[Classes, _Labels]:
+    """The classes in a column, and the labels in each line: one-hot."""
+    names = read_names(table, column, "class")
+    where = f"{table.path}: column {table.column(column)}"
+    known = [name for name in names.values() if name is not None]
+    classes, called = find_classes(where, column, known, ordered)
+    one_hot = {
+        number: classes.one_hot(None if name is None else called[name])
+        for number, name in names.items()
+    }
+    return classes, one_hot
+
+
+def _rows(table: Table, labels: _Labels) -> tuple[dict[str, LabelRow], list[int]]:
     """The rows by the value of the key column, and the lines that say one again."""
     rows: dict[str, LabelRow] = {}
     repeated = []
-    spellings: dict[tuple[str, str], tuple[str, int]] = {}
-    for line, values in lines:
-        identifier = _identifier(path, spellings, line, "key", values[key or header[0]])
-        patient = _identifier(
-            path, spellings, line, "patient", values.get(patient_column or "", "")
-        )
-        if not identifier:
-            column = f"column {key!r}" if key else "its first column"
-            raise InputError(f"{path} line {line} has no value in {column}")
-        labels = {
-            name: _label(values[name], path, line, repr(name) if key else header.index(name) + 1)
-            for name in names
-        }
-        if patient_column and not patient:
-            raise InputError(f"{path} line {line} has no value in column {patient_column!r}")
-        row = LabelRow(line, labels, _split(values.get("split", ""), path, line), patient or None)
-        if identifier in rows:
-            _refuse_contradiction(path, rows[identifier], row)
-            repeated.append(line)
+    for line in table.lines:
+        row = LabelRow(line.number, labels[line.number], _split(table.path, line), line.patient)
+        if line.key in rows:
+            _refuse_contradiction(table.path, rows[line.key], row)
+            repeated.append(line.number)
         else:
-            rows[identifier] = row
+            rows[line.key] = row
     return rows, repeated
 
 
-def _columns_of_ids(lines: _Lines, names: Sequence[str]) -> list[dict[str, int]]:
+def _columns_of_ids(table: Table, names: Sequence[str]) -> list[dict[str, int]]:
     """The columns whose values are all there and all differ: value -> line."""
-    columns = [{normal_id(values[name]): line for line, values in lines} for name in names]
-    return [column for column in columns if len(column) == len(lines) and "" not in column]
+    columns = [{normal_id(line.values[n]): line.number for line in table.lines} for n in names]
+    return [column for column in columns if len(column) == len(table.lines) and "" not in column]
 
 
-def _shown(header: Sequence[str], has_key: bool) -> str:
-    """The columns as errors name them: by number where the first line may be a patient's."""
-    if has_key:
-        return ", ".join(header)
-    return f"{len(header)}, none of them called {' or '.join(PATIENT_COLUMNS)}"
-
-
-def _identifier(
-    path: Path,
-    spellings: dict[tuple[str, str], tuple[str, int]],
-    line: int,
-    kind: str,
-    text: str,
-) -> str:
-    """An id as it is compared; one that is written in two ways in one column is refused."""
-    identifier = normal_id(text)
-    first, first_line = spellings.setdefault((kind, identifier), (text, line))
-    if identifier and first != text:
-        raise InputError(
-            f"{path} lines {first_line} and {line} have one {kind} in two spellings, which differ "
-            "in spaces or in the Unicode form of letters; write both alike, or two ids"
-        )
-    return identifier
-
-
-def _read_csv(path: Path, special: Collection[str]) -> tuple[list[str], _Lines]:
-    """Column names in lower case but for labels' own spelling, and the rows with their lines."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; labels is a CSV file, one row a patient"
-        ) from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path} cannot be read as a CSV file in UTF-8") from None
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        return _header_and_lines(path, reader, special)
-    except csv.Error:
-        raise InputError(f"{path} line {reader.line_num} cannot be read as CSV") from None
-
-
-def _header_and_lines(
-    path: Path, reader: Any, special: Collection[str]
-) -> tuple[list[str], _Lines]:
-    header = [_column(name, special) for name in next(reader, [])]
-    if _is_data(header, special):
-        raise InputError(
-            f"{path} has no header line: its first line looks like a patient's; put column names "
-            "above it, such as patient_id and the label's name"
-        )
-    is_no_key = header[:1] == ["split"] or "".join(header[:1]).startswith("Unnamed:")
-    if len(header) < 2 or len(set(header)) < len(header) or "" in header or is_no_key:
-        raise InputError(
-            f"{path} needs a header of distinct column names: a patient column and 0/1 columns"
-        )
-    lines = []
-    for values in reader:
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(header):
-            raise InputError(
-                f"{path} line {reader.line_num} has {len(values)} values for {len(header)} columns"
-            )
-        lines.append((reader.line_num, dict(zip(header, values, strict=True))))
-    return header, lines
-
-
-def _is_data(header: Sequence[str], special: Collection[str]) -> bool:
-    """Whether a first line is a row: no column has a name that is known, and one is a number.
-
-    A line of nothing but splits and missing values beside its first is one, too.
-    """
-    if set(header) & set(special):
-        return False
-    rest = [name.strip().lower() for name in header[1:]]
-    empty = all(name in _UNKNOWN or name in SPLITS for name in rest)
-    return bool(rest) and (empty or any(map(_is_number, rest)))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _column(name: str, special: Collection[str]) -> str:
-    name = unicodedata.normalize("NFC", name).strip()
-    return name.lower() if name.lower() in special else name
-
-
-def _label(value: str, path: Path, line: int, column: str | int) -> float:
-    if value.strip().lower() in _UNKNOWN:
+def _label(table: Table, line: Line, name: str) -> float:
+    if is_unknown(line.values[name]):
         return math.nan
     try:
-        number = float(value)
+        number = float(line.values[name])
     except ValueError:
         number = math.inf
     if number not in (0.0, 1.0):
         raise InputError(
-            f"{path} line {line}, column {column} is not 0, 1 or empty; "
-            f"if it is not a label, name the label columns with columns="
+            f"{table.path} line {line.number}, column {table.column(name)} is not 0, 1 or empty; "
+            "if it is not a label, name the label columns with columns=; one column of names that "
+            "exclude each other is given by --classes NAME"
         )
     return number
 
 
-def _split(value: str, path: Path, line: int) -> str | None:
-    value = value.strip().lower()
+def _split(path: Path, line: Line) -> str | None:
+    value = line.values.get("split", "").strip().lower()
     if not value:
         return None
     if value not in SPLITS:
-        raise InputError(f"{path} line {line}: split is none of train, validation, test")
+        raise InputError(f"{path} line {line.number}: split is none of train, validation, test")
     return SPLITS[value]
 
 

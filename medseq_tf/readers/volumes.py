@@ -32,7 +32,7 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
-from medseq_tf.readers.labels import LabelRow, LabelTable, read_labels
+from medseq_tf.readers.labels import LabelRow, LabelTable, TableOptions, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
@@ -116,6 +116,7 @@ def index_volumes(
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
     workers: int | None = None,
+    **table_options: Unpack[TableOptions],
 ) -> SourceIndex:
     """List the volumes under a folder that have labels.
 
@@ -130,6 +131,7 @@ def index_volumes(
         match: what a row's key is of a file: `path`, `stem` or `folder`. Default: the one that
             fits.
         workers: processes that read headers; default: one a core. 1: this process.
+        **table_options: see `labels.TableOptions`.
 
     Raises:
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
@@ -148,7 +150,8 @@ def index_volumes(
         raise InputError("volumes need labels, a CSV with one row a patient and 0/1 columns")
     if not folder.files:
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
-    table = read_labels(labels, columns, STUDY_COLUMNS, () if match == "folder" else None)
+    keys = () if match == "folder" else None
+    table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
     is_8_bit = _readable(folder, workers)
     rule, rows = _matched(folder, is_8_bit, table, match)
     if modality is None and rows:
@@ -186,6 +189,7 @@ def index_volumes(
         root,
         DTYPES[modality],
         resolved,
+        table.classes,
     )
 
 

@@ -15,6 +15,7 @@ from medseq_tf.dataset.prepare import Prepared
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_example, frame
 from medseq_tf.errors import InputError
+from medseq_tf.readers import Classes
 
 
 def test_loading_what_is_not_whole(folder, tmp_path):
@@ -194,3 +195,60 @@ def test_a_data_set_of_the_first_format_says_what_to_do(folder, tmp_path):
     with pytest.raises(InputError, match="format version 1, this version reads 2; prepare again"):
         Prepared.load(data.path)
     assert len(make("image-folder", folder, out=tmp_path / "out", overwrite=True)) == 4
+
+
+# ---------------------------------------------------------------------------------------- classes
+
+
+@pytest.fixture
+def tumours(tmp_path):
+    """A data set of four studies: b, a, an unknown class that a later look leaves, a."""
+    for patient in range(5):
+        save(tmp_path / "source" / f"p{patient}" / "1.png", np.eye(9, dtype=np.uint8) * patient)
+    (tmp_path / "labels.csv").write_text("id,dx,side\np0,b,1\np1,a,0\np2,,1\np3,a,1\np4,c,0\n")
+    labels = {"labels": tmp_path / "labels.csv", "classes": "dx"}
+    data = make("image-folder", tmp_path / "source", out=tmp_path / "out", **labels)
+    studies = data.studies.copy()
+    studies.loc[3, [f"label.{name}" for name in "abc"]] = np.nan
+    return Prepared(data.path, data.info, studies)
+
+
+def test_a_data_set_of_classes(tumours):
+    assert tumours.classes == Classes("dx", ("a", "b", "c"))
+    assert tumours.outputs == "classes"
+    assert tumours.info["classes"] == {"column": "dx", "ordered": False}
+    expected = [[0, 1, 0], [1, 0, 0], [1, 0, 0], [np.nan] * 3]
+    np.testing.assert_array_equal(tumours.labels, expected)
+    kinds = tumours.audit["counts"]
+    assert kinds == {"class of fewer than two patients": 2, "patient without label": 1}
+    rare = [e for e in tumours.audit["entries"] if e["kind"].startswith("class of")]
+    assert [(entry["where"], entry["detail"]) for entry in rare] == [
+        ("b", "1 patient"),
+        ("c", "1 patient"),
+    ]
+
+
+def test_a_data_set_in_the_order_of_a_run_s_classes(tumours):
+    known = Classes("diagnosis", ("other", "b", "c", "a"), ordered=True)
+    seen = tumours.with_classes(known)
+    assert seen.classes == known
+    expected = [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], [np.nan] * 4]
+    np.testing.assert_array_equal(seen.labels, expected)
+    assert seen.fingerprint == tumours.fingerprint
+    assert list(seen.studies.study_id) == list(tumours.studies.study_id)
+    np.testing.assert_array_equal(seen.slices(1), tumours.slices(1))
+    assert seen.with_classes(tumours.classes).labels[:3].tolist() == tumours.labels[:3].tolist()
+    assert tumours.with_classes(tumours.classes) is tumours
+
+
+def test_a_class_that_no_study_has_is_no_obstacle(tumours):
+    seen = tumours.with_classes(Classes("dx", ("a", "b")))
+    assert seen.label_names == ["a", "b"]
+
+
+def test_classes_that_a_run_does_not_know_are_refused_with_both_lists(tumours, folder, tmp_path):
+    with pytest.raises(InputError, match="has the classes a, b, the model knows a, x: b is not"):
+        tumours.with_classes(Classes("dx", ("a", "x")))
+    labels = make("image-folder", folder, out=tmp_path / "labels of yes and no")
+    with pytest.raises(InputError, match=r"has yes/no labels \(stroke\), not classes .* \(a, x\)"):
+        labels.with_classes(Classes("dx", ("a", "x")))

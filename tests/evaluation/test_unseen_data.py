@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import pandas as pd
@@ -14,6 +15,7 @@ from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_image_folder
 from medseq_tf.runs.run import SLICES, Run
@@ -155,6 +157,54 @@ def test_folds_know_their_slices_too(place, trained, tmp_path):
         assert part.slices["study"].nunique() == 16
         with pytest.raises(InputError, match="are of the data set that the run was trained on"):
             score(part, data)
+
+
+# ------------------------------------------------------------------------------- other labels
+
+
+@pytest.fixture(scope="module")
+def of_classes(tmp_path_factory):
+    out = tmp_path_factory.mktemp("classes")
+    options = {"patients": 12, "size": 16, "workers": 1, "progress": False}
+    return {kind: prepare("demo", out=out / kind, kind=kind, **options) for kind in KINDS}
+
+
+KINDS = ("labels", "classes", "grades")
+
+
+def a_run_on(prepared, **changes):
+    return SimpleNamespace(path="the run", dataset={**prepared.info, **changes})
+
+
+def test_classes_are_brought_into_the_order_of_the_run(of_classes):
+    data = of_classes["classes"]
+    names = ["mass", "abscess", "hemorrhage", "ischemia"]
+    found = with_labels_of(a_run_on(data, label_names=names), data)
+    assert found.label_names == names
+    pd.testing.assert_frame_equal(
+        found.studies[[f"label.{name}" for name in data.label_names]],
+        data.studies[[f"label.{name}" for name in data.label_names]],
+    )
+    assert (found.studies["label.abscess"] == 0).all()
+
+
+def test_whether_classes_are_ordered_is_the_run_s_to_say(of_classes):
+    data = of_classes["grades"]
+    changed = {"classes": {"column": "grade", "ordered": False}}
+    assert with_labels_of(a_run_on(data, **changed), data).outputs == "classes"
+
+
+@pytest.mark.parametrize(
+    ("of_run", "of_data", "message"),
+    [
+        ("classes", "grades", "has the classes mild, moderate, severe, the model knows hemorr"),
+        ("classes", "labels", r"has yes/no labels \(lesion\), not classes that exclude"),
+        ("labels", "grades", "classes that exclude each other, mild, moderate, severe, the run"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(of_classes, of_run, of_data, message):
+    with pytest.raises(InputError, match=message):
+        with_labels_of(a_run_on(of_classes[of_run]), of_classes[of_data])
 
 
 # --------------------------------------------------------------------------- no probability

@@ -235,6 +235,42 @@ def test_a_folder_that_is_not_there(tmp_path):
         index_image_folder(tmp_path)
 
 
+def test_folders_that_exclude_each_other_are_classes(classes):
+    picture(classes / "no tumour" / "9 (1).png")
+    scan = index_image_folder(classes, classes="folder", ordered=["no tumour", "Normal", "Stroke"])
+    assert scan.label_names == ["no tumour", "Normal", "Stroke"]
+    assert (scan.classes.column, scan.classes.ordered) == ("folder", True)
+    assert {s.source: list(s.labels.values()) for s in scan.studies} == {
+        "no tumour/9": [1, 0, 0],
+        "Normal/7": [0, 1, 0],
+        "Stroke/58": [0, 0, 1],
+    }
+    scan = index_image_folder(classes, classes="folder")
+    assert scan.classes.outputs == "classes"
+    assert scan.label_names == ["no tumour", "Normal", "Stroke"]
+    assert index_image_folder(classes).label_names == ["stroke"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": "diagnosis"}, "'diagnosis' is a column of a table: give labels, a CSV"),
+        ({"classes": "folder", "positive": "Stroke"}, "positive makes a label of one folder"),
+        ({"ordered": "Normal,Stroke"}, "ordered is the order of classes; give classes='folder'"),
+        ({"classes": "folder", "ordered": "Normal,Other"}, "Stroke is not among them"),
+    ],
+)
+def test_options_of_class_folders_that_make_no_sense(classes, options, message):
+    with pytest.raises(InputError, match=message):
+        index_image_folder(classes, **options)
+
+
+def test_a_folder_that_is_no_name_of_a_class(classes):
+    picture(classes / "=1+1" / "9 (1).png")
+    with pytest.raises(InputError, match="the folder '=1\\+1' is no name of a class: it begins"):
+        index_image_folder(classes, classes="folder")
+
+
 # ---------------------------------------------------------------------------------- patient layout
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from medseq_tf.errors import InputError
@@ -90,3 +92,149 @@ def test_what_does_not_say_whose_it_is_is_refused(table, text, message):
 def test_other_names_of_patients_are_no_labels(table):
     assert table("patient_id,id,patient,x\na,0,1,1\nb,1,0,0\n").names == ["x"]
     assert table("patient_id,id,x\na,0,1\nb,1,0\n", columns=["id"]).names == ["id"]
+
+
+# ---------------------------------------------------------------------------------------- classes
+
+
+def named(table, text, **options):
+    """Each key's class by name; None where it is unknown."""
+    read = table(text, classes="dx", **options)
+    assert read.names == list(read.classes.names)
+    for row in read.rows.values():
+        values = list(row.labels.values())
+        assert list(row.labels) == read.names
+        assert sum(values) == 1 or all(map(math.isnan, values))
+    return {
+        key: next((name for name, value in row.labels.items() if value == 1), None)
+        for key, row in read.rows.items()
+    }
+
+
+def test_a_column_of_names_becomes_classes_in_alphabetical_order(table):
+    text = "id,dx,age\na, glioma ,61\nb,Meningioma,50\nc,glioma,3\nd,,4\ne,N/A,5\nf,nan,6\n"
+    read = table(text, classes="dx")
+    assert read.classes.names == ("glioma", "Meningioma")
+    assert (read.classes.column, read.classes.ordered) == ("dx", False)
+    assert list(named(table, text).values()) == ["glioma", "Meningioma", "glioma", None, None, None]
+    assert read.rows["d"].is_unknown
+
+
+def test_numbers_are_classes_in_order_of_their_values(table):
+    text = "id,dx\na,10\nb,2.0\nc,2\nd,-1\ne,0.5\nf,10.0\n"
+    assert table(text, classes="dx").classes.names == ("-1", "0.5", "2", "10")
+    assert named(table, text) == {"a": "10", "b": "2", "c": "2", "d": "-1", "e": "0.5", "f": "10"}
+
+
+@pytest.mark.parametrize("ordered", ["low,middle,high", ["low", " middle", "high"]])
+def test_grades_are_in_the_order_that_is_given(table, ordered):
+    text = "id,dx\na,high\nb,low\nc,middle\n"
+    read = table(text, classes="dx", ordered=ordered)
+    assert read.classes.names == ("low", "middle", "high")
+    assert read.classes.ordered
+    assert named(table, text, ordered=ordered) == {"a": "high", "b": "low", "c": "middle"}
+
+
+def test_a_grade_that_no_patient_has_is_a_class_all_the_same(table):
+    read = table("id,dx\na,1\nb,3.0\n", classes="dx", ordered="0,1,2,3")
+    assert read.classes.names == ("0", "1", "2", "3")
+    assert read.rows["b"].labels == {"0": 0, "1": 0, "2": 0, "3": 1}
+    assert table("id,dx\na,low\n", classes="dx", ordered="low,high").names == ["low", "high"]
+
+
+def test_unicode_forms_of_a_name_are_one_class(table):
+    text = "id,dx\na,\u00c4rger\nb,A\u0308rger\nc,mass\n"
+    assert named(table, text) == {"a": "\u00c4rger", "b": "\u00c4rger", "c": "mass"}
+
+
+def test_classes_in_other_kinds_of_csv(table):
+    expected = {"a": "mass, left", "b": "bleed"}
+    assert named(table, '\ufeffid;dx\r\na;"mass, left"\r\nb;bleed\r\n') == expected
+    assert named(table, 'id,dx\na,"mass, left"\nb,bleed\nb,bleed\n') == expected
+    assert named(table, "participant_id\tdx\na\tmass, left\nb\tbleed\n") == expected
+    grades = named(table, 'id,dx\na,"mass, left"\nb,bleed\n', ordered='bleed,"mass, left"')
+    assert grades == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a,x\nb,x\n", "has one class, x; a model needs two or more"),
+        ("a,\nb,\n", "has no known class; a model needs two or more"),
+        ("a,Glioma\nb,glioma\nc,x\n", "holds 'Glioma' and 'glioma', which differ only in capital"),
+        ("a,grade  2\nb,grade 2\nc,x\n", "'grade  2' and 'grade 2', which differ only in"),
+        ("a,grade 02\nb,grade 2\nc,x\n", "'grade 02' and 'grade 2', which differ only in"),
+        ("a,dx\nb,x\n", "has a class of the name of its column; rename one"),
+        ("a,x\na,y\n", "lines 2 and 3 give one patient two labels"),
+        ("a,=1+1\nb,y\n", "line 2, column 'dx' is no name of a class: it begins like a formula"),
+        ("a,y\nb,@x\n", "line 3, column 'dx' is no name of a class: it begins like a formula"),
+        ('a,"x\ny"\nb,y\n', "is no name of a class: it holds a line break or another"),
+        ("a,\u202ex\nb,y\n", "is no name of a class: it holds a line break or another"),
+        ("a,../x\nb,y\n", "is no name of a class: it reads like a path"),
+        ("a,/etc/x\nb,y\n", "is no name of a class: it reads like a path"),
+        ("a,..\\x\nb,y\n", "is no name of a class: it reads like a path"),
+        (f"a,{'x' * 61}\nb,y\n", "is no name of a class: it has 61 characters, of 60 at most"),
+    ],
+)
+def test_columns_that_are_no_classes_are_refused(table, rows, message):
+    with pytest.raises(InputError, match=message) as error:
+        table("id,dx\n" + rows, classes="dx")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [62, 11])
+def test_a_column_of_ids_or_measurements_is_no_class_column(table, rows):
+    text = "id,dx\n" + "".join(f"{i},name{min(i, rows - 2)}\n" for i in range(rows))
+    with pytest.raises(InputError, match=f"{rows - 1} different values in {rows} rows") as error:
+        table(text, classes="dx")
+    assert "name" not in str(error.value).replace("names of", "")
+
+
+def test_many_classes(table):
+    def text(count):
+        return "id,dx\n" + "".join(f"{i},k{i % count}\n" for i in range(2 * count))
+
+    assert len(table(text(100), classes="dx").names) == 100
+    with pytest.raises(InputError, match="101 different values in 202 rows"):
+        table(text(101), classes="dx")
+
+
+@pytest.mark.parametrize(
+    ("ordered", "message"),
+    [
+        ("low,high", "has the classes high, low, middle; ordered names low, high: middle is not"),
+        ("low,middle,High", "ordered names low, middle, High: high is not among them"),
+        ("low,middle,high,low", "name every class once, two or more"),
+        ("low", "name every class once, two or more"),
+        ("low,,high", "ordered: '' is no name of a class: it is empty"),
+        ("low,Low,high", "ordered holds 'low' and 'Low', which differ only"),
+    ],
+)
+def test_orders_that_do_not_fit_are_refused(table, ordered, message):
+    with pytest.raises(InputError, match=message):
+        table("id,dx\na,low\nb,middle\nc,high\n", classes="dx", ordered=ordered)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": "dx", "columns": ["x"]}, "give one of the two"),
+        ({"ordered": "a,b"}, "ordered is the order of classes; name their column with classes"),
+        ({"classes": "grade"}, "has no class column grade; its columns: id, dx, x"),
+        ({"classes": "id"}, "has no class column id; its columns: id, dx, x"),
+    ],
+)
+def test_options_of_classes_that_make_no_sense(table, options, message):
+    with pytest.raises(InputError, match=message):
+        table("id,dx,x\na,u,1\nb,v,0\n", **options)
+
+
+def test_a_column_of_text_without_classes_says_what_takes_it(table):
+    with pytest.raises(InputError, match=r"is not 0, 1 or empty; .* --classes NAME"):
+        table("id,dx\na,u\nb,v\n")
+
+
+def test_the_first_line_is_not_shown_with_classes_either(table):
+    with pytest.raises(InputError, match=r"has no class column dx; its columns: 2, none") as error:
+        table("Jane Roe,sick\nJohn Doe,well\n", classes="dx")
+    assert "Roe" not in str(error.value)

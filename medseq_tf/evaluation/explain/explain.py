@@ -35,6 +35,7 @@ from medseq_tf.evaluation.explain.explainer import Explainer, check_label
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.explain.quality import Quality, measure_quality
 from medseq_tf.evaluation.metrics.interval_text import interval
+from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.files import atomic, output_folder
 from medseq_tf.runs.run import Run, RunOrPath
 
@@ -148,7 +149,8 @@ def explain(
     Raises:
         InputError: see `explain_study` and `measure_quality`.
     """
-    opened, prepared = Run.open(run), Prepared.open(data)
+    opened = Run.open(run)
+    prepared = with_labels_of(opened, Prepared.open(data))
     check_label(label, prepared)
     opened.require_finished()
     chosen = [study] if study else choose_studies(opened.predictions, label)

@@ -14,7 +14,7 @@ from medseq_tf.evaluation.explain import pixel_maps, slice_values
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
-from medseq_tf.evaluation.unseen_data import check_labels
+from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
@@ -30,7 +30,7 @@ class Explainer:
 
     Args:
         run: a finished run.
-        prepared: a data set with the run's labels.
+        prepared: a data set with the run's labels, or classes that it knows.
         studies: ids of the studies to explain.
         seed: of the subsets of a study's slices that are drawn.
 
@@ -42,8 +42,7 @@ class Explainer:
         if seed < 0:
             raise InputError(f"seed = {seed}: expected a whole number from 0 up")
         run.require_finished()
-        check_labels(run, prepared)
-        self.prepared = prepared
+        self.prepared = prepared = with_labels_of(run, prepared)
         self.row_of = {name: i for i, name in enumerate(prepared.studies["study_id"])}
         for name in studies:
             if name not in self.row_of:

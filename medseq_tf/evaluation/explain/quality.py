@@ -17,6 +17,7 @@ from medseq_tf.evaluation.explain.explainer import Explainer, check_label
 from medseq_tf.evaluation.explain.explanation import PIXEL_METHODS, Explanation
 from medseq_tf.evaluation.explain.shown_study import ShownStudy, only
 from medseq_tf.evaluation.metrics.interval_text import number
+from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.runs.run import Run, RunOrPath
 
 MEASURES = ("slice_hit", "top_k", "deletion", "pixel_hit")
@@ -92,7 +93,8 @@ def measure_quality(
     Raises:
         InputError: there are no masks, or no such study.
     """
-    opened, prepared = Run.open(run), Prepared.open(data)
+    opened = Run.open(run)
+    prepared = with_labels_of(opened, Prepared.open(data))
     check_label(label, prepared)
     label = prepared.label_names[0] if label is None else label
     studies = _studies(opened, prepared, split)

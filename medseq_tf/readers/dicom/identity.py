@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.series import Stack
-from medseq_tf.readers.labels import PATIENT_COLUMNS, LabelRow, LabelTable
+from medseq_tf.readers.labels import LabelRow, LabelTable
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.study import AuditEntry
+from medseq_tf.readers.table import PATIENT_COLUMNS
 
 Match = Literal["study_instance_uid", "accession_number", "patient_id", "folder"]
 RULES: tuple[str, ...] = get_args(Match)

@@ -17,7 +17,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.header import CT, MR
@@ -26,7 +26,7 @@ from medseq_tf.readers.dicom.series import FIRST_FILE, Stack, choose_series, fil
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES
-from medseq_tf.readers.labels import read_labels
+from medseq_tf.readers.labels import TableOptions, read_labels
 from medseq_tf.readers.study import AuditEntry, SourceIndex, StudySource, kinds_text, source_salt
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
@@ -41,6 +41,7 @@ def index_dicom(
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
+    **table_options: Unpack[TableOptions],
 ) -> SourceIndex:
     """Find the studies under a folder that have labels.
 
@@ -57,6 +58,7 @@ def index_dicom(
         match: what a row's key is of a study: `study_instance_uid`, `accession_number`,
             `patient_id` or `folder`. Default: what the key column is called, or else the one that
             fits.
+        **table_options: see `labels.TableOptions`.
 
     Raises:
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
@@ -71,7 +73,8 @@ def index_dicom(
     folder = Folder(root)
     if labels is None:
         raise InputError("dicom needs labels, a CSV with one row a patient or study")
-    table = read_labels(labels, columns, STUDY_COLUMNS, match and (match, "study"))
+    keys = match and (match, "study")
+    table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
     audit_entries = _without_names(folder.audit_entries)
     by_study = files_by_study(folder, table.path.resolve(), audit_entries)
     listing = [*folder.listing, table.listing]
@@ -97,7 +100,15 @@ def index_dicom(
         "match": rule,
     }
     return SourceIndex(
-        studies, table.names, modality, audit_entries, listing, root, DTYPES[modality], resolved
+        studies,
+        table.names,
+        modality,
+        audit_entries,
+        listing,
+        root,
+        DTYPES[modality],
+        resolved,
+        table.classes,
     )
 
 
