@@ -255,9 +255,9 @@ def train(**arguments: Any) -> None:
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
-    say(metrics_text(done.metrics))
+    say(metrics_text(done.metrics, done.classes))
     if done.folds:
-        say(folds_text(done.predictions))
+        say(folds_text(done.predictions, done.classes))
     say(f"run:    {done.path}")
     say(f"report: {done.path / 'report.html'}")
     for note in done.notes:
@@ -350,6 +350,12 @@ def tune(**arguments: Any) -> None:
     type=FOLDER,
     metavar="CSV",
     help="One row a study or patient: study_id, patient_id or source, and columns of groups.",
+)
+@click.option(
+    "--costs",
+    type=FOLDER,
+    metavar="CSV",
+    help="What a wrong call of a class costs: true,CLASS,CLASS...; calls then cost least.",
 )
 @click.option("--audit", is_flag=True, help="Look for what the run's splits share.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line a row of every table.")

@@ -34,7 +34,8 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
             wrong.append(f"{words} (it has {printable(has)})")
             options += [f"--{name} {any_of[0]}"] if name != "unit" else []
     if needs.labels is not None and needs.labels != len(prepared.label_names):
-        wrong.append(f"{_labels(needs.labels)} (it has {len(prepared.label_names)})")
+        has = f"{len(prepared.label_names)}{' classes' if prepared.classes else ''}"
+        wrong.append(f"{_labels(needs.labels)} (it has {has})")
         options.append("--column NAME")
     lacks_masks = needs.masks and not _has_masks(prepared)
     if lacks_masks:

@@ -10,13 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset import holdout_reuse, leakage
 from medseq_tf.dataset import subgroups as subgroup_columns
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation import results_text
+from medseq_tf.evaluation import metrics, results_text
 from medseq_tf.evaluation.comparison import Comparison, compare_runs, name_runs
 from medseq_tf.evaluation.predictions import predict_split
 from medseq_tf.evaluation.scoring import (
@@ -27,6 +28,7 @@ from medseq_tf.evaluation.scoring import (
     subgroup_table,
 )
 from medseq_tf.evaluation.unseen_data import audit_splits, audit_unseen, with_labels_of
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run, RunOrPath
 
 
@@ -41,12 +43,13 @@ class Evaluation:
             `average_precision_pooled` besides; of a segmenter, those of `metrics.pixel_metrics`.
         predictions: one row a study and label: study, patient, slices (their number), split, label,
             truth, probability, calibrated (after temperature scaling), threshold (of
-            `probability`), positive (the call), cuts of other operating points (see
+            `probability`; nan of classes), positive (the call), cuts of other operating points (see
             `predictions.with_cuts`) and, for cross-validated runs, fold; of a segmenter, the
             lesion's pixels `found`, `false` and `missed`.
         calibration: see `scoring.calibration_table`.
         confusion: see `scoring.confusion_table`.
         subgroups: one row a split, subgroup, group, label and metric.
+        classes: what is told apart; None of yes/no labels.
         audit: what the run's splits share, if asked for.
         comparison: with other runs, if asked for.
         reads: how often the test patients have been read for figures, if they are test patients.
@@ -57,6 +60,7 @@ class Evaluation:
     calibration: pd.DataFrame
     confusion: pd.DataFrame
     subgroups: pd.DataFrame
+    classes: Classes | None = None
     audit: leakage.Audit | None = None
     comparison: Comparison | None = None
     reads: holdout_reuse.Reads | None = None
@@ -64,9 +68,9 @@ class Evaluation:
     def text(self) -> str:
         """Return all of it for a terminal."""
         paragraphs = [
-            results_text.metrics_text(self.table),
+            results_text.metrics_text(self.table, self.classes),
             results_text.calibration_text(self.calibration),
-            results_text.confusion_text(self.confusion),
+            results_text.confusion_text(self.confusion, self.classes),
         ]
         if len(self.subgroups):
             paragraphs.append(results_text.subgroup_text(self.subgroups))
@@ -112,6 +116,7 @@ def evaluate(
     subgroups: str | os.PathLike | None = None,
     audit: bool = False,
     compare: Sequence[RunOrPath] = (),
+    costs: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Predict the studies of one split and score them by patient.
 
@@ -127,9 +132,12 @@ def evaluate(
         audit: look for patients and slices that the run's splits share; with `split="all"`, for
             copies of the run's slices in the data set.
         compare: other runs, tested on the same patients.
+        costs: a CSV file of what a wrong call of a class costs, one row a true class and one column
+            a called one; the call is then the one of least expected cost, not the most probable
+            class. See `metrics.read_costs`.
 
     Raises:
-        InputError: the data set does not fit the run or the split.
+        InputError: the data set does not fit the run or the split, or the costs the classes.
     """
     if resamples < 1:
         raise InputError(f"resamples = {resamples}: the bootstrap needs at least 1")
@@ -137,8 +145,11 @@ def evaluate(
     models = name_runs([model, *map(Run.open, compare)])
     prepared = with_labels_of(model, Prepared.open(data))
     groups = _groups(prepared, subgroups)
-    predictions = predict_split(model, prepared, split)
-    evaluation = evaluate_predictions(predictions, prepared.label_names, resamples, groups)
+    costs_of = _costs(model, costs)
+    predictions = predict_split(model, prepared, split, costs_of)
+    evaluation = evaluate_predictions(
+        predictions, prepared.label_names, resamples, groups, model.classes, costs_of
+    )
     contents = prepared.contents
     marked = {
         name: mark_selection(getattr(evaluation, name), model.experiment, predictions, contents)
@@ -149,7 +160,8 @@ def evaluate(
         audited = (audit_unseen if split == "all" else audit_splits)(model, prepared)
     others = list(models.values())[1:]
     if others:
-        tables = [predictions, *(predict_split(other, prepared, split) for other in others)]
+        of_others = (predict_split(other, prepared, split, costs_of) for other in others)
+        tables = [predictions, *of_others]
         comparison = compare_runs(models, tables, contents, resamples)
     if split != "validation":
         for read_by in (*others, model):  # what was refused above has read nobody
@@ -162,19 +174,31 @@ def evaluate_predictions(
     label_names: Sequence[str],
     resamples: int = 2000,
     groups: pd.DataFrame | None = None,
+    classes: Classes | None = None,
+    costs: np.ndarray | None = None,
 ) -> Evaluation:
     """Return all scores of a table as `Evaluation.predictions`, which may hold several splits.
 
-    `groups` are subgroups by study id, a column each; see `medseq_tf.dataset.subgroups`.
+    `groups` are subgroups by study id, a column each; see `medseq_tf.dataset.subgroups`. `classes`
+    are what the labels are, if they exclude each other, and `costs` (true, called) theirs.
     """
     label_names = list(label_names)
     return Evaluation(
-        score(predictions, label_names, resamples),
+        score(predictions, label_names, resamples, classes, costs),
         predictions,
-        calibration_table(predictions),
-        confusion_table(predictions),
-        subgroup_table(predictions, label_names, groups, resamples),
+        calibration_table(predictions, classes),
+        confusion_table(predictions, classes),
+        subgroup_table(predictions, label_names, groups, resamples, classes),
+        classes,
     )
+
+
+def _costs(run: Run, path: str | os.PathLike | None) -> np.ndarray | None:
+    if path is None:
+        return None
+    if run.classes is None:
+        raise InputError(f"{run.path}: predicts yes/no labels; costs are of calls of classes")
+    return metrics.read_costs(path, run.classes.names)
 
 
 def _groups(prepared: Prepared, csv: str | os.PathLike | None) -> pd.DataFrame:

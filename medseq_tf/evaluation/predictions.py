@@ -1,7 +1,9 @@
 """Tables of predictions, one row a study and label: a run's, and what validation studies choose.
 
 Validation studies choose each label's thresholds (`choose_operating_points`, `choose_cuts`) and the
-temperature of its probabilities (`fit_temperatures`).
+temperature of its probabilities (`fit_temperatures`). Classes, which exclude each other, have one
+row a study and class, no thresholds, and one temperature for all: the called class is the most
+probable one, or the one of which a wrong call is expected to cost least.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import pandas as pd
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics, operating_points
+from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.evaluation.unseen_data import fitting
 from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run
 
 SPLIT_NAMES = ("validation", "test", "all")
@@ -32,10 +36,12 @@ def predictions_table(
     predictions: Predictions,
     split: str,
     thresholds: Mapping[str, float],
+    costs: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Return a model's predictions of rows of a data set, one row a study and label.
 
-    Studies that the recipe leaves out are left out. Thresholds are by label.
+    Studies that the recipe leaves out are left out. Thresholds are by label; classes have none, and
+    are called by what a wrong call costs, `costs` (true, called), if that is given.
     """
     studies = prepared.studies.iloc[rows]
     pixels = {}
@@ -51,7 +57,7 @@ def predictions_table(
                 "label": label,
                 "truth": prepared.labels[rows, i],
                 "probability": predictions.probabilities[:, i],
-                "threshold": thresholds[label],
+                "threshold": np.nan if prepared.classes else thresholds[label],
                 **pixels,
             }
         )
@@ -59,7 +65,17 @@ def predictions_table(
     ]
     table = pd.concat(tables, ignore_index=True)
     table["positive"] = table["probability"] >= table["threshold"]
+    if prepared.classes:
+        table["positive"] = _is_called(predictions.probabilities, costs).T.ravel()
     return table[table["probability"].notna()].reset_index(drop=True)
+
+
+def _is_called(probabilities: np.ndarray, costs: np.ndarray | None) -> np.ndarray:
+    """Return `(studies, classes)` bool, true for the class that is called; NaN calls none."""
+    is_called = np.zeros(probabilities.shape, bool)
+    known = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    is_called[known, metrics.call(probabilities[known], costs)] = True
+    return is_called
 
 
 def by_study(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -99,12 +115,17 @@ def choose_cuts(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+def fit_temperatures(
+    predictions: pd.DataFrame, classes: Classes | None = None
+) -> tuple[dict[str, float], list[str]]:
     """Return each label's temperature, fitted on the validation studies, and notes.
 
     It is 1, with a note, where validation has one class only, and 1 where validation does not speak
-    against the probabilities as they are; see `metrics.fit_temperature`.
+    against the probabilities as they are; see `metrics.fit_temperature`. Classes have one, by the
+    name of their column.
     """
+    if classes:
+        return _fit_class_temperature(predictions, classes)
     temperatures, notes = {}, []
     for label, truth, probability in _validation(predictions):
         if len(np.unique(truth)) < 2:
@@ -114,6 +135,17 @@ def fit_temperatures(predictions: pd.DataFrame) -> tuple[dict[str, float], list[
         else:
             temperatures[label] = metrics.fit_temperature(truth, metrics.logits(probability))
     return temperatures, notes
+
+
+def _fit_class_temperature(
+    predictions: pd.DataFrame, classes: Classes
+) -> tuple[dict[str, float], list[str]]:
+    chosen_by = predictions[(predictions["split"] == "validation") & predictions["truth"].notna()]
+    if chosen_by.loc[chosen_by["truth"] == 1, "label"].nunique() < 2:
+        reason = "validation does not have two classes"
+        return {classes.column: 1.0}, [f"{classes.column}: {reason}, so probabilities are not scaled"]
+    known = ClassTable.of(chosen_by, classes)
+    return {classes.column: metrics.fit_class_temperature(known.truth, known.probabilities)}, []
 
 
 def _validation(predictions: pd.DataFrame) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -148,25 +180,49 @@ def cut_arrays(studies: pd.DataFrame, label_names: Sequence[str]) -> dict[str, n
     }
 
 
-def calibrated(predictions: pd.DataFrame, temperatures: Mapping[str, float]) -> pd.DataFrame:
+def calibrated(
+    predictions: pd.DataFrame, temperatures: Mapping[str, float], classes: Classes | None = None
+) -> pd.DataFrame:
     """Return a table of predictions with the column `calibrated`: probabilities after scaling.
 
-    Temperature scaling is increasing, so that it changes no call.
+    Temperature scaling is increasing, so that it changes no call: of classes it leaves their order
+    as it is.
     """
     scaled = pd.Series(np.nan, predictions.index)
-    for label, rows in predictions.groupby("label", sort=False):
-        scaled[rows.index] = metrics.scale(rows["probability"], temperatures.get(label, 1.0))
+    if classes:
+        scaled[:] = _scaled_classes(predictions, temperatures.get(classes.column, 1.0), classes)
+    else:
+        for label, rows in predictions.groupby("label", sort=False):
+            scaled[rows.index] = metrics.scale(rows["probability"], temperatures.get(label, 1.0))
     at = predictions.columns.get_loc("probability") + 1
     columns = list(predictions.drop(columns="calibrated", errors="ignore").columns)
     columns.insert(at, "calibrated")
     return predictions.assign(calibrated=scaled)[columns]
 
 
+def _scaled_classes(
+    predictions: pd.DataFrame, temperature: float, classes: Classes
+) -> np.ndarray:
+    """Return the scaled probability of each row of a table."""
+    table = ClassTable.of(predictions, classes)
+    scaled = metrics.scale_classes(table.probabilities, temperature)
+    keys = list(table.studies.columns)
+    row = pd.MultiIndex.from_frame(table.studies).get_indexer(
+        pd.MultiIndex.from_frame(predictions[keys])
+    )
+    number = predictions["label"].map({name: i for i, name in enumerate(classes.names)})
+    return scaled[row, number.to_numpy(int)]
+
+
 # ------------------------------------------------------------------------------ those of a run
 
 
-def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataFrame:
+def predict_split(
+    run: Run, prepared: Prepared, split: str = "test", costs: np.ndarray | None = None
+) -> pd.DataFrame:
     """Return a run's predictions, as `Evaluation.predictions`, of one split of a data set.
+
+    Classes are called by what a wrong call costs, `costs` (true, called), if that is given.
 
     Raises:
         InputError: the data set does not fit the run or the split.
@@ -181,11 +237,11 @@ def predict_split(run: Run, prepared: Prepared, split: str = "test") -> pd.DataF
         )
     store = SliceStore(fitting(run, prepared, split), (run.folds or [run])[0].experiment)
     if split == "all":
-        predictions = _predict_all(run, store)
+        predictions = _predict_all(run, store, costs)
     elif run.folds:
-        predictions = _predict_folds(run, store, split)
+        predictions = _predict_folds(run, store, split, costs)
     else:
-        predictions = _predict_own(run, store, split)
+        predictions = _predict_own(run, store, split, costs)
     if predictions.empty:
         raise InputError(f"{run.path}: the run has no {split} study; choose another --split")
     return predictions
@@ -200,29 +256,35 @@ def stored_predictions(run: Run, split: str) -> pd.DataFrame:
 
 def stored_cuts(run: Run) -> dict[str, dict[str, float]]:
     """Return a run's cuts by label; of an old run from its validation predictions."""
-    return run.cuts or choose_cuts(run.predictions)
+    return run.cuts or ({} if run.classes else choose_cuts(run.predictions))
 
 
-def _predict_folds(run: Run, store: SliceStore, split: str) -> pd.DataFrame:
+def _predict_folds(
+    run: Run, store: SliceStore, split: str, costs: np.ndarray | None
+) -> pd.DataFrame:
     """Return the predictions of each fold's model for the fold's own studies."""
     per_repeat = len(run.folds) // run.repeats
     tables = [
-        _predict_own(fold, store, split).assign(fold=number, repeat=(number - 1) // per_repeat + 1)
+        _predict_own(fold, store, split, costs).assign(
+            fold=number, repeat=(number - 1) // per_repeat + 1
+        )
         for number, fold in enumerate(run.folds, start=1)
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-def _predict_own(run: Run, store: SliceStore, split: str) -> pd.DataFrame:
+def _predict_own(
+    run: Run, store: SliceStore, split: str, costs: np.ndarray | None
+) -> pd.DataFrame:
     """Return the predictions of a run's best model for the studies of one of its splits."""
     row_of = {study: i for i, study in enumerate(store.prepared.studies["study_id"])}
     rows = np.array([row_of[study] for study in run.splits[split]], np.int64)
     predictions = study_predictions(run.model(), store, rows, run.experiment)
-    table = predictions_table(store.prepared, rows, predictions, split, run.thresholds)
-    return with_cuts(calibrated(table, run.temperatures), stored_cuts(run))
+    table = predictions_table(store.prepared, rows, predictions, split, run.thresholds, costs)
+    return with_cuts(calibrated(table, run.temperatures, run.classes), stored_cuts(run))
 
 
-def _predict_all(run: Run, store: SliceStore) -> pd.DataFrame:
+def _predict_all(run: Run, store: SliceStore, costs: np.ndarray | None) -> pd.DataFrame:
     """Return the mean of a run's models, at the run's own thresholds, as `export` writes it."""
     rows = np.arange(len(store.prepared))
     members = [
@@ -232,6 +294,6 @@ def _predict_all(run: Run, store: SliceStore) -> pd.DataFrame:
     mean = members[0]
     if len(members) > 1:  # there is no mask that the folds have in common
         mean = Predictions(np.mean([member.probabilities for member in members], axis=0))
-    table = predictions_table(store.prepared, rows, mean, "all", run.thresholds)
+    table = predictions_table(store.prepared, rows, mean, "all", run.thresholds, costs)
     cuts = {} if run.folds else stored_cuts(run)
-    return with_cuts(calibrated(table, run.temperatures), cuts)
+    return with_cuts(calibrated(table, run.temperatures, run.classes), cuts)

@@ -10,6 +10,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.evaluation.scoring import PATIENTS_ALONE, REPORTED_METRICS, fold_summary
+from medseq_tf.readers.classes import Classes
 
 ANY_POSITIVE = (
     "By patient: a patient is positive if one of the studies is, and is called positive if one of "
@@ -18,15 +19,20 @@ ANY_POSITIVE = (
 """What a table of calls by patient counts."""
 
 
-def metrics_text(table: pd.DataFrame) -> str:
+ALL_STUDIES = "Studies by true class (a row each) and called class, with the share of the row:"
+
+
+def metrics_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return a table of metrics as text, what is to be said of them below it."""
-    shown = reported(table)
+    shown = reported(table, classes)
     notes = list(dict.fromkeys(note for note in shown["note"] if note))
     width = _width(shown["label"], 10)
     head = f"{'split':<12}{'label':<{width}}{'metric':<31}{'value':>6}   {'95% interval':<17}"
     lines = [head + "studies (positive)"]
     for row in shown.itertuples():
         count = "" if row.label == "macro" else f"{row.n:.0f} ({row.positives:.0f})"
+        if classes and row.label == classes.column:
+            count = f"{row.n:.0f}"
         mark = f"  [{notes.index(row.note) + 1}]" if row.note else ""
         line = (
             f"{row.split:<12}{row.label:<{width}}{row.metric:<31}{number(row.value):>6}   "
@@ -40,12 +46,12 @@ def metrics_text(table: pd.DataFrame) -> str:
     return "\n".join(filter(None, [*lines, metrics.multiplicity(len(having))]))
 
 
-def folds_text(predictions: pd.DataFrame) -> str:
+def folds_text(predictions: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return the folds' own test metrics as text: mean and standard deviation."""
-    summary = fold_summary(predictions[predictions["split"] == "test"])
+    summary = fold_summary(predictions[predictions["split"] == "test"], classes)
     width = _width(summary["label"], 12)
     lines = [f"{'test folds':<11}{'label':<{width}}{'metric':<31}{'mean':>6}   sd over folds"]
-    for row in reported(summary).itertuples():
+    for row in reported(summary, classes).itertuples():
         lines.append(f"{'':<11}{row.label:<{width}}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
     return "\n".join(lines)
 
@@ -82,8 +88,10 @@ def calibration_range(row: Mapping[str, float], when: str) -> str:
     return "" if pd.isna(null) else f" (if right {null:.3f}, to {row[f'{when}_null_high']:.3f})"
 
 
-def confusion_text(confusion: pd.DataFrame) -> str:
+def confusion_text(confusion: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return patients by truth and call as text, a small table a split and label."""
+    if classes:
+        return _class_confusion_text(confusion, classes)
     lines = [ANY_POSITIVE]
     for row in confusion.itertuples():
         lines += [
@@ -92,6 +100,24 @@ def confusion_text(confusion: pd.DataFrame) -> str:
             f"    {'positive':<30}{row.true_positives:>15g}{row.false_negatives:>11g}",
             f"    {'negative':<30}{row.false_positives:>15g}{row.true_negatives:>11g}",
         ]
+    return "\n".join(lines)
+
+
+def _class_confusion_text(confusion: pd.DataFrame, classes: Classes) -> str:
+    """Return studies by true and called class as text, a matrix a split."""
+    names = list(classes.names)
+    first = max(map(len, names)) + 2
+    wide = max(15, first)
+    lines = [ALL_STUDIES]
+    for split, cells in confusion.groupby("split", sort=False):
+        count = cells["count"].sum()
+        chosen = f"   ({selection.LABEL})" if split == "validation" else ""
+        lines.append(f"{classes.column}, {count:.0f} {split} studies{chosen}")
+        lines.append(f"    {'':<{first}}" + "".join(f"{name:>{wide}}" for name in names))
+        for true, row in cells.groupby("true", sort=False):
+            of = row.set_index("called")
+            words = (f"{of['count'][n]:.10g} ({number(of['share'][n])})" for n in names)
+            lines.append(f"    {true:<{first}}" + "".join(f"{word:>{wide}}" for word in words))
     return "\n".join(lines)
 
 
@@ -133,8 +159,10 @@ def comparison_text(table: pd.DataFrame, differences: pd.DataFrame, notes: list[
     return "\n".join(lines + notes)
 
 
-def reported(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a table whose metric is printed and reported."""
+def reported(table: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
+    """Return the rows of a table whose metric is printed and reported; all those of classes."""
+    if classes:
+        return table
     return table[table["metric"].isin(REPORTED_METRICS)]
 
 

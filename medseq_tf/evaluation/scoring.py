@@ -4,6 +4,9 @@ The unit is the study; intervals are over patients, with all their studies. Of a
 run each study is scored by the model that has not seen it: what ranks studies is the mean over the
 folds, for probabilities of two models do not rank each other's studies; what scores single calls
 and probabilities is over all studies at once.
+
+Of classes, which exclude each other, `classes` names what is told apart: the rows by their names
+are of one against the rest, those by the name of their column of all together.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset import selection, subgroups
-from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation import class_scoring, cross_validation, metrics
+from medseq_tf.evaluation.class_scoring import PATIENTS_ALONE
 from medseq_tf.evaluation.predictions import (
     PIXEL_COLUMNS,
     by_study,
@@ -23,6 +27,7 @@ from medseq_tf.evaluation.predictions import (
     cut_columns,
     with_cuts,
 )
+from medseq_tf.readers.classes import LABELS, ORDERED, Classes
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import METRICS_COLUMNS
 
@@ -46,19 +51,25 @@ REPORTED_METRICS = (
 
 SUBGROUP_METRICS = ("auroc", "recall", "specificity")
 
-PATIENTS_ALONE = "of folds: the interval is over patients; what training varies by is not counted"
-"""Of calibration."""
-
 
 def score(
-    predictions: pd.DataFrame, label_names: Sequence[str], resamples: int = 2000
+    predictions: pd.DataFrame,
+    label_names: Sequence[str],
+    resamples: int = 2000,
+    classes: Classes | None = None,
+    costs: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Return the metrics of each split in a table of predictions, with intervals over patients."""
+    """Return the metrics of each split in a table of predictions, with intervals over patients.
+
+    `costs` (true, called) are what a wrong call of a class costs, for its expectation.
+    """
     label_names, tables = list(label_names), []
-    if "fold" not in predictions and not cut_columns(predictions):
+    if not classes and "fold" not in predictions and not cut_columns(predictions):
         predictions = with_cuts(predictions, choose_cuts(predictions))
     for split, rows in predictions.groupby("split", sort=False):
-        if "fold" in rows:
+        if classes:
+            table = class_scoring.score_classes(rows, classes, resamples, costs)
+        elif "fold" in rows:
             of_folds = cross_validation.held_out(rows, label_names)
             table = cross_validation.evaluate_folds(of_folds, resamples)
             table["question"] = cross_validation.RECIPE
@@ -98,12 +109,19 @@ def _score_pixels(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def point_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray | float = 0.5
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: np.ndarray | float = 0.5,
+    outputs: str = LABELS,
 ) -> dict[str, float]:
     """Return every metric as its mean over the labels that have both classes, without intervals.
 
     Labels and probabilities are `(studies, labels)`, thresholds one, `(labels,)` or as those.
+    `outputs` says what the labels are; the metrics of classes are of all of them together.
     """
+    if outputs != LABELS:
+        values = metrics.class_point_metrics(labels, probabilities, ordered=outputs == ORDERED)
+        return {name: float(value) for name, value in values.items()}
     thresholds = np.broadcast_to(thresholds, labels.shape)
     by_label = [
         metrics.all_metrics(labels[:, i], probabilities[:, i], thresholds[:, i])
@@ -116,8 +134,13 @@ def point_metrics(
     }
 
 
-def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a fold and label with its metrics: each fold's own, not pooled."""
+def fold_table(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
+    """Return one row a fold and label with its metrics: each fold's own, not pooled.
+
+    Of classes there is one row a fold, of all of them together.
+    """
+    if classes:
+        return class_scoring.class_fold_table(predictions, classes)
     scored = []
     for (fold, label), rows in predictions.groupby(["fold", "label"], sort=True):
         truth, probability, threshold = (
@@ -128,11 +151,9 @@ def fold_table(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(scored)
 
 
-def fold_summary(predictions: pd.DataFrame) -> pd.DataFrame:
+def fold_summary(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
     """Return mean and standard deviation over the folds of every label and metric."""
-    long = fold_table(predictions).melt(
-        ["fold", "label", "studies"], list(metrics.METRICS), var_name="metric"
-    )
+    long = fold_table(predictions, classes).melt(["fold", "label", "studies"], var_name="metric")
     grouped = long.groupby(["label", "metric"], sort=False)["value"]
     return grouped.agg(mean="mean", sd="std", folds="count").reset_index()
 
@@ -169,7 +190,9 @@ def selection_note(
 # ---------------------------------------------------------------------- calibration and calls
 
 
-def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
+def calibration_table(
+    predictions: pd.DataFrame, classes: Classes | None = None
+) -> pd.DataFrame:
     """Return how well probabilities are calibrated before and after temperature scaling.
 
     O/E, the share of positives over the mean probability (1 is right); the intercept, what is to be
@@ -181,7 +204,10 @@ def calibration_table(predictions: pd.DataFrame) -> pd.DataFrame:
         One row a split, label and metric: `before`, `before_low`, `before_high`, `after`,
         `after_low`, `after_high` (95%, over patients), `before_null`, `before_null_high`,
         `after_null`, `after_null_high` (median and 95th percentile of right probabilities), `note`.
+        Of classes see `class_scoring.class_calibration_table`.
     """
+    if classes:
+        return selection.labelled(class_scoring.class_calibration_table(predictions, classes))
     rows = [
         {"split": split, "label": label, "metric": metric, **_calibration_row(metric, studies)}
         for (split, label), studies in predictions.groupby(["split", "label"], sort=False)
@@ -213,12 +239,14 @@ def _calibration_row(metric: str, predictions: pd.DataFrame) -> dict[str, float 
     return {**row, "note": "; ".join(filter(None, dict.fromkeys(notes)))}
 
 
-def confusion_table(predictions: pd.DataFrame) -> pd.DataFrame:
+def confusion_table(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
     """Return patients by truth and call, one row a split and label.
 
     A patient is positive, or called positive, if one of the studies is. Over repeats of folds the
-    counts are means.
+    counts are means. Of classes see `class_scoring.class_confusion_table`.
     """
+    if classes:
+        return class_scoring.class_confusion_table(predictions, classes)
     known = predictions[predictions["truth"].notna()]
     if "repeat" in known and known["repeat"].nunique() > 1:
         counts = pd.concat([confusion_table(rows) for _, rows in known.groupby("repeat")])
@@ -250,8 +278,11 @@ def subgroup_table(
     label_names: Sequence[str],
     groups: pd.DataFrame | None = None,
     resamples: int = 2000,
+    classes: Classes | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of `SUBGROUP_METRICS` in subgroups of the studies.
+
+    Of classes they are those of all together that `class_scoring.SUBGROUP_METRICS` names.
 
     `groups` are subgroups by study id, a column each; thirds by the number of slices come first.
     """
@@ -264,14 +295,22 @@ def subgroup_table(
         names = column.dropna().unique()
         for group in getattr(names, "sort_values", names.tolist)():
             members = predictions[predictions["study"].isin(column.index[column == group])]
-            table = score(members, label_names, resamples)
-            table = table[table["metric"].isin(SUBGROUP_METRICS) & (table["label"] != "macro")]
+            table = score(members, label_names, resamples, classes)
+            table = table[_is_of_subgroups(table, classes)]
             tables.append(table.assign(subgroup=subgroup, group=str(group)))
     if not tables:
         return pd.DataFrame()
     table = columns_in_front(pd.concat(tables, ignore_index=True), ["split", "subgroup", "group"])
     order = table.groupby(["split", "subgroup"], sort=False).ngroup()
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _is_of_subgroups(table: pd.DataFrame, classes: Classes | None) -> pd.Series:
+    """Return which rows of a table of metrics stand in a table of subgroups."""
+    if classes:
+        together = table["label"] == classes.column
+        return table["metric"].isin(class_scoring.SUBGROUP_METRICS) & together
+    return table["metric"].isin(SUBGROUP_METRICS) & (table["label"] != "macro")
 
 
 def columns_in_front(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -53,6 +53,7 @@ from medseq_tf.recipe.settings import (
 from medseq_tf.recipe.training import (
     MINIMISED,
     MONITORS,
+    MONITORS_OF,
     PIXEL_LOSSES,
     Features,
     Fit,
@@ -60,6 +61,7 @@ from medseq_tf.recipe.training import (
     Optimizer,
     Split,
     SyntheticLesions,
+    check_meaning,
     threshold_rule,
 )
 
@@ -68,6 +70,7 @@ __all__ = [
     "KINDS",
     "MINIMISED",
     "MONITORS",
+    "MONITORS_OF",
     "PIXEL_LOSSES",
     "AnyAggregator",
     "AnyEncoder",
@@ -107,6 +110,7 @@ __all__ = [
     "Split",
     "SyntheticLesions",
     "Transformer",
+    "check_meaning",
     "choices",
     "from_values",
     "load",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from medseq_tf.errors import InputError
 from medseq_tf.recipe.settings import (
     Batch,
     Count,
@@ -25,7 +26,7 @@ PixelMonitor = Literal["dice", "iou"]
 PIXEL_MONITORS: tuple[str, ...] = get_args(PixelMonitor)
 """Of the lesions' pixels, for segmenters."""
 
-Monitor = Literal[
+LabelMonitor = Literal[
     "auroc",
     "average_precision",
     "accuracy",
@@ -39,13 +40,53 @@ Monitor = Literal[
     "f1_macro",
     "brier",
     "loss",
-    PixelMonitor,
 ]
+"""Of yes/no labels, as means over them."""
+
+ClassMonitor = Literal[
+    "auroc",
+    "auroc_pairwise",
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "kappa",
+    "log_loss",
+    "brier",
+    "loss",
+]
+"""Of classes that exclude each other, for all of them together."""
+
+GradeMonitor = Literal["kappa_quadratic", "mean_absolute_error"]
+"""Of classes that are ordered, besides."""
+
+Monitor = Literal[LabelMonitor, PixelMonitor, ClassMonitor, GradeMonitor]
 MONITORS: tuple[str, ...] = get_args(Monitor)
 """What training watches, epoch by epoch; `loss` is the training loss."""
 
-MINIMISED = ("brier", "loss")
+MONITORS_OF: dict[str, tuple[str, ...]] = {
+    "labels": (*get_args(LabelMonitor), *PIXEL_MONITORS),
+    "classes": get_args(ClassMonitor),
+    "ordered": (*get_args(ClassMonitor), *get_args(GradeMonitor)),
+}
+"""Those that mean something of what a data set's studies have, see `readers.classes.OUTPUTS`."""
+
+MINIMISED = ("brier", "loss", "log_loss", "mean_absolute_error")
 """The monitors of which the smallest value is the best."""
+
+
+def check_meaning(setting: str, monitor: str, outputs: str) -> None:
+    """Raise an InputError if a setting names a monitor that means nothing of `outputs`."""
+    if monitor in MONITORS_OF[outputs]:
+        return
+    of_what = {
+        "labels": "yes/no labels",
+        "classes": "classes that are not ordered",
+        "ordered": "ordered classes",
+    }
+    raise InputError(
+        f"{setting} = {monitor} means nothing of {of_what[outputs]}, which the data set has: one "
+        f"of {', '.join(MONITORS_OF[outputs])}"
+    )
 
 
 _THRESHOLD_RULE = re.compile(

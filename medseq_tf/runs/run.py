@@ -28,8 +28,9 @@ from medseq_tf import files
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.holdout_reuse import Reads
-from medseq_tf.dataset.prepared import forget_labels_file
+from medseq_tf.dataset.prepared import classes_of, forget_labels_file
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
@@ -94,6 +95,11 @@ class Run:
         return dataset
 
     @property
+    def classes(self) -> Classes | None:
+        """The classes that the run tells apart; None for yes/no labels."""
+        return classes_of(self.dataset)
+
+    @property
     def folds(self) -> list[Run]:
         """The runs of a cross-validation, in order, repeat by repeat; empty for a single run."""
         folders = (file.parent for file in self.path.glob("fold_*/experiment.yaml"))
@@ -130,7 +136,10 @@ class Run:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The threshold of each label: on validation, of folds on their held-out patients."""
+        """The threshold of each label: on validation, of folds on their held-out patients.
+
+        Classes have none: the most probable one is called.
+        """
         return self._json("metrics.json")["thresholds"]
 
     @property
@@ -145,7 +154,10 @@ class Run:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """The temperature of each label, fitted on validation; 1, or none, scales nothing."""
+        """The temperature of each label, fitted on validation; 1, or none, scales nothing.
+
+        Classes have one for all, by the name of their column.
+        """
         return self._json("metrics.json").get("temperatures", {})
 
     @property

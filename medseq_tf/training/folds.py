@@ -20,7 +20,15 @@ from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.beginning import Request
-from medseq_tf.training.one_run import Options, Results, tracked, train_one, write_results
+from medseq_tf.training.one_run import (
+    Options,
+    Results,
+    class_params,
+    name_of_label,
+    tracked,
+    train_one,
+    write_results,
+)
 
 
 def cross_validate(
@@ -30,7 +38,8 @@ def cross_validate(
     recipe, prepared, repeats = request.recipe, store.prepared, request.repeats
     folds = len(splits) // repeats
     with tracked(request.folder, options) as tracker:
-        tracker.params({**recipe.flat(), "folds": folds, "repeats": repeats})
+        about = {**class_params(prepared), "folds": folds, "repeats": repeats}
+        tracker.params({**recipe.flat(), **about})
         tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
         for number, split in enumerate(splits, start=1):
             repeat = (number - 1) // folds + 1
@@ -81,13 +90,15 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
         ignore_index=True,
     )
     tested = pooled[pooled["split"] == "test"]
-    rule = whole.experiment.fit.threshold
-    points = operating_points.of_folds(tested, prepared.label_names, rule)
+    points = {}
+    if not prepared.classes:
+        rule = whole.experiment.fit.threshold
+        points = operating_points.of_folds(tested, prepared.label_names, rule)
     studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
     if selection.note(whole.experiment, studies):
         points = operating_points.without_intervals(points)
     unseen = operating_points.unseen(tested).assign(split="validation")
-    temperatures, unscaled = fit_temperatures(unseen)
+    temperatures, unscaled = fit_temperatures(unseen, prepared.classes)
     origins = set(selection.origins(whole.experiment))
     notes = [
         *operating_points.notes(points),
@@ -96,9 +107,8 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
         *_by_fold([[note for note in run.notes if note not in origins] for run in runs]),
     ]
     write_results(whole, prepared, Results(pooled, points, temperatures, notes), tracker)
-    several = len(prepared.label_names) > 1
-    for row in fold_summary(tested).itertuples():
-        name = f"test_{row.metric}" + (f"_{row.label}" if several else "")
+    for row in fold_summary(tested, prepared.classes).itertuples():
+        name = f"test_{row.metric}{name_of_label(row.label, prepared)}"
         tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})
 
 

@@ -33,6 +33,7 @@ from medseq_tf.input.batches import readable, steps_per_epoch, training_batches,
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.models.applications import dtype_policy
+from medseq_tf.readers.classes import LABELS
 from medseq_tf.recipe import MINIMISED, Experiment
 from medseq_tf.runs.tracking import AnyTracker
 from medseq_tf.training.pretraining import pretrain
@@ -286,8 +287,8 @@ class Fitter:
         if len(rows) == 0:
             return {}
         predictions = study_predictions(self.model, self.store, rows, self.recipe, self.features)
-        labels = self.store.prepared.labels[rows]
-        values = epoch_metrics(labels, predictions.probabilities, self.loss)
+        labels, outputs = self.store.prepared.labels[rows], self.store.prepared.outputs
+        values = epoch_metrics(labels, predictions.probabilities, self.loss, outputs)
         if predictions.pixels is not None:
             means = metrics.pixel_metrics(*predictions.pixels.T)
             values["loss"] = predictions.loss
@@ -378,14 +379,18 @@ class Fitter:
 
 
 def epoch_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, loss: losses.LabelLoss | losses.PixelLoss
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    loss: losses.LabelLoss | losses.ClassLoss | losses.PixelLoss,
+    outputs: str = LABELS,
 ) -> dict[str, float]:
-    """Return the loss and, by label and as their mean, the metrics at a threshold of 0.5.
+    """Return the loss and, as means over the labels, the metrics at a threshold of 0.5.
 
     Args:
         labels: `(studies, labels)`, NaN where unknown.
         probabilities: `(studies, labels)`, NaN for a study that was left out.
         loss: the training loss; that of pixels says nothing of probabilities.
+        outputs: what the labels are; the metrics of classes are of all of them together.
     """
     kept = ~np.isnan(probabilities).any(1)
     if isinstance(loss, losses.PixelLoss):
@@ -395,7 +400,7 @@ def epoch_metrics(
     elements, known = loss.elementwise(labels[kept], logits[kept])
     count = float(np.sum(known))
     values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
-    return values | point_metrics(labels[kept], probabilities[kept])
+    return values | point_metrics(labels[kept], probabilities[kept], outputs=outputs)
 
 
 def holds_statistics(variables: list[keras.Variable]) -> bool:

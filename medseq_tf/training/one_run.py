@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -54,8 +54,8 @@ class Results(NamedTuple):
 
     Attributes:
         predictions: one row per study and label; with `fold`, of a cross-validation.
-        points: how each label's threshold was chosen.
-        temperatures: of each label.
+        points: how each label's threshold was chosen; empty of classes, which have none.
+        temperatures: of each label, or of the classes together.
         notes: where validation says too little.
     """
 
@@ -89,7 +89,7 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
     recipe, prepared = request.recipe, store.prepared
     counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
     with tracked(request.folder, options) as tracker:
-        tracker.params(recipe.flat())
+        tracker.params({**recipe.flat(), **class_params(prepared)})
         profile = {**prepared.info["counts"], **counts}
         tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
         fitter = Fitter(
@@ -144,8 +144,8 @@ def finish(fitter: Fitter) -> None:
         for name in ("validation", "test")
         if len(split[name])
     }
-    points = operating_points.of_nothing(prepared.label_names)
-    if "validation" in predicted:
+    points = {} if prepared.classes else operating_points.of_nothing(prepared.label_names)
+    if points and "validation" in predicted:
         points = choose_operating_points(
             prepared,
             split["validation"],
@@ -160,8 +160,9 @@ def finish(fitter: Fitter) -> None:
         if name != "train"
     ]
     predictions = pd.concat(tables, ignore_index=True)
-    temperatures, unscaled = fit_temperatures(predictions)
-    results = Results(calibrated(predictions, temperatures), points, temperatures, notes + unscaled)
+    temperatures, unscaled = fit_temperatures(predictions, prepared.classes)
+    scaled = calibrated(predictions, temperatures, prepared.classes)
+    results = Results(scaled, points, temperatures, notes + unscaled)
     write_results(Run(fitter.folder), prepared, results, fitter.tracker)
 
 
@@ -173,14 +174,14 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
     # A patient is validated in several folds, by models of different thresholds: nothing to pool.
     has_folds = "fold" in predictions
     scored = predictions[predictions["split"] == "test"] if has_folds else predictions
-    table = score(scored, prepared.label_names)
+    table = score(scored, prepared.label_names, classes=prepared.classes)
     table = mark_selection(table, run.experiment, scored, run.contents)
     content = {
         "question": cross_validation.RECIPE if has_folds else cross_validation.FITTED,
         "thresholds": {label: point.threshold for label, point in results.points.items()},
         "operating_points": {label: point.to_dict() for label, point in results.points.items()},
         "temperatures": dict(results.temperatures),
-        **({} if has_folds else {"cuts": choose_cuts(predictions)}),
+        **({} if has_folds or prepared.classes else {"cuts": choose_cuts(predictions)}),
         "notes": [*results.notes, *selection.origins(run.experiment)],
         "table": table.to_dict(orient="records"),
     }
@@ -194,20 +195,38 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
         report.write(run, audit)
         model_card.write(run, audit)
         tracker.tags(_tags(table))
-    tracker.metrics(_named_metrics(table, len(prepared.label_names) > 1))
+    tracker.metrics(_named_metrics(table, prepared))
     for name in LOGGED:
         if (run.path / name).is_file():
             tracker.artifact(run.path / name)
 
 
-def _named_metrics(table: pd.DataFrame, several_labels: bool) -> dict[str, float]:
+def _named_metrics(table: pd.DataFrame, prepared: Prepared) -> dict[str, float]:
     """Return the metrics of a table by the names that MLflow gets."""
     return {
         ("used_for_selection/" if row["split"] == "validation" else "")
-        + f"{row['split']}_{row['metric']}"
-        + (f"_{row['label']}" if several_labels else ""): row["value"]
+        + f"{row['split']}_{row['metric']}{name_of_label(row['label'], prepared)}": row["value"]
         for row in table.to_dict(orient="records")
     }
+
+
+def name_of_label(label: str, prepared: Prepared) -> str:
+    """Return what a label, or a class, adds to the names of its metrics.
+
+    Nothing for the only label, and for all classes together.
+    """
+    alone = prepared.classes.column if prepared.classes else prepared.label_names[0]
+    is_alone = label == alone and (prepared.classes or len(prepared.label_names) == 1)
+    return "" if is_alone else f"_{label}"
+
+
+def class_params(prepared: Prepared) -> dict[str, Any]:
+    """Return what MLflow is told of the classes; nothing of yes/no labels."""
+    classes = prepared.classes
+    if classes is None:
+        return {}
+    names = {"classes": list(classes.names), "classes_column": classes.column}
+    return {**names, "classes_ordered": classes.ordered}
 
 
 def _tags(table: pd.DataFrame) -> dict[str, str]:

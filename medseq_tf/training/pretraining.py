@@ -25,8 +25,13 @@ def healthy(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return those of `rows` whose labels are known and all 0.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the labels are classes, of which every study has one.
     """
+    if prepared.classes:
+        raise InputError(
+            "pretraining adds synthetic lesions to training studies without a finding, and of "
+            f"classes ({prepared.classes.column}) every study has one; set pretraining to null"
+        )
     rows = np.asarray(rows)
     negative = rows[(prepared.labels[rows] == 0).all(axis=1)]
     if not len(negative):

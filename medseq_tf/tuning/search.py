@@ -26,6 +26,7 @@ from medseq_tf import files
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes
 from medseq_tf.recipe import Chosen, Experiment
 from medseq_tf.runs.run import Run
 from medseq_tf.tuning import optimism, trial
@@ -180,6 +181,12 @@ class Search:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
+    def classes(self) -> Classes | None:
+        """The classes of the data set that was searched; None for yes/no labels."""
+        stored = self.info.get("classes")
+        return stored and Classes(**{**stored, "names": tuple(stored["names"])})
+
+    @property
     def corrected(self) -> Corrected:
         """The best trial's score, and what it is when corrected for being the best of many.
 
@@ -192,7 +199,7 @@ class Search:
         tables = {name: _held_out(self.path / "trials" / name) for name in finished}
         value, why = float("nan"), "some trials have kept no predictions"
         if all(table is not None for table in tables.values()):
-            value, why = optimism.correct(tables, objective.metric)
+            value, why = optimism.correct(tables, objective.metric, classes=self.classes)
         return Corrected(float(best[objective.metric]), value, len(finished), why)
 
     def experiment(self, name: str) -> Experiment:

@@ -32,7 +32,7 @@ from medseq_tf.files import write_json
 
 JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
 HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")
-"""What a trial tells besides its objective, as means over its folds."""
+"""What a trial tells besides its objective, as means over its folds; of classes, all metrics."""
 
 _STOP_SECONDS = 60
 _LEFT = 3
@@ -155,11 +155,14 @@ def _is_predictions(value: Any) -> bool:
     if not all(isinstance(column, list) for column in value.values()):
         return False
     texts = [text for name in ("study", "patient", "label") for text in value[name]]
-    numbers = [number for name in ("fold", "probability", "threshold") for number in value[name]]
+    numbers = [number for name in ("fold", "probability") for number in value[name]]
+    thresholds = value["threshold"]
+    has_none = all(threshold is None for threshold in thresholds)  # as of classes
     return (
         len({len(column) for column in value.values()}) == 1
         and all(isinstance(text, str) and len(text) <= 1000 for text in texts)
         and all(map(_is_number, numbers))
+        and (has_none or all(map(_is_number, thresholds)))
         and all(truth in (0, 1, None) for truth in value["truth"])
     )
 
@@ -260,6 +263,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     from medseq_tf import recipe as recipes
     from medseq_tf.dataset.prepared import Prepared
     from medseq_tf.runs.tracking import Section, Tracker
+    from medseq_tf.training.one_run import class_params
     from medseq_tf.training.train import train
 
     job = json.loads((folder / JOB).read_text("utf-8"))
@@ -271,7 +275,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     tracker = _tracker(folder, job, Tracker)
     status = "FAILED"
     try:
-        tracker.params(job["params"])
+        tracker.params({**job["params"], **class_params(prepared)})
         tracker.announce(job["metric"])
         tracker.dataset(Path(job["data"]).name, prepared.fingerprint, prepared.info["counts"])
         shown = dict.fromkeys(("loss", "val_loss", f"val_{recipe.fit.monitor}"))
@@ -332,7 +336,8 @@ def _score(run: Any, metric: str) -> dict[str, Any]:
     from medseq_tf.tuning import optimism
 
     held_out = optimism.held_out(run.predictions)
-    by_fold = fold_table(held_out).drop(columns="label").groupby("fold").mean()
+    by_fold = fold_table(held_out, run.classes).drop(columns="label").groupby("fold").mean()
+    shown = list(by_fold.columns.drop("studies")) if run.classes else [*HEADLINES, metric]
     scores = by_fold[metric]
     if scores.isna().any():
         raise InputError(f"{metric} cannot be scored in fold {scores.index[scores.isna()][0]}")
@@ -343,7 +348,7 @@ def _score(run: Any, metric: str) -> dict[str, Any]:
         "score": float(scores.mean()),
         "sd": float(scores.std(ddof=1)) if len(scores) > 1 else None,
         "folds": [float(score) for score in scores],
-        "metrics": {name: float(by_fold[name].mean()) for name in (*HEADLINES, metric)},
+        "metrics": {name: float(by_fold[name].mean()) for name in shown},
         "epochs": epochs,
         "held_out": _plain(held_out),
     }

@@ -12,12 +12,13 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
@@ -27,6 +28,7 @@ from medseq_tf.files import destination, write_json, write_text
 from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import Tracker
+from medseq_tf.training.one_run import class_params
 from medseq_tf.tuning import cluster as clusters
 from medseq_tf.tuning import trial
 from medseq_tf.tuning.champion import retrain as retrain_best
@@ -111,6 +113,7 @@ def tune(
     role, place = _cluster(cluster)
     if role != "worker":
         check_requirements(space.base, prepared)
+        recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
     space = decide_objective(space, prepared, folder)
     if role == "worker":
         name = f"{socket.gethostname()}-{os.getpid()}"
@@ -252,6 +255,7 @@ def _begin(
     about = {
         "scored": int(scored["patient_id"].nunique()),
         "patients": " ".join(sorted(selection.patient_keys(scored))[:MOST_KEYS]),
+        **({"classes": asdict(prepared.classes)} if prepared.classes else {}),
     }
     write_json(folder / "search.json", {**asked, **about, "status": "started", **environment()})
 
@@ -304,6 +308,7 @@ def _tracker(
     Search(folder).note(status="running", mlflow_run_id=tracker.run_id)
     tracker.params(
         {
+            **class_params(prepared),
             "recipe": space.base.name,
             "objective": str(space.objective),
             "tuner": tuner,
@@ -333,7 +338,7 @@ def nested_result(
         tested = Run(search.path / "champion" / search.winner["trial"]).predictions
         tested = tested[tested["split"] == "test"].assign(fold=number)
         tables.append(tested)
-        outer = scoring.fold_table(tested)[objective.metric].mean()
+        outer = scoring.fold_table(tested, prepared.classes)[objective.metric].mean()
         folds.append(
             {
                 "fold": number,
@@ -342,5 +347,6 @@ def nested_result(
                 "outside": float(outer),
             }
         )
-    table = scoring.score(pd.concat(tables, ignore_index=True), prepared.label_names)
+    everyone = pd.concat(tables, ignore_index=True)
+    table = scoring.score(everyone, prepared.label_names, classes=prepared.classes)
     return {"metric": objective.metric, "folds": folds, "table": table.to_dict(orient="records")}

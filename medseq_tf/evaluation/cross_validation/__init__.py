@@ -8,6 +8,7 @@ rank each other's studies; what scores calls and probabilities one by one is ove
 once, each called at its own fold's threshold.
 """
 
+from medseq_tf.evaluation.cross_validation.class_folds import ClassFolds, evaluate_class_folds
 from medseq_tf.evaluation.cross_validation.fold_metrics import mean_auroc
 from medseq_tf.evaluation.cross_validation.predictions import HeldOut, LabelFolds, held_out
 from medseq_tf.evaluation.cross_validation.tables import (
@@ -25,10 +26,12 @@ __all__ = [
     "INFLATION",
     "METHOD",
     "RECIPE",
+    "ClassFolds",
     "HeldOut",
     "LabelFolds",
     "auroc_difference",
     "compare_folds",
+    "evaluate_class_folds",
     "evaluate_folds",
     "held_out",
     "interval",

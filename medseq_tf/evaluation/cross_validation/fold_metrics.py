@@ -219,7 +219,7 @@ def _weighted_metrics(
     label: LabelFolds, weights: Array
 ) -> tuple[dict[str, Array], dict[int, dict[str, Array]]]:
     """Metrics for weighted patients (resamples, patients): over all folds, and of each."""
-    cells = confusion_cells(label.probabilities >= label.thresholds, label.truth == 1)
+    cells = confusion_cells(label.called, label.truth == 1)
     losses = [
         metric.compute(label.truth, label.probabilities)
         for metric in CATALOGUE.values()

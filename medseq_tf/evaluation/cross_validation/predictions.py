@@ -32,6 +32,8 @@ class HeldOut:
         studies: (rows,) ids.
         folds: (rows,) a number unique over all repeats.
         repeats: (rows,).
+        called: (rows, labels) bool, which are called positive; None: those at their threshold or
+            above.
     """
 
     labels: Sequence[str]
@@ -42,16 +44,20 @@ class HeldOut:
     studies: Array
     folds: Array
     repeats: Array
+    called: Array | None = None
 
     def of(self, label: int) -> LabelFolds:
         """The predictions of one label, where it is known."""
         known = ~np.isnan(self.truth[:, label])
         everyone, owner = np.unique(self.patients, return_inverse=True)
+        at_threshold = self.probabilities >= self.thresholds
+        called = at_threshold if self.called is None else self.called
         return LabelFolds(
             self.labels[label],
             len(everyone),
             *(array[known, label] for array in (self.truth, self.probabilities, self.thresholds)),
             *(array[known] for array in (owner, self.studies, self.folds, self.repeats)),
+            called[known, label],
         )
 
     def any_label(self) -> LabelFolds:
@@ -91,6 +97,7 @@ class LabelFolds:
         name: of the label.
         everyone: number of patients of the whole table.
         owner: (rows,) the patient's number among them.
+        called: (rows,) bool, whether the study is called positive.
     """
 
     name: str
@@ -102,6 +109,7 @@ class LabelFolds:
     studies: Array
     folds: Array
     repeats: Array
+    called: Array
 
     @cached_property
     def rows(self) -> dict[int, Array]:
@@ -155,8 +163,8 @@ class LabelFolds:
         """The number of patients that a metric is a mean of, or of the rarer class."""
         if not CATALOGUE[metric].is_mean:
             return min(self.classes)
-        called = self.probabilities >= self.thresholds
-        return len(np.unique(self.owner[CATALOGUE[metric].studies(self.truth == 1, called)]))
+        studies = CATALOGUE[metric].studies(self.truth == 1, self.called)
+        return len(np.unique(self.owner[studies]))
 
     def as_one_model(self) -> LabelFolds:
         """The same, with all folds of a repeat ranked together."""

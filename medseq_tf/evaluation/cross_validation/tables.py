@@ -56,7 +56,7 @@ def evaluate_folds(predictions: HeldOut, resamples: int = 2000) -> pd.DataFrame:
     for label in labels:
         weights = draw_patients(label.patient_known, resamples)
         resampled = resample(label, weights)
-        rows += _label_rows(label, [label], resampled, label.left_out)
+        rows += label_rows(label, [label], resampled, label.left_out)
     if len(labels) > 1:
         used = [label for label in labels if label.has_both_classes]
         left_out = [label.name for label in labels if not label.has_both_classes]
@@ -66,11 +66,11 @@ def evaluate_folds(predictions: HeldOut, resamples: int = 2000) -> pd.DataFrame:
             weights = draw_patients(macro.patient_known, resamples)
             of_labels = [resample(label, weights) for label in used]
             mean = weighted_sum(of_labels, [1 / len(of_labels)] * len(of_labels))
-        rows += _label_rows(macro, used, mean, remark)
+        rows += label_rows(macro, used, mean, remark)
     return pd.DataFrame(rows)
 
 
-def _label_rows(
+def label_rows(
     shown: LabelFolds,
     labels: list[LabelFolds],
     resampled: Resampled | None,

@@ -12,7 +12,7 @@ the number of patients that would give this variance, with Student's quantile.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,14 @@ class VarianceComponents:
     def spread(self, inflation: float) -> float:
         """The standard deviation, training counted."""
         return float(np.sqrt(inflation * self.patients + self.between))
+
+    def scaled(self, best: float, worst: float) -> VarianceComponents:
+        """The same of where the value lies between its best, 0, and its worst, 1."""
+        square = (worst - best) ** 2
+        value = (self.value - best) / (worst - best)
+        return replace(
+            self, value=value, patients=self.patients / square, between=self.between / square
+        )
 
 
 def between_folds(

@@ -36,6 +36,7 @@ from medseq_tf.evaluation.metrics.class_calibration import (
 )
 from medseq_tf.evaluation.metrics.class_metrics import (
     CLASS_METRICS,
+    ClassPredictions,
     class_metric_names,
     class_point_metrics,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "METRICS",
     "PIXEL_METRICS",
     "TRADE_OFFS",
+    "ClassPredictions",
     "Confusion",
     "Estimate",
     "Metric",

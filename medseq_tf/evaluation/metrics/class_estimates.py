@@ -201,7 +201,7 @@ class ClassFigures:
             half = stats.t.ppf(TAILS[1], count - 1) * np.sqrt(jackknife_variance(influence)) / value
             low, high = value * np.exp(-half), value * np.exp(half)
             return Estimate(value, float(low), float(high), self.remark(), "log, jackknife")
-        best, worst = self._range(name)
+        best, worst = self.range_of(name)
         if best == worst:
             return Estimate(value, note="no interval: it does not vary")
         share, variance = (value - best) / (worst - best), jackknife_variance(influence)
@@ -210,7 +210,7 @@ class ClassFigures:
         method = "Wilson, effective n" if name == "accuracy" else "score, jackknife"
         return Estimate(value, low, high, self.remark(), method)
 
-    def _range(self, name: str) -> tuple[float, float]:
+    def range_of(self, name: str) -> tuple[float, float]:
         """The best and the worst that a figure can be."""
         if name.startswith("kappa"):
             weights, ordered = np.ones(len(self.patients)), name == "kappa_quadratic"
@@ -226,7 +226,7 @@ class ClassFigures:
             return 2.0
         if name in MEAN_OF_CLASSES or name in ("auroc_pairwise", "expected_calibration_error"):
             return 1.0
-        best, worst = self._range(name)
+        best, worst = self.range_of(name)
         return abs(worst - best)
 
 

@@ -1,0 +1,217 @@
+"""What a cross-validated recipe of classes can do, with intervals; see the folder's word on it.
+
+A class is evaluated against the rest as a label is. Of the classes together the AUROCs are means
+over the folds, with DeLong's variance of all the pairs of patients that they compare; all else is
+over all studies at once, with the variance of bootstrap samples of patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medseq_tf.evaluation.class_table import ClassTable
+from medseq_tf.evaluation.cross_validation.fold_metrics import (
+    MeanAuroc,
+    Resampled,
+    draw_patients,
+    mean_auroc,
+    resample,
+)
+from medseq_tf.evaluation.cross_validation.predictions import HeldOut, LabelFolds
+from medseq_tf.evaluation.cross_validation.tables import METHOD, label_rows
+from medseq_tf.evaluation.cross_validation.variance import VarianceComponents, interval
+from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_against_rest_names
+from medseq_tf.evaluation.metrics.class_metrics import (
+    CLASS_METRICS,
+    ClassPredictions,
+    class_metric_names,
+)
+from medseq_tf.evaluation.metrics.estimates import Estimate, metric_row
+from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.readers.classes import Classes
+
+RANKING = ("auroc", "auroc_pairwise")
+"""Of the classes together, the metrics that are means over the folds."""
+
+OF_EACH_CLASS = ("balanced_accuracy", *RANKING, "f1_macro", "kappa", "kappa_quadratic")
+"""Those that the rarest class decides; the others are means over the studies."""
+
+
+@dataclass(frozen=True)
+class ClassFolds:
+    """Held-out predictions of studies of known class, a row a study and repeat.
+
+    Attributes:
+        figures: of all rows, their owners being the patients.
+        studies: (rows,) ids.
+        folds: (rows,) a number unique over all repeats.
+        repeats: (rows,).
+    """
+
+    figures: ClassFigures
+    studies: Array
+    folds: Array
+    repeats: Array
+
+    @classmethod
+    def of(cls, table: ClassTable, costs: Array | None = None) -> ClassFolds:
+        """Read a table; a model without folds is one fold, predictions without repeats are one."""
+        known = table.known
+        figures = ClassFigures.of(
+            known.truth, known.probabilities, known.classes, known.called, known.patients, costs
+        )
+        ones = np.ones(len(known), int)
+        numbers = (known.studies.get(name, ones) for name in ("fold", "repeat"))
+        return cls(figures, known.studies["study"].to_numpy(), *map(np.asarray, numbers))
+
+    @property
+    def classes(self) -> Classes:
+        """What is told apart."""
+        return self.figures.classes
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of the metrics of the classes together."""
+        return class_metric_names(self.classes.ordered, self.figures.predictions.costs is not None)
+
+    @cached_property
+    def against_rest(self) -> list[LabelFolds]:
+        """Each class as a label, positive where it is called."""
+        predictions, names = self.figures.predictions, self.classes.names
+        called = predictions.called[:, None] == np.arange(len(names))
+        return self._labels(names, predictions.one_hot, predictions.probabilities, called)
+
+    @cached_property
+    def pairs(self) -> list[LabelFolds]:
+        """Each class against each other one, ranked by its probability."""
+        predictions, names = self.figures.predictions, self.classes.names
+        both = list(permutations(range(len(names)), 2))
+        truth = np.stack([predictions.pair(i, j) for i, j in both], axis=1)
+        probabilities = predictions.probabilities[:, [i for i, _ in both]]
+        titles = [f"{names[i]} and {names[j]}" for i, j in both]
+        return self._labels(titles, truth, probabilities, np.zeros(truth.shape, bool))
+
+    def _labels(
+        self, names: Sequence[str], truth: Array, probabilities: Array, called: Array
+    ) -> list[LabelFolds]:
+        nowhere = np.full(truth.shape, np.nan)
+        of_rows = (self.figures.patients, self.studies, self.folds, self.repeats)
+        held_out = HeldOut(names, truth, probabilities, nowhere, *of_rows, called)
+        return [held_out.of(number) for number in range(len(names))]
+
+    def ranking(self, metric: str) -> MeanAuroc | None:
+        """The mean over the folds, and over the classes or pairs; None where no fold can say."""
+        labels = self.against_rest if metric == "auroc" else self.pairs
+        able = [label for label in labels if label.rows]
+        return mean_auroc(able) if able else None
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many studies there are, how many have one of the classes, and how many patients."""
+        studies = len(np.unique(self.studies))
+        return studies, studies, self.figures.patient_count
+
+    def support(self, metric: str) -> int:
+        """The number of patients behind a metric: all, or of the rarest class that there is."""
+        if metric not in OF_EACH_CLASS:
+            return self.figures.patient_count
+        return min((count for count in self.figures.patients_by_class() if count), default=0)
+
+    @property
+    def inflation(self) -> float:
+        """How much more than the tested patients alone the estimate varies."""
+        return self.against_rest[0].inflation
+
+    def resample(self, weights: Sequence[Array]) -> Resampled:
+        """Compute what is over all studies, also in the samples of `draw_patients`."""
+        owner = np.unique(self.figures.patients, return_inverse=True)[1]
+        names = [name for name in self.metrics if name not in RANKING]
+        everyone = self.figures.predictions
+
+        def compute(predictions: ClassPredictions, weights: Array) -> dict[str, Array]:
+            return {name: CLASS_METRICS[name](predictions, weights) for name in names}
+
+        drawn = [compute(everyone, pieces[:, owner]) for pieces in weights]
+        values = compute(everyone, np.ones(len(owner)))
+        by_fold = {}
+        for fold in np.unique(self.folds):
+            own = self.folds == fold
+            arrays = (everyone.truth, everyone.probabilities, everyone.called)
+            of_fold = ClassPredictions(*(array[own] for array in arrays), everyone.costs)
+            by_fold[int(fold)] = compute(of_fold, np.ones(own.sum()))
+        return Resampled(
+            {name: float(values[name]) for name in names},
+            {name: np.concatenate([sample[name] for sample in drawn]) for name in names},
+            {name: {fold: float(own[name]) for fold, own in by_fold.items()} for name in names},
+            {fold: int(self.repeats[self.folds == fold][0]) for fold in by_fold},
+        )
+
+
+def evaluate_class_folds(
+    table: ClassTable, resamples: int = 2000, costs: Array | None = None
+) -> pd.DataFrame:
+    """Evaluate the classes together, then each against the rest, with intervals of the recipe.
+
+    Returns:
+        As `metrics.evaluate_classes`, `interval` being `METHOD`.
+    """
+    folds = ClassFolds.of(table, costs)
+    everyone = np.zeros(folds.figures.patient_count)
+    resampled = folds.resample(draw_patients(everyone, resamples))
+    rows = [
+        metric_row(
+            folds.classes.column, name, _estimate(name, folds, resampled), folds.counts, np.zeros(0)
+        )
+        for name in folds.metrics
+    ]
+    names = one_against_rest_names()
+    for label in folds.against_rest:
+        weights = draw_patients(label.patient_known, resamples)
+        of_label = label_rows(label, [label], resample(label, weights), label.left_out)
+        rows += [row for row in of_label if row["metric"] in names]
+    return pd.DataFrame(rows)
+
+
+def _estimate(metric: str, folds: ClassFolds, resampled: Resampled) -> Estimate:
+    """A metric of the classes together, with its interval or the reason why it has none."""
+    components, defined = _components(metric, folds, resampled)
+    value, support = components.value, folds.support(metric)
+    names, counts = folds.classes.names, folds.figures.patients_by_class()
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    of_classes = metric in OF_EACH_CLASS and absent
+    notes = [f"without {', '.join(absent)}: no study"] if of_classes else []
+    if not np.isfinite(value):
+        return Estimate(note="; ".join([*notes, "undefined: fewer than two classes"]))
+    if metric == "expected_calibration_error":
+        return Estimate(value, note="no interval: right probabilities have one too, by chance")
+    if support < 2:
+        return Estimate(value, note="; ".join([*notes, "no interval: a class has one patient"]))
+    if defined < 0.5:
+        notes.append(f"no interval: undefined in {1 - defined:.1%} of resamples")
+        return Estimate(value, note="; ".join(notes))
+    best, worst = folds.figures.range_of(metric)
+    if best == worst:
+        return Estimate(value, note="; ".join([*notes, "no interval: it does not vary"]))
+    share = components.scaled(best, worst)
+    bounds = interval(share, folds.inflation, support)
+    low, high = sorted(best + (worst - best) * bound for bound in bounds)
+    notes.append(folds.figures.remark())
+    return Estimate(value, low, high, "; ".join(filter(None, notes)), METHOD)
+
+
+def _components(
+    metric: str, folds: ClassFolds, resampled: Resampled
+) -> tuple[VarianceComponents, float]:
+    """A metric with its variance, and in how many resamples it is defined."""
+    if metric in RANKING:
+        mean = folds.ranking(metric)
+        return (mean.variance() if mean else VarianceComponents()), 1.0
+    support = folds.support(metric)
+    return resampled.variance(metric, support, support)
