@@ -109,6 +109,8 @@ def class_calibration_table(predictions: pd.DataFrame, classes: Classes) -> pd.D
             table[when] = measured["value"]
             for name in ("low", "high", "null", "null_high"):
                 table[f"{when}_{name}"] = measured[name]
-        table["note"] = ["; ".join(filter(None, dict.fromkeys(of))) for of in zip(*notes, strict=True)]
+        table["note"] = [
+            "; ".join(filter(None, dict.fromkeys(of))) for of in zip(*notes, strict=True)
+        ]
         tables.append(together_first(table[["split", *table.columns.drop("split")]], classes))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

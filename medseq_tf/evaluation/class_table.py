@@ -25,7 +25,8 @@ class ClassTable:
         truth: `(rows, classes)` one-hot, or nan for an unknown class.
         probabilities: `(rows, classes)`.
         calibrated: `(rows, classes)`, after temperature scaling; nan where the table has none.
-        called: `(rows,)` the number of the called class; of a table without calls the most probable.
+        called: `(rows,)` the number of the called class; the most probable, if there are no
+            calls.
     """
 
     classes: Classes

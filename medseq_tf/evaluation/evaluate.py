@@ -73,7 +73,7 @@ class Evaluation:
             results_text.confusion_text(self.confusion, self.classes),
         ]
         if len(self.subgroups):
-            paragraphs.append(results_text.subgroup_text(self.subgroups))
+            paragraphs.append(results_text.subgroup_text(self.subgroups, self.classes))
         if self.comparison is not None:
             paragraphs.append(self.comparison.text())
         if self.audit is not None:

@@ -143,7 +143,9 @@ def _fit_class_temperature(
     chosen_by = predictions[(predictions["split"] == "validation") & predictions["truth"].notna()]
     if chosen_by.loc[chosen_by["truth"] == 1, "label"].nunique() < 2:
         reason = "validation does not have two classes"
-        return {classes.column: 1.0}, [f"{classes.column}: {reason}, so probabilities are not scaled"]
+        return {classes.column: 1.0}, [
+            f"{classes.column}: {reason}, so probabilities are not scaled"
+        ]
     known = ClassTable.of(chosen_by, classes)
     return {classes.column: metrics.fit_class_temperature(known.truth, known.probabilities)}, []
 
@@ -200,9 +202,7 @@ def calibrated(
     return predictions.assign(calibrated=scaled)[columns]
 
 
-def _scaled_classes(
-    predictions: pd.DataFrame, temperature: float, classes: Classes
-) -> np.ndarray:
+def _scaled_classes(predictions: pd.DataFrame, temperature: float, classes: Classes) -> np.ndarray:
     """Return the scaled probability of each row of a table."""
     table = ClassTable.of(predictions, classes)
     scaled = metrics.scale_classes(table.probabilities, temperature)
@@ -273,9 +273,7 @@ def _predict_folds(
     return pd.concat(tables, ignore_index=True)
 
 
-def _predict_own(
-    run: Run, store: SliceStore, split: str, costs: np.ndarray | None
-) -> pd.DataFrame:
+def _predict_own(run: Run, store: SliceStore, split: str, costs: np.ndarray | None) -> pd.DataFrame:
     """Return the predictions of a run's best model for the studies of one of its splits."""
     row_of = {study: i for i, study in enumerate(store.prepared.studies["study_id"])}
     rows = np.array([row_of[study] for study in run.splits[split]], np.int64)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from medseq_tf.dataset import selection
 from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.class_scoring import PATIENTS_ALONE
 from medseq_tf.evaluation.metrics.interval_text import interval, number
-from medseq_tf.evaluation.scoring import PATIENTS_ALONE, REPORTED_METRICS, fold_summary
+from medseq_tf.evaluation.scoring import REPORTED_METRICS, fold_summary
 from medseq_tf.readers.classes import Classes
 
 ANY_POSITIVE = (
@@ -30,9 +32,7 @@ def metrics_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
     head = f"{'split':<12}{'label':<{width}}{'metric':<31}{'value':>6}   {'95% interval':<17}"
     lines = [head + "studies (positive)"]
     for row in shown.itertuples():
-        count = "" if row.label == "macro" else f"{row.n:.0f} ({row.positives:.0f})"
-        if classes and row.label == classes.column:
-            count = f"{row.n:.0f}"
+        count = "" if row.label == "macro" else _studies(row, classes)
         mark = f"  [{notes.index(row.note) + 1}]" if row.note else ""
         line = (
             f"{row.split:<12}{row.label:<{width}}{row.metric:<31}{number(row.value):>6}   "
@@ -121,16 +121,18 @@ def _class_confusion_text(confusion: pd.DataFrame, classes: Classes) -> str:
     return "\n".join(lines)
 
 
-def subgroup_text(table: pd.DataFrame) -> str:
+def subgroup_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return the metrics of subgroups as text."""
     width, labels = _width(table["subgroup"] + " " + table["group"], 12), _width(table["label"], 12)
-    lines = [f"{'subgroup':<{width}}{'label':<{labels}}{'metric':<14}{'value':>6}   95% interval"]
+    name_of = _width(table["metric"], 12)
+    head = f"{'subgroup':<{width}}{'label':<{labels}}{'metric':<{name_of}}"
+    lines = [f"{head}{'value':>6}   95% interval"]
     for row in table.itertuples():
         name = f"{row.subgroup} {row.group}"
         note = f"  ({row.note})" if row.note else ""
         lines.append(
-            f"{name:<{width}}{row.label:<{labels}}{row.metric:<14}{number(row.value):>6}   "
-            f"{interval(row.low, row.high):<17}{row.n} ({row.positives}){note}"
+            f"{name:<{width}}{row.label:<{labels}}{row.metric:<{name_of}}{number(row.value):>6}   "
+            f"{interval(row.low, row.high):<17}{_studies(row, classes)}{note}"
         )
     return "\n".join(filter(None, [*lines, metrics.multiplicity(int(table["low"].count()))]))
 
@@ -164,6 +166,12 @@ def reported(table: pd.DataFrame, classes: Classes | None = None) -> pd.DataFram
     if classes:
         return table
     return table[table["metric"].isin(REPORTED_METRICS)]
+
+
+def _studies(row: Any, classes: Classes | None) -> str:
+    """Return how many studies a row of a table of metrics is of, and how many are positive."""
+    together = classes is not None and row.label == classes.column
+    return f"{row.n:.0f}" + ("" if together else f" ({row.positives:.0f})")
 
 
 def _width(names: pd.Series, least: int) -> int:

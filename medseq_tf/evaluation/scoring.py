@@ -190,9 +190,7 @@ def selection_note(
 # ---------------------------------------------------------------------- calibration and calls
 
 
-def calibration_table(
-    predictions: pd.DataFrame, classes: Classes | None = None
-) -> pd.DataFrame:
+def calibration_table(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
     """Return how well probabilities are calibrated before and after temperature scaling.
 
     O/E, the share of positives over the mean probability (1 is right); the intercept, what is to be

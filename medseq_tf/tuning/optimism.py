@@ -104,7 +104,9 @@ def correct(
         groups, kinds = named.reindex(groups.index, fill_value=UNKNOWN), list(classes.names)
     if min((groups == kind).sum() for kind in kinds) < 2:
         return float("nan"), "it takes two patients of each class"
-    chosen = _draws([(groups == kind).to_numpy() for kind in dict.fromkeys([*kinds, *groups])], seed)
+    chosen = _draws(
+        [(groups == kind).to_numpy() for kind in dict.fromkeys([*kinds, *groups])], seed
+    )
     both = [_scores(table, metric, chosen, groups.index, classes) for table in trials.values()]
     inside, outside = (np.array([scores[i] for scores in both]) for i in (0, 1))
     inside = np.where(np.isnan(inside), np.inf, inside if metric in MINIMISED else -inside)

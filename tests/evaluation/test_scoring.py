@@ -54,7 +54,14 @@ def test_point_metrics_leave_out_unknown_labels_and_labels_of_one_class():
 
 
 def test_every_monitor_of_a_recipe_is_measured():
-    assert set(recipes.MONITORS) == {*metrics.METRICS, "loss", "dice", "iou"}
+    of_labels = {*metrics.METRICS, "loss", "dice", "iou"}
+    assert set(recipes.MONITORS_OF["labels"]) == of_labels
+    for outputs in ("classes", "ordered"):
+        names = metrics.class_metric_names(outputs == "ordered", costs=False)
+        of_classes = {*names, "loss"} - {"expected_calibration_error"}
+        assert set(recipes.MONITORS_OF[outputs]) == of_classes
+        of_labels |= of_classes
+    assert set(recipes.MONITORS) == of_labels
 
 
 @pytest.mark.slow

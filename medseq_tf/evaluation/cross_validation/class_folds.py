@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,8 +142,12 @@ class ClassFolds:
         by_fold = {}
         for fold in np.unique(self.folds):
             own = self.folds == fold
-            arrays = (everyone.truth, everyone.probabilities, everyone.called)
-            of_fold = ClassPredictions(*(array[own] for array in arrays), everyone.costs)
+            of_fold = ClassPredictions(
+                everyone.truth[own],
+                everyone.probabilities[own],
+                everyone.called[own],
+                everyone.costs,
+            )
             by_fold[int(fold)] = compute(of_fold, np.ones(own.sum()))
         return Resampled(
             {name: float(values[name]) for name in names},

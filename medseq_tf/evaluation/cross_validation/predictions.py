@@ -50,14 +50,14 @@ class HeldOut:
         """The predictions of one label, where it is known."""
         known = ~np.isnan(self.truth[:, label])
         everyone, owner = np.unique(self.patients, return_inverse=True)
+        rows = (self.studies, self.folds, self.repeats)
         at_threshold = self.probabilities >= self.thresholds
         called = at_threshold if self.called is None else self.called
         return LabelFolds(
             self.labels[label],
             len(everyone),
             *(array[known, label] for array in (self.truth, self.probabilities, self.thresholds)),
-            *(array[known] for array in (owner, self.studies, self.folds, self.repeats)),
-            called[known, label],
+            *(array[known] for array in (owner, *rows, called[:, label])),
         )
 
     def any_label(self) -> LabelFolds:
