@@ -8,7 +8,11 @@ rank each other's studies; what scores calls and probabilities one by one is ove
 once, each called at its own fold's threshold.
 """
 
-from medseq_tf.evaluation.cross_validation.class_folds import ClassFolds, evaluate_class_folds
+from medseq_tf.evaluation.cross_validation.class_folds import (
+    ClassFolds,
+    compare_class_folds,
+    evaluate_class_folds,
+)
 from medseq_tf.evaluation.cross_validation.fold_metrics import mean_auroc
 from medseq_tf.evaluation.cross_validation.predictions import HeldOut, LabelFolds, held_out
 from medseq_tf.evaluation.cross_validation.tables import (
@@ -30,6 +34,7 @@ __all__ = [
     "HeldOut",
     "LabelFolds",
     "auroc_difference",
+    "compare_class_folds",
     "compare_folds",
     "evaluate_class_folds",
     "evaluate_folds",

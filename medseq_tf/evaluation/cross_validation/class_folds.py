@@ -8,12 +8,13 @@ over all studies at once, with the variance of bootstrap samples of patients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.cross_validation.fold_metrics import (
@@ -22,9 +23,16 @@ from medseq_tf.evaluation.cross_validation.fold_metrics import (
     draw_patients,
     mean_auroc,
     resample,
+    weighted_sum,
 )
 from medseq_tf.evaluation.cross_validation.predictions import HeldOut, LabelFolds
-from medseq_tf.evaluation.cross_validation.tables import METHOD, label_rows
+from medseq_tf.evaluation.cross_validation.tables import (
+    METHOD,
+    difference_estimate,
+    difference_rows,
+    label_rows,
+    numbered_apart,
+)
 from medseq_tf.evaluation.cross_validation.variance import VarianceComponents, interval
 from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_against_rest_names
 from medseq_tf.evaluation.metrics.class_metrics import (
@@ -32,14 +40,15 @@ from medseq_tf.evaluation.metrics.class_metrics import (
     ClassPredictions,
     class_metric_names,
 )
-from medseq_tf.evaluation.metrics.estimates import Estimate, metric_row
-from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.evaluation.metrics.estimates import NAN, Estimate, difference_row, metric_row
+from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
 from medseq_tf.readers.classes import Classes
 
 RANKING = ("auroc", "auroc_pairwise")
 """Of the classes together, the metrics that are means over the folds."""
 
-OF_EACH_CLASS = ("balanced_accuracy", *RANKING, "f1_macro", "kappa", "kappa_quadratic")
+MEANS_OF_CLASSES = ("balanced_accuracy", *RANKING, "f1_macro")
+OF_EACH_CLASS = (*MEANS_OF_CLASSES, "kappa", "kappa_quadratic")
 """Those that the rarest class decides; the others are means over the studies."""
 
 
@@ -199,14 +208,33 @@ def _estimate(metric: str, folds: ClassFolds, resampled: Resampled) -> Estimate:
     if defined < 0.5:
         notes.append(f"no interval: undefined in {1 - defined:.1%} of resamples")
         return Estimate(value, note="; ".join(notes))
-    best, worst = folds.figures.range_of(metric)
-    if best == worst:
+    bounds = _bounds(metric, folds, components)
+    if bounds is None:
         return Estimate(value, note="; ".join([*notes, "no interval: it does not vary"]))
-    share = components.scaled(best, worst)
-    bounds = interval(share, folds.inflation, support)
-    low, high = sorted(best + (worst - best) * bound for bound in bounds)
     notes.append(folds.figures.remark())
-    return Estimate(value, low, high, "; ".join(filter(None, notes)), METHOD)
+    return Estimate(value, *bounds, "; ".join(filter(None, notes)), METHOD)
+
+
+def _bounds(
+    metric: str, folds: ClassFolds, components: VarianceComponents
+) -> tuple[float, float] | None:
+    """The interval of a metric: as `interval` has it, of where it lies from best to worst.
+
+    Of the log loss, which has no worst, it is that of its logarithm.
+    """
+    if metric == "log_loss":
+        relative = components.spread(folds.inflation) / components.value
+        factor = float(np.exp(stats.t.ppf(TAILS[1], components.freedom) * relative))
+        return components.value / factor, components.value * factor
+    best, worst = 0.0, 1.0
+    if metric not in MEANS_OF_CLASSES:
+        best, worst = folds.figures.range_of(metric)
+    if best == worst:
+        return None
+    share = components.scaled(best, worst)
+    bounds = interval(share, folds.inflation, folds.support(metric))
+    low, high = sorted(best + (worst - best) * bound for bound in bounds)
+    return low, high
 
 
 def _components(
@@ -218,3 +246,52 @@ def _components(
         return (mean.variance() if mean else VarianceComponents()), 1.0
     support = folds.support(metric)
     return resampled.variance(metric, support, support)
+
+
+# ----------------------------------------------------------------------------- two recipes
+
+
+def compare_class_folds(
+    first: ClassTable, second: ClassTable, resamples: int = 2000, costs: Array | None = None
+) -> pd.DataFrame:
+    """Compare two models of classes on the same studies, of which one at least is cross-validated.
+
+    As `compare_folds`; rows of the classes together come first, and `p` is that of the AUROCs.
+
+    Returns:
+        As `metrics.compare_classes`.
+    """
+    a, b = ClassFolds.of(first, costs), ClassFolds.of(second, costs)
+    b = numbered_apart(a, b)
+    weights = draw_patients(np.zeros(a.figures.patient_count), resamples)
+    resampled = weighted_sum([a.resample(weights), b.resample(weights)], [1.0, -1.0])
+    rows = []
+    for name in a.metrics:
+        estimate, p = _difference(name, a, b, resampled)
+        rows.append(difference_row(a.classes.column, name, replace(estimate, method=METHOD), p))
+    names = one_against_rest_names()
+    for label, other in zip(a.against_rest, b.against_rest, strict=True):
+        weights = draw_patients(label.patient_known, resamples)
+        of_label = difference_rows(label.name, [(label, other)], weights)
+        rows += [row for row in of_label if row["metric"] in names]
+    return pd.DataFrame(rows)
+
+
+def _difference(
+    metric: str, a: ClassFolds, b: ClassFolds, resampled: Resampled
+) -> tuple[Estimate, float]:
+    """A difference of two recipes with its interval, and the p-value of one that ranks."""
+    support, inflation = a.support(metric), max(a.inflation, b.inflation)
+    if metric in RANKING:
+        of_first, of_second = a.ranking(metric), b.ranking(metric)
+        if of_first is None or of_second is None:
+            return Estimate(note="no fold has both classes"), NAN
+        components, defined = of_first.minus(of_second).variance(), 1.0
+    else:
+        components, defined = resampled.variance(metric, support, support)
+    if support < 2 or metric == "expected_calibration_error":
+        why = "a class has one patient" if support < 2 else "right probabilities have one too"
+        return Estimate(components.value, note=f"no interval: {why}"), NAN
+    reach = a.figures.reach(metric)
+    estimate, p = difference_estimate(components, defined, inflation, reach)
+    return estimate, p if metric in RANKING else NAN

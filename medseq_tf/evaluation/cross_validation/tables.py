@@ -180,29 +180,32 @@ def compare_folds(
     Returns:
         As `metrics.compare_predictions`; `p`, two-sided, is that of the AUROC.
     """
-    both = (first, _numbered_apart(first, second))
+    both = (first, numbered_apart(first, second))
     models = [[model.of(i) for i in range(len(model.labels))] for model in both]
     pairs = list(zip(*models, strict=True))
     rows = []
     for a, b in pairs:
         weights = draw_patients(a.patient_known, resamples)
-        rows += _difference_rows(a.name, [(a, b)], weights)
+        rows += difference_rows(a.name, [(a, b)], weights)
     used = [pair for pair in pairs if pair[0].has_both_classes]
     if len(pairs) > 1 and used:
         weights = draw_patients(first.any_label().patient_known, resamples)
-        rows += _difference_rows("macro", used, weights)
+        rows += difference_rows("macro", used, weights)
     return pd.DataFrame(rows)
 
 
-def _numbered_apart(first: HeldOut, second: HeldOut) -> HeldOut:
-    """The second, its folds numbered apart if they do not test the same studies as the first's."""
+def numbered_apart(first: Any, second: Any) -> Any:
+    """The second, its folds numbered apart if they do not test the same studies as the first's.
+
+    Both are held-out predictions, with the fold and the study of each row.
+    """
     tested = [set(zip(model.folds, model.studies, strict=True)) for model in (first, second)]
     if tested[0] == tested[1]:
         return second
     return replace(second, folds=second.folds + first.folds.max())
 
 
-def _difference_rows(name: str, pairs: LabelPairs, weights: list[Array]) -> list[dict[str, Any]]:
+def difference_rows(name: str, pairs: LabelPairs, weights: list[Array]) -> list[dict[str, Any]]:
     """The rows of a label, or of the mean over labels."""
     labels = [label for pair in pairs for label in pair]
     of_labels = [resample(label, weights) for label in labels]
@@ -234,16 +237,24 @@ def _difference(
     metric: str,
 ) -> tuple[Estimate, float]:
     """A difference with its interval and its p-value, by Student's t."""
-    value = components.value
     if limits := _limits(metric, [a for a, _ in pairs]):
-        return Estimate(value, note="no interval: " + "; ".join(limits)), NAN
+        return Estimate(components.value, note="no interval: " + "; ".join(limits)), NAN
+    inflation = max(label.inflation for pair in pairs for label in pair)
+    return difference_estimate(components, defined, inflation)
+
+
+def difference_estimate(
+    components: VarianceComponents, defined: float, inflation: float, reach: float = 1.0
+) -> tuple[Estimate, float]:
+    """A difference, of at most `reach`, with its interval and its p-value, by Student's t."""
+    value = components.value
     if not np.isfinite(value) or defined < 0.5:
         return Estimate(value, note="undefined: a class is never called"), NAN
-    spread = components.spread(max(label.inflation for pair in pairs for label in pair))
+    spread = components.spread(inflation)
     if spread > 1e-8:
         half = stats.t.ppf(TAILS[1], components.freedom) * spread
         p = float(2 * stats.t.sf(abs(value) / spread, components.freedom))
-        return Estimate(value, max(value - half, -1.0), min(value + half, 1.0)), p
+        return Estimate(value, max(value - half, -reach), min(value + half, reach)), p
     if value == 0:
         return Estimate(value, 0.0, 0.0, "the two are alike"), 1.0
     return Estimate(value, note="no test: the variance is 0"), NAN
