@@ -64,6 +64,33 @@ CLASSES = _options(
         "--ordered", metavar="A,B,...", help="The classes, lowest first, where they are grades."
     ),
 )
+OTHERS = _options(
+    click.option(
+        "--participants",
+        type=FOLDER,
+        metavar="CSV",
+        help="One row a patient, with the columns below; default: those of the labels.",
+    ),
+    click.option(
+        "--site", "--group", "site", metavar="COLUMN", help="Where a study comes from; no label."
+    ),
+    click.option(
+        "--site-names",
+        type=click.Choice(["keep", "hash"]),
+        help="keep (default): the data set, runs and reports call sites by their names. hash: by "
+        "site-HASH, salted as ids are.",
+    ),
+    click.option(
+        "--date",
+        metavar="COLUMN",
+        help="When: 2024-01-31, 20240131 or numbers; the order alone is kept.",
+    ),
+    click.option(
+        "--covariates",
+        metavar="A,B,...",
+        help="Columns of numbers or of a few names, such as age,sex; their values are kept.",
+    ),
+)
 AXIS = click.option(
     "--axis", default="axial", show_default=True, help="axial, coronal, sagittal, or 0, 1, 2."
 )
@@ -89,6 +116,7 @@ PREPARED = _options(
 @LABELS
 @COLUMNS
 @CLASSES
+@OTHERS
 @click.option(
     "--layout", type=click.Choice(["class", "patient"]), help="Default: patient with labels."
 )
@@ -109,6 +137,7 @@ def _image_folder(**arguments: Any) -> None:
 @LABELS
 @COLUMNS
 @CLASSES
+@OTHERS
 @AXIS
 @click.option("--modality", type=click.Choice(["photograph", "CT", "MR"]), help="Of all files.")
 @click.option(
@@ -165,6 +194,7 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
 @LABELS
 @COLUMNS
 @CLASSES
+@OTHERS
 @click.option(
     "--series", default="best", show_default=True, help="best, all, or a description like '*HEAD*'."
 )
@@ -196,9 +226,12 @@ def _dicom(**arguments: Any) -> None:
 @click.option(
     "--kind",
     type=click.Choice(["labels", "classes", "grades"]),
-    default="labels",
-    show_default=True,
-    help="Yes/no labels, three kinds of lesion that exclude each other, or three sizes of one.",
+    help="Yes/no labels (default), kinds of lesion that exclude each other, or sizes of one.",
+)
+@click.option(
+    "--sites",
+    type=click.IntRange(1),
+    help="Hospitals; then patients have a site, a date, an age and a sex. Default: none.",
 )
 @click.option("--prevalence", type=float, help="Share of positive patients, by label.")
 @click.option("--difficulty", default=0.2, show_default=True, help="0: plain lesions, 1: faint.")

@@ -41,8 +41,9 @@ class Preparation:
     ) -> Preparation:
         """Settle how a source is prepared, from what the user asked for and its reader resolved."""
         storage = StorageSpec(tuple(index.label_names), index.dtype, size, aspect)
-        if options.get("labels") is not None and index.root:
-            options = options | {"labels": LABELS_FILE}  # its name may say whose it is
+        tables = ("labels", "participants") if index.root else ()
+        given = [name for name in tables if options.get(name) is not None]
+        options = options | dict.fromkeys(given, LABELS_FILE)  # its name may say whose it is
         settings = {
             "reader": reader,
             "options": {k: _plain(v) for k, v in sorted(options.items()) if v is not None},

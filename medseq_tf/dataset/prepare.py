@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from medseq_tf.dataset import other_columns
 from medseq_tf.dataset.preparation import Preparation, digest
 from medseq_tf.dataset.prepared import FORMAT_VERSION, Prepared, audit_text
 from medseq_tf.dataset.publication import (
@@ -39,6 +41,7 @@ from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
 from medseq_tf.readers import AuditEntry, SourceIndex, natural_key
 from medseq_tf.readers.atlas import index_atlas
+from medseq_tf.readers.columns import OtherColumns
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.labels import TableOptions
@@ -219,13 +222,18 @@ def _write_metadata(
     rows = [row for shard in shards for row in shard.rows]
     if not rows:
         raise InputError(f"{source} holds no slice that can be read{_found_text(audit_entries)}")
+    others = other_columns.other_values(preparation, [row["source"] for row in rows])
+    rows = [row | values for row, values in zip(rows, others, strict=True)]
+    if index.columns:
+        audit_entries += other_columns.missing(index.columns, rows)
     counts = _counts(rows, index.label_names)
-    studies = _parquet(rows)
+    studies = _parquet(rows, index.columns)
     audit = _audit([*audit_entries, *_rare_classes(rows, index), *_copies(rows)], counts)
     info = {
         "format_version": FORMAT_VERSION,
         "label_names": index.label_names,
         **({"classes": index.classes.to_json()} if index.classes else {}),
+        **({"columns": index.columns.to_json()} if index.columns else {}),
         "modality": index.modality,
         "unit": UNITS[index.modality],
         "size": preparation.storage.size,
@@ -262,13 +270,21 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _parquet(rows: list[Row]) -> bytes:
+_ARROW = {"text": pa.string(), "whole": pa.int64(), "numbers": pa.float64()}
+
+
+def _parquet(rows: list[Row], columns: OtherColumns | None) -> bytes:
     studies = pd.DataFrame(rows).drop(columns="slice_names")
+    others = other_columns.kinds(columns) if columns else {}
+    for name, kind in others.items():
+        if kind != "text":
+            studies[name] = studies[name].astype("Int64" if kind == "whole" else np.float64)
     buffer = io.BytesIO()
     schema = pa.Schema.from_pandas(studies, preserve_index=False)
-    for name, kind in (("split", pa.string()), ("slice_hashes", pa.list_(pa.string()))):
-        position = schema.get_field_index(name)
-        schema = schema.set(position, pa.field(name, kind))
+    types = {"split": pa.string(), "slice_hashes": pa.list_(pa.string())}
+    types |= {name: _ARROW[kind] for name, kind in others.items()}
+    for name, arrow in types.items():
+        schema = schema.set(schema.get_field_index(name), pa.field(name, arrow))
     studies.to_parquet(buffer, index=False, schema=schema)
     return buffer.getvalue()
 
@@ -308,6 +324,8 @@ def _fingerprint(preparation: Preparation, rows: list[Row]) -> str:
     content: tuple[Any, ...] = (FORMAT_VERSION, index.label_names, index.dtype, stored, studies)
     if index.classes:
         content = (*content, index.classes.to_json())
+    if index.columns:
+        content = (*content, *other_columns.content(index.columns, rows))
     return digest(repr(content))
 
 

@@ -27,6 +27,7 @@ from medseq_tf import files
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import LABELS, Classes
+from medseq_tf.readers.columns import COVARIATE
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -56,7 +57,9 @@ class Prepared:
         studies: one row a study: `study_id`, `patient_id` (salted hashes), `slices` (their number),
             `split` (or null), `content_hash`, `slice_hashes` (None for a slice that says too
             little), `source` (relative to the source), `shard`, `offset`, `length` (where its
-            example lies) and one float column `label.<name>` a label, nan where unknown.
+            example lies) and one float column `label.<name>` a label, nan where unknown. Where they
+            were asked for: `site` (a name or `site-<hash>`), `date` (its rank, 0 for the oldest)
+            and `covariate.<name>` (a number or a category), null where missing.
     """
 
     path: Path
@@ -89,10 +92,10 @@ class Prepared:
                 "prepare again"
             )
         studies = files.read_parquet(table)
-        needed = {f"label.{name}" for name in info["label_names"]}
+        needed = {f"label.{name}" for name in info["label_names"]} | _other_columns(info)
         if not needed <= set(studies) or not set(studies["shard"]) <= set(info["shards"]):
             raise InputError(
-                f"{path}/dataset.json names labels or shards that studies.parquet does not have; "
+                f"{path}/dataset.json names columns or shards that studies.parquet does not have; "
                 "prepare again"
             )
         return cls(path, info, studies)
@@ -328,6 +331,13 @@ def _check_keys(info: dict[str, Any]) -> None:
         shard["bytes"], shard["sha256"]
         if Path(name).name != name:
             raise ValueError(f"{name} is a path")
+
+
+def _other_columns(info: dict[str, Any]) -> set[str]:
+    """Name the columns of `studies.parquet` that are no labels."""
+    columns = info.get("columns", {})
+    covariates = {f"{COVARIATE}{name}" for name in columns.get("covariates", {})}
+    return covariates | {"site", "date"} & set(columns)
 
 
 def _check_shards(path: Path, info: dict[str, Any]) -> None:

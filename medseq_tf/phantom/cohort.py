@@ -26,6 +26,11 @@ CLASSES = ("hemorrhage", "ischemia", "mass")
 """Kinds of lesion that exclude each other."""
 GRADES = {"mild": 0.5, "moderate": 1.0, "severe": 1.8}
 """Grades of a lesion, and what they multiply its radii by."""
+SEXES = ("F", "M")
+AGE_RISE = 12.0
+"""Years that patients with a lesion are older than those without, or of one class than another."""
+DAYS = 1000
+"""In which the patients of a cohort with sites are examined."""
 BRAIN_WINDOW = (40.0, 60.0)
 """Centre and width in HU of the photographs' grey scale."""
 
@@ -68,6 +73,9 @@ class DemoCohort:
         kind: `labels`, of which a patient may have none or several; `classes`: each has one of
             three kinds of lesion; `grades`: each has a lesion, mild, moderate or severe by its
             size. Classes and grades are equally frequent.
+        sites: hospitals that patients come from, of which pictures show nothing. Above 0 a patient
+            also has a date, a sex (missing in a twentieth) and an age (missing in a tenth), which
+            is higher with a lesion, of classes with each later one.
     """
 
     patients: int = 240
@@ -80,6 +88,7 @@ class DemoCohort:
     lesion_size: float = 1.0
     contrast: float = 1.0
     kind: Literal["labels", "classes", "grades"] = dataclasses.field(default="labels", repr=False)
+    sites: int = dataclasses.field(default=0, repr=False)
 
     def __post_init__(self):
         few, many = self.slices
@@ -93,6 +102,7 @@ class DemoCohort:
             "difficulty": (0 <= self.difficulty <= 1, "0 to 1"),
             "lesion_size": (0.2 <= self.lesion_size <= 2, "0.2 to 2"),
             "contrast": (self.contrast > 0, "above 0"),
+            "sites": (self.sites >= 0, "0 or more"),
             "kind": (self.kind in ("labels", "classes", "grades"), "labels, classes or grades"),
         }
         for name, (valid, wanted) in checks.items():
@@ -120,6 +130,22 @@ class DemoCohort:
             return {name: float(name == drawn) for name in self.label_names}
         draws = self._generator(patient, 0).random(len(self.label_names))
         return {n: float(d < self.chance) for n, d in zip(self.label_names, draws, strict=True)}
+
+    def columns_of(self, patient: int) -> dict[str, float | str | None]:
+        """Draw the patient's site, date (a number of days), age and sex, without rendering."""
+        rng = self._generator(patient, 4)
+        labels = list(self.labels_of(patient).values())
+        rise = labels.index(1.0) if self.kind != "labels" else float(any(labels))
+        site, day = f"hospital {rng.integers(self.sites) + 1}", float(rng.integers(DAYS))
+        age = float(np.clip(np.rint(rng.normal(55 + AGE_RISE * rise, 12)), 18, 99))
+        sex = str(rng.choice(SEXES))
+        no_age, no_sex = rng.random(2) < (0.1, 0.05)
+        return {
+            "site": site,
+            "date": day,
+            "covariate.age": None if no_age else age,
+            "covariate.sex": None if no_sex else sex,
+        }
 
     def render(self, patient: int) -> Study:
         """Render one patient."""

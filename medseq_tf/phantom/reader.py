@@ -6,9 +6,19 @@ import dataclasses
 from typing import Literal
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, patient_names, photographs
+from medseq_tf.phantom.cohort import SEXES, DemoCohort, patient_names, photographs
 from medseq_tf.readers.classes import Classes
+from medseq_tf.readers.columns import OtherColumns
 from medseq_tf.readers.study import Slices, SourceIndex, StudySource
+
+COLUMNS = OtherColumns(
+    site="site",
+    date="date",
+    covariates={
+        "age": {"kind": "number"},
+        "sex": {"kind": "category", "categories": list(SEXES)},
+    },
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,7 @@ def index_demo(
     lesion_size: float = 1.0,
     contrast: float = 1.0,
     kind: Literal["labels", "classes", "grades"] = "labels",
+    sites: int = 0,
 ) -> SourceIndex:
     """List the patients of a `DemoCohort` with these settings; there is no source to read.
 
@@ -58,6 +69,7 @@ def index_demo(
         lesion_size,
         contrast,
         kind,
+        sites,
     )
     classes = {
         "labels": None,
@@ -65,7 +77,15 @@ def index_demo(
         "grades": Classes("grade", cohort.label_names, ordered=True),
     }
     studies = [
-        DemoStudy(name, name, cohort.labels_of(number), None, cohort, number)
+        DemoStudy(
+            name,
+            name,
+            cohort.labels_of(number),
+            None,
+            cohort,
+            number,
+            others=cohort.columns_of(number) if sites else {},
+        )
         for number, name in enumerate(patient_names(cohort))
     ]
     return SourceIndex(
@@ -74,4 +94,5 @@ def index_demo(
         listing=[(repr(cohort) if kind == "labels" else f"{cohort!r} {kind}", 0)],
         resolved={"modality": "photograph"},
         classes=classes[kind],
+        columns=COLUMNS if sites else None,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers.names import by_value, listed, refuse_misspelt, what_is_wrong
+from medseq_tf.readers.names import alphabetically, by_value, listed, refuse_misspelt, what_is_wrong
 
 LABELS, CLASSES, ORDERED = OUTPUTS = ("labels", "classes", "ordered")
 """What a model tells of a study: yes or no to each label, one class of several, or one grade."""
@@ -71,8 +71,7 @@ def find_classes(
     given = None if ordered is None else _listed_classes(ordered)
     called = by_value([*found, *(given or ())])
     if called is None:
-        alphabetically = sorted(found, key=lambda name: (name.casefold(), name))
-        called = {name: name for name in (*alphabetically, *(given or ()))}
+        called = {name: name for name in (*alphabetically(found), *(given or ()))}
     own = list(dict.fromkeys(called[name] for name in called if name in found))
     refuse_misspelt(where, own, "class")
     order = own if given is None else [called[name] for name in given]

@@ -6,7 +6,7 @@ No file outside the source is read: a symbolic link that leads out of it is left
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -40,14 +40,14 @@ class Folder:
         self,
         root: Path,
         extensions: tuple[str, ...] = (),
-        ignored: str | Path | None = None,
+        ignored: str | Path | Iterable[str | Path | None] | None = None,
     ):
         """Walk the folder.
 
         Args:
             root: the source.
             extensions: wanted endings of file names, in lower case; empty: every file.
-            ignored: a file in the source, such as the labels, that is not one of its images.
+            ignored: a file or files in the source, such as the labels, that are none of its images.
 
         Raises:
             InputError: if the root is not a folder.
@@ -59,7 +59,8 @@ class Folder:
         self.folders: list[str] = []
         self._extensions = extensions
         self._resolved = root.resolve()
-        self._ignored = Path(ignored).resolve() if ignored else None
+        files = [ignored] if isinstance(ignored, (str, Path)) else ignored or ()
+        self._ignored = {Path(file).resolve() for file in files if file}
         self.files = list(self._walk())
 
     @property
@@ -109,8 +110,8 @@ class Folder:
             yield f"{folder}/{entry.name}" if folder else entry.name, entry
 
     def _is_wanted(self, entry: os.DirEntry, name: str) -> bool:
-        may_be_ignored = entry.is_symlink() or entry.name == getattr(self._ignored, "name", None)
-        if may_be_ignored and Path(entry.path).resolve() == self._ignored:
+        may_be_ignored = entry.is_symlink() or entry.name in {file.name for file in self._ignored}
+        if may_be_ignored and Path(entry.path).resolve() in self._ignored:
             return False
         if entry.is_dir():
             self.add_entry("odd file", name, "symbolic link to a folder")

@@ -23,10 +23,12 @@ from typing import Literal, Unpack, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.classes import Classes, find_classes
+from medseq_tf.readers.columns import read_columns
 from medseq_tf.readers.folder import File, Folder
 from medseq_tf.readers.labels import LabelTable, TableOptions, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.names import normal_name, what_is_wrong
+from medseq_tf.readers.participants import check_participants
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.silence import silenced
 from medseq_tf.readers.study import (
@@ -129,7 +131,7 @@ def index_image_folder(
         raise InputError("same_numbers is for layout=class; with labels, a folder is a patient")
     _refuse_settings_of_the_other_layout(layout, labels, positive, columns, table)
 
-    folder = Folder(root, EXTENSIONS, ignored=labels)
+    folder = Folder(root, EXTENSIONS, ignored=(labels, table.get("participants")))
     if labels is None:
         return _index_classes(folder, positive, same_numbers, table)
     return _index_patients(folder, read_labels(labels, columns, **table))
@@ -200,6 +202,10 @@ def _index_classes(
     names = sorted({name for name, _ in studies}, key=natural_key)
     classes, labels = _labels_of_folders(folder.root, names, positive, table)
     label_names = list(labels[names[0]])
+    values = read_columns(table)
+    if values:
+        patients = {_class_patient(*study, same_numbers): "/".join(study) for study in studies}
+        folder.audit_entries += check_participants(values, patients)
     sources = [
         PictureStudy(
             source=f"{name}/{patient}",
@@ -208,6 +214,7 @@ def _index_classes(
             split=None,
             root=str(folder.root),
             files=_in_slice_order(folder, name, patient, slices),
+            others=values.of(_class_patient(name, patient, same_numbers)) if values else {},
         )
         for (name, patient), slices in studies.items()
     ]
@@ -222,6 +229,7 @@ def _index_classes(
         folder.root,
         resolved={"layout": "class", "modality": "photograph", "same_numbers": same_numbers},
         classes=classes,
+        columns=values and values.columns,
     )
 
 
@@ -367,6 +375,7 @@ def _index_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
                     split=row.split,
                     root=str(folder.root),
                     files=tuple(sorted(names, key=natural_key)),
+                    others=row.others,
                 )
             )
     for patient in folder.folders:
@@ -382,4 +391,5 @@ def _index_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
         folder.root,
         resolved={"layout": "patient", "modality": "photograph", "match": "folder"},
         classes=labels.classes,
+        columns=labels.columns,
     )

@@ -11,14 +11,22 @@ asked for; nor does the file's name go into audits.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.classes import Classes, find_classes
+from medseq_tf.readers.columns import (
+    ColumnOptions,
+    ColumnValues,
+    OtherColumns,
+    columns_named,
+    read_columns,
+)
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.names import read_names
+from medseq_tf.readers.participants import check_participants
 from medseq_tf.readers.study import AuditEntry
 from medseq_tf.readers.table import (
     PATIENT_COLUMNS,
@@ -31,12 +39,14 @@ from medseq_tf.readers.table import (
 )
 
 
-class TableOptions(TypedDict, total=False):
+class TableOptions(ColumnOptions, total=False):
     """What the columns of a table of labels are, beside those of 0 and 1.
 
     Attributes:
         classes: the column of names (or numbers) that exclude each other.
         ordered: its names, the lowest first, where they are grades.
+
+    The others are those of `ColumnOptions`.
     """
 
     classes: str | None
@@ -44,12 +54,21 @@ class TableOptions(TypedDict, total=False):
 
 
 class LabelRow(NamedTuple):
-    """One row: its line in the file, its labels, its split, and its patient where a column says."""
+    """One row of a table of labels.
+
+    Attributes:
+        line: in the file.
+        labels: label -> 0.0, 1.0 or nan.
+        split: `train`, `validation`, `test` or None.
+        patient: whose it is, where a column says.
+        others: what columns that are no labels say, see `columns.Values`.
+    """
 
     line: int
     labels: dict[str, float]
     split: str | None
     patient: str | None
+    others: dict[str, Any]
 
     @property
     def is_unknown(self) -> bool:
@@ -69,6 +88,8 @@ class LabelTable(NamedTuple):
         rivals: where the first is taken, other columns that could be ids (no two values are
             equal): value -> line.
         classes: what the names are, where they exclude each other.
+        columns: which columns are no labels.
+        participants: what was odd about those of them that stand in another table.
     """
 
     path: Path
@@ -78,6 +99,8 @@ class LabelTable(NamedTuple):
     key: str = ""
     rivals: Sequence[dict[str, int]] = ()
     classes: Classes | None = None
+    columns: OtherColumns | None = None
+    participants: Sequence[AuditEntry] = ()
 
     def refuse_rivals(self, identifiers: Iterable[str]) -> None:
         """Refuse a key column that nothing names if another column fits what it is matched to.
@@ -116,6 +139,7 @@ class LabelTable(NamedTuple):
         return [
             *(AuditEntry("label for an unknown patient", f"labels line {line}") for line in unused),
             *(AuditEntry("row given twice", f"labels line {line}") for line in self.repeated),
+            *self.participants,
         ]
 
 
@@ -130,7 +154,8 @@ def read_labels(
 
     Args:
         path: the file: UTF-8; comma, semicolon or tab.
-        columns: the label columns. Default: all but patient, study and split.
+        columns: the label columns. Default: all but patient, study, split, and those that the
+            options name.
         study_columns: names, in lower case, of a column that says which study a row is of; where
             one is there it is the key, and the patient column only says whose study it is.
         keys: those of them that may be the key; default: all.
@@ -141,17 +166,19 @@ def read_labels(
     """
     classes, ordered = options.get("classes"), options.get("ordered")
     _refuse_what_excludes_each_other(columns, classes, ordered)
-    table = read_table(path, study_columns, keys)
+    table, beside = read_table(path, study_columns, keys), columns_named(options)
     if classes is not None:
         names = [column_name(classes)]
     elif columns:
         names = [column_name(name) for name in columns]
     else:
-        special = (*study_columns, *PATIENT_COLUMNS)
-        names = [n for n in table.header if n not in table.reserved and n not in special]
+        no_labels = {*table.reserved, *study_columns, *PATIENT_COLUMNS, *beside}
+        names = [name for name in table.header if name not in no_labels]
     _refuse_absent(table, names, "label" if classes is None else "class")
     if len(set(names)) < len(names):
         raise InputError(f"columns names a label column twice: {', '.join(names)}")
+    if both := [name for name in names if name in beside]:
+        raise InputError(f"column {both[0]!r} is a label, and named as site, date or covariate")
     others = (
         [] if table.key else [n for n in table.header[1:] if n not in {*names, *table.reserved}]
     )
@@ -161,10 +188,31 @@ def read_labels(
     else:
         found, labels = _classes(table, names[0], ordered)
         names = list(found.names)
-    rows, repeated = _rows(table, labels)
+    values = read_columns(options, table)
+    rows, repeated = _rows(table, labels, values)
     _refuse_patients_in_two_splits(table.path, rows)
-    rivals = _columns_of_ids(table, others)
-    return LabelTable(table.path, names, rows, repeated, table.key, rivals, found)
+    return LabelTable(
+        table.path,
+        names,
+        rows,
+        repeated,
+        table.key,
+        rivals=_columns_of_ids(table, others),
+        classes=found,
+        columns=values and values.columns,
+        participants=_participants_entries(values, table, rows),
+    )
+
+
+def _participants_entries(
+    values: ColumnValues | None, table: Table, rows: Mapping[str, LabelRow]
+) -> list[AuditEntry]:
+    if values is None or values.table is table:
+        return []
+    first: dict[str, str] = {}
+    for key, row in rows.items():
+        first.setdefault(row.patient or key, f"labels line {row.line}")
+    return check_participants(values, first)
 
 
 def _refuse_what_excludes_each_other(
@@ -211,12 +259,18 @@ def _classes(
     return classes, one_hot
 
 
-def _rows(table: Table, labels: _Labels) -> tuple[dict[str, LabelRow], list[int]]:
+def _rows(
+    table: Table, labels: _Labels, values: ColumnValues | None
+) -> tuple[dict[str, LabelRow], list[int]]:
     """The rows by the value of the key column, and the lines that say one again."""
     rows: dict[str, LabelRow] = {}
     repeated = []
     for line in table.lines:
-        row = LabelRow(line.number, labels[line.number], _split(table.path, line), line.patient)
+        split, key = _split(table.path, line), line.key
+        if values is not None and values.table is not table:
+            key = line.patient or key
+        others = {} if values is None else values.of(key)
+        row = LabelRow(line.number, labels[line.number], split, line.patient, others)
         if line.key in rows:
             _refuse_contradiction(table.path, rows[line.key], row)
             repeated.append(line.number)

@@ -123,6 +123,11 @@ def by_value(names: Iterable[str]) -> Mapping[str, str] | None:
     return {name: number_text(known[name]) for name in sorted(known, key=known.__getitem__)}
 
 
+def alphabetically(names: Iterable[str]) -> list[str]:
+    """The different names, in an order that does not heed capitals."""
+    return sorted(set(names), key=lambda name: (name.casefold(), name))
+
+
 def listed(value: str | Iterable[str]) -> list[str]:
     """What a user lists, in one text with commas, as a line of CSV, or one by one.
 

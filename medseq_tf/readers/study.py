@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from medseq_tf.readers.classes import Classes
+from medseq_tf.readers.columns import OtherColumns
 
 MODALITIES = ("photograph", "CT", "MR")
 MOST_SLICES = 10_000
@@ -90,12 +91,14 @@ class StudySource(abc.ABC):
             of a folder or file, `source` holds it.
         labels: label -> 0.0, 1.0 or nan (unknown).
         split: `train`, `validation`, `test`, or None where the source says nothing.
+        others: what columns that are no labels say, see `columns.Values`; it reaches no record.
     """
 
     source: str
     patient: str
     labels: dict[str, float]
     split: str | None
+    others: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @abc.abstractmethod
     def read(self) -> Slices:
@@ -122,6 +125,7 @@ class SourceIndex:
             files of this kind alike (`layout`, `modality`, `axis`, ...), and how labels were
             matched (`match`). No path and nothing of a patient.
         classes: where the labels exclude each other, what they are; their names are `label_names`.
+        columns: which columns beside labels the studies have.
     """
 
     studies: Sequence[StudySource]
@@ -133,6 +137,7 @@ class SourceIndex:
     dtype: str = "uint8"
     resolved: dict[str, Any] = field(default_factory=dict)
     classes: Classes | None = None
+    columns: OtherColumns | None = None
 
     def __post_init__(self):
         self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))

@@ -90,7 +90,7 @@ def read_table(
     path: str | Path,
     study_columns: Sequence[str] = (),
     keys: Sequence[str] | None = None,
-    kind: str = "labels is a CSV file, one row a patient",
+    what: str = "labels is a CSV file, one row a patient",
 ) -> Table:
     """Read a CSV file.
 
@@ -99,14 +99,14 @@ def read_table(
         study_columns: names, in lower case, of a column that says which study a row is of; where
             one is there it is the key, and the patient column only says whose study it is.
         keys: those of them that may be the key; default: all.
-        kind: what the file should be.
+        what: what the file should be.
 
     Raises:
         InputError: if the file cannot be used or has no header, or a row no key.
     """
     path = Path(path)
     special = dict.fromkeys((*study_columns, *PATIENT_COLUMNS, "split"))
-    header, lines = _read_csv(path, special, kind)
+    header, lines = _read_csv(path, special, what)
     patient = next((name for name in PATIENT_COLUMNS if name in header), None)
     keys = study_columns if keys is None else keys
     key = next((name for name in keys if name in header), None) or patient or ""
@@ -152,13 +152,13 @@ def _identifier(
     return identifier
 
 
-def _read_csv(path: Path, special: Collection[str], kind: str) -> tuple[list[str], _Lines]:
+def _read_csv(path: Path, special: Collection[str], what: str) -> tuple[list[str], _Lines]:
     """Column names in lower case but for labels' own spelling, and the rows with their lines."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; {kind}") from None
+        raise InputError(f"{path} does not exist; {what}") from None
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{path} cannot be read as a CSV file in UTF-8") from None
     first = text.split("\n", 1)[0]

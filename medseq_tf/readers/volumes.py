@@ -145,7 +145,7 @@ def index_volumes(
         raise InputError(f"match={match!r} is unknown; valid: {', '.join(get_args(Match))}")
     if labels is None and (root / "labels.csv").is_file():
         labels = root / "labels.csv"
-    folder = Folder(root, EXTENSIONS, ignored=labels)
+    folder = Folder(root, EXTENSIONS, ignored=(labels, table_options.get("participants")))
     if labels is None:
         raise InputError("volumes need labels, a CSV with one row a patient and 0/1 columns")
     if not folder.files:
@@ -170,6 +170,7 @@ def index_volumes(
             axis=axis,
             modality=modality,
             spacing=spacing,
+            others=row.others,
         )
         for file, (key, row) in rows.items()
     ]
@@ -190,6 +191,7 @@ def index_volumes(
         DTYPES[modality],
         resolved,
         table.classes,
+        table.columns,
     )
 
 

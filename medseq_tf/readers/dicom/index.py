@@ -26,7 +26,7 @@ from medseq_tf.readers.dicom.series import FIRST_FILE, Stack, choose_series, fil
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES
-from medseq_tf.readers.labels import TableOptions, read_labels
+from medseq_tf.readers.labels import LabelRow, TableOptions, read_labels
 from medseq_tf.readers.study import AuditEntry, SourceIndex, StudySource, kinds_text, source_salt
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
@@ -76,7 +76,8 @@ def index_dicom(
     keys = match and (match, "study")
     table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
     audit_entries = _without_names(folder.audit_entries)
-    by_study = files_by_study(folder, table.path.resolve(), audit_entries)
+    tables = {Path(file).resolve() for file in (labels, table_options.get("participants")) if file}
+    by_study = files_by_study(folder, tables, audit_entries)
     listing = [*folder.listing, table.listing]
     hashed = functools.partial(_hash, source_salt(listing))
     stacks = list(choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries))
@@ -86,8 +87,7 @@ def index_dicom(
     modality = modality or _most_frequent_modality(stacks, audit_entries)
     rule, labelled = match_labels(stacks, modality, table, root, match, audit_entries)
     studies: list[StudySource] = [
-        _study(stack, patient, root, tilt, grid, row.labels, row.split)
-        for stack, row, patient in labelled
+        _study(stack, patient, root, tilt, grid, row) for stack, row, patient in labelled
     ]
     for stack, _, _ in labelled:
         audit_entries += stack.audit_entries
@@ -109,6 +109,7 @@ def index_dicom(
         DTYPES[modality],
         resolved,
         table.classes,
+        table.columns,
     )
 
 
@@ -140,12 +141,12 @@ def find_dicom_studies(
     _check_settings(modality, fewest_slices, tilt)
     folder = Folder(root)
     audit_entries = _without_names(folder.audit_entries)
-    by_study = files_by_study(folder, root, audit_entries)
+    by_study = files_by_study(folder, (), audit_entries)
     hashed = functools.partial(_hash, source_salt(folder.listing))
     studies: list[StudySource] = []
     for stack in choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries):
         audit_entries += stack.audit_entries
-        studies.append(_study(stack, stack.patient, root, tilt, grid, {}, None))
+        studies.append(_study(stack, stack.patient, root, tilt, grid, None))
     return studies, audit_entries
 
 
@@ -155,11 +156,19 @@ def _study(
     root: Path,
     tilt: Tilt,
     spacing: Spacing,
-    labels: dict[str, float],
-    split: str | None,
+    row: LabelRow | None,
 ) -> DicomStudy:
     return DicomStudy(
-        stack.name, patient, labels, split, str(root), stack.pictures, stack.modality, tilt, spacing
+        stack.name,
+        patient,
+        row.labels if row else {},
+        row.split if row else None,
+        str(root),
+        stack.pictures,
+        stack.modality,
+        tilt,
+        spacing,
+        others=row.others if row else {},
     )
 
 

@@ -29,7 +29,7 @@ import fnmatch
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,12 +94,18 @@ class Stack(NamedTuple):
 # --------------------------------------------------------------------------------- files to series
 
 
-def files_by_study(folder: Folder, labels: Path, audit_entries: list[AuditEntry]) -> Studies:
-    """Group the files with pictures by study, then by series; name the others in the audit."""
+def files_by_study(
+    folder: Folder, tables: Collection[Path], audit_entries: list[AuditEntry]
+) -> Studies:
+    """Group the files with pictures by study, then by series; name others than tables in the audit.
+
+    The tables, of labels and the like, are resolved paths.
+    """
+    names = {table.name for table in tables}
     by_study: Studies = defaultdict(lambda: defaultdict(list))
     for number, file in enumerate(folder.files, start=FIRST_FILE):
         path = os.path.join(folder.root, file.name)
-        if file.name.endswith(labels.name) and Path(path).resolve() == labels:
+        if file.name.rpartition("/")[2] in names and Path(path).resolve() in tables:
             continue
         try:
             header = read_dicom_header(path)
