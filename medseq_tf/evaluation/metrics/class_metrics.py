@@ -73,12 +73,12 @@ class ClassPredictions:
                 f"probabilities {probabilities[wrong][0].tolist()} of study {wrong.argmax()}: "
                 "expected numbers in [0, 1] that add up to 1"
             )
+        if costs is not None and np.shape(costs) != (classes, classes):
+            raise InputError(
+                f"costs {np.shape(costs)} of {classes} classes: expected ({classes}, {classes})"
+            )
         called = call(probabilities, costs) if called is None else np.asarray(called)
         costs = 1 - np.eye(classes) if costs is None else np.asarray(costs, dtype=float)
-        if costs.shape != (classes, classes):
-            raise InputError(
-                f"costs {costs.shape} of {classes} classes: expected ({classes}, {classes})"
-            )
         if called.shape != known.shape or not np.isin(called[known], range(classes)).all():
             raise InputError(
                 f"called {called.shape} of {len(known)} studies: expected the number of a class, "
