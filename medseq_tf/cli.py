@@ -457,6 +457,9 @@ def report(**arguments: Any) -> None:
     help="Of a study; more are refused.",
 )
 @click.option("--register", metavar="NAME", help="Register it in MLflow under this name.")
+@click.option(
+    "--costs", type=FOLDER, help="Of classes: a CSV of what calls cost; it then calls by them."
+)
 def export(**arguments: Any) -> None:
     """Write a run as a SavedModel, from a study's JPEG or PNG bytes to its probabilities."""
     import_tensorflow_quietly()
@@ -480,7 +483,14 @@ def export(**arguments: Any) -> None:
 @click.option("--running", is_flag=True, help="Also give the probability after each slice.")
 @click.option("--workers", type=int, help="Processes that read; default: one a core.")
 @click.option("--strict", is_flag=True, help="Stop at the first study left out.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON line a study and label.")
+@click.option(
+    "--costs",
+    type=FOLDER,
+    help="Of classes: a CSV of what calls cost; that of least expected cost is called.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON line a study and label; of classes, a study."
+)
 def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any) -> None:
     """Probabilities of studies without labels: folders of images, volumes, DICOM, cohorts.
 

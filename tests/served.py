@@ -146,7 +146,8 @@ class Server:
 
     def run(self, signature, inputs):
         function = self.signatures[signature]
-        wanted = function.structured_input_signature[1]
+        in_order, by_name = function.structured_input_signature
+        wanted = {**{spec.name: spec for spec in in_order}, **by_name}
         if inputs.keys() != wanted.keys():
             raise ValueError("wrong inputs")
         tensors = {}

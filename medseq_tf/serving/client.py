@@ -26,6 +26,8 @@ from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientEr
 
 SECONDS = 60.0
 ATTEMPTS = 4
+LARGEST_EXCESS = 1e-3
+"""How far the probabilities of classes, written as a server may, add up to more or less than 1."""
 FIRST_WAIT_SECONDS = 0.5
 """Before the second attempt; twice as long before each one after it."""
 
@@ -38,23 +40,24 @@ class StudyProbabilities:
     """What a model predicts of a study."""
 
     probability: np.ndarray
-    """float32 (labels,)"""
+    """float32 (labels,), or (classes,)"""
     running: np.ndarray | None = None
     """float32 (T, labels): after each slice; None where it was not asked for"""
 
-    def checked(self, slices: int, labels: int | None = None) -> StudyProbabilities:
+    def checked(self, slices: int, description: Description | None = None) -> StudyProbabilities:
         """Return them as they are, if they are probabilities of this study.
 
         Args:
             slices: of the study.
-            labels: how many the model has; None where that is not known.
+            description: of the model; None where that is not known.
 
         Raises:
-            RequestRefused: a value is no number from 0 to 1, or the shape is another.
+            RequestRefused: a value is no number from 0 to 1, the shape is another, or those of
+                classes do not add up to 1.
         """
-        _check("probability", np.asarray(self.probability), labels)
+        _check("probability", np.asarray(self.probability), description)
         if self.running is not None:
-            _check("running_probability", np.asarray(self.running), labels, slices)
+            _check("running_probability", np.asarray(self.running), description, slices)
             if self.running.shape[-1] != self.probability.shape[-1]:
                 raise RequestRefused(
                     "the model's probability and running_probability differ in labels"
@@ -62,8 +65,11 @@ class StudyProbabilities:
         return self
 
 
-def _check(name: str, values: np.ndarray, labels: int | None, slices: int | None = None) -> None:
+def _check(
+    name: str, values: np.ndarray, description: Description | None, slices: int | None = None
+) -> None:
     dimensions = 1 if slices is None else 2
+    labels = len(description.labels) if description else None
     if values.dtype.kind != "f" or values.ndim != dimensions or not values.size:
         problem = "no table of numbers of one study"
     elif labels is not None and values.shape[-1] != labels:
@@ -73,9 +79,14 @@ def _check(name: str, values: np.ndarray, labels: int | None, slices: int | None
     else:
         values = values if slices is None else values[:slices]
         wrong = values[~((values >= 0) & (values <= 1))]  # NaN is neither
-        if not wrong.size:
+        sums = np.atleast_1d(values.sum(axis=-1))
+        off = sums[abs(sums - 1) > LARGEST_EXCESS]
+        if wrong.size:
+            problem = f"{wrong.flat[0]:g}, which is no probability: a number from 0 to 1"
+        elif off.size and description and description.classes:
+            problem = f"{off[0]:g} over all classes, which exclude each other: it should be 1"
+        else:
             return
-        problem = f"{wrong.flat[0]:g}, which is no probability: a number from 0 to 1"
     raise RequestRefused(f"the model's {name} is {problem}")
 
 
@@ -102,11 +113,11 @@ class ServingClient:
         self.address = address
         self.seconds = seconds
         self.attempts = attempts
-        self._labels: int | None = None
+        self._description: Description | None = None
         self._ask = _served_model(address, seconds)
 
     def describe(self) -> Description:
-        """Ask what the model is: its labels, thresholds, how its slices are stored.
+        """Ask what the model is: its labels or classes, thresholds, how its slices are stored.
 
         Raises:
             ServingError: the server is away, or serves another kind of model.
@@ -114,11 +125,10 @@ class ServingClient:
         outputs = self._call("describe", {"question": [b""]}, ("description",))
         try:
             (text,) = np.ravel(outputs["description"]).tolist()
-            description = Description.from_json(text)
+            self._description = Description.from_json(text)
         except (KeyError, ValueError, TypeError):
             raise other_version(self.address) from None
-        self._labels = len(description.labels)
-        return description
+        return self._description
 
     def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
         """Predict one study.
@@ -147,7 +157,7 @@ class ServingClient:
             detail = " (the answer is no table of numbers of one study)"
             raise other_version(self.address, detail) from None
         probabilities = StudyProbabilities(values[0], values[1] if running else None)
-        return probabilities.checked(len(slices), self._labels)
+        return probabilities.checked(len(slices), self._description)
 
     def _call(
         self, signature: str, inputs: Mapping[str, Any], outputs: tuple[str, ...]

@@ -1,15 +1,18 @@
-"""What an exported model says of itself: its labels, thresholds and how its slices are stored."""
+"""What an exported model says of itself: its labels or classes, how it calls, what it reads."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass
 
+from medseq_tf.errors import InputError, printable
+from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.intensities import DTYPES
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LARGEST_SIZE = 1024
 MOST_SLICES = 512
+OF_CLASSES = ("classes", "costs")
+"""What only descriptions of classes hold."""
 
 
 def _readable(preparation: dict[str, Any]) -> dict[str, Any]:
@@ -36,9 +41,9 @@ class Description:
 
     Attributes:
         name: the run's.
-        labels: in the order of the probabilities.
-        thresholds: of each label's probability: positive from there on.
-        temperatures: of each label, for the calibrated probability.
+        labels: or classes, in the order of the probabilities.
+        thresholds: of each label's probability: positive from there on. Classes have none.
+        temperatures: of each label, or of the classes' column, for the calibrated probability.
         modality: `photograph`, `CT` or `MR`.
         unit: of the intensities.
         bits: of a stored intensity: 8 (JPEG, PNG) or 16 (greyscale PNG).
@@ -52,6 +57,8 @@ class Description:
         versions: of what wrote it.
         operating_points: of each label, on how many patients the threshold was chosen and what it
             was measured to do; see `operating_points.OperatingPoint`. Empty of older exports.
+        classes: where the labels exclude each other, what they are; the most probable is called.
+        costs: of a call, (true class, called class): the class of least expected cost is called.
     """
 
     name: str
@@ -70,17 +77,22 @@ class Description:
     fingerprint: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     operating_points: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    classes: Classes | None = None
+    costs: list[list[Annotated[FiniteFloat, Field(ge=0)]]] | None = None
 
     @classmethod
     def of_run(cls, run: Run, most_slices: int = MOST_SLICES) -> Description:
         """Return what an export of a run says of itself."""
         data = run.dataset
-        labels, preparation = data["label_names"], data["preparation"]
+        labels, preparation, classes = data["label_names"], data["preparation"], run.classes
         return cls(
             name=run.name,
             labels=list(labels),
-            thresholds={label: float(run.thresholds[label]) for label in labels},
-            temperatures={label: run.temperatures.get(label, 1.0) for label in labels},
+            thresholds={} if classes else {label: float(run.thresholds[label]) for label in labels},
+            temperatures={
+                name: run.temperatures.get(name, 1.0)
+                for name in ([classes.column] if classes else labels)
+            },
             operating_points=run.operating_points,
             modality=data["modality"],
             unit=data["unit"],
@@ -93,7 +105,23 @@ class Description:
             members=len(run.folds or [run]),
             fingerprint=run.info["fingerprint"],
             versions=run.info["versions"],
+            classes=classes,
         )
+
+    def with_costs(self, file: str | os.PathLike) -> Description:
+        """Return the description of the same model that calls by a table of costs.
+
+        Raises:
+            InputError: the table is none of these classes, or the model has no classes.
+        """
+        from medseq_tf.evaluation.metrics import read_costs  # pandas, which clients do without
+
+        if self.classes is None:
+            raise InputError(
+                f"{file}: costs are of classes that exclude each other; {printable(self.name)} "
+                f"predicts {len(self.labels)} yes/no labels, each with a threshold"
+            )
+        return dataclasses.replace(self, costs=read_costs(file, self.labels).tolist())
 
     @property
     def dtype(self) -> str:
@@ -101,8 +129,10 @@ class Description:
         return DTYPES[self.modality]
 
     def to_json(self) -> str:
-        """Return the description as one JSON object."""
+        """Return the description as one JSON object; it tells of classes where there are some."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        values["classes"] = self.classes and self.classes.to_json()
+        values = {k: v for k, v in values.items() if v is not None or k not in OF_CLASSES}
         return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod
@@ -119,10 +149,27 @@ class Description:
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError("not the description of a model, or one of another version")
         try:
+            if "classes" in values:
+                names = tuple(values.get("labels", ()))
+                values["classes"] = Classes(names=names, **values["classes"])
             description = cls(**values)
         except (TypeError, ValueError, AttributeError):
             raise ValueError("not the description of a model") from None
-        labels = set(description.labels)
-        if not (labels <= description.thresholds.keys() & description.temperatures.keys()):
+        if not description._is_whole:
             raise ValueError("not the description of a model")
         return description
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether it says what has to be known of each label, or of the classes."""
+        count, classes = len(self.labels), self.classes
+        if classes is None:
+            known = self.thresholds.keys() & self.temperatures.keys()
+            return set(self.labels) <= known and self.costs is None
+        return (
+            isinstance(classes.column, str)
+            and isinstance(classes.ordered, bool)
+            and classes.column in self.temperatures
+            and len(set(self.labels)) == count > 1
+            and (self.costs is None or [len(row) for row in self.costs] == [count] * count)
+        )

@@ -1,7 +1,7 @@
 """The export of a run: a SavedModel that predicts from the bytes of JPEG and PNG files, checked.
 
     OUT/<version>/                 for TF Serving: saved_model.pb, variables/
-      assets/description.json      labels, thresholds, how slices are stored, limits
+      assets/description.json      labels or classes, how it calls, how slices are stored, limits
       assets/experiment.yaml       the recipe
       assets.extra/tf_serving_warmup_requests   with `warmup`
     OUT/batching.config            with `batching`: TF Serving's --batching_parameters_file
@@ -41,6 +41,7 @@ from medseq_tf.runs.run import RunOrPath
 from medseq_tf.serving.description import MOST_SLICES
 from medseq_tf.serving.export_check import CheckStudy, check, prepared_studies, synthetic_studies
 from medseq_tf.serving.messages import encode_predict_request, encode_prediction_log
+from medseq_tf.serving.mlflow_model import columns_of
 from medseq_tf.serving.model import LoadedRun
 
 DESCRIPTION, RECIPE = "description.json", "experiment.yaml"
@@ -87,6 +88,7 @@ def export(
     data: str | os.PathLike | Prepared | None = None,
     most_slices: int = MOST_SLICES,
     register: str | None = None,
+    costs: str | os.PathLike | None = None,
 ) -> Exported:
     """Write a run as a SavedModel for TF Serving, from the bytes of a study to its probabilities.
 
@@ -104,6 +106,8 @@ def export(
             default: studies of the synthetic cohort.
         most_slices: of a study; more are refused.
         register: a name to register the model under in MLflow, for `mlflow models serve`.
+        costs: of classes, a CSV file of what each call costs where each class is true, see
+            `metrics.read_costs`; the class of least expected cost is then called.
 
     Returns:
         What was written.
@@ -113,7 +117,7 @@ def export(
     """
     if most_slices < 1:
         raise InputError(f"most_slices = {most_slices}: a study has at least 1")
-    loaded = LoadedRun.open(run, most_slices)
+    loaded = LoadedRun.open(run, most_slices, costs)
     if data is None:
         studies = synthetic_studies(loaded)
     else:
@@ -208,7 +212,11 @@ def _register(path: Path, name: str, loaded: LoadedRun) -> str:
     example = {"study": "example", "slices": slices}
     try:
         return mlflow_store.register_saved_model(
-            path, name, loaded.run.info.get("mlflow_run_id"), example
+            path,
+            name,
+            loaded.run.info.get("mlflow_run_id"),
+            columns_of(loaded.description),
+            example,
         )
     except InputError as error:
         raise InputError(f"{path} is written, but not registered: {error}") from None

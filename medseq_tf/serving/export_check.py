@@ -15,10 +15,11 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import StorageSpec, study_record
 from medseq_tf.dataset.tfrecord import decode_example
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort, photographs
+from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.serving.description import Description
@@ -43,7 +44,8 @@ def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
     """Return how far a written model's probabilities are from the Keras model's.
 
     Raises:
-        InputError: too far, or it predicts from garbage.
+        InputError: too far, probabilities of classes that do not add up to 1, or it predicts from
+            garbage.
     """
     expected = _keras_probabilities(loaded, studies)
     signatures = tf.saved_model.load(str(folder)).signatures
@@ -61,17 +63,38 @@ def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
             f"{loaded.run.path}: the exported model's probabilities differ from the Keras model's "
             f"by {difference:.1e}, more than {allowed:.0e}; nothing was written"
         )
+    if description.classes:
+        _check_sums(whole, all_files, description.classes)
     _check_refusals(whole, studies[0].files)
     return difference
 
 
 def _probability(signature: Any, studies: list[list[bytes]]) -> np.ndarray:
-    """Return (B, labels) of studies, padded as TF Serving pads: by the first slice."""
+    """Return (B, labels) of studies."""
+    return _ask(signature, studies)["probability"].numpy()
+
+
+def _ask(signature: Any, studies: list[list[bytes]]) -> dict[str, tf.Tensor]:
+    """Return what a signature gives of studies, padded as TF Serving pads: by the first slice."""
     longest = max(map(len, studies))
     rows = [files + [studies[0][0]] * (longest - len(files)) for files in studies]
     image_bytes = tf.constant(rows, tf.string)
     lengths = tf.constant([len(files) for files in studies], tf.int32)
-    return signature(image_bytes=image_bytes, lengths=lengths)["probability"].numpy()
+    return signature(image_bytes=image_bytes, lengths=lengths)
+
+
+def _check_sums(signature: Any, studies: list[list[bytes]], classes: Classes) -> None:
+    """Raise an InputError unless the probabilities of classes add up to 1, after each slice too."""
+    predicted = _ask(signature, studies)
+    after_each_slice = predicted["running_probability"].numpy().sum(axis=-1)
+    sums = [predicted["probability"].numpy().sum(axis=-1)]
+    sums += [row[: len(files)] for row, files in zip(after_each_slice, studies, strict=True)]
+    for total in np.concatenate(sums):
+        if not abs(total - 1) <= TOLERANCE:
+            raise InputError(
+                f"the exported model's probabilities of {printable(classes.column)} add up to "
+                f"{total:.6f}, not 1; nothing was written"
+            )
 
 
 def _check_refusals(signature: Any, files: list[bytes]) -> None:

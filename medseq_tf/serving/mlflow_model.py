@@ -2,7 +2,8 @@
 
 MLflow stores the name of this module with the model and calls `_load_pyfunc`: no pickle. A row of
 a request is a study: `slices`, its JPEG or PNG files in scan order, in base64, and perhaps `study`,
-its name.
+its name. A row of the answer is a study and label, or, of classes, a study, with the probability of
+each class in a column `probability.NAME`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_cmyk
+from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_saved_model
 from medseq_tf.serving.refusals import RequestRefused
 
 SLICES, STUDY = "slices", "study"
-COLUMNS = ["study", "label", "probability", "threshold", "positive", "error"]
+
+
+def columns_of(description: Description) -> dict[str, str]:
+    """Return the columns of a model's answers, with MLflow's names of their types."""
+    columns = {"study": "string", "label": "string", "probability": "double"}
+    if description.classes:
+        columns |= {"called": "string"}
+        columns |= {} if description.costs is None else {"expected_cost": "double"}
+        columns |= {f"probability.{name}": "double" for name in description.labels}
+    else:
+        columns |= {"threshold": "double", "positive": "boolean"}
+    return {**columns, "error": "string"}
 
 
 class Scorer:
@@ -36,7 +50,9 @@ class Scorer:
         """Return one row per study and label, or one with an `error` for a study that is refused.
 
         A row of `model_input` is a study, see the module; `params` has no effect. The columns are
-        study (its name, or its place), label, probability, threshold, positive and error.
+        study (its name, or its place), label, probability, threshold, positive and error; of
+        classes, with one row per study, the called one and the probability of each in place of
+        threshold and positive.
         """
         rows: list[dict[str, Any]] = []
         for place, row in enumerate(model_input.to_dict(orient="records")):
@@ -45,12 +61,19 @@ class Scorer:
                 rows += self._rows(name, _files(row[SLICES]))
             except RequestRefused as error:
                 rows.append({"study": name, "error": str(error)})
-        return pd.DataFrame(rows, columns=COLUMNS).astype(object).replace({float("nan"): None})
+        columns = list(columns_of(self.description))
+        return pd.DataFrame(rows, columns=columns).astype(object).replace({float("nan"): None})
 
     def _rows(self, name: str, files: list[bytes]) -> list[dict[str, Any]]:
         refuse_cmyk(files)
         labels, thresholds = self.description.labels, self.description.thresholds
-        predicted = self.model.predict(files).checked(len(files), len(labels))
+        predicted = self.model.predict(files).checked(len(files), self.description)
+        call = ClassCall.of(self.description, predicted.probability)
+        if call:
+            row: dict[str, Any] = {"study": name, "label": call.column, "called": call.called}
+            row |= {"probability": call.probabilities[call.called]}
+            row |= {"expected_cost": call.expected_cost}
+            return [row | {f"probability.{name}": p for name, p in call.probabilities.items()}]
         return [
             {
                 "study": name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class ServingModel(tf.Module):
 
     Attributes:
         serving_default: `image_bytes` string (B, T), `lengths` int32 (B,) to `probability` float32
-            (B, labels), `running_probability` float32 (B, T, labels).
+            (B, labels), `running_probability` float32 (B, T, labels). Those of classes add up to 1.
         serve_tensors: `slices` float32 (B, T, H, W, C), the model's own input, and `lengths` to the
             same.
         probability: as `serving_default`, without the running probability, and quicker.
@@ -84,13 +85,23 @@ class LoadedRun:
     description: Description
 
     @classmethod
-    def open(cls, run: RunOrPath, most_slices: int = MOST_SLICES) -> LoadedRun:
-        """Load the models of a run; an InputError if it is none, or not finished."""
+    def open(
+        cls,
+        run: RunOrPath,
+        most_slices: int = MOST_SLICES,
+        costs: str | os.PathLike | None = None,
+    ) -> LoadedRun:
+        """Load the models of a run; an InputError if it is none, or not finished.
+
+        Classes are called by a table of `costs`, where there is one.
+        """
         opened = Run.open(run)
         opened.require_finished()
         members = opened.folds or [opened]
         models = [member.model() for member in members]
         description = Description.of_run(opened, most_slices)
+        if costs is not None:
+            description = description.with_costs(costs)
         return cls(opened, members[0].experiment, models, description)
 
     def serving_model(self) -> ServingModel:

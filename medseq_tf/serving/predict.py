@@ -27,6 +27,7 @@ from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
+from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_credentials
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_model
@@ -41,20 +42,27 @@ NAMED = 20
 class Prediction:
     """What a model predicts of one label of one study; or, with `error`, why there is nothing.
 
+    Of classes, which exclude each other, it is all that a model predicts of the study.
+
     Attributes:
         study: its path; of a DICOM study a hash.
-        label: name of the label.
-        probability: of the label.
+        label: name of the label, or of what the classes are the classes of.
+        probability: of the label, or of the called class.
         calibrated: the probability after temperature scaling.
-        threshold: of the probability.
+        threshold: of the probability. Classes have none.
         operating_point: how the threshold was chosen, on how many patients, and what it does.
         positive: the call at the threshold.
         slices: number of slices that could be read.
         warnings: what was odd about the study; of the first study of a path also what was odd about
             the path and is no study's: links, files and folders that were not read.
-        running: the probability after each slice, where it was asked for.
+        running: the probability after each slice, where it was asked for; of classes, by class.
         error: why the study was left out.
         path: the one of the paths given in which the study was found.
+        called: the class that is called.
+        probabilities: of every class; they add up to 1.
+        calibrated_probabilities: the same after temperature scaling.
+        expected_cost: of the call, where the class of least expected cost is called; else that of
+            the greatest probability is.
     """
 
     study: str
@@ -65,10 +73,14 @@ class Prediction:
     positive: bool | None = None
     slices: int = 0
     warnings: tuple[str, ...] = ()
-    running: tuple[float, ...] | None = None
+    running: tuple[float, ...] | dict[str, tuple[float, ...]] | None = None
     error: str | None = None
     path: str | None = None
     operating_point: str | None = None
+    called: str | None = None
+    probabilities: dict[str, float] | None = None
+    calibrated_probabilities: dict[str, float] | None = None
+    expected_cost: float | None = None
 
     def to_json(self) -> str:
         """Return the prediction as one line of JSON; what is not there is left out."""
@@ -82,6 +94,7 @@ def predict(
     running: bool = False,
     workers: int | None = None,
     strict: bool = False,
+    costs: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Iterator[Prediction]:
     """Predict studies one after the other, as they are read.
@@ -99,13 +112,16 @@ def predict(
         workers: processes that read; default: one a core. 1: this process, which a damaged file
           that crashes its decoder then ends.
         strict: a study that would be left out is an error.
+        costs: of classes, a CSV file of what each call costs where each class is true, see
+            `metrics.read_costs`; the class of least expected cost is then called. Default: the
+            costs that the model was exported with, if any.
         progress: show a progress bar on standard error.
 
     Returns:
-        One prediction a study and label, in the order of the paths.
+        One prediction a study and label, or, of classes, a study, in the order of the paths.
 
     Raises:
-        InputError: the model or a path cannot be used; later, the model's server went away, or,
+        InputError: the model, a path or the costs cannot be used; later, the server went away, or,
           with `strict`, a study is left out.
     """
     if workers is not None and workers < 1:
@@ -118,6 +134,8 @@ def predict(
         refuse_credentials(model)
     opened = open_model(model)
     description = opened.describe()
+    if costs is not None:
+        description = description.with_costs(costs)
     points = _points(description)
     studies = _studies_of_paths([os.fspath(path) for path in paths], description)
     return _predictions(opened, description, points, studies, running, workers, strict, progress)
@@ -273,16 +291,32 @@ def _of_study(
         return
     files = list(decode_example(record.example)["slices"])
     try:
-        predicted = model.predict(files, running).checked(len(files), len(description.labels))
+        predicted = model.predict(files, running).checked(len(files), description)
     except RequestRefused as error:
         yield dataclasses.replace(blank, slices=len(files), error=str(error))
+        return
+    blank = dataclasses.replace(blank, slices=len(files))
+    steps = None
+    if running and predicted.running is not None:
+        by_label = zip(description.labels, predicted.running[: len(files)].T, strict=True)
+        steps = {label: tuple(map(float, after)) for label, after in by_label}
+    call = ClassCall.of(description, predicted.probability)
+    if call:
+        yield dataclasses.replace(
+            blank,
+            label=call.column,
+            called=call.called,
+            probability=call.probabilities[call.called],
+            calibrated=call.calibrated[call.called],
+            probabilities=call.probabilities,
+            calibrated_probabilities=call.calibrated,
+            expected_cost=call.expected_cost,
+            running=steps,
+        )
         return
     for number, label in enumerate(description.labels):
         probability = float(predicted.probability[number])
         threshold, temperature = description.thresholds[label], description.temperatures[label]
-        steps = None
-        if running and predicted.running is not None:
-            steps = tuple(map(float, predicted.running[: len(files), number]))
         yield dataclasses.replace(
             blank,
             label=label,
@@ -290,8 +324,7 @@ def _of_study(
             calibrated=float(metrics.scale(np.asarray(probability), temperature)),
             threshold=threshold,
             positive=probability >= threshold,
-            slices=len(files),
-            running=steps,
+            running=steps and steps[label],
             operating_point=points[label],
         )
 
@@ -325,19 +358,25 @@ def _lines(predictions: Iterator[Prediction]) -> Iterator[str]:
     first = next(predictions, None)
     if first is None:
         return
-    width = max(24, len(first.study)) + 2
-    yield f"{'study':<{width}}{'label':<14}{'probability':>11}  {'call':<10}{'slices':>6}"
+    width, names = max(24, len(first.study)) + 2, first.probabilities or {}
+    wide = max(8, *map(len, names)) + 2 if names else 10
+    yield f"{'study':<{width}}{'label':<14}{'probability':>11}  {'call':<{wide}}{'slices':>6}"
     points = {}
     for row in itertools.chain([first], predictions):
         if row.operating_point:
             points[row.label] = row.operating_point
+        if row.expected_cost is not None:
+            points[row.label] = "the class of least expected cost is called"
         if row.error:
             yield f"{row.study:<{width}}left out: {row.error}"
         else:
-            call = "positive" if row.positive else "negative"
-            numbers = f"{row.probability:11.4f}  {call:<10}{row.slices:>6}"
+            call = row.called or ("positive" if row.positive else "negative")
+            numbers = f"{row.probability:11.4f}  {call:<{wide}}{row.slices:>6}"
             yield f"{row.study:<{width}}{row.label:<14}{numbers}"
-        if row.running:
-            yield "  after each slice: " + " ".join(f"{value:.3f}" for value in row.running)
+        running = row.running
+        if isinstance(running, dict):
+            running = running[row.called or ""]
+        if running:
+            yield "  after each slice: " + " ".join(f"{value:.3f}" for value in running)
         yield from (f"  warning: {warning}" for warning in row.warnings)
     yield from (f"{label}: {words}" for label, words in points.items())

@@ -1,14 +1,21 @@
-"""A network small enough for a test, a description of it, and its recipe."""
+"""A network small enough for a test, a description of it, and its recipe.
+
+What a model tells of a study is as in `readers.classes.OUTPUTS`: yes or no to each of the `LABELS`,
+or one of the `CLASSES` of classes.
+"""
 
 from __future__ import annotations
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.records import STORAGE
+from medseq_tf.readers.classes import Classes
 from medseq_tf.serving.description import Description
 
 SIZE = 24
 LABELS = ["a", "b"]
+CLASSES = ["glioma", "meningioma", "pituitary"]
+COLUMN, TEMPERATURE = "tumour", 1.7
 NETWORK = {
     "input.size": 20,
     "model.encoder.filters": [3],
@@ -27,13 +34,25 @@ def recipe_of(values):
     return recipes.load(recipes.Experiment(), overrides)
 
 
-def description_of(dtype, most_slices=40, labels=LABELS):
+def names_of(outputs):
+    return LABELS if outputs == "labels" else CLASSES
+
+
+def description_of(dtype, most_slices=40, outputs="labels", **changes):
     modality = {"uint8": "photograph", "int16": "CT", "uint16": "MR"}[dtype]
+    labels = names_of(outputs)
+    if outputs == "labels":
+        calls = {
+            "temperatures": dict.fromkeys(labels, 1.0),
+            "thresholds": dict.fromkeys(labels, 0.5),
+        }
+    else:
+        classes = Classes(COLUMN, tuple(labels), outputs == "ordered")
+        calls = {"temperatures": {COLUMN: TEMPERATURE}, "thresholds": {}, "classes": classes}
     return Description(
         name="a run",
         labels=labels,
-        thresholds=dict.fromkeys(labels, 0.5),
-        temperatures=dict.fromkeys(labels, 1.0),
+        **calls,
         modality=modality,
         unit="any",
         bits=8 if dtype == "uint8" else 16,
@@ -42,13 +61,15 @@ def description_of(dtype, most_slices=40, labels=LABELS):
         aspect="pad",
         most_slices=most_slices,
         preparation={},
+        **changes,
     )
 
 
-def model_of(recipe, seed=0, labels=LABELS):
+def model_of(recipe, seed=0, outputs="labels"):
     """A random model with answers far apart."""
-    size = recipe.input.size
-    model = models.build(recipe.model, (size, size, recipe.input.channels), len(labels), seed=seed)
+    shape = (recipe.input.size, recipe.input.size, recipe.input.channels)
+    count = len(names_of(outputs))
+    model = models.build(recipe.model, shape, count, seed=seed, outputs=outputs)
     for weight in model.head.trainable_variables:
         weight.assign(4 * weight)
     return model

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from served import NAME, exported, pictures, serving, small_run
+from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving import client as serving_client
@@ -299,6 +300,50 @@ def test_what_is_no_probability_is_an_error(server, case):
         client.predict(pictures(1))
     assert "\n" not in str(caught.value)
     assert not server.faults
+
+
+@pytest.fixture(scope="module")
+def class_server():
+    recipe = recipe_of(NETWORK)
+    served = ServingModel(
+        [model_of(recipe, outputs="ordered")], recipe, description_of("uint8", outputs="ordered")
+    )
+    signatures = {name: ask.get_concrete_function() for name, ask in served.signatures.items()}
+    with serving(with_grpc=True, signatures=signatures) as running:
+        yield running
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_probabilities_of_classes(class_server, scheme):
+    grpc_address = f"grpc://127.0.0.1:{class_server.grpc_port}/{NAME}"
+    client = ServingClient(class_server.address() if scheme == "http" else grpc_address)
+    description = client.describe()
+    assert description == description_of("uint8", outputs="ordered")
+    assert (description.labels, description.classes.column) == (CLASSES, COLUMN)
+    answer = client.predict(pictures(5), running=True)
+    assert answer.probability.shape == (3,)
+    np.testing.assert_allclose(answer.probability.sum(), 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answer.running.sum(axis=1), np.ones(5), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(answer.running[-1], answer.probability, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("probability", "running", "words"),
+    [
+        ("[[0.5, 0.5, 0.3]]", "[[[0.2, 0.5, 0.3]]]", "probability is 1.3 over all classes"),
+        ("[[0.5, 0.2, 0.3]]", "[[[0.2, 0.2, 0.3]]]", "running_probability is 0.7 over all classes"),
+        ("[[0.5, 0.5]]", "[[[0.5, 0.5]]]", "of 2 labels, the model has 3"),
+    ],
+)
+def test_probabilities_of_classes_that_do_not_add_up_to_1(
+    class_server, probability, running, words
+):
+    client = ServingClient(class_server.address())
+    client.describe()
+    body = f'{{"outputs": {{"probability": {probability}, "running_probability": {running}}}}}'
+    class_server.faults = [(200, body.encode())]
+    with pytest.raises(RequestRefused, match=words):
+        client.predict(pictures(1), running=True)
 
 
 @pytest.mark.parametrize(

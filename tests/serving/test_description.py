@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes
 from medseq_tf.serving.description import Description
 
 DESCRIPTION = Description(
@@ -27,10 +29,47 @@ DESCRIPTION = Description(
     versions={"tensorflow": "2.21"},
 )
 
+GRADES = dataclasses.replace(
+    DESCRIPTION,
+    labels=["mild", "severe"],
+    thresholds={},
+    temperatures={"grade": 1.5},
+    classes=Classes("grade", ("mild", "severe"), ordered=True),
+    costs=[[0.0, 1.0], [5.0, 0.0]],
+)
 
-def test_a_description_is_read_as_written():
-    assert Description.from_json(DESCRIPTION.to_json()) == DESCRIPTION
-    assert Description.from_json(DESCRIPTION.to_json().encode()) == DESCRIPTION
+
+@pytest.mark.parametrize(
+    "description", [DESCRIPTION, GRADES, dataclasses.replace(GRADES, costs=None)]
+)
+def test_a_description_is_read_as_written(description):
+    assert Description.from_json(description.to_json()) == description
+    assert Description.from_json(description.to_json().encode()) == description
+
+
+def test_of_yes_no_labels_it_holds_what_version_0_2_wrote():
+    assert list(json.loads(DESCRIPTION.to_json())) == [
+        *("format_version", "name", "labels", "thresholds", "temperatures", "modality", "unit"),
+        *("bits", "offset", "size", "aspect", "most_slices", "preparation", "members"),
+        *("fingerprint", "versions", "operating_points"),
+    ]
+
+
+def test_of_classes_it_tells_their_column_order_temperature_and_costs():
+    found = json.loads(GRADES.to_json())
+    assert found["labels"] == ["mild", "severe"]
+    assert found["classes"] == {"column": "grade", "ordered": True}
+    assert found["temperatures"] == {"grade": 1.5}
+    assert found["costs"] == [[0.0, 1.0], [5.0, 0.0]]
+    assert "costs" not in json.loads(dataclasses.replace(GRADES, costs=None).to_json())
+
+
+def test_costs_are_read_by_the_names_of_the_classes(tmp_path):
+    file = tmp_path / "costs.csv"
+    file.write_text("true,severe,mild\nsevere,0,9\nmild,1,0\n")
+    assert GRADES.with_costs(file).costs == [[0.0, 1.0], [9.0, 0.0]]
+    with pytest.raises(InputError, match=r"costs are of classes .* predicts 2 yes/no labels"):
+        DESCRIPTION.with_costs(file)
 
 
 def test_one_nested_without_end_is_none():
@@ -80,3 +119,39 @@ def test_a_description_of_nonsense_is_none(changes):
     assert Description.from_json(json.dumps(values)).labels == ["a", "b"]
     with pytest.raises(ValueError, match="not the description"):
         Description.from_json(json.dumps({**values, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ["mild"]},
+        {"labels": ["mild", "mild"]},
+        {"labels": 3},
+        {"classes": "grade"},
+        {"classes": None},
+        {"classes": {}},
+        {"classes": {"column": 3, "ordered": True}},
+        {"classes": {"column": "grade", "ordered": "yes"}},
+        {"classes": {"column": "grade", "ordered": True, "names": ["a"]}},
+        {"classes": {"column": "other", "ordered": True}},
+        {"temperatures": {"mild": 1.0, "severe": 1.0}},
+        {"temperatures": {"grade": 0.0}},
+        {"costs": [[0, 1]]},
+        {"costs": [[0, 1], [1]]},
+        {"costs": [[0, -1], [1, 0]]},
+        {"costs": [[0, "1"], [1, 0]]},
+        {"costs": [[0, float("inf")], [1, 0]]},
+        {"costs": [[0, 10**400], [1, 0]]},
+        {"costs": {"mild": 1}},
+    ],
+)
+def test_a_description_of_classes_that_is_nonsense_is_none(changes):
+    values = json.loads(GRADES.to_json())
+    with pytest.raises(ValueError, match="not the description"):
+        Description.from_json(json.dumps({**values, **changes}))
+
+
+def test_yes_no_labels_have_no_costs():
+    values = {**json.loads(DESCRIPTION.to_json()), "costs": [[0, 1], [1, 0]]}
+    with pytest.raises(ValueError, match="not the description"):
+        Description.from_json(json.dumps(values))

@@ -18,11 +18,22 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from served import exported, pictures
+from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
 
 from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store, tracking
-from medseq_tf.serving.mlflow_model import Scorer, _load_pyfunc
-from medseq_tf.serving.open_model import open_model
+from medseq_tf.serving.mlflow_model import Scorer, _load_pyfunc, columns_of
+from medseq_tf.serving.model import ServingModel
+from medseq_tf.serving.open_model import GraphModel, open_model
+
+COLUMNS = {
+    "study": "string",
+    "label": "string",
+    "probability": "double",
+    "threshold": "double",
+    "positive": "boolean",
+    "error": "string",
+}
 
 
 def text(file):
@@ -57,6 +68,45 @@ def test_a_model_that_version_0_1_registered_is_scored():
     assert found["probability"][0] == pytest.approx(expected(5), abs=1e-6)
 
 
+def test_the_columns_of_classes():
+    description = description_of("uint8", outputs="classes")
+    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    found = Scorer(model).predict(pd.DataFrame(studies()))
+    assert list(found) == list(columns_of(description))
+    assert list(found) == ["study", "label", "probability", "called",
+                           *(f"probability.{name}" for name in CLASSES), "error"]  # fmt: skip
+    assert list(found["study"]) == ["one", "two", "three"]
+    assert list(found["label"][:2]) == [COLUMN] * 2
+    by_class = found[[f"probability.{name}" for name in CLASSES]][:2].to_numpy(float)
+    np.testing.assert_allclose(by_class.sum(axis=1), 1, atol=1e-6)
+    assert list(found["called"][:2]) == [CLASSES[i] for i in by_class.argmax(axis=1)]
+    np.testing.assert_array_equal(found["probability"][:2], by_class.max(axis=1))
+    assert found["called"][2] is found["probability"][2] is None
+    assert found["error"][2] == "a slice is not in base64"
+
+
+def test_the_columns_of_classes_that_are_called_by_costs():
+    dear = int(np.argmin(class_probabilities()))
+    costs = np.ones((3, 3)) - np.eye(3)
+    costs[dear] *= 1000
+    description = description_of("uint8", outputs="classes", costs=costs.tolist())
+    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    row = Scorer(model).predict(pd.DataFrame(studies())).iloc[0]
+    assert row["called"] == CLASSES[dear]
+    assert row["probability"] == row[f"probability.{CLASSES[dear]}"]
+    assert row["expected_cost"] == pytest.approx(1 - row["probability"], abs=1e-6)
+
+
+def class_model():
+    return model_of(recipe_of(NETWORK), outputs="classes")
+
+
+def class_probabilities():
+    description = description_of("uint8", outputs="classes")
+    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    return model.predict(pictures(5)).probability
+
+
 def test_rows_without_names_are_called_by_their_place():
     frame = pd.DataFrame({"slices": studies()["slices"][:1] + [[]]})
     found = Scorer(open_model(exported().path)).predict(frame)
@@ -77,7 +127,7 @@ def test_a_row_without_a_name_or_slices_stops_no_other(missing):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_registered_it_holds_no_pickle_and_is_found_again(no_server):
-    uri = mlflow_store.register_saved_model(exported().path, "lesion", "0" * 32)
+    uri = mlflow_store.register_saved_model(exported().path, "lesion", "0" * 32, COLUMNS)
     assert uri == "models:/lesion/1"
     path = mlflow_store.download_saved_model(uri)
     assert not [p for p in path.parents[2].rglob("*") if p.suffix in (".pkl", ".pickle")]
@@ -87,7 +137,9 @@ def test_registered_it_holds_no_pickle_and_is_found_again(no_server):
     assert not [line for line in needed if "medseq" in line], "PyPI's name is not ours"
     assert (path.parents[1] / "code" / "medseq_tf" / "serving" / "mlflow_model.py").is_file()
     assert not list((path.parents[1] / "code").rglob("__pycache__"))
-    assert mlflow_store.register_saved_model(exported().path, "lesion", None).endswith("/2")
+    assert mlflow_store.register_saved_model(exported().path, "lesion", None, COLUMNS).endswith(
+        "/2"
+    )
     with pytest.raises(InputError, match="MLflow at sqlite"):
         mlflow_store.download_saved_model("models:/lesion/9")
 
@@ -128,7 +180,7 @@ def wait_until_ready(port, server, seconds=240):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow's imports
 def test_served_by_mlflow(no_server):
-    uri = mlflow_store.register_saved_model(exported().path, "lesion", None)
+    uri = mlflow_store.register_saved_model(exported().path, "lesion", None, COLUMNS)
     port = free_port()
     words = ["-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local"]
     with open(no_server / "server.log", "wb") as log:
@@ -164,7 +216,8 @@ def test_a_model_that_is_refused_leaves_its_run_as_it_was(no_server):
     tracker = tracking.Tracker(no_server, "first")
     tracker.end("FINISHED")
     before = mlflow_store.connect().get_run(tracker.run_id).info
+    name = "a/name:that is none"
     with pytest.raises(InputError, match="does not register"):
-        mlflow_store.register_saved_model(exported().path, "a/name:that is none", tracker.run_id)
+        mlflow_store.register_saved_model(exported().path, name, tracker.run_id, COLUMNS)
     after = mlflow_store.connect().get_run(tracker.run_id).info
     assert (after.status, after.end_time) == ("FINISHED", before.end_time)

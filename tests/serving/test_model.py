@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
 from served import pictures
-from small_models import LABELS, NETWORK, SIZE, description_of, model_of, recipe_of
+from small_models import CLASSES, LABELS, NETWORK, SIZE, description_of, model_of, recipe_of
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
@@ -56,7 +59,7 @@ class InMemory(Prepared):
         return self.studies["record"].iat[row]
 
 
-def prepared_road(model_list, recipe, dtype, studies):
+def prepared_road(model_list, recipe, dtype, studies, names=LABELS):
     """What evaluation says of studies of images, by way of a prepared data set."""
     how = StorageSpec((), dtype, SIZE, "pad")
     records = [
@@ -68,11 +71,11 @@ def prepared_road(model_list, recipe, dtype, studies):
             "slices": [len(images) for images in studies],
             "shard": "",
             "record": records,
-            **{f"label.{name}": np.nan for name in LABELS},
+            **{f"label.{name}": np.nan for name in names},
         }
     )
     modality = description_of(dtype).modality
-    info = {"label_names": LABELS, "size": SIZE, "storage": STORAGE[dtype], "modality": modality}
+    info = {"label_names": names, "size": SIZE, "storage": STORAGE[dtype], "modality": modality}
     store = SliceStore(InMemory("memory", info, table), recipe)
     rows = np.arange(len(studies))
     return np.mean([study_probabilities(m, store, rows, recipe) for m in model_list], axis=0)
@@ -223,6 +226,79 @@ def test_folds_are_averaged():
     np.testing.assert_allclose(answer["probability"], expected, rtol=0, atol=1e-5)
     last = [answer["running_probability"][i, n - 1] for i, n in enumerate((3, 9))]
     np.testing.assert_allclose(last, expected, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- classes
+
+
+OF_CLASSES = {
+    "folds": ("classes", NETWORK, 2),
+    "several sequences a study": ("ordered", {**NETWORK, "sequence.evaluation.policy": "paper"}, 1),
+    "one way": ("classes", {**NETWORK, **ONE_WAY, "sequence.evaluation.policy": "all"}, 1),
+    "each slice scored": ("classes", {**BARE, "model.aggregator.name": "slice_scores"}, 1),
+}
+
+
+@functools.cache
+def class_case(name):
+    outputs, values, folds = OF_CLASSES[name]
+    recipe = recipe_of(values)
+    model_list = [model_of(recipe, seed, outputs) for seed in range(folds)]
+    return ServingModel(model_list, recipe, description_of("uint8", outputs=outputs)), model_list
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_bytes_give_the_prepared_road_s_probability_of_each_class(name):
+    served, model_list = class_case(name)
+    files = [pictures(n, seed=n, size=20 + 9 * i) for i, n in enumerate(COUNTS)]
+    studies = [images_of(study, "uint8") for study in files]
+    recipe = recipe_of(OF_CLASSES[name][1])
+    expected = prepared_road(model_list, recipe, "uint8", studies, CLASSES)
+    assert np.ptp(expected, axis=0).max() > 1e-2, "the studies have to differ"
+    merged = served.serving_default(**request(files, extra=3))
+    lean = served.probability(**request(files[::-1]))["probability"][::-1]
+    for found in (merged["probability"], lean):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for study, own in zip(files, merged["running_probability"].numpy(), strict=True):
+        alone = served.serving_default(**request([study]))["running_probability"][0]
+        np.testing.assert_allclose(own[: len(study)], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+@settings(max_examples=10)
+@given(counts=st.lists(st.integers(1, 13), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_probabilities_of_classes_add_up_to_1_whatever_the_slices(name, counts, seed):
+    served, _ = class_case(name)
+    files = [pictures(n, seed=seed + i) for i, n in enumerate(counts)]
+    answer = served.serving_default(**request(files, extra=1))
+    np.testing.assert_allclose(answer["probability"].numpy().sum(axis=1), 1, rtol=0, atol=1e-6)
+    for n, running in zip(counts, answer["running_probability"].numpy(), strict=True):
+        np.testing.assert_allclose(running[:n].sum(axis=1), 1, rtol=0, atol=1e-6)
+        assert not running[n:].any()
+
+
+@pytest.mark.parametrize("outputs", ["classes", "ordered"])
+def test_the_probabilities_of_classes_are_those_of_the_head_s_weights(outputs, rng):
+    recipe = recipe_of(NETWORK)
+    model = model_of(recipe, outputs=outputs)
+    served = ServingModel([model], recipe, description_of("uint8", outputs=outputs))
+    slices = rng.normal(size=(4, 5, 20, 20, 1)).astype(np.float32)
+    lengths = np.int32([5, 2, 1, 4])
+    vectors = np.asarray(model.aggregator(model.encode(slices, lengths), lengths), np.float64)
+    hidden_kernel, hidden_bias = model.head.hidden[0].get_weights()
+    hidden = np.maximum(vectors @ hidden_kernel + hidden_bias, 0)
+    kernel, *bias = model.head.logits.get_weights()
+    scores = hidden @ kernel + (bias[0] if bias else 0)
+    if outputs == "classes":
+        expected = special.softmax(scores, axis=1)
+    else:
+        below = special.expit(np.asarray(model.head.cutpoints, np.float64) - scores)
+        expected = np.diff(below, axis=1, prepend=0, append=1)
+    answer = served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant(lengths))
+    np.testing.assert_allclose(answer["probability"], expected, rtol=0, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------- errors
 
 
 FILE = pictures(1)[0]

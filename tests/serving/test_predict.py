@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from command_line import run_command
 from served import NAME, exported, folder, serving, small_run
+from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
 
 import medseq_tf
 from medseq_tf.dataset.prepare import prepare
@@ -26,7 +27,8 @@ from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.unlabelled import find_studies
 from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.client import StudyProbabilities
-from medseq_tf.serving.open_model import open_model
+from medseq_tf.serving.model import ServingModel
+from medseq_tf.serving.open_model import GraphModel, open_model
 from medseq_tf.serving.predict import Prediction, predict, table
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
@@ -383,6 +385,107 @@ def test_the_command_line(monkeypatch, capsys, with_bad_studies):
     assert len(out.splitlines()) == 2
     assert err.startswith("medseq-tf: error:")
     assert len(err.splitlines()) == 1
+
+
+# --------------------------------------------------------------------------------------- classes
+
+
+@functools.cache
+def class_model(costs=None):
+    recipe = recipe_of(NETWORK)
+    costs = costs and [list(row) for row in costs]
+    description = description_of("uint8", outputs="classes", costs=costs)
+    served = ServingModel([model_of(recipe, outputs="classes")], recipe, description)
+    return GraphModel(served.signatures)
+
+
+def costs_file(place, **dear):
+    """A table in which calling a class something else costs 1, or what is said."""
+    rows = [[0 if called == true else dear.get(true, 1) for called in CLASSES] for true in CLASSES]
+    lines = [",".join(["true", *CLASSES])]
+    lines += [",".join(map(str, [true, *row])) for true, row in zip(CLASSES, rows, strict=True)]
+    file = place / "costs.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file, tuple(map(tuple, rows))
+
+
+def test_of_classes_there_is_one_prediction_a_study():
+    rows = list(predict(class_model(), sources() / "patients", running=True, workers=1))
+    assert len(rows) == 4
+    for row in rows:
+        assert row.label == COLUMN
+        assert list(row.probabilities) == list(row.calibrated_probabilities) == CLASSES
+        assert row.called == max(row.probabilities, key=row.probabilities.get)
+        assert row.probability == row.probabilities[row.called]
+        assert row.calibrated == row.calibrated_probabilities[row.called]
+        assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert row.threshold is row.positive is row.expected_cost is None
+        assert list(row.running) == CLASSES
+        after_each_slice = np.array(list(row.running.values()))
+        assert after_each_slice.shape == (3, row.slices)
+        np.testing.assert_allclose(after_each_slice.sum(axis=0), 1, rtol=0, atol=1e-6)
+        assert after_each_slice[:, -1] == pytest.approx(list(row.probabilities.values()), abs=1e-5)
+    found = json.loads(rows[0].to_json())
+    assert found["called"] in CLASSES
+    assert found["probabilities"] == rows[0].probabilities
+    assert len(found["running"][CLASSES[0]]) == rows[0].slices
+    assert list(pd.DataFrame(rows)["called"]) == [row.called for row in rows]
+
+
+def test_costs_decide_the_call_and_those_given_come_first(tmp_path):
+    patients = sources() / "patients"
+    plain = list(predict(class_model(), patients, workers=1))
+    rare = min(plain[0].probabilities, key=plain[0].probabilities.get)
+    file, costs = costs_file(tmp_path, **{rare: 10**12})
+    for rows in (
+        list(predict(class_model(), patients, workers=1, costs=file)),
+        list(predict(class_model(costs), patients, workers=1)),
+    ):
+        assert [row.probabilities for row in rows] == [row.probabilities for row in plain]
+        assert {row.called for row in rows} == {rare}
+        assert rows[0].expected_cost == pytest.approx(1 - rows[0].probability, abs=1e-6)
+    file, _ = costs_file(tmp_path)
+    rows = list(predict(class_model(costs), patients, workers=1, costs=file))
+    assert [row.called for row in rows] == [row.called for row in plain]
+
+
+def test_costs_of_other_classes_are_one_line_that_lists_both(tmp_path):
+    file = tmp_path / "costs.csv"
+    file.write_text("true,glioma,cyst\nglioma,0,1\ncyst,1,0\n")
+    with pytest.raises(InputError, match=r"glioma, cyst.*glioma, meningioma, pituitary") as caught:
+        predict(class_model(), sources() / "patients", costs=file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="costs are of classes that exclude each other"):
+        predict(model(), sources() / "patients", costs=file)
+
+
+def test_a_table_of_classes(tmp_path, with_bad_studies):
+    file, _ = costs_file(tmp_path, pituitary=10**12)
+    lines = list(
+        table(predict(class_model(), with_bad_studies, running=True, workers=1, costs=file))
+    )
+    assert re.match(r"study +label +probability +call +slices$", lines[0])
+    called = [re.search(rf"patient-\d+ +{COLUMN} +(0\.\d{{4}})  (\w+) +(\d+)$", x) for x in lines]
+    assert [match[2] for match in called if match] == ["pituitary"] * 3
+    assert sum("left out: no slice can be read" in line for line in lines) == 1
+    steps = [line.split() for line in lines if line.startswith("  after each slice: ")]
+    assert [float(x[-1]) for x in steps] == pytest.approx(
+        [float(match[1]) for match in called if match], abs=1e-3
+    )
+    assert lines[-1] == f"{COLUMN}: the class of least expected cost is called"
+
+
+def test_classes_whose_probabilities_do_not_add_up_are_left_out():
+    class Wrong:
+        describe = class_model().describe
+
+        def predict(self, slices, running=False):
+            return StudyProbabilities(np.float32([0.5, 0.5, 0.5]))
+
+    rows = list(predict(Wrong(), sources() / "patients", workers=1))
+    assert {row.error for row in rows} == {
+        "the model's probability is 1.5 over all classes, which exclude each other: it should be 1"
+    }
 
 
 def test_it_is_a_function_of_the_package():
