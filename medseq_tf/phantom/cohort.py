@@ -10,13 +10,15 @@ out and for tests; it is no model of disease.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.head import Head
 from medseq_tf.phantom.lesions import Lesions
+from medseq_tf.readers.classes import Classes
+from medseq_tf.readers.columns import OtherColumns
 
 LABELS = {
     1: ("lesion",),
@@ -115,6 +117,25 @@ class DemoCohort:
         if self.kind == "labels":
             return LABELS[self.labels]
         return CLASSES if self.kind == "classes" else tuple(GRADES)
+
+    @property
+    def classes(self) -> Classes | None:
+        """What the names are, where they exclude each other."""
+        if self.kind == "labels":
+            return None
+        column, ordered = ("lesion", False) if self.kind == "classes" else ("grade", True)
+        return Classes(column, self.label_names, ordered)
+
+    @property
+    def columns(self) -> OtherColumns | None:
+        """What `columns_of` draws, where there are sites."""
+        if not self.sites:
+            return None
+        covariates: dict[str, dict[str, Any]] = {
+            "age": {"kind": "number"},
+            "sex": {"kind": "category", "categories": list(SEXES)},
+        }
+        return OtherColumns(site="site", date="date", covariates=covariates)
 
     @property
     def chance(self) -> float:

@@ -6,19 +6,8 @@ import dataclasses
 from typing import Literal
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import SEXES, DemoCohort, patient_names, photographs
-from medseq_tf.readers.classes import Classes
-from medseq_tf.readers.columns import OtherColumns
+from medseq_tf.phantom.cohort import DemoCohort, patient_names, photographs
 from medseq_tf.readers.study import Slices, SourceIndex, StudySource
-
-COLUMNS = OtherColumns(
-    site="site",
-    date="date",
-    covariates={
-        "age": {"kind": "number"},
-        "sex": {"kind": "category", "categories": list(SEXES)},
-    },
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +60,6 @@ def index_demo(
         kind,
         sites,
     )
-    classes = {
-        "labels": None,
-        "classes": Classes("lesion", cohort.label_names),
-        "grades": Classes("grade", cohort.label_names, ordered=True),
-    }
     studies = [
         DemoStudy(
             name,
@@ -93,6 +77,6 @@ def index_demo(
         list(cohort.label_names),
         listing=[(repr(cohort) if kind == "labels" else f"{cohort!r} {kind}", 0)],
         resolved={"modality": "photograph"},
-        classes=classes[kind],
-        columns=COLUMNS if sites else None,
+        classes=cohort.classes,
+        columns=cohort.columns,
     )

@@ -17,6 +17,7 @@ import numpy as np
 
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, Study, patient_names, photographs
+from medseq_tf.readers.columns import COVARIATE
 
 ORIENTATIONS = ("LPS", "RAS", "SPL", "PIR")
 """What the axes of a file grow towards; these four flip and permute all of them."""
@@ -32,8 +33,8 @@ def write_image_folder(
     Args:
         cohort: with one label for `class`.
         folder: made if it is not there.
-        layout: `class` (`Normal/1 (1).png`, `Lesion/2 (1).png`) or `patient` (`patient-0001/1.png`
-            and `labels.csv`).
+        layout: `class` (`Normal/1 (1).png`, `Lesion/2 (1).png`; of classes a folder each) or
+            `patient` (`patient-0001/1.png` and `labels.csv`).
     """
     if layout not in ("class", "patient"):
         raise InputError(f"layout={layout!r} is unknown; valid: class, patient")
@@ -42,7 +43,9 @@ def write_image_folder(
     folder = _made(folder)
     for number, (name, study) in enumerate(_studies(cohort), start=1):
         if layout == "class":
-            pattern = f"{'Lesion' if study.labels['lesion'] else 'Normal'}/{number} ({{}}).png"
+            label = next((label for label, value in study.labels.items() if value), "normal")
+            label = label if cohort.classes else label.capitalize()
+            pattern = f"{label}/{number} ({{}}).png"
         else:
             pattern = f"{name}/{{}}.png"
         for slice_number, image in enumerate(photographs(study.volume), start=1):
@@ -176,13 +179,22 @@ def write_dicom(
 
 
 def write_labels(cohort: DemoCohort, folder: Path) -> None:
-    """Write a cohort's labels as `labels.csv`, one row a patient."""
+    """Write a cohort's labels as `labels.csv`, one row a patient: 0 and 1, or a class's name.
+
+    A cohort with sites has columns of them, too: `site`, `date`, `age` and `sex`.
+    """
     with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["patient_id", *cohort.label_names])
+        classes = cohort.classes
+        names = [classes.column] if classes else cohort.label_names
+        others = cohort.columns.names if cohort.columns else []
+        columns = [name.removeprefix(COVARIATE) for name in others]
+        writer.writerow(["patient_id", *names, *columns])
         for number, name in enumerate(patient_names(cohort)):
-            labels = cohort.labels_of(number).values()
-            writer.writerow([name, *(int(value) for value in labels)])
+            labels = cohort.labels_of(number)
+            present = [label for label, value in labels.items() if value]
+            values = present if classes else [int(value) for value in labels.values()]
+            writer.writerow([name, *values, *(cohort.columns_of(number)[name] for name in others)])
 
 
 def _made(folder: str | Path) -> Path:

@@ -52,14 +52,15 @@ class ColumnOptions(TypedDict, total=False):
         participants: another table that holds them, one row a patient. Default: that of labels.
         site: the column of sites.
         site_names: `keep` the names, by which reports then call the sites, or `hash` them, salted
-            as ids are. Default: `keep`.
+            as ids are. Default: `keep`: a place is nobody's name, and tables by site are read by
+            those who know the sites.
         date: the column of dates; the data set keeps their order alone.
         covariates: columns of numbers or of a few names, such as age and sex.
     """
 
     participants: str | Path | None
     site: str | None
-    site_names: SiteNames
+    site_names: SiteNames | None
     date: str | None
     covariates: str | Sequence[str] | None
 
@@ -134,7 +135,7 @@ def columns_named(options: ColumnOptions) -> list[str]:
         raise InputError(
             "participants are read for their columns; name them: site, date, covariates"
         )
-    site_names = options.get("site_names", "keep")
+    site_names = options.get("site_names") or "keep"
     if site_names not in get_args(SiteNames):
         raise InputError(f"site_names={site_names!r} is unknown; valid: keep, hash")
     if site_names != "keep" and options.get("site") is None:
@@ -184,7 +185,7 @@ def read_columns(options: ColumnOptions, labels: Table | None = None) -> ColumnV
         covariates[name], by_name[f"{COVARIATE}{name}"] = _covariate(table, name)
     columns = OtherColumns(
         None if site is None else column_name(site),
-        options.get("site_names", "keep"),
+        options.get("site_names") or "keep",
         None if day is None else column_name(day),
         covariates,
     )
@@ -243,8 +244,8 @@ def _days(table: Table, column: str) -> dict[int, float | None]:
         days[number] = read(text)
         if days[number] is None:
             raise InputError(
-                f"{table.path} line {number}, column {table.column(column)} is no date as the "
-                "first is; write all as 2024-01-31 or 20240131, or all as numbers; empty is missing"
+                f"{table.path} line {number}, column {table.column(column)} is no date, or none as "
+                "the first is; write all as 2024-01-31 or 20240131, or all as numbers"
             )
     return days
 

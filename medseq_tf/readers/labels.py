@@ -24,7 +24,6 @@ from medseq_tf.readers.columns import (
     columns_named,
     read_columns,
 )
-from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.names import read_names
 from medseq_tf.readers.participants import check_participants
 from medseq_tf.readers.study import AuditEntry
@@ -36,6 +35,7 @@ from medseq_tf.readers.table import (
     column_name,
     is_unknown,
     read_table,
+    refuse_rivals,
 )
 
 
@@ -103,7 +103,7 @@ class LabelTable(NamedTuple):
     participants: Sequence[AuditEntry] = ()
 
     def refuse_rivals(self, identifiers: Iterable[str]) -> None:
-        """Refuse a key column that nothing names if another column fits what it is matched to.
+        """Refuse a key column that nothing names if another column fits, see `table`.
 
         Args:
             identifiers: of the studies, by the rule that is taken.
@@ -111,17 +111,7 @@ class LabelTable(NamedTuple):
         Raises:
             InputError: if an identifier stands in another column, on another line.
         """
-        if not self.rivals:
-            return
-        lines = self.lines
-        for identifier in map(normal_id, identifiers):
-            for rival in self.rivals:
-                line, other = lines.get(identifier), rival.get(identifier)
-                if other is not None and line != other:
-                    raise InputError(
-                        f"the key of line {other} of the labels may be its first column or another "
-                        "one, which also fits; call the column of ids patient_id"
-                    )
+        refuse_rivals(self.lines, self.rivals, identifiers)
 
     @property
     def listing(self) -> tuple[str, int]:
@@ -168,27 +158,19 @@ def read_labels(
     _refuse_what_excludes_each_other(columns, classes, ordered)
     table, beside = read_table(path, study_columns, keys), columns_named(options)
     if classes is not None:
-        names = [column_name(classes)]
-    elif columns:
-        names = [column_name(name) for name in columns]
-    else:
+        columns = [classes]
+    elif not columns:
         no_labels = {*table.reserved, *study_columns, *PATIENT_COLUMNS, *beside}
-        names = [name for name in table.header if name not in no_labels]
-    _refuse_absent(table, names, "label" if classes is None else "class")
-    if len(set(names)) < len(names):
-        raise InputError(f"columns names a label column twice: {', '.join(names)}")
-    if both := [name for name in names if name in beside]:
-        raise InputError(f"column {both[0]!r} is a label, and named as site, date or covariate")
-    others = (
-        [] if table.key else [n for n in table.header[1:] if n not in {*names, *table.reserved}]
-    )
-    found, labels = None, {}
+        columns = [name for name in table.header if name not in no_labels]
+    chosen = [column_name(name) for name in columns]
+    _refuse_what_are_no_labels(table, chosen, beside, "label" if classes is None else "class")
+    values = read_columns(options, table)
     if classes is None:
+        found, names = None, chosen
         labels = {line.number: _labels(table, line, names) for line in table.lines}
     else:
-        found, labels = _classes(table, names[0], ordered)
+        found, labels = _classes(table, chosen[0], ordered)
         names = list(found.names)
-    values = read_columns(options, table)
     rows, repeated = _rows(table, labels, values)
     _refuse_patients_in_two_splits(table.path, rows)
     return LabelTable(
@@ -197,7 +179,7 @@ def read_labels(
         rows,
         repeated,
         table.key,
-        rivals=_columns_of_ids(table, others),
+        rivals=table.rivals((*chosen, *beside)),
         classes=found,
         columns=values and values.columns,
         participants=_participants_entries(values, table, rows),
@@ -227,13 +209,19 @@ def _refuse_what_excludes_each_other(
         raise InputError("ordered is the order of classes; name their column with classes")
 
 
-def _refuse_absent(table: Table, names: Sequence[str], kind: str) -> None:
+def _refuse_what_are_no_labels(
+    table: Table, names: Sequence[str], beside: Collection[str], kind: str
+) -> None:
     absent = [name for name in names if name not in table.header or name in table.reserved]
     if absent or not names:
         raise InputError(
             f"{table.path} has no {kind} column {', '.join(absent)}".rstrip()
             + f"; its columns: {table.columns}"
         )
+    if len(set(names)) < len(names):
+        raise InputError(f"columns names a label column twice: {', '.join(names)}")
+    if both := [name for name in names if name in beside]:
+        raise InputError(f"column {both[0]!r} is a label, and named as site, date or covariate")
 
 
 _Labels = dict[int, dict[str, float]]
@@ -277,12 +265,6 @@ def _rows(
         else:
             rows[line.key] = row
     return rows, repeated
-
-
-def _columns_of_ids(table: Table, names: Sequence[str]) -> list[dict[str, int]]:
-    """The columns whose values are all there and all differ: value -> line."""
-    columns = [{normal_id(line.values[n]): line.number for line in table.lines} for n in names]
-    return [column for column in columns if len(column) == len(table.lines) and "" not in column]
 
 
 def _label(table: Table, line: Line, name: str) -> float:

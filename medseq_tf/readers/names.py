@@ -1,9 +1,9 @@
 """Names in a column of a table, of which many rows have the same: classes, sites, categories.
 
 They stand in files, reports and figures, so a name is one line of printable text, of at most 60
-characters, and neither a path nor what a spreadsheet takes for a formula. Names are compared
-without the spaces at their ends and in one Unicode form. Two that differ from each other in
-capitals, spaces or leading zeros alone are taken for one that is misspelt, and refused.
+characters, and no path, no date, and nothing that a spreadsheet takes for a formula. Names are
+compared without the spaces at their ends and in one Unicode form. Two that differ from each other
+in capitals, spaces or leading zeros alone are taken for one that is misspelt, and refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from medseq_tf.readers.table import Table, is_unknown
 
 MOST_CHARACTERS = 60
 MOST_NAMES = 100
+_DATE = re.compile(
+    r"(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}|\d{1,2}/\d{1,2}/\d{2})(?:\D.*)?"
+)
 FEW_ROWS = 10
 """So many may all have names of their own; of more, half at most."""
 
@@ -66,6 +69,8 @@ def what_is_wrong(name: str) -> str | None:
         return "it begins like a formula of a spreadsheet, with = + - or @"
     if any(part in ("", ".", "..") for part in re.split(r"[/\\]", name)):
         return "it reads like a path"
+    if _DATE.fullmatch(name):
+        return "it is a date"
     return None
 
 
@@ -131,9 +136,16 @@ def alphabetically(names: Iterable[str]) -> list[str]:
 def listed(value: str | Iterable[str]) -> list[str]:
     """What a user lists, in one text with commas, as a line of CSV, or one by one.
 
+    Raises:
+        InputError: the text is no such line.
+
     >>> listed('age, "a, b"'), listed(["x"])
     (['age', 'a, b'], ['x'])
     """
     if not isinstance(value, str):
         return [normal_name(item) for item in value]
-    return [normal_name(item) for item in next(csv.reader([value], skipinitialspace=True), [])]
+    try:
+        items = next(csv.reader([value], skipinitialspace=True), [])
+    except csv.Error:
+        raise InputError(f"{value!r} is no list with commas, in one line") from None
+    return [normal_name(item) for item in items]

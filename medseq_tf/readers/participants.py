@@ -8,7 +8,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers.columns import ColumnValues
 from medseq_tf.readers.matching import lines_alike, why_unmatched
 from medseq_tf.readers.study import AuditEntry
-from medseq_tf.readers.table import PATIENT_COLUMNS
+from medseq_tf.readers.table import PATIENT_COLUMNS, refuse_rivals
 
 
 def check_participants(values: ColumnValues, patients: Mapping[str, str]) -> list[AuditEntry]:
@@ -26,7 +26,12 @@ def check_participants(values: ColumnValues, patients: Mapping[str, str]) -> lis
             f"{values.table.path}: no row is of a patient with a label; its first column, or one "
             f"of {', '.join(PATIENT_COLUMNS)}, must name the patients as the labels do"
         )
-    lines = {line.key: line.number for line in values.table.lines}
+    table = values.table
+    lines: dict[str, int] = {}
+    for line in table.lines:
+        lines.setdefault(line.key, line.number)
+    refuse_rivals(lines, table.rivals(), patients, "participants")
+    repeated = [line.number for line in table.lines if line.number != lines[line.key]]
     near = lines_alike(lines)
     return [
         *(
@@ -39,4 +44,5 @@ def check_participants(values: ColumnValues, patients: Mapping[str, str]) -> lis
             for key, line in lines.items()
             if key not in patients
         ),
+        *(AuditEntry("row given twice", f"participants line {line}") for line in repeated),
     ]

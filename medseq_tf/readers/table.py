@@ -12,7 +12,7 @@ import csv
 import io
 import math
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,47 @@ class Table(NamedTuple):
         if self.key:
             return ", ".join(self.header)
         return f"{len(self.header)}, none of them called {' or '.join(PATIENT_COLUMNS)}"
+
+    def rivals(self, names: Collection[str] = ()) -> list[dict[str, int]]:
+        """Columns that could be the key where the first is taken: value -> line.
+
+        Their values are all there and all differ; those with one of the names are no such columns.
+        """
+        if self.key:
+            return []
+        columns = [
+            {normal_id(line.values[name]): line.number for line in self.lines}
+            for name in self.header
+            if name not in self.reserved and name not in names
+        ]
+        return [c for c in columns if len(c) == len(self.lines) and "" not in c]
+
+
+def refuse_rivals(
+    lines: Mapping[str, int],
+    rivals: Sequence[Mapping[str, int]],
+    identifiers: Iterable[str],
+    table: str = "labels",
+) -> None:
+    """Refuse a key column that nothing names if another column fits what it is matched to.
+
+    Args:
+        lines: key -> line.
+        rivals: see `Table.rivals`.
+        identifiers: of the studies or patients, by the rule that is taken.
+        table: what errors call the table.
+
+    Raises:
+        InputError: an identifier stands in another column, on another line.
+    """
+    for identifier in map(normal_id, identifiers if rivals else ()):
+        for rival in rivals:
+            line, other = lines.get(identifier), rival.get(identifier)
+            if other is not None and line != other:
+                raise InputError(
+                    f"the key of line {other} of the {table} may be its first column or another "
+                    "one, which also fits; call the column of ids patient_id"
+                )
 
 
 def is_unknown(value: str) -> bool:

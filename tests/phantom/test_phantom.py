@@ -185,3 +185,51 @@ def test_written_patient_folders_are_read_back(tmp_path):
     )
     with pytest.raises(InputError, match="layout=class holds one label"):
         write_image_folder(cohort, tmp_path / "other", layout="class")
+
+
+# ------------------------------------------------------------------------------------------- sites
+
+
+def test_sites_change_no_picture_and_no_id():
+    plain, with_sites = index_demo(patients=9), index_demo(patients=9, sites=3)
+    assert plain.listing == with_sites.listing
+    assert plain.columns is None
+    for study, other in zip(plain.studies, with_sites.studies, strict=True):
+        assert (study.source, study.patient, study.labels) == (
+            other.source,
+            other.patient,
+            other.labels,
+        )
+        assert study.others == {}
+        assert list(other.others) == with_sites.columns.names
+    pair = [DemoCohort(patients=2, size=32, sites=sites) for sites in (0, 3)]
+    np.testing.assert_array_equal(pair[0].render(1).volume, pair[1].render(1).volume)
+
+
+@pytest.mark.parametrize("kind", ["labels", "classes", "grades"])
+def test_ages_tell_of_lesions_and_nothing_else_does(kind):
+    cohort = DemoCohort(patients=2000, kind=kind, sites=4)
+    drawn = [cohort.columns_of(patient) for patient in range(cohort.patients)]
+    last = np.array([list(cohort.labels_of(patient).values())[-1] for patient in range(2000)])
+    ages = np.array(
+        [np.nan if row["covariate.age"] is None else row["covariate.age"] for row in drawn]
+    )
+    known = ~np.isnan(ages)
+    assert 0.07 < 1 - known.mean() < 0.13
+    assert 0.7 < roc_auc_score(last[known], ages[known]) < 0.9
+    assert 0.03 < np.mean([row["covariate.sex"] is None for row in drawn]) < 0.07
+    for name, value in (("site", "hospital 1"), ("covariate.sex", "F")):
+        is_value = np.array([row[name] == value for row in drawn])
+        assert abs(roc_auc_score(last, is_value) - 0.5) < 0.05
+    days = [row["date"] for row in drawn]
+    assert abs(roc_auc_score(last, days) - 0.5) < 0.05
+    assert {row["site"] for row in drawn} == {f"hospital {number}" for number in range(1, 5)}
+
+
+def test_a_cohort_of_classes_is_written_a_folder_each(tmp_path):
+    cohort = DemoCohort(patients=6, size=16, slices=(3, 4), kind="classes")
+    scan = index_image_folder(write_image_folder(cohort, tmp_path), classes="folder")
+    assert set(scan.label_names) <= set(cohort.label_names)
+    for study in scan.studies:
+        labels = cohort.labels_of(int(study.patient) - 1)
+        assert {name: labels[name] for name in scan.label_names} == study.labels
