@@ -170,7 +170,7 @@ def difference(scan: pd.DataFrame, shuffled: pd.DataFrame) -> str:
 def head_areas(store: SliceStore, row: int) -> np.ndarray:
     """The share of each slice, (slices,), that is brighter than the background."""
     count = int(store.prepared.studies["slices"].iat[row])
-    low, high = store.intensity_range(row)[0]
+    low, high = store.intensity_ranges(row, np.arange(1))[0, 0, 0]
     images = store.slices(row, np.arange(count)).astype(np.float32)
     return ((images - low) / (high - low) > BRIGHT).mean(axis=(1, 2))
 

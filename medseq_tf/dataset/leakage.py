@@ -349,7 +349,10 @@ def perceptual_hashes(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> P
     blank = 0
     for row in map(int, rows):
         try:
-            images = _to_grey(prepared.slices(row), prepared.info)
+            images = prepared.slices(row)
+            if prepared.channels > 1:
+                images = images[..., 0]
+            images = _to_grey(images, prepared.info)
         except InputError:
             unreadable.append(str(prepared.studies["study_id"].iat[row]))
             continue

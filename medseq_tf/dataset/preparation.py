@@ -40,7 +40,8 @@ class Preparation:
         cls, reader: str, options: dict[str, Any], index: SourceIndex, size: int, aspect: Aspect
     ) -> Preparation:
         """Settle how a source is prepared, from what the user asked for and its reader resolved."""
-        storage = StorageSpec(tuple(index.label_names), index.dtype, size, aspect)
+        channels = index.series.channels if index.series else 1
+        storage = StorageSpec(tuple(index.label_names), index.dtype, size, aspect, channels)
         tables = ("labels", "participants") if index.root else ()
         given = [name for name in tables if options.get(name) is not None]
         options = options | dict.fromkeys(given, LABELS_FILE)  # its name may say whose it is

@@ -234,6 +234,7 @@ def _write_metadata(
         "label_names": index.label_names,
         **({"classes": index.classes.to_json()} if index.classes else {}),
         **({"columns": index.columns.to_json()} if index.columns else {}),
+        **({"series": index.series.to_json()} if index.series else {}),
         "modality": index.modality,
         "unit": UNITS[index.modality],
         "size": preparation.storage.size,
@@ -326,6 +327,9 @@ def _fingerprint(preparation: Preparation, rows: list[Row]) -> str:
         content = (*content, index.classes.to_json())
     if index.columns:
         content = (*content, *other_columns.content(index.columns, rows))
+    if index.series:
+        of_slices = [list(row.get("series", ())) for row in rows]
+        content = (*content, index.series.to_json(), of_slices)
     return digest(repr(content))
 
 

@@ -24,10 +24,12 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf import files
+from medseq_tf.dataset.records import png_channels
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import LABELS, Classes
 from medseq_tf.readers.columns import COVARIATE
+from medseq_tf.readers.series import Series
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -127,6 +129,22 @@ class Prepared:
     def covariates(self) -> dict[str, dict[str, Any]]:
         """What else is known of studies: by name its `kind`, number or category, and categories."""
         return dict(self.info.get("columns", {}).get("covariates", {}))
+
+    @property
+    def series(self) -> Series | None:
+        """The series that studies have, and how they are read; None where each is one stack."""
+        return Series.from_json(self.info["series"]) if "series" in self.info else None
+
+    @property
+    def channels(self) -> int:
+        """The channels of a slice: 1, or as many as there are series that are read so."""
+        return self.series.channels if self.series else 1
+
+    def series_of(self, row: int) -> np.ndarray:
+        """Return (L,) int32: the number of its series for each slice of a study; zeros without."""
+        if self.series is None or self.series.read_as != "sequence":
+            return np.zeros(self.studies["slices"].iat[row], np.int32)
+        return np.asarray(self.studies["series"].iat[row], np.int32)
 
     @property
     def labels(self) -> np.ndarray:
@@ -246,10 +264,11 @@ class Prepared:
         """Decode slices of the study at `row`.
 
         Returns:
-            (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16.
+            (T, H, W) intensities in `info["unit"]`: uint8 (photographs), int16 or uint16; of
+            several `channels` (T, H, W, channels).
         """
         dtype, offset = self.info["storage"]["dtype"], self.info["storage"]["offset"]
-        stored = self._decoded(row, self._example(row)["slices"], indices, dtype)
+        stored = self._decoded(row, self._example(row)["slices"], indices, dtype, self.channels)
         return (stored.astype(np.int32) + offset).astype(np.int16) if offset else stored
 
     def masks(
@@ -262,19 +281,26 @@ class Prepared:
         return (self._decoded(row, encoded, indices, "uint8") > 0).astype(np.uint8)
 
     def _decoded(
-        self, row: int, encoded: Value, indices: Sequence[int] | np.ndarray | None, dtype: str
+        self,
+        row: int,
+        encoded: Value,
+        indices: Sequence[int] | np.ndarray | None,
+        dtype: str,
+        channels: int = 1,
     ) -> np.ndarray:
-        """Decode PNG files, all or some of them, to (T, size, size)."""
+        """Decode PNG files, all or some of them, to (T, size, size), perhaps of channels."""
         slices: list[Any] = []
         try:
             for png in encoded if indices is None else [encoded[i] for i in indices]:
                 slices.append(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
         except (ValueError, LookupError, TypeError, cv2.error):
             raise self._damaged(row) from None
-        shape = (self.info["size"], self.info["size"])
+        in_file = png_channels(channels) if channels > 1 else []
+        shape = (self.info["size"], self.info["size"], *([len(in_file)] if in_file else []))
         if any(image is None or image.shape != shape or image.dtype != dtype for image in slices):
             raise self._damaged(row)
-        return np.stack(slices)
+        stack = np.stack(slices)
+        return stack[..., [in_file.index(c) for c in range(channels)]] if in_file else stack
 
     def _damaged(self, row: int) -> InputError:
         return InputError(

@@ -53,12 +53,16 @@ _PACKED = (
 
 @dataclass(frozen=True)
 class StorageSpec:
-    """How slices are stored: (size, size), `pad` or `stretch`, intensities of `dtype`."""
+    """How slices are stored: (size, size), `pad` or `stretch`, intensities of `dtype`.
+
+    Slices of several `channels` are (size, size, channels).
+    """
 
     label_names: tuple[str, ...]
     dtype: str
     size: int
     aspect: Aspect
+    channels: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class StudyRecord:
             `FEWEST_TELLING_PIXELS` native pixels differ from its most common value, which says too
             little about where it came from.
         slice_names: what the slices are called in audit entries; empty: by their number.
+        series: the number of each slice's series; empty where they are not told apart.
         audit_entries: what was odd about the study.
     """
 
@@ -79,6 +84,7 @@ class StudyRecord:
     content_hash: str = ""
     slice_hashes: list[str | None] = field(default_factory=list)
     slice_names: list[str] = field(default_factory=list)
+    series: list[int] = field(default_factory=list)
     audit_entries: list[AuditEntry] = field(default_factory=list)
 
     @property
@@ -127,6 +133,7 @@ def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> Stu
         content_hash=hashlib.sha256(f"{hashes} {mask_hashes}".encode()).hexdigest(),
         slice_hashes=[digest if tells[digest] else None for digest in hashes],
         slice_names=slices.names,
+        series=slices.series,
         audit_entries=slices.audit_entries + _mixed_sizes(study, slices),
     )
 
@@ -150,20 +157,20 @@ def is_telling(image: np.ndarray) -> bool:
 
 
 def to_square(image: np.ndarray, size: int, aspect: Aspect, interpolation: int) -> np.ndarray:
-    """Bring a slice (H, W) to (size, size).
+    """Bring a slice (H, W) or (H, W, channels) to (size, size) or (size, size, channels).
 
     `pad` first pads the shorter side to a square, the slice centred (where one pixel is left over,
-    it goes to the bottom or right), with 0 for uint8 and the slice's minimum otherwise. `stretch`
+    it goes to the bottom or right), with 0 for uint8 and the channel's minimum otherwise. `stretch`
     does not keep the aspect ratio. `interpolation` is OpenCV's flag.
     """
-    height, width = image.shape
+    height, width = image.shape[:2]
     if aspect == "pad" and height != width:
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         edges = (top, side - height - top, left, side - width - left)
-        value = 0 if image.dtype == np.uint8 else int(image.min())
+        value = 0 if image.dtype == np.uint8 else image.min(axis=(0, 1)).tolist()
         image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_CONSTANT, value=value)
-    if image.shape == (size, size):
+    if image.shape[:2] == (size, size):
         return image
     return cv2.resize(image, (size, size), interpolation=interpolation)
 
@@ -181,9 +188,8 @@ def _encoded(squares: Iterable[np.ndarray]) -> list[bytes]:
 
 def stored_slice(image: np.ndarray, storage: StorageSpec) -> np.ndarray:
     """Return a slice (H, W) as it is stored: (size, size), by area to shrink, linearly to grow."""
-    shrinks = max(image.shape) >= storage.size
-    if storage.aspect == "stretch":
-        shrinks = min(image.shape) >= storage.size
+    sides = image.shape[:2]
+    shrinks = (min(sides) if storage.aspect == "stretch" else max(sides)) >= storage.size
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     square = to_square(image, storage.size, storage.aspect, interpolation)
     form = STORAGE[storage.dtype]
@@ -202,7 +208,16 @@ def _png(image: np.ndarray) -> bytes:
     pixels = image.ravel()
     differing = np.count_nonzero(pixels[1:] != pixels[:-1])
     is_flat = differing <= (1 - _PACKED_WITH_SAME_NEIGHBOURS) * pixels.size
-    return cv2.imencode(".png", image, _PACKED if is_flat else _STORED)[1].tobytes()
+    coloured = image if image.ndim == 2 else image[..., png_channels(image.shape[-1])]
+    return cv2.imencode(".png", coloured, _PACKED if is_flat else _STORED)[1].tobytes()
+
+
+def png_channels(channels: int) -> list[int]:
+    """Return which channel stands for each of a PNG's: blue, green, red and alpha.
+
+    So a file's red is the first channel. Of two channels the second stands for blue, too.
+    """
+    return {2: [1, 1, 0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
 
 
 def slice_hash(image: np.ndarray) -> str:
@@ -222,7 +237,8 @@ def slice_hash(image: np.ndarray) -> str:
 def _mixed_sizes(study: StudySource, slices: Slices) -> list[AuditEntry]:
     sizes: dict[tuple[int, int], int] = {}
     for image in slices.images:
-        sizes[image.shape] = sizes.get(image.shape, 0) + 1
+        height, width = image.shape[:2]
+        sizes[height, width] = sizes.get((height, width), 0) + 1
     if len(sizes) == 1:
         return []
     counted = ", ".join(f"{count} of {w} x {h}" for (h, w), count in sizes.items())
@@ -234,7 +250,16 @@ def _check(slices: Slices, storage: StorageSpec) -> None:
     images, masks = slices.images, slices.masks
     if not images:
         raise TypeError("a study without slices is an UnreadableStudy")
-    if any(image.ndim != 2 or not image.size or image.dtype != storage.dtype for image in images):
+    channels = () if storage.channels == 1 else (storage.channels,)
+    if any(
+        image.ndim < 2
+        or image.shape[2:] != channels
+        or not image.size
+        or image.dtype != storage.dtype
+        for image in images
+    ):
         raise TypeError(f"slices are (H, W) {storage.dtype}, as the source index says")
-    if masks is not None and [mask.shape for mask in masks] != [image.shape for image in images]:
+    if slices.series and len(slices.series) != len(images):
+        raise TypeError("each slice is of a series, or none is")
+    if masks is not None and [m.shape for m in masks] != [image.shape[:2] for image in images]:
         raise TypeError("each slice has a mask of its own shape, or none has")

@@ -170,6 +170,7 @@ def _row(
         "shard": shard,
         "offset": offset + HEADER_BYTES,
         "length": len(record.framed) - HEADER_BYTES - FOOTER_BYTES,
+        **({"series": record.series} if record.series else {}),
         **{f"label.{name}": study.labels[name] for name in preparation.storage.label_names},
     }
 

@@ -161,5 +161,7 @@ class FeatureViews:
             for png in self.prepared.encoded_slices(row):
                 digest.update(len(png).to_bytes(8, "big"))
                 digest.update(png)
+            if self.prepared.series is not None:  # which decides on percentiles and neighbours
+                digest.update(self.prepared.series_of(row).tobytes())
             self._contents[row] = digest.digest()
         return self._contents[row]

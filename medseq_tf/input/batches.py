@@ -204,7 +204,9 @@ def _dataset(
             images = np.concatenate(
                 [store.slices_among_neighbours(row, slices) for row, slices, _ in batch]
             )
-            ranges = np.stack([store.intensity_range(sequence.study) for sequence in batch])
+            ranges = np.concatenate(
+                [store.intensity_ranges(row, slices) for row, slices, _ in batch]
+            )
             targets = labels[rows]
             if masks:
                 targets = np.concatenate([store.masks(row, slices) for row, slices, _ in batch])

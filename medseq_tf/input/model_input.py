@@ -20,17 +20,19 @@ def scale_intensities(images: tf.Tensor, ranges: tf.Tensor) -> tf.Tensor:
     """Scale intensities to [0, 1], each slice by all ranges; what lies outside is clipped.
 
     Args:
-        images: (N, H, W, K), any numeric type: K neighbouring slices, or one.
-        ranges: float32 (N, R, 2), the intensities that become 0 and 1.
+        images: (N, H, W, K * C), any numeric type: K neighbouring slices, or one, of C channels.
+        ranges: float32 (N, C, R, 2), the intensities of each channel that become 0 and 1.
 
     Returns:
-        float32 (N, H, W, K * R): the first slice by every range, then the next.
+        float32 (N, H, W, K * C * R): the first channel of the first slice by every range, then the
+        next channel.
     """
-    low, high = ranges[:, None, None, None, :, 0], ranges[:, None, None, None, :, 1]
-    _, height, width, slices = images.shape
-    images = tf.cast(images, tf.float32)[..., None]
-    scaled = tf.clip_by_value((images - low) / (high - low), 0.0, 1.0)
-    return tf.reshape(scaled, (-1, height, width, slices * ranges.shape[1]))
+    _, height, width, pictures = images.shape
+    _, channels, count, _ = ranges.shape
+    low, high = tf.unstack(ranges[:, None, None, None], axis=-1)
+    images = tf.reshape(images, (-1, height, width, pictures // channels, channels, 1))
+    scaled = tf.clip_by_value((tf.cast(images, tf.float32) - low) / (high - low), 0.0, 1.0)
+    return tf.reshape(scaled, (-1, height, width, pictures * count))
 
 
 def pad(images: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
@@ -47,7 +49,7 @@ def input_graph(input_json: str, augment_json: str) -> tf.types.experimental.Pol
     @tf.function(autograph=False)
     def make_inputs(images, lengths, ranges, seed):
         sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
-        images = scale_intensities(images, tf.gather(ranges, sequence_ids))
+        images = scale_intensities(images, ranges)
         images = augment(images, sequence_ids, seed, augmentation, settings.mean, settings.std)
         return {"slices": pad(images, lengths), "lengths": lengths}
 
@@ -89,7 +91,7 @@ def study_input(
     """
     length = int(store.prepared.studies["slices"].iat[row])
     images = store.slices_among_neighbours(row, np.arange(length))
-    values = (images, [length], store.intensity_range(row)[None], seed)
+    values = (images, [length], store.intensity_ranges(row, np.arange(length)), seed)
     signature = input_signature(store)
     make_inputs = input_graph(store.input.model_dump_json(), augmentation.model_dump_json())
     tensors = [tf.constant(v, spec.dtype) for v, spec in zip(values, signature, strict=True)]
@@ -98,10 +100,11 @@ def study_input(
 
 def input_signature(store: SliceStore) -> tuple[tf.TensorSpec, ...]:
     """Return the types of what inputs are made of: slices, lengths, intensity ranges and a seed."""
-    size, settings = store.input.size, store.input
+    size, settings, channels = store.input.size, store.input, store.prepared.channels
+    pictures = (1 + 2 * settings.neighbours) * channels
     return (
-        tf.TensorSpec((None, size, size, 1 + 2 * settings.neighbours), store.dtype),
+        tf.TensorSpec((None, size, size, pictures), store.dtype),
         tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None, len(settings.windows or [0]), 2), tf.float32),
+        tf.TensorSpec((None, channels, len(settings.windows or [0]), 2), tf.float32),
         tf.TensorSpec((2,), tf.int32),
     )

@@ -39,7 +39,7 @@ class SliceStore:
         pixel_bytes = self.dtype.itemsize
         if experiment.segments:
             pixel_bytes += 1  # of its mask
-        pixels = int(prepared.studies["slices"].sum()) * self.input.size**2
+        pixels = int(prepared.studies["slices"].sum()) * self.input.size**2 * prepared.channels
         fits = pixels * pixel_bytes <= experiment.fit.cache_limit_mib * 2**20
         self.in_memory = {"memory": True, "none": False, "auto": fits}[experiment.fit.cache]
         self._studies: dict[int, np.ndarray] = {}
@@ -48,7 +48,10 @@ class SliceStore:
         self.failures: list[InputError] = []
 
     def slices(self, row: int, indices: np.ndarray) -> np.ndarray:
-        """Return (T, size, size) intensities of the slices at `indices` of the study at `row`."""
+        """Return (T, size, size) intensities of the slices at `indices` of the study at `row`.
+
+        Of several channels (T, size, size, channels).
+        """
         if self.in_memory:
             if row not in self._studies:
                 self._studies[row] = resize(self.prepared.slices(row), self.input.size)
@@ -57,19 +60,30 @@ class SliceStore:
         return resize(self.prepared.slices(row, distinct), self.input.size)[places]
 
     def slices_among_neighbours(self, row: int, indices: np.ndarray) -> np.ndarray:
-        """Return (T, size, size, 1 + 2 * neighbours) intensities: slices among their neighbours.
+        """Return (T, size, size, (1 + 2 * neighbours) * channels): slices among their neighbours.
 
-        The last axis is in scan order, the slice itself in the middle. Beyond the ends of the study
-        its first or last slice is repeated. Without `input.neighbours` the last axis has length 1.
+        The last axis is in scan order, the slice itself in the middle, all channels of one side by
+        side. Beyond the ends of the study, or of a series in it, its first or last slice is
+        repeated. Without `input.neighbours` a slice stands alone.
         """
-        reach = self.input.neighbours
+        reach, count = self.input.neighbours, len(indices)
+        size, channels = self.input.size, self.prepared.channels
         if not reach:
-            return self.slices(row, indices)[..., None]
-        last = int(self.prepared.studies["slices"].iat[row]) - 1
-        around = np.clip(np.asarray(indices)[:, None] + np.arange(-reach, reach + 1), 0, last)
+            return self.slices(row, indices).reshape(count, size, size, channels)
+        first, last = self._ends(row, np.asarray(indices))
+        around = np.asarray(indices)[:, None] + np.arange(-reach, reach + 1)
+        around = np.clip(around, first[:, None], last[:, None])
         distinct, places = np.unique(around, return_inverse=True)
         images = self.slices(row, distinct)[places.reshape(around.shape)]
-        return np.moveaxis(images, 1, -1)
+        images = np.moveaxis(images, 1, 3)  # (T, size, size, 1 + 2 * neighbours[, channels])
+        return images.reshape(count, size, size, -1)
+
+    def _ends(self, row: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first and the last slice of the series that each slice is in."""
+        series = self.prepared.series_of(row)
+        starts = np.flatnonzero(np.diff(series, prepend=series[0] - 1))
+        place = np.searchsorted(starts, indices, side="right") - 1
+        return starts[place], np.append(starts[1:], len(series))[place] - 1
 
     def masks(self, row: int, indices: np.ndarray) -> np.ndarray:
         """Return (T, size, size) float32 lesion masks of the slices at `indices`: 1, 0 or nan.
@@ -106,17 +120,37 @@ class SliceStore:
         self._studies.pop(row, None)
         self._masks.pop(row, None)
 
-    def intensity_range(self, row: int) -> np.ndarray:
-        """Return (windows, 2) float32, or (1, 2): the intensities that become 0 and 1."""
+    def intensity_ranges(self, row: int, indices: np.ndarray) -> np.ndarray:
+        """Return the intensities of each slice at `indices` that become 0 and 1.
+
+        Returns:
+            (T, channels, windows, 2) float32; without windows one range, for MR two quantiles of
+            the slice's series in its study.
+        """
+        channels = self.prepared.channels
         if self.input.windows:
-            return np.array(
-                [[c - width / 2, c + width / 2] for c, width in self.input.windows], np.float32
-            )
-        if self.dtype == np.uint8:
-            return np.array([grey_levels(self.input)], np.float32)
-        if row not in self._ranges:
-            self._ranges[row] = quantile_range(self.prepared.slices(row), self.input.percentiles)
-        return self._ranges[row]
+            ranges = [[c - width / 2, c + width / 2] for c, width in self.input.windows]
+        elif self.dtype == np.uint8:
+            ranges = [list(grey_levels(self.input))]
+        else:
+            if row not in self._ranges:
+                self._ranges[row] = self._quantile_ranges(row)
+            return self._ranges[row][indices]
+        every = np.array(ranges, np.float32)
+        return np.broadcast_to(every, (len(indices), channels, *every.shape))
+
+    def _quantile_ranges(self, row: int) -> np.ndarray:
+        """Return (L, channels, 1, 2): those of every slice, by its series."""
+        images, series = self.prepared.slices(row), self.prepared.series_of(row)
+        images = images.reshape(*images.shape[:3], -1)
+        ranges = np.empty((len(images), images.shape[3], 1, 2), np.float32)
+        for number in np.unique(series):
+            inside = series == number
+            for channel in range(images.shape[3]):
+                ranges[inside, channel] = quantile_range(
+                    images[inside, ..., channel], self.input.percentiles
+                )
+        return ranges
 
 
 def _intensity_dtype(prepared: Prepared) -> np.dtype:
@@ -153,7 +187,7 @@ def grey_levels(settings: Input) -> tuple[float, float]:
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
     """Resize slices (T, H, W) to (T, size, size): by area to shrink, bilinearly to grow."""
-    height, width = images.shape[1:]
+    height, width = images.shape[1:3]
     if (height, width) == (size, size):
         return images
     method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
@@ -161,6 +195,6 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def quantile_range(images: np.ndarray, quantiles: tuple[float, float]) -> np.ndarray:
-    """Return (1, 2) float32: two quantiles of a whole study's intensities, never equal."""
+    """Return (1, 2) float32: two quantiles of all intensities of a series, never equal."""
     low, high = np.quantile(images, quantiles)
     return np.array([[low, max(high, low + 1)]], np.float32)

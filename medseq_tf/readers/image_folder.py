@@ -13,11 +13,9 @@ file. Colour is read as luma. What does not fit is left out and named in the aud
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack, get_args
 
@@ -29,21 +27,15 @@ from medseq_tf.readers.labels import LabelTable, TableOptions, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.names import normal_name, what_is_wrong
 from medseq_tf.readers.participants import check_participants
-from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
-from medseq_tf.readers.silence import silenced
+from medseq_tf.readers.picture_study import PictureStudy, in_series
+from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.study import (
-    MOST_SLICES,
-    AuditEntry,
-    Slices,
     SourceIndex,
-    StudySource,
-    UnreadableStudy,
     natural_key,
 )
 from medseq_tf.readers.table import PATIENT_COLUMNS
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-LARGEST_FILE_BYTES = 256 * 2**20
 
 _SLICE_NAME = re.compile(r"(?P<patient>.*[^\s_-])\s*(?:\((?P<bracketed>\d+)\)|[_-](?P<plain>\d+))")
 FOLDER = "folder"
@@ -55,40 +47,6 @@ Layout = Literal["class", "patient"]
 SameNumbers = Literal["same", "different"]
 
 
-@dataclass(frozen=True)
-class PictureStudy(StudySource):
-    """A study whose slices are picture files under `root`, in the order of the scan."""
-
-    root: str
-    files: tuple[str, ...]
-
-    def read(self) -> Slices:
-        """Decode every file that can be decoded; the others become audit entries."""
-        if len(self.files) > MOST_SLICES:
-            raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
-        images, names, audit_entries = [], [], []
-        with silenced():
-            for name in self.files:
-                try:
-                    images.append(decode_picture(_read_bytes(os.path.join(self.root, name))))
-                    names.append(name)
-                except UnreadablePicture as error:
-                    audit_entries.append(AuditEntry("unreadable image", name, str(error)))
-        if not images:
-            raise UnreadableStudy("no slice can be read", audit_entries)
-        return Slices(images, audit_entries=audit_entries, names=names)
-
-
-def _read_bytes(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE_BYTES:
-                raise UnreadablePicture(f"larger than {LARGEST_FILE_BYTES >> 20} MiB")
-            return file.readall()
-    except OSError as error:
-        raise UnreadablePicture(f"cannot be opened ({error.strerror})") from None
-
-
 def index_image_folder(
     source: str | Path,
     labels: str | Path | None = None,
@@ -96,6 +54,8 @@ def index_image_folder(
     positive: str | None = None,
     columns: Sequence[str] | None = None,
     same_numbers: SameNumbers | None = None,
+    series_as: SeriesAs | None = None,
+    series: Sequence[str] | None = None,
     **table: Unpack[TableOptions],
 ) -> SourceIndex:
     """List the studies of a folder of photographs.
@@ -112,6 +72,11 @@ def index_image_folder(
         columns: patient layout: the label columns. Default: all but patient and split.
         same_numbers: class layout: whether a number in two class folders is the `same` patient or
             two `different` ones. Default: that is an error.
+        series_as: patient layout: how the folders in a patient's are read, each of which holds a
+            series: as `channels` of one place in the body, their pictures being as many and as
+            large, in one order; as one `sequence`, one after the other, each slice with a mark; or
+            `separate`, each as a study. Default: as one sequence without marks.
+        series: of those folders which, in that order; default: all.
         **table: patient layout: see `labels.TableOptions`. Class layout: with `classes="folder"`
             the folders exclude each other, every one is a class, and `ordered` may say their order.
 
@@ -130,11 +95,16 @@ def index_image_folder(
     if layout == "patient" and same_numbers is not None:
         raise InputError("same_numbers is for layout=class; with labels, a folder is a patient")
     _refuse_settings_of_the_other_layout(layout, labels, positive, columns, table)
+    if series is not None and series_as is None:
+        raise InputError("series needs series_as: how the series are read")
+    if layout == "class" and series_as is not None:
+        raise InputError("series_as is for layout=patient, a folder a series in the patient's")
 
     folder = Folder(root, EXTENSIONS, ignored=(labels, table.get("participants")))
     if labels is None:
         return _index_classes(folder, positive, same_numbers, table)
-    return _index_patients(folder, read_labels(labels, columns, **table))
+    index = _index_patients(folder, read_labels(labels, columns, **table))
+    return index if series_as is None else in_series(index, series_as, series)
 
 
 def _refuse_settings_of_the_other_layout(

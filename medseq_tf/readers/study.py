@@ -19,6 +19,7 @@ import numpy as np
 
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.columns import OtherColumns
+from medseq_tf.readers.series import Series
 
 MODALITIES = ("photograph", "CT", "MR")
 MOST_SLICES = 10_000
@@ -69,16 +70,19 @@ class Slices:
     """The decoded slices of one study, in scan order.
 
     Attributes:
-        images: T arrays (H, W), uint8 for photographs, int16 (HU) or uint16 otherwise, native size.
+        images: T arrays (H, W), uint8 for photographs, int16 (HU) or uint16 otherwise, native size;
+            (H, W, channels) where series are channels.
         masks: T arrays (H, W) uint8 of 0 and 1 on the grid of their image, or None.
         audit_entries: what was odd while reading, such as an unreadable image.
         names: what each image is called in the audit (its source-relative path); empty: its number.
+        series: which of `SourceIndex.series` each is of; empty where they are no sequence.
     """
 
     images: list[np.ndarray]
     masks: list[np.ndarray] | None = None
     audit_entries: list[AuditEntry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    series: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class SourceIndex:
             matched (`match`). No path and nothing of a patient.
         classes: where the labels exclude each other, what they are; their names are `label_names`.
         columns: which columns beside labels the studies have.
+        series: where a study holds several series, which, and how they are read.
     """
 
     studies: Sequence[StudySource]
@@ -138,6 +143,7 @@ class SourceIndex:
     resolved: dict[str, Any] = field(default_factory=dict)
     classes: Classes | None = None
     columns: OtherColumns | None = None
+    series: Series | None = None
 
     def __post_init__(self):
         self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))

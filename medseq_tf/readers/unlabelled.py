@@ -33,7 +33,8 @@ from medseq_tf.readers import image_folder, volume_file
 from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
-from medseq_tf.readers.image_folder import PictureStudy, parse_slice_name
+from medseq_tf.readers.image_folder import parse_slice_name
+from medseq_tf.readers.picture_study import PictureStudy
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, natural_key
 from medseq_tf.readers.volumes import VolumeStudy, checked_axis, checked_spacing
 

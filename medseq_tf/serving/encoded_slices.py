@@ -156,4 +156,4 @@ def to_input(images: tf.Tensor, ranges: tf.Tensor, settings: recipes.Input) -> t
     Returns:
         float32 (N, H, W, K * R).
     """
-    return (scale_intensities(images, ranges) - settings.mean) / settings.std
+    return (scale_intensities(images, ranges[:, None]) - settings.mean) / settings.std

@@ -119,7 +119,7 @@ def lesion_batch(
         length = int(store.prepared.studies["slices"].iloc[row])
         first = int(rng.integers(max(length - settings.slices, 0) + 1))
         chosen = np.arange(first, min(first + settings.slices, length))
-        ranges = store.intensity_range(int(row))
+        ranges = store.intensity_ranges(int(row), chosen[:1])[0, 0]
         low, high = ranges[0]
         slices = (store.slices(int(row), chosen).astype(np.float32) - low) / (high - low)
         mask = np.zeros_like(slices)
