@@ -91,6 +91,12 @@ OTHERS = _options(
         help="Columns of numbers or of a few names, such as age,sex; their values are kept.",
     ),
 )
+SERIES_AS = click.option(
+    "--series-as",
+    type=click.Choice(["channels", "sequence", "separate"]),
+    help="How a study's series are read: registered ones as channels, one after the other, each "
+    "slice with a mark of its series, or each as a study.",
+)
 AXIS = click.option(
     "--axis", default="axial", show_default=True, help="axial, coronal, sagittal, or 0, 1, 2."
 )
@@ -126,6 +132,8 @@ PREPARED = _options(
     type=click.Choice(["same", "different"]),
     help="Whether a number in two class folders is one patient or two.",
 )
+@SERIES_AS
+@click.option("--series", metavar="A,B,...", help="The series, folders in a patient's.")
 @PREPARED
 def _image_folder(**arguments: Any) -> None:
     """Bare images: CLASS/58 (10).jpg, or a folder a patient and --labels."""

@@ -25,6 +25,7 @@ from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.predictions import SPLIT_NAMES
 from medseq_tf.readers import volumes
 from medseq_tf.readers.dicom import identity
+from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.study import MODALITIES
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
@@ -67,6 +68,7 @@ def test_a_reader_s_options_have_the_defaults_of_its_scan_and_of_prepare(reader)
     [
         (cli.prepare.commands["volumes"], "match", get_args(volumes.Match)),
         (cli.prepare.commands["volumes"], "modality", MODALITIES),
+        (cli.prepare.commands["image-folder"], "series_as", get_args(SeriesAs)),
         (cli.prepare.commands["dicom"], "match", get_args(identity.Match)),
         (cli.evaluate, "split", SPLIT_NAMES),
     ],

@@ -55,7 +55,7 @@ def index_image_folder(
     columns: Sequence[str] | None = None,
     same_numbers: SameNumbers | None = None,
     series_as: SeriesAs | None = None,
-    series: Sequence[str] | None = None,
+    series: str | Sequence[str] | None = None,
     **table: Unpack[TableOptions],
 ) -> SourceIndex:
     """List the studies of a folder of photographs.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers.names import listed
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.series import Series, SeriesAs, checked_series
 from medseq_tf.readers.silence import silenced
@@ -98,17 +99,20 @@ def _read_bytes(path: str) -> bytes:
         raise UnreadablePicture(f"cannot be opened ({error.strerror})") from None
 
 
-def in_series(index: SourceIndex, read_as: SeriesAs, wanted: Sequence[str] | None) -> SourceIndex:
+def in_series(
+    index: SourceIndex, read_as: SeriesAs, wanted: str | Sequence[str] | None
+) -> SourceIndex:
     """Return a source of which each study's files are told apart by the folder of their series."""
     sources = [study for study in index.studies if isinstance(study, PictureStudy)]
     found = {name for study in sources for name in _files_by_series(study)}
-    absent = [name for name in wanted or () if name not in found]
+    asked = None if wanted is None else listed(wanted)
+    absent = [name for name in asked or () if name not in found]
     if absent:
         raise InputError(
             f"no patient of {index.root} has a folder {', '.join(absent)} for a series; there are "
             f"{', '.join(sorted(found, key=natural_key)[:20]) or 'none'}"
         )
-    names = list(wanted or sorted(found, key=natural_key))
+    names = asked or sorted(found, key=natural_key)
     series = checked_series(names, read_as)
     studies: list[PictureStudy] = []
     for study in sources:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers import UnreadableStudy, image_folder, natural_key
+from medseq_tf.readers import UnreadableStudy, natural_key, picture_study
 from medseq_tf.readers.image_folder import index_image_folder, parse_slice_name
 
 
@@ -384,8 +384,8 @@ def test_a_slice_number_of_twenty_digits_is_one_entry(tmp_path):
 
 
 def test_images_are_counted_before_they_are_read(classes, monkeypatch):
-    monkeypatch.setattr(image_folder, "MOST_SLICES", 2)
-    monkeypatch.setattr(image_folder, "_read_bytes", lambda path: pytest.fail("was read"))
+    monkeypatch.setattr(picture_study, "MOST_SLICES", 2)
+    monkeypatch.setattr(picture_study, "_read_bytes", lambda path: pytest.fail("was read"))
     with pytest.raises(UnreadableStudy, match="3 images; a study has at most 2"):
         index_image_folder(classes).studies[0].read()
 
