@@ -14,9 +14,11 @@ from medseq_tf.dataset import holdout_reuse, selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics
+from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.predictions import by_study, cut_arrays, predict_split, stored_predictions
 from medseq_tf.evaluation.results_text import comparison_text
 from medseq_tf.evaluation.scoring import columns_in_front, score, selection_note
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run, RunOrPath
 
 
@@ -30,15 +32,17 @@ class Comparison:
             95% interval, `p` (two-sided), `p_adjusted` (Holm's, for all tests of the table),
             `method`, `note`.
         notes: studies that are left out.
+        classes: what is told apart; None of yes/no labels.
     """
 
     table: pd.DataFrame
     differences: pd.DataFrame
     notes: list[str]
+    classes: Classes | None = None
 
     def text(self) -> str:
         """Return the comparison for a terminal."""
-        return comparison_text(self.table, self.differences, self.notes)
+        return comparison_text(self.table, self.differences, self.notes, self.classes)
 
     def _repr_html_(self) -> str:
         return self.differences.to_html(index=False, float_format=lambda v: f"{v:.3f}")
@@ -64,13 +68,7 @@ def compare(
     opened = [Run.open(run) for run in runs]
     if len(opened) < 2:
         raise InputError(f"{len(opened)} run given: a comparison needs at least two")
-    labels = opened[0].dataset["label_names"]
-    for run in opened[1:]:
-        if run.dataset["label_names"] != labels:
-            raise InputError(
-                f"{run.path}: predicts {', '.join(run.dataset['label_names'])}, the run "
-                f"{opened[0].path} predicts {', '.join(labels)}"
-            )
+    shared_labels(opened)
     by_name = name_runs(opened)
     if data is None:
         if split == "all":
@@ -84,6 +82,41 @@ def compare(
         for run, table in zip(opened, tables, strict=True):
             holdout_reuse.record(prepared, table["study"], run.experiment)
     return compared
+
+
+def shared_labels(runs: Sequence[Run]) -> tuple[list[str], Classes | None]:
+    """Return the labels that all runs predict, and what classes they are, if they are.
+
+    Classes are brought together by name: they may stand in another order, which means something of
+    ordered ones alone.
+
+    Raises:
+        InputError: a run predicts other labels or classes than the first, or grades of another
+            order.
+    """
+    first = max(runs, key=lambda run: run.classes is not None and run.classes.ordered)
+    for run in runs:
+        if _told_apart(run, first) != _told_apart(first, run):
+            raise InputError(
+                f"{run.path}: predicts {_in_words(run)}, the run {first.path} predicts "
+                f"{_in_words(first)}"
+            )
+    return first.dataset["label_names"], first.classes
+
+
+def _told_apart(run: Run, other: Run) -> tuple[bool, list[str]]:
+    """Return whether a run predicts classes, and which; in their order where both have one."""
+    names, has_order = run.dataset["label_names"], True
+    if run.classes and other.classes:
+        has_order = run.classes.ordered and other.classes.ordered
+    return run.classes is not None, names if has_order else sorted(names)
+
+
+def _in_words(run: Run) -> str:
+    names = run.dataset["label_names"]
+    if run.classes is None:
+        return ", ".join(names)
+    return f"one of {' < '.join(names) if run.classes.ordered else ', '.join(names)}"
 
 
 def name_runs(runs: Sequence[Run]) -> dict[str, Run]:
@@ -106,14 +139,18 @@ def compare_runs(
     predictions: Sequence[pd.DataFrame],
     contents: Mapping[str, str],
     resamples: int = 2000,
+    costs: np.ndarray | None = None,
 ) -> Comparison:
     """Compare the predictions of runs; of recipes chosen on these patients nothing is concluded.
 
     The runs are by name, as `name_runs` gives them, `contents` the studies' content hashes, by id.
+
+    Raises:
+        InputError: see `shared_labels` and `compare_tables`.
     """
     tables = dict(zip(runs, predictions, strict=True))
-    labels = next(iter(runs.values())).dataset["label_names"]
-    compared = compare_tables(tables, labels, resamples)
+    labels, classes = shared_labels([*runs.values()])
+    compared = compare_tables(tables, labels, resamples, classes, costs)
     table, differences, notes = compared.table, compared.differences, [*compared.notes]
     for name, run in runs.items():
         if words := selection_note(run.experiment, tables[name], contents):
@@ -121,13 +158,20 @@ def compare_runs(
             table = selection.without_intervals(table, table["model"] == name, selection.LABEL)
             rows = (differences["model"] == name) | (differences["other"] == name)
             differences = selection.without_intervals(differences, rows, selection.LABEL)
-    return Comparison(table, differences, notes)
+    return Comparison(table, differences, notes, classes)
 
 
 def compare_tables(
-    predictions: Mapping[str, pd.DataFrame], label_names: Sequence[str], resamples: int = 2000
+    predictions: Mapping[str, pd.DataFrame],
+    label_names: Sequence[str],
+    resamples: int = 2000,
+    classes: Classes | None = None,
+    costs: np.ndarray | None = None,
 ) -> Comparison:
     """Compare tables of predictions, by the models' names, on the studies in all of them.
+
+    `classes` are what the labels are, if they exclude each other, and `costs` (true, called) those
+    of their calls.
 
     Raises:
         InputError: no study in common, or two tables that disagree on its label.
@@ -135,15 +179,18 @@ def compare_tables(
     label_names = list(label_names)
     shared, notes = _shared_studies(predictions)
     tables = [
-        score(rows.assign(split="shared"), label_names, resamples)
+        score(rows.assign(split="shared"), label_names, resamples, classes, costs)
         .drop(columns="split")
         .assign(model=name)
         for name, rows in shared.items()
     ]
-    pairs = [
-        _differences(shared[a], shared[b], label_names, resamples).assign(model=a, other=b)
-        for a, b in combinations(shared, 2)
-    ]
+    pairs = []
+    for a, b in combinations(shared, 2):
+        if classes:
+            differences = _class_differences(shared[a], shared[b], classes, resamples, costs)
+        else:
+            differences = _differences(shared[a], shared[b], label_names, resamples)
+        pairs.append(differences.assign(model=a, other=b))
     table = pd.concat(tables, ignore_index=True)
     differences = _adjusted(pd.concat(pairs, ignore_index=True))
     if all((rows["split"] == "validation").any() for rows in predictions.values()):
@@ -156,6 +203,7 @@ def compare_tables(
         columns_in_front(table, ["model"]),
         columns_in_front(differences, ["label", "metric", "model", "other"]),
         notes,
+        classes,
     )
 
 
@@ -211,6 +259,30 @@ def _differences(
         cuts=(cut_arrays(first, label_names), cut_arrays(second, label_names)),
     )
     return table.assign(question=cross_validation.FITTED)
+
+
+def _class_differences(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    classes: Classes,
+    resamples: int,
+    costs: np.ndarray | None,
+) -> pd.DataFrame:
+    """Return the differences of two models of classes, those of all classes together first."""
+    first, second = (ClassTable.of(rows, classes).known for rows in (a, b))
+    if "fold" in a or "fold" in b:
+        table = cross_validation.compare_class_folds(first, second, resamples, costs)
+        return table.assign(question=cross_validation.RECIPE)
+    table = metrics.compare_classes(
+        first.truth,
+        (first.probabilities, second.probabilities),
+        classes,
+        (first.called, second.called),
+        first.patients,
+        costs,
+    )
+    order = np.argsort(table["label"] != classes.column, kind="stable")
+    return table.iloc[order].assign(question=cross_validation.FITTED)
 
 
 def _described(differences: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:

@@ -162,7 +162,7 @@ def evaluate(
     if others:
         of_others = (predict_split(other, prepared, split, costs_of) for other in others)
         tables = [predictions, *of_others]
-        comparison = compare_runs(models, tables, contents, resamples)
+        comparison = compare_runs(models, tables, contents, resamples, costs_of)
     if split != "validation":
         for read_by in (*others, model):  # what was refused above has read nobody
             reads = holdout_reuse.record(prepared, predictions["study"], read_by.experiment)

@@ -137,18 +137,23 @@ def subgroup_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
     return "\n".join(filter(None, [*lines, metrics.multiplicity(int(table["low"].count()))]))
 
 
-def comparison_text(table: pd.DataFrame, differences: pd.DataFrame, notes: list[str]) -> str:
+def comparison_text(
+    table: pd.DataFrame,
+    differences: pd.DataFrame,
+    notes: list[str],
+    classes: Classes | None = None,
+) -> str:
     """Return the metrics of several models and their differences as text."""
     width, labels = _width(table["model"], 5), _width(table["label"], 5)
     lines = [f"{'model':<{width}}{'label':<{labels}}{'metric':<31}{'value':>6}   95% interval"]
-    for row in reported(table).itertuples():
+    for row in reported(table, classes).itertuples():
         lines.append(
             f"{row.model:<{width}}{row.label:<{labels}}{row.metric:<31}"
             f"{number(row.value):>6}   {interval(row.low, row.high)}"
         )
     lines += ["", "differences, on the same patients"]
     tests = int(differences["p"].notna().sum())
-    for row in reported(differences).itertuples():
+    for row in reported(differences, classes).itertuples():
         p = "" if pd.isna(row.p) else f"   p = {row.p:.3f}"
         if p and row.p_adjusted != row.p:
             p += f", {row.p_adjusted:.3f} adjusted for {tests} tests"
