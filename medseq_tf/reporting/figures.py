@@ -30,7 +30,8 @@ class Drawing(NamedTuple):
     words: str
 
 
-def _axis(**settings: Any) -> tuple[Figure, Any]:
+def panel(**settings: Any) -> tuple[Figure, Any]:
+    """Return a figure of the reports' usual size and its one pair of axes."""
     figure = Figure(figsize=(4.6, 3.7), layout="constrained")
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
@@ -61,8 +62,8 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
     """Draw loss and monitored metric by epoch, a line per run."""
     monitor = runs[0].experiment.fit.monitor
     name = "AUROC" if monitor == "auroc" else monitor.replace("_", " ")
-    losses, left = _axis(xlabel="epoch", ylabel="loss")
-    metric, right = _axis(xlabel="epoch", ylabel=f"validation {name}")
+    losses, left = panel(xlabel="epoch", ylabel="loss")
+    metric, right = panel(xlabel="epoch", ylabel=f"validation {name}")
     best = []
     for number, run in enumerate(runs):
         history, first = run.history, number == 0
@@ -93,7 +94,7 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
 
 def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000) -> Drawing:
     """Draw the ROC curve of each label, with its band, and the operating point."""
-    figure, axis = _axis(
+    figure, axis = panel(
         xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
@@ -124,7 +125,7 @@ def precision_recall(
     predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000
 ) -> Drawing:
     """Draw precision by recall of each label, with its band; chance is the share of positives."""
-    figure, axis = _axis(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.02))
+    figure, axis = panel(xlabel="recall", ylabel="precision", xlim=(-0.01, 1.01), ylim=(0, 1.02))
     words = []
     for label, color, rows in _rankable(predictions, labels):
         truth, probability = _arrays(rows)
@@ -148,7 +149,7 @@ def precision_recall(
 
 def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8) -> Drawing:
     """Draw the observed share of positives by predicted probability, before and after scaling."""
-    figure, axis = _axis(
+    figure, axis = panel(
         xlabel="predicted probability",
         ylabel="observed share of positives",
         xlim=(-0.01, 1.01),
@@ -186,7 +187,7 @@ def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8)
 
 def decision(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000) -> Drawing:
     """Draw the net benefit of acting on the scaled probability, on everyone, on no one."""
-    figure, axis = _axis(xlabel="probability at which one would act", ylabel="net benefit")
+    figure, axis = panel(xlabel="probability at which one would act", ylabel="net benefit")
     words, highest = [], 0.05
     for label, color, rows in _rankable(predictions, labels):
         curve = metrics.decision_curve(

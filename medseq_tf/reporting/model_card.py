@@ -11,6 +11,7 @@ from medseq_tf.dataset import leakage, selection
 from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.files import write_text
+from medseq_tf.reporting import class_report
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
 from medseq_tf.runs.run import Run
 
@@ -22,14 +23,14 @@ def write(run: Run, audit: leakage.Audit | None = None) -> None:
 
 def card(run: Run, audit: leakage.Audit | None = None) -> str:
     """Return the model card of a finished run as Markdown."""
-    recipe, dataset = run.experiment, run.dataset
-    scores = results_text.reported(run.metrics)
+    recipe, dataset, classes = run.experiment, run.dataset, run.classes
+    scores = results_text.reported(run.metrics, classes)
     metrics = scores.assign(
         value=scores["value"].map(number),
         interval=[interval(*bounds) for bounds in scores[["low", "high"]].to_numpy(float)],
     )
     origin = "; ".join(selection.origins(recipe))
-    return render_markdown(
+    text = render_markdown(
         "model_card.md.j2",
         run=run,
         folds=run.folds,
@@ -45,8 +46,10 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         metrics=list(metrics.itertuples()),
         notes=list(dict.fromkeys(note for note in metrics["note"] if note)),
         used_for_selection=selection.LABEL,
-        limits_of_use=LIMITS_OF_USE,
+        classes=classes,
+        **(class_report.sentences(classes) if classes else {"limits_of_use": LIMITS_OF_USE}),
     )
+    return class_report.without_threshold(text) if classes else text
 
 
 def _partitions(run: Run) -> str:

@@ -11,10 +11,14 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-LIMITS_OF_USE = (
+_ANY_LIMITS = (
     "A research result, not a medical device. No diagnosis, treatment or triage may rest on it. It "
     "says nothing about patients, scanners or hospitals unlike those below, nothing about findings "
-    "other than those it was trained on, and a negative call rules nothing out."
+    "other than those it was trained on"
+)
+LIMITS_OF_USE = f"{_ANY_LIMITS}, and a negative call rules nothing out."
+LIMITS_OF_CLASSES = (
+    f"{_ANY_LIMITS}, and a call of one class rules no other out, nor that the patient has none."
 )
 
 _MARKUP = re.compile(r"[\\|`*~\[\]]|(?<![^\W_])_|_(?![^\W_])")

@@ -21,11 +21,12 @@ from medseq_tf.dataset import subgroups as subgroups_by_source
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
+from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import destination, write_text
-from medseq_tf.reporting import figures, tables
+from medseq_tf.reporting import class_figures, class_report, figures, tables
 from medseq_tf.reporting.figures import Drawing
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, Picture, picture, render_html
 from medseq_tf.runs.run import Run, RunOrPath
@@ -125,6 +126,7 @@ def page(
     selected = selection.noted_in(scores)
     predictions = run.predictions
     predictions = predictions[predictions["split"] == split].assign(selected=bool(selected))
+    classes = run.classes
     context = {
         "run": run,
         "folds": run.folds,
@@ -134,20 +136,36 @@ def page(
         "images": images,
         "nothing_held_out": predictions.empty,
         "versions": json.dumps(run.info, indent=1),
+        "classes": classes,
         **_data(run, audit),
     }
+    if classes:
+        context |= class_report.data(run, classes, predictions, split)
     drawings = figures.training(run.folds or [run])
     if not predictions.empty:
-        evaluated = figures.evaluation(predictions, run.dataset["label_names"])
+        if classes:
+            tested = ClassTable.of(predictions, classes)
+            evaluated = class_figures.evaluation(tested.known)
+            context |= {
+                **class_report.summary(scores, tested.known),
+                **class_report.metric_tables(run, classes, scores),
+                **_common(run, scores),
+                **class_report.calls(run, classes, predictions, groups, selected),
+            }
+            explained = [class_report.explained(study, tested, images) for study in explanations]
+        else:
+            evaluated = figures.evaluation(predictions, run.dataset["label_names"])
+            context |= {
+                **_summary(scores),
+                **_metrics(run, scores),
+                **_common(run, scores),
+                **_calls(run, predictions, groups, selected),
+            }
+            explained = [_explained(study, images) for study in explanations]
         drawings = [*evaluated, *drawings]
-        context |= {
-            "has_curves": bool(evaluated),
-            **_summary(scores),
-            **_metrics(run, scores),
-            **_calls(run, predictions, groups, selected),
-            "explained": [_explained(study, images) for study in explanations],
-        }
-    return render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
+        context |= {"has_curves": bool(evaluated), "explained": explained}
+    text = render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
+    return class_report.without_threshold(text) if classes else text
 
 
 def _data(run: Run, audit: leakage.Audit | None) -> dict[str, Any]:
@@ -172,13 +190,7 @@ def _summary(scores: pd.DataFrame) -> dict[str, Any]:
     auroc = rows.loc["auroc"]
     return {
         "key_metrics": [
-            {
-                "name": tables.metric_name(metric),
-                "value": tables.number(rows.loc[metric, "value"]),
-                "interval": "no interval"
-                if pd.isna(rows.loc[metric, "low"])
-                else tables.interval(*rows.loc[metric, ["low", "high"]]),
-            }
+            tables.key_metric(tables.metric_name(metric), rows.loc[metric])
             for metric in ("auroc", "average_precision", "recall", "specificity", "brier")
         ],
         "averaged_labels": of_labels["label"].nunique() if several else 0,
@@ -212,12 +224,19 @@ def _few_patients(of_labels: pd.DataFrame) -> bool:
 def _metrics(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
     """Return the table of metrics, and that of the folds."""
     return {
+        "metric_table": tables.metric_rows(scores),
+        "fold_table": tables.folds(run.predictions) if run.folds else None,
+    }
+
+
+def _common(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return what is said of any metrics."""
+    return {
         "validation_is_optimistic": selection.VALIDATION,
         "questions": {"fitted": cross_validation.FITTED, "recipe": cross_validation.RECIPE},
         "reads": run.reads,
-        "metric_table": tables.metric_rows(scores),
         "metric_multiplicity": metrics.multiplicity(int(scores["low"].notna().sum())),
-        "fold_table": tables.folds(run.predictions) if run.folds else None,
+        "covariates_table": None,
     }
 
 
@@ -228,7 +247,6 @@ def _calls(
     label_names = run.dataset["label_names"]
     fitted = [model.temperatures for model in run.folds or [run]]
     by_group = tables.subgroup_scores(predictions, label_names, groups, selected)
-    intervals = 0 if by_group.empty else int(by_group["low"].notna().sum())
     return {
         "any_positive": results_text.ANY_POSITIVE,
         "confusion": list(scoring.confusion_table(predictions).itertuples()),
@@ -238,7 +256,7 @@ def _calls(
         },
         "calibration_table": tables.calibration(predictions, selected),
         "subgroup_table": tables.subgroups(by_group),
-        "subgroup_multiplicity": metrics.multiplicity(intervals),
+        "subgroup_multiplicity": tables.multiplicity(by_group),
         "patient_table": tables.patients(predictions),
     }
 

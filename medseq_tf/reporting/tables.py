@@ -11,6 +11,7 @@ import pandas as pd
 from medseq_tf.dataset import selection
 from medseq_tf.evaluation import metrics, results_text, scoring
 from medseq_tf.evaluation.metrics import interval_text
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run
 
 NAMES = {
@@ -33,6 +34,7 @@ NAMES = {
 """Of metrics; others are called by their key."""
 
 MISSING = "–"
+MOST_PROBABLE = "the most probable class"
 
 
 class Table(NamedTuple):
@@ -80,8 +82,16 @@ def interval(low: float, high: float) -> str:
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _intervals(frame: pd.DataFrame) -> list[str]:
+def intervals(frame: pd.DataFrame) -> list[str]:
+    """Write the interval of each row."""
     return [interval(low, high) for low, high in frame[["low", "high"]].astype(float).to_numpy()]
+
+
+def key_metric(name: str, row: pd.Series) -> dict[str, str]:
+    """Return what stands in the box of a key metric."""
+    has_interval = not pd.isna(row["low"])
+    words = interval(row["low"], row["high"]) if has_interval else "no interval"
+    return {"name": name, "value": number(row["value"]), "interval": words}
 
 
 def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -107,7 +117,7 @@ def metric_rows(scores: pd.DataFrame) -> Table:
                 "label": shown["label"],
                 "metric": shown["metric"].map(metric_name),
                 "value": shown["value"].map(number),
-                "95% interval": _intervals(shown),
+                "95% interval": intervals(shown),
                 "method": shown["interval"].fillna(""),
                 "note": shown["note"].fillna(""),
             }
@@ -135,9 +145,11 @@ def folds(predictions: pd.DataFrame) -> Table:
     return table(wide.assign(metric=wide["metric"].map(metric_name)))
 
 
-def calibration(predictions: pd.DataFrame, selected: str) -> Table:
+def calibration(predictions: pd.DataFrame, selected: str, classes: Classes | None = None) -> Table:
     """List calibration before and after temperature scaling; `selected`: why without intervals."""
-    scores = _without_intervals(scoring.calibration_table(predictions), selected)
+    scores = without_intervals(scoring.calibration_table(predictions, classes), selected)
+    if classes:
+        scores["label"] = scores["label"].replace(classes.column, MOST_PROBABLE)
     rows = pd.DataFrame({"label": scores["label"], "metric": scores["metric"].map(metric_name)})
     for when, name in (("before", "as predicted"), ("after", "scaled")):
         rows[name] = scores[when].map(number)
@@ -155,7 +167,7 @@ def subgroups(scores: pd.DataFrame) -> Table:
         count = f"{of_group['n'].iat[0]} ({of_group['positives'].iat[0]})"
         row = {"subgroup": subgroup, "group": group, "label": label, "studies (positive)": count}
         for score, words in zip(
-            of_group.to_dict(orient="records"), _intervals(of_group), strict=True
+            of_group.to_dict(orient="records"), intervals(of_group), strict=True
         ):
             row[metric_name(score["metric"])] = f"{number(score['value'])} ({words})"
         notes = dict.fromkeys(note for note in of_group["note"] if note)
@@ -168,12 +180,20 @@ def subgroup_scores(
     label_names: Sequence[str],
     groups: pd.DataFrame | None,
     selected: str,
+    classes: Classes | None = None,
 ) -> pd.DataFrame:
     """Score the subgroups; those of studies used for selection get no intervals."""
-    return _without_intervals(scoring.subgroup_table(predictions, label_names, groups), selected)
+    scores = scoring.subgroup_table(predictions, label_names, groups, classes=classes)
+    return without_intervals(scores, selected)
 
 
-def _without_intervals(scores: pd.DataFrame, selected: str) -> pd.DataFrame:
+def multiplicity(scores: pd.DataFrame) -> str:
+    """Return what to expect of the intervals of scores."""
+    return metrics.multiplicity(0 if scores.empty else int(scores["low"].notna().sum()))
+
+
+def without_intervals(scores: pd.DataFrame, selected: str) -> pd.DataFrame:
+    """Return scores without intervals where their studies were `selected` by, which says how."""
     every = np.full(len(scores), bool(selected))
     return scores if scores.empty else selection.without_intervals(scores, every, selected)
 

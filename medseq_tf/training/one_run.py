@@ -192,9 +192,8 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
         if audit.slices is not None:
             with atomic(run.path / SLICES) as temporary:
                 audit.slices.to_parquet(temporary, index=False)
-        if not prepared.classes:
-            report.write(run, audit)
-            model_card.write(run, audit)
+        report.write(run, audit)
+        model_card.write(run, audit)
         tracker.tags(_tags(table))
     tracker.metrics(_named_metrics(table, prepared))
     for name in LOGGED:

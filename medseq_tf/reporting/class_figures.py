@@ -1,0 +1,167 @@
+"""Figures of classes that exclude each other; names stand beside them, in no figure.
+
+A name may be long, and of any script. So each class has a line of its own (`Line`), and the page
+says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.class_table import ClassTable
+from medseq_tf.evaluation.explain.explanation import Explanation
+from medseq_tf.evaluation.metrics.interval_text import number
+from medseq_tf.readers.classes import Classes
+from medseq_tf.reporting.figures import COLORS, FAINT, QUIET, Drawing, panel
+
+LINE_COLORS = (*COLORS, "#3c4650")
+DASHES = ("", "6 3", "2 2")
+"""As SVG writes them: one pattern more each time that the colours are used up."""
+
+UNIT = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01)}
+
+
+class Line(NamedTuple):
+    """How a class is drawn.
+
+    Attributes:
+        name: of the class.
+        color: as HTML writes it.
+        dashes: lengths drawn and left out, as SVG writes them; empty of a whole line.
+    """
+
+    name: str
+    color: str
+    dashes: str
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """The same for Matplotlib."""
+        lengths = tuple(map(float, self.dashes.split()))
+        return {"color": self.color, "linestyle": (0, lengths or None)}
+
+
+def lines(classes: Classes) -> list[Line]:
+    """Return the line of each class, no two alike for up to 18 of them."""
+    colors, patterns = len(LINE_COLORS), len(DASHES)
+    return [
+        Line(name, LINE_COLORS[i % colors], DASHES[i // colors % patterns])
+        for i, name in enumerate(classes.names)
+    ]
+
+
+def evaluation(tested: ClassTable) -> list[Drawing]:
+    """Draw all figures of predictions of known class; none without two classes."""
+    if (tested.truth.sum(axis=0) > 0).sum() < 2:
+        return []
+    return [roc(tested), reliability_of_calls(tested), reliability(tested)]
+
+
+def roc(tested: ClassTable) -> Drawing:
+    """Draw each class against the rest; of folds the mean of their curves; a dot for the calls."""
+    figure, axis = panel(xlabel="1 - specificity", ylabel="sensitivity", **UNIT)
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    for i, line in _rankable(tested):
+        axis.plot(*_mean_curve(tested, i), **line.style)
+        has, called = tested.truth[:, i] == 1, tested.called == i
+        axis.plot(called[~has].mean(), called[has].mean(), "o", color=line.color, markersize=5)
+    of_folds = ", the mean of the folds' curves" if "fold" in tested.studies else ""
+    words = f"ROC curve of each class against the rest{of_folds}. A dot is where its calls lie."
+    return Drawing(figure, "ROC, each class against the rest", words)
+
+
+def _mean_curve(tested: ClassTable, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return false positive rates and sensitivities of a class; each model ranks its own."""
+    curves = [
+        metrics.roc_points(tested.truth[rows, i], tested.probabilities[rows, i])
+        for rows in _by_model(tested, i)
+    ]
+    points = [(c["false_positive_rate"].to_numpy(), c["sensitivity"].to_numpy()) for c in curves]
+    if len(points) == 1:
+        return points[0]
+    grid = np.linspace(0, 1, 201)
+    mean = np.mean([np.interp(grid, *point) for point in points], axis=0)
+    return np.r_[0, grid], np.r_[0, mean]
+
+
+def _by_model(tested: ClassTable, i: int) -> list[np.ndarray]:
+    """Return the rows of each model that a class can be told from the rest in."""
+    everything = pd.Series(1, tested.studies.index)
+    rows = tested.studies.groupby(tested.studies.get("fold", everything)).indices.values()
+    return [own for own in rows if len(set(tested.truth[own, i])) == 2]
+
+
+def _rankable(tested: ClassTable) -> Iterator[tuple[int, Line]]:
+    """Yield number and line of each class that some model could tell from the rest."""
+    for i, line in enumerate(lines(tested.classes)):
+        if _by_model(tested, i):
+            yield i, line
+
+
+def reliability_of_calls(tested: ClassTable, bins: int = 8) -> Drawing:
+    """Draw how often the most probable class is right, by its probability, before and after."""
+    figure, axis = panel(
+        xlabel="probability of the most probable class", ylabel="share that is right", **UNIT
+    )
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    words, true = [], tested.truth.argmax(axis=1)
+    for probabilities, name, style in (
+        (tested.probabilities, "as predicted", {"linestyle": "--", "alpha": 0.5}),
+        (tested.calibrated, "scaled", {"linestyle": "-"}),
+    ):
+        top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == true
+        curve = metrics.reliability_curve(right, top, bins)
+        axis.plot(curve["probability"], curve["observed"], marker="o", color=COLORS[0],
+                  markersize=5, label=name, **style)  # fmt: skip
+        words.append(f"{name} {number(float(metrics.expected_calibration_error(right, top)))}")
+    if not tested.studies["study"].duplicated().any():
+        axis.vlines(curve["probability"], curve["low"], curve["high"], color=COLORS[0], lw=0.9)
+        for row in curve.itertuples():
+            axis.annotate(f"{row.n}", (row.probability, row.high), xytext=(0, 2), color=QUIET,
+                          textcoords="offset points", ha="center", fontsize=7)  # fmt: skip
+    axis.legend(frameon=False, fontsize="small", loc="best")
+    text = (
+        "How often the most probable class is the true one, by its probability. Expected "
+        f"calibration error: {', '.join(words)}."
+    )
+    return Drawing(figure, "Calibration of the most probable class", text)
+
+
+def reliability(tested: ClassTable, bins: int = 6) -> Drawing:
+    """Draw how often each class is the true one, by its scaled probability."""
+    figure, axis = panel(xlabel="scaled probability", ylabel="share that has the class", **UNIT)
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    for i, line in _rankable(tested):
+        curve = metrics.reliability_curve(tested.truth[:, i], tested.calibrated[:, i], bins)
+        axis.plot(curve["probability"], curve["observed"], marker="o", markersize=4, **line.style)
+    words = "How often each class is the true one, by its probability after scaling."
+    return Drawing(figure, "Calibration by class", words)
+
+
+def running(explanation: Explanation, classes: Classes, called: int) -> Drawing | None:
+    """Draw the probability of each class after each slice, the called one's thicker.
+
+    None where the model has no running probability of more than one class.
+    """
+    rows = explanation.slices[explanation.slices["running"].notna()]
+    if rows["label"].nunique() < 2:
+        return None
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    for i, line in enumerate(lines(classes)):
+        own = rows[rows["label"] == line.name]
+        width = 2.6 if i == called else 1.1
+        axis.plot(np.arange(len(own)), own["running"], linewidth=width, **line.style)
+    own = rows[rows["label"] == classes.names[0]]
+    every = max(1, -(-len(own) // 20))
+    axis.set_xticks(np.arange(len(own))[::every], own["slice"][::every])
+    axis.set(xlabel="slice", ylabel="probability so far", ylim=(-0.01, 1.01))
+    words = "Probability of each class after each slice; the called class has the thick line."
+    return Drawing(figure, "", words)

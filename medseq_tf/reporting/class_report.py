@@ -1,0 +1,172 @@
+"""What a report says of a run of classes that exclude each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from medseq_tf.evaluation import metrics
+from medseq_tf.evaluation.class_table import ClassTable
+from medseq_tf.evaluation.explain.explanation import Explanation
+from medseq_tf.evaluation.metrics.interval_text import number, with_interval
+from medseq_tf.readers.classes import Classes
+from medseq_tf.reporting import class_figures, class_tables, tables
+from medseq_tf.reporting.class_tables import short_name, together
+from medseq_tf.reporting.rendering import LIMITS_OF_CLASSES, picture
+from medseq_tf.runs.run import Run
+
+KEY_METRICS = ("accuracy", "balanced_accuracy", "auroc", "kappa", "log_loss")
+KEY_METRICS_OF_GRADES = (*KEY_METRICS[:3], "kappa_quadratic", "mean_absolute_error")
+ONE_OF_THESE = (
+    "Every study is called one of these classes, also one that has none of them: the probabilities "
+    "add up to 1 whatever the images show."
+)
+
+
+def sentences(classes: Classes) -> dict[str, str]:
+    """Return what reports and model cards say of any model of these classes."""
+    order = f"The classes of {classes.column} exclude each other and have no order."
+    if classes.ordered:
+        order = f"The classes of {classes.column} are ordered: {' < '.join(classes.names)}."
+    return {
+        "order": order,
+        "call_rule": "The most probable class is called.",
+        "one_of_these": ONE_OF_THESE,
+        "limits_of_use": LIMITS_OF_CLASSES,
+    }
+
+
+def without_threshold(text: str) -> str:
+    """Return a page that names no threshold among what validation chose: classes have none."""
+    chosen = "the epoch, the threshold and the temperature"
+    return text.replace(chosen, chosen.replace(", the threshold", ""))
+
+
+def data(run: Run, classes: Classes, predictions: pd.DataFrame, split: str) -> dict[str, Any]:
+    """Return the classes, how many studies each has, and how one of them is called."""
+    counts = run.dataset["counts"]["labels"]
+    return {
+        **sentences(classes),
+        "label_counts": class_tables.class_counts(counts, predictions, split, classes),
+        "class_lines": class_figures.lines(classes),
+    }
+
+
+def summary(scores: pd.DataFrame, tested: ClassTable) -> dict[str, Any]:
+    """Return the key metrics, the sentence of the result, and what is to be said of chance.
+
+    `tested` are the predictions of known class.
+    """
+    rows = together(scores, tested.classes)
+    shown = KEY_METRICS_OF_GRADES if tested.classes.ordered else KEY_METRICS
+    patients = _patients_by_class(tested)
+    return {
+        "key_metrics": [tables.key_metric(short_name(name), rows.loc[name]) for name in shown],
+        "result": _result(rows, tested, patients),
+        "chance": _against_chance(rows.loc["auroc"], patients),
+        "auroc_note": rows.loc["auroc", "note"],
+        "few_patients": metrics.FEW_PATIENTS,
+        "untested_classes": [name for name, of in patients.items() if not of],
+    }
+
+
+def _patients_by_class(tested: ClassTable) -> dict[str, int]:
+    """Return how many patients have a study of each class."""
+    patients = pd.Series(tested.patients)
+    return {
+        name: patients[has].nunique()
+        for name, has in zip(tested.classes.names, tested.truth.T == 1, strict=True)
+    }
+
+
+def _result(rows: pd.DataFrame, tested: ClassTable, patients: dict[str, int]) -> dict[str, Any]:
+    """Return how many calls are right, of whom, and what one call for all would be."""
+    figures = rows[["value", "low", "high"]].astype(float)
+    by_class = pd.DataFrame(tested.truth).groupby(tested.studies["study"]).first().sum()
+    studies = tested.studies["study"].nunique()
+    most = int(by_class.to_numpy().argmax())
+    return {
+        **{metric: with_interval(*figures.loc[metric]) for metric in figures.index},
+        "studies": studies,
+        "patients": tested.studies["patient"].nunique(),
+        "by_class": patients,
+        "most_frequent": tested.classes.names[most],
+        "share_of_most_frequent": number(by_class[most] / studies),
+    }
+
+
+def _against_chance(auroc: pd.Series, patients: dict[str, int]) -> str:
+    """Return how the macro AUROC compares with chance, as far as it can be said."""
+    if pd.isna(auroc["value"]):
+        return "unknown"
+    if pd.isna(auroc["low"]):
+        return "no interval"
+    if min(of for of in patients.values() if of) < metrics.FEW_PATIENTS:
+        return "few"
+    if auroc["low"] <= 0.5 <= auroc["high"]:
+        return "not better"
+    return "worse" if auroc["high"] < 0.5 else "better"
+
+
+def metric_tables(run: Run, classes: Classes, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return the tables of metrics: of all classes, by class, and by fold."""
+    folds = None
+    if run.folds:
+        predictions = run.predictions
+        folds = class_tables.folds(predictions[predictions["split"] == "test"], classes)
+    return {
+        "metric_table": class_tables.metric_rows(together(scores, classes)),
+        "class_metric_table": class_tables.by_class(scores, classes),
+        "interval_methods": class_tables.interval_methods(scores, classes),
+        "fold_table": folds,
+    }
+
+
+def calls(
+    run: Run,
+    classes: Classes,
+    predictions: pd.DataFrame,
+    groups: pd.DataFrame | None,
+    selected: str,
+) -> dict[str, Any]:
+    """Return what is said of the calls: the confusion matrix, calibration, subgroups, studies."""
+    table = ClassTable.of(predictions, classes)
+    by_group = tables.subgroup_scores(predictions, classes.names, groups, selected, classes)
+    fitted = [model.temperatures.get(classes.column, 1.0) for model in run.folds or [run]]
+    return {
+        "confusion_matrix": class_tables.confusion(predictions, classes, selected),
+        "worst_table": class_tables.worst(table),
+        "cost_table": None,
+        "temperatures": [f"{temperature:.2f}" for temperature in fitted],
+        "calibration_table": tables.calibration(predictions, selected, classes),
+        "subgroup_table": class_tables.subgroups(by_group, classes),
+        "subgroup_multiplicity": tables.multiplicity(by_group),
+        "patient_table": class_tables.studies(table),
+    }
+
+
+def explained(explanation: Explanation, tested: ClassTable, images: bool) -> dict[str, Any]:
+    """Return what is shown of a chosen study: its call, what led to it, slice by slice."""
+    classes = tested.classes
+    row = int((tested.studies["study"] == explanation.study).to_numpy().argmax())
+    called, is_known = tested.called[row], tested.is_known[row]
+    parts = []
+    for label in explanation.labels:
+        slices = ", ".join(map(str, explanation.top(3, label)["slice"]))
+        words = f"Importance of each slice for {label}; slices {slices} spoke most for it"
+        sheet = None
+        if images:
+            sheet = picture(explanation.sheet(label), explanation.alternative(label), "", "png")
+        curves = picture(explanation.curves(label), words, f"{words}.")
+        parts.append({"label": label, "sheet": sheet, "curves": curves})
+    running = class_figures.running(explanation, classes, called)
+    return {
+        "id": explanation.study,
+        "call": classes.names[called],
+        "probability": number(tested.probabilities[row, called], decimals=2),
+        "truth": classes.names[tested.truth[row].argmax()] if is_known else "unknown",
+        "running": running and picture(running.figure, running.words, running.words),
+        "labels": parts,
+        "notes": explanation.notes,
+    }
