@@ -1,41 +1,59 @@
 """Patient-level splits of a data set's studies: one holdout, or folds.
 
-Every split is by patient, stratified over the labels, and keeps patients who share a slice's
-content together. A split is a dict of row numbers into the table: `train`, `validation`, `test`.
+Every split is by patient, stratified over the labels or the classes, and keeps patients who share a
+slice's content together; also whole sites, or the latest patients for the test, where the recipe
+says so. A split is a dict of row numbers into the table: `train`, `validation`, `test`.
 
 The table is that of a prepared data set, one row a study, and these columns are read: `study_id`,
-`patient_id`, `split`, `slice_hashes` (a list of str or None a row; None says nothing) and one
-`label.<name>` a label (0, 1, or nan for unknown).
+`patient_id`, `split`, `slice_hashes` (a list of str or None a row; None says nothing), `site` and
+`date` where they are asked for, and one `label.<name>` a label (0, 1, or nan for unknown). What is
+called `classes` says that these exclude each other (`Prepared.classes`; None: they do not).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset.stratification import Rows, divide, telling_hashes
+from medseq_tf.dataset import sites
+from medseq_tf.dataset.stratification import (
+    Kind,
+    Rows,
+    divide,
+    kinds_of,
+    patient_groups,
+    telling_hashes,
+)
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes
 
 SPLITS = ("train", "validation", "test")
 
 
-def make_holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
+def make_holdout(
+    studies: pd.DataFrame, split: recipes.Split, classes: Classes | None = None
+) -> Rows:
     """Divide the patients once into training, validation and test.
 
     Args:
         studies: One row a study.
-        split: Shares of all patients, seed, and whether the table's own `split` column is honoured.
-            A given split is used as it is; if it has no test, there is none; if it has no
-            validation, a share `split.validation` of its training patients becomes that.
+        split: Shares of all patients, seed, what stays whole (`by`), and whether the table's own
+            `split` column is honoured. A given split is used as it is; if it has no test, there is
+            none; if it has no validation, a share `split.validation` of its training patients
+            becomes that.
+        classes: Where the labels exclude each other.
 
     Returns:
         Every row in exactly one split, the same whatever the order in which the rows stand.
 
     Raises:
-        InputError: Too few patients, a half-given split column, or leakage between given splits.
+        InputError: Too few patients, sites or dates, a half-given split column, or leakage between
+            given splits.
     """
     _check_studies(studies)
     given = _given_split(studies) if split.given else None
@@ -45,57 +63,140 @@ def make_holdout(studies: pd.DataFrame, split: recipes.Split) -> Rows:
             "validation": split.validation,
             "test": split.test,
         }
-        rows = divide(studies, np.arange(len(studies)), shares, (split.seed,), _listed(shares))
+        rows = _divided(studies, np.arange(len(studies)), shares, (split.seed,), split, classes)
     else:
         check_leakage(studies, given)
         rows = given
         if split.validation and not len(given["validation"]):
-            what = "train and validation out of the given training patients"
-            divided = divide(studies, given["train"], _without_test(split), (split.seed,), what)
+            shares, what = _without_test(split), " out of the given training patients"
+            train = given["train"]
+            divided = _divided(studies, train, shares, (split.seed,), split, classes, what)
             rows = divided | {"test": given["test"]}
+        _check_whole(studies, rows, split.by)
     check_leakage(studies, rows)
     return rows
 
 
-def make_folds(studies: pd.DataFrame, k: int, split: recipes.Split, repeats: int = 1) -> list[Rows]:
+def make_folds(
+    studies: pd.DataFrame,
+    k: int | Literal["site"],
+    split: recipes.Split,
+    repeats: int = 1,
+    classes: Classes | None = None,
+) -> list[Rows]:
     """Divide the patients into k folds, each the test of one split: once a repeat for each patient.
 
     Args:
         studies: One row a study.
-        k: Number of folds, at least 2.
-        split: Seed, and the share `validation` of the patients outside the test fold. Folds are
-            over all patients, so a table with a split of its own needs `given=False`.
+        k: Number of folds, at least 2; or `site`: each is one site, in the order of their names.
+            Sites that share a patient or a slice are one.
+        split: Seed, the share `validation` of the patients outside the test fold, and what stays
+            whole (`by`), in the folds as in these. Folds are over all patients, so a table with a
+            split of its own needs `given=False`.
         repeats: How often the patients are divided, each time anew.
+        classes: Where the labels exclude each other.
 
     Returns:
         k splits a repeat, one repeat after the other.
 
     Raises:
-        InputError: k below 2, too few patients for it, or a given split that would be ignored.
+        InputError: k below 2, too few patients or sites for it, a given split that would be
+            ignored, repeats of whole sites, or folds by date.
     """
     _check_studies(studies)
-    if split.given and studies["split"].notna().any():
+    _check_folds(studies, k, split, repeats)
+    everyone, shares, result = np.arange(len(studies)), _without_test(split), []
+    for repeat in range(repeats):
+        if k == "site":
+            seed: tuple[int, ...] = (split.seed,)
+            tests = _site_folds(studies)
+        else:
+            seed = (split.seed, k) if not repeat else (split.seed, k, k + repeat)
+            fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
+            what = f"{k} folds"
+            divided = divide(studies, everyone, fold_shares, seed, what, classes, split.by)
+            tests = list(divided.values())
+        for i, test in enumerate(tests):
+            others = np.setdiff1d(everyone, test)
+            what = f" outside the test fold {i + 1} of {len(tests)}"
+            fold_seed = (*seed, i) if not repeat else (*seed, i + 1)
+            rows = _divided(studies, others, shares, fold_seed, split, classes, what)
+            rows |= {"test": test}
+            check_leakage(studies, rows)
+            result.append(rows)
+    return result
+
+
+def _divided(
+    studies: pd.DataFrame,
+    rows: np.ndarray,
+    shares: dict[str, float],
+    seed: tuple[int, ...],
+    split: recipes.Split,
+    classes: Classes | None,
+    where: str = "",
+) -> Rows:
+    """Divide some rows as a recipe says; `where` they stand is for errors."""
+    return divide(studies, rows, shares, seed, _listed(shares) + where, classes, split.by)
+
+
+def _check_folds(
+    studies: pd.DataFrame, k: int | Literal["site"], split: recipes.Split, repeats: int
+) -> None:
+    """Raise if folds of this kind mean nothing."""
+    if split.given and "split" in studies and studies["split"].notna().any():
         raise InputError(
             "the data set has a split of its own, and folds would test on its training patients "
             "and train on its test patients; split.given=false does so all the same"
         )
-    if k < 2:
+    if k != "site" and k < 2:
         raise InputError(f"folds = {k}: cross-validation needs at least 2")
     if repeats < 1:
         raise InputError(f"repeats = {repeats}: expected at least 1")
-    everyone, shares, result = np.arange(len(studies)), _without_test(split), []
-    for repeat in range(repeats):
-        seed = (split.seed, k) if not repeat else (split.seed, k, k + repeat)
-        fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
-        tests = divide(studies, everyone, fold_shares, seed, f"{k} folds")
-        for i, test in enumerate(tests.values()):
-            others = np.setdiff1d(everyone, test)
-            what = f"{_listed(shares)} outside the test fold {i + 1} of {k}"
-            fold_seed = (*seed, i) if not repeat else (*seed, i + 1)
-            rows = divide(studies, others, shares, fold_seed, what) | {"test": test}
-            check_leakage(studies, rows)
-            result.append(rows)
-    return result
+    if split.by == "date":
+        raise InputError(
+            "split.by=date tests on the latest patients alone, and folds would test on every one: "
+            "leave the folds out, or set split.by=patient"
+        )
+    if repeats > 1 and "site" in (k, split.by):
+        raise InputError(
+            f"repeats = {repeats}: whole sites are divided in one way, which would be repeated; "
+            "leave the repeats out, or divide by patient"
+        )
+
+
+def _site_folds(studies: pd.DataFrame) -> list[np.ndarray]:
+    """Return the rows of each site, by its name; sites that share a patient or slice are one."""
+    groups = [np.array(rows, np.int64) for rows in patient_groups(studies, "site")]
+    if len(groups) < 2:
+        raise InputError(
+            f"folds = site: all studies are of {sites.named(studies)}, and to leave one out takes "
+            "2 sites that share no patient; give a number of folds"
+        )
+    return sorted((np.sort(rows) for rows in groups), key=lambda r: sites.named(studies.iloc[r]))
+
+
+def _check_whole(studies: pd.DataFrame, rows: Rows, by: str) -> None:
+    """Raise if a given split parts what a recipe wants whole."""
+    says = f"the data set's own split does not fit split.by={by}"
+    remedy = "set split.given=false, or split.by=patient"
+    if by == "site":
+        of_study, split_of = sites.of_studies(studies), dict[str, str]()
+        for name in SPLITS:
+            for site in dict.fromkeys(of_study[rows[name]]):
+                before = split_of.setdefault(site, name)
+                if before != name:
+                    raise InputError(f"{says}: site {site} is in {before} and in {name}; {remedy}")
+    elif by == "date":
+        patients = studies["patient_id"].to_numpy()
+        latest = pd.Series(sites.dates(studies)).groupby(patients).transform("max")
+        filled = [name for name in SPLITS if len(rows[name])]
+        for earlier, later in itertools.pairwise(filled):
+            if latest[rows[earlier]].max() > latest[rows[later]].min():
+                raise InputError(
+                    f"{says}: a patient in {earlier} has a later study than one in {later}; "
+                    f"{remedy}"
+                )
 
 
 def check_leakage(studies: pd.DataFrame, split: Rows) -> None:
@@ -138,35 +239,43 @@ def check_leakage(studies: pd.DataFrame, split: Rows) -> None:
                 )
 
 
-def check_training(studies: pd.DataFrame, split: Rows) -> None:
-    """Raise if the training studies hold one class of a label only, of which nothing is learned."""
-    for label, kind in _missing(studies, split["train"]):
+def check_training(studies: pd.DataFrame, split: Rows, classes: Classes | None = None) -> None:
+    """Raise if the training studies lack a class, or hold one kind of a label: nothing to learn."""
+    for kind in _missing(studies, split["train"], classes):
         raise InputError(
-            f"the training split has no {kind} patient of label {label!r}, of which nothing could "
-            "be learned: give it other patients, set split.given=false, or leave the label out"
+            f"the training split has {kind.nobody}, of which nothing could be learned: give it "
+            f"other patients, set split.given=false, or {kind.remedy}"
         )
 
 
-def missing_test_classes(studies: pd.DataFrame, split: Rows) -> list[str]:
-    """Say of which labels a split's test studies lack a class, so that nothing can be ranked."""
+def missing_test_classes(
+    studies: pd.DataFrame, split: Rows, classes: Classes | None = None
+) -> list[str]:
+    """Say of which labels or classes a split's test studies lack a kind: nothing can be ranked."""
     if not len(split["test"]):
         return []
-    return [
-        f"{label}: the test split has no {kind} patient, so its ranking cannot be evaluated"
-        for label, kind in _missing(studies, split["test"])
+    missing = _missing(studies, split["test"], classes)
+    notes = [
+        f"{kind.name}: the test split has no {kind.side or 'such'} patient, so its ranking cannot "
+        "be evaluated"
+        for kind in missing
     ]
+    there = [kind for kind in kinds_of(studies, classes) if kind not in missing]
+    if classes is not None and len(there) == 1:
+        notes.append(
+            f"{there[0].name}: the test split has no patient of another class, so its ranking "
+            "cannot be evaluated"
+        )
+    return notes
 
 
-def _missing(studies: pd.DataFrame, rows: np.ndarray) -> list[tuple[str, str]]:
-    """Return (label, kind) of the classes without a study among some rows."""
+def _missing(studies: pd.DataFrame, rows: np.ndarray, classes: Classes | None) -> list[Kind]:
+    """Return the kinds of patients without a study among some rows, label by label."""
     chosen = studies.iloc[rows]
-    return [
-        (column.removeprefix("label."), kind)
-        for column in chosen.columns
-        if column.startswith("label.")
-        for kind, value in (("positive", 1), ("negative", 0))
-        if not (chosen[column] == value).any()
-    ]
+    kinds = kinds_of(studies, classes)
+    names = [kind.name for kind in kinds]
+    missing = [kind for kind in kinds if not kind.is_in(chosen)]
+    return sorted(missing, key=lambda kind: names.index(kind.name))
 
 
 def splits_to_json(studies: pd.DataFrame, splits: Rows | list[Rows]) -> str:

@@ -83,6 +83,7 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("model", "initial_weights"): None,
     ("model", "ordered"): Model().ordered,
     ("model", "covariates"): [],
+    ("split", "by"): Split().by,
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 

@@ -189,7 +189,7 @@ class Optimizer(Settings):
 
 
 class Split(Settings):
-    """Shares of the patients that are held out, stratified over the labels."""
+    """Shares of the patients that are held out, stratified over the labels or the classes."""
 
     test: Fraction = 0.2
     validation: Fraction = 0.2
@@ -197,6 +197,9 @@ class Split(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     given: bool = True
     """Honour the data set's own split column where it has one."""
+    by: Literal["patient", "site", "date"] = "patient"
+    """What a split holds whole: patients; `site`: all patients of a site, the shares as near as
+    sites allow; `date`: the latest patients test, those before them validate."""
 
     @model_validator(mode="after")
     def _someone_left_to_train(self):

@@ -108,8 +108,10 @@ class Request:
         if (self.folder / "run.json").is_file():
             return splits_from_json(studies, (self.folder / "splits.json").read_text("utf-8"))
         if self.folds is None:
-            return make_holdout(studies, self.recipe.split)
-        return make_folds(studies, self.folds, self.recipe.split, self.repeats)
+            return make_holdout(studies, self.recipe.split, self.prepared.classes)
+        return make_folds(
+            studies, self.folds, self.recipe.split, self.repeats, self.prepared.classes
+        )
 
     def check(self, splits: Splits) -> None:
         """Refuse what the data, the splits and the model do not agree on, before a run begins.
@@ -127,7 +129,7 @@ class Request:
         each = splits if isinstance(splits, list) else [splits]
         for split in each:
             if not recipe.segments:  # a segmenter learns from pixels
-                check_training(prepared.studies, split)
+                check_training(prepared.studies, split, prepared.classes)
         rows = each[0]["train"]
         if recipe.segments and all(prepared.masks(row, [0]) is None for row in rows):
             raise InputError(

@@ -152,7 +152,8 @@ def finish(fitter: Fitter) -> None:
             predicted["validation"].probabilities,
             fitter.recipe.fit.threshold,
         )
-    notes = operating_points.notes(points) + missing_test_classes(prepared.studies, split)
+    unranked = missing_test_classes(prepared.studies, split, prepared.classes)
+    notes = operating_points.notes(points) + unranked
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, predicted.get(name, nothing), name, thresholds)

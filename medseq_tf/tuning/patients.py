@@ -14,6 +14,7 @@ from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
+from medseq_tf.readers.classes import Classes
 from medseq_tf.recipe import Split
 from medseq_tf.tuning.search import Search
 from medseq_tf.tuning.settings import Objective
@@ -39,13 +40,13 @@ def decide_objective(space: Space, prepared: Prepared, folder: Path) -> Space:
         before = Search(folder).space.objective
         return replace(space, objective=replace(before, metric=space.objective.metric))
     studies, split = prepared.studies, space.base.split
-    own = splits.make_holdout(studies, split)
+    own = splits.make_holdout(studies, split, prepared.classes)
     rest = studies.iloc[np.sort(np.concatenate([own["train"], own["validation"]]))]
     if rest["patient_id"].nunique() < FEW_PATIENTS:
         for count in range(FOLDS, 1, -1):
             objective = replace(space.objective, folds=count, repeats=REPEATS)
             with contextlib.suppress(InputError):  # too few patients of a class for so many
-                _divisions(rest.reset_index(drop=True), split, objective)
+                _divisions(rest.reset_index(drop=True), split, objective, prepared.classes)
                 return replace(space, objective=objective)
     return replace(space, objective=replace(space.objective, validation=True))
 
@@ -60,17 +61,19 @@ def outer_folds(space: Space, prepared: Prepared, count: int, role: str) -> list
     if count < 2:
         raise InputError(f"nested = {count}: it takes at least 2 folds")
     studies, split = prepared.studies, space.base.split
-    own = splits.make_holdout(studies, split)
+    own = splits.make_holdout(studies, split, prepared.classes)
     named = split.given and "split" in studies and (studies["split"] == "test").any()
     rows = np.sort(np.concatenate([own["train"], own["validation"]]))
     rows = rows if named else np.arange(len(studies))
     everyone = studies.iloc[rows].reset_index(drop=True)
-    outer = splits.make_folds(everyone, count, split.model_copy(update={"given": False}))
+    not_given = split.model_copy(update={"given": False})
+    outer = splits.make_folds(everyone, count, not_given, classes=prepared.classes)
     ids = everyone["study_id"].to_numpy()
     plans = []
     for fold in outer:
         inside = np.sort(np.concatenate([fold["train"], fold["validation"]]))
-        inner = _divisions(everyone.iloc[inside].reset_index(drop=True), split, space.objective)
+        others = everyone.iloc[inside].reset_index(drop=True)
+        inner = _divisions(others, split, space.objective, prepared.classes)
         plans.append(
             {
                 "set_aside": ids[fold["test"]].tolist(),
@@ -100,9 +103,10 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
         InputError: too few patients.
     """
     studies, split, objective = prepared.studies, space.base.split, space.objective
-    own = splits.make_holdout(studies, split)
+    own = splits.make_holdout(studies, split, prepared.classes)
     rest = np.sort(np.concatenate([own["train"], own["validation"]]))
-    divisions = _divisions(studies.iloc[rest].reset_index(drop=True), split, objective)
+    others = studies.iloc[rest].reset_index(drop=True)
+    divisions = _divisions(others, split, objective, prepared.classes)
     ids = studies["study_id"].to_numpy()
     if divisions is None:
         if not len(own["validation"]):
@@ -119,10 +123,13 @@ def set_aside(space: Space, prepared: Prepared) -> dict[str, Any]:
     return {"set_aside": ids[own["test"]].tolist(), "splits": named}
 
 
-def _divisions(studies: pd.DataFrame, split: Split, objective: Objective) -> list[Rows] | None:
+def _divisions(
+    studies: pd.DataFrame, split: Split, objective: Objective, classes: Classes | None
+) -> list[Rows] | None:
     if objective.folds:
         everyone = split.model_copy(update={"given": False})
-        return splits.make_folds(studies, objective.folds, everyone, objective.repeats or 1)
+        repeats = objective.repeats or 1
+        return splits.make_folds(studies, objective.folds, everyone, repeats, classes)
     if not objective.repeats:
         return None
     held_out = split.test or HELD_OUT
@@ -137,6 +144,7 @@ def _divisions(studies: pd.DataFrame, split: Split, objective: Objective) -> lis
                     "seed": split.seed + 1 + repeat,
                 }
             ),
+            classes,
         )
         for repeat in range(objective.repeats)
     ]

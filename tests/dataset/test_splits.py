@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from study_tables import assert_sound, ids, make_studies
 
 from medseq_tf.dataset.splits import (
     SPLITS,
@@ -30,46 +31,13 @@ examples = settings(max_examples=30, deadline=None)
 HALVES = Split(test=0.25, validation=0.25)
 
 
-def make_studies(labels, patients=None, hashes=None, split=None):
-    """A table of studies: one patient each and no shared slice, unless said."""
-    labels = np.asarray(labels, dtype=float)
-    labels = labels[:, None] if labels.ndim == 1 else labels
-    n = len(labels)
-    table = {
-        "study_id": [f"study{i:04d}" for i in range(n)],
-        "patient_id": [f"patient{i:04d}" for i in (range(n) if patients is None else patients)],
-        "slices": 2,
-        "split": split,
-        "slice_hashes": [[f"slice {i}", None] for i in range(n)] if hashes is None else hashes,
-        "source": [f"source/{i}" for i in range(n)],
-    }
-    names = ["stroke"] if labels.shape[1] == 1 else [f"label{i}" for i in range(labels.shape[1])]
-    return pd.DataFrame(table | {f"label.{name}": labels[:, i] for i, name in enumerate(names)})
-
-
 def balanced(n=40):
     return make_studies(np.arange(n) % 2)
-
-
-def ids(studies, rows):
-    return {name: set(studies["study_id"].iloc[part]) for name, part in rows.items()}
 
 
 def patients_of(studies, rows):
     """One row a patient of some rows, with the labels."""
     return studies.iloc[rows].groupby("patient_id").max(numeric_only=True)
-
-
-def assert_sound(studies, rows):
-    """Every study is in one split, and no patient or slice is in two."""
-    everything = np.concatenate([rows[name] for name in SPLITS])
-    assert sorted(everything) == list(range(len(studies)))
-    for column in (studies["patient_id"].map(lambda patient: [patient]), studies["slice_hashes"]):
-        owners = {}
-        for name, part in rows.items():
-            for row in part:
-                for value in column.iloc[row]:
-                    assert value is None or owners.setdefault(value, name) == name
 
 
 @st.composite

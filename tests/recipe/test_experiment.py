@@ -67,6 +67,7 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
         "model.initial_weights": "paper.npz",
         "model.ordered": "softmax",
         "model.covariates": ["age"],
+        "split.by": "site",
     }
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}
