@@ -109,10 +109,10 @@ def number_of(text: str) -> float | None:
 def number_text(number: float) -> str:
     """A number as a name: the shortest text that is it.
 
-    >>> number_text(2.0), number_text(0.5)
-    ('2', '0.5')
+    >>> number_text(2.0), number_text(0.5), number_text(1e300)
+    ('2', '0.5', '1e+300')
     """
-    return str(int(number)) if number.is_integer() else repr(number)
+    return repr(number).removesuffix(".0") if number else "0"
 
 
 def by_value(names: Iterable[str]) -> Mapping[str, str] | None:

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.matching import normal_id
 
 PATIENT_COLUMNS = ("patient_id", "patient", "id", "participant_id")
@@ -71,7 +71,7 @@ class Table(NamedTuple):
     def columns(self) -> str:
         """The columns as errors list them."""
         if self.key:
-            return ", ".join(self.header)
+            return printable(", ".join(self.header))
         return f"{len(self.header)}, none of them called {' or '.join(PATIENT_COLUMNS)}"
 
     def rivals(self, names: Collection[str] = ()) -> list[dict[str, int]]:

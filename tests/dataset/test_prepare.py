@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from image_folders import contents, make, save
 
+from medseq_tf.cli import cli
 from medseq_tf.dataset.prepare import READERS, Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.phantom.writers import write_image_folder
-from medseq_tf.readers import Slices, SourceIndex, StudySource
+from medseq_tf.readers import Classes, Slices, SourceIndex, StudySource
 
 REAL_DATA = Path(
     os.environ.get("MEDSEQ_TF_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")
@@ -180,9 +182,49 @@ def test_the_benchmark_runs():
         assert name in run.stdout
 
 
+def test_the_command_takes_the_columns_of_a_table(tmp_path):
+    for patient in range(4):
+        save(tmp_path / "s" / f"p{patient}" / "1.png", np.eye(9, dtype=np.uint8) * patient)
+    (tmp_path / "labels.csv").write_text('id,grade\np0,"low, or none"\np1,high\np2,high\np3,\n')
+    table = "participant_id\twhere\twhen\tage\tsex\n"
+    rows = [f"p{i}\t{'AB'[i % 2]}\t2024010{i + 1}\t{i}\tF\n" for i in range(4)]
+    (tmp_path / "participants.tsv").write_text(table + "".join(rows))
+    arguments = ["prepare", "image-folder", str(tmp_path / "s"), "--out", str(tmp_path / "o")]
+    arguments += ["--labels", str(tmp_path / "labels.csv"), "--classes", "grade"]
+    arguments += ["--ordered", '"low, or none",high', "--group", "where", "--date", "when"]
+    arguments += ["--participants", str(tmp_path / "participants.tsv"), "--covariates", "age,sex"]
+    result = CliRunner().invoke(cli, [*arguments, "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    data = Prepared.load(tmp_path / "o")
+    assert data.classes == Classes("grade", ("low, or none", "high"), ordered=True)
+    assert list(data.studies["site"]) == ["A", "B", "A"]
+    assert list(data.studies["date"]) == [0, 1, 2]
+    assert list(data.covariates) == ["age", "sex"]
+    assert data.info["preparation"]["options"]["ordered"] == '"low, or none",high'
+
+
 @pytest.mark.skipif(not (REAL_DATA / "stroke_ct").is_dir(), reason="the CT slices are not here")
 def test_the_stroke_ct_slices(tmp_path):
     data = make("image-folder", REAL_DATA / "stroke_ct", out=tmp_path / "ct")
     assert data.label_names == ["stroke"]
     assert data.info["counts"]["slices"] == 1889 == data.studies.slices.sum()
     assert set(data.audit["counts"]) == {"gap in slice numbers"}
+
+
+@pytest.mark.skipif(not (REAL_DATA / "brain_mri").is_dir(), reason="the MR slices are not here")
+def test_the_brain_tumours(tmp_path):
+    source = REAL_DATA / "brain_mri"
+    data = make(
+        "image-folder",
+        source / "images",
+        out=tmp_path / "mri",
+        size=16,
+        labels=source / "diagnosis.csv",
+        classes="diagnosis",
+        participants=source / "groups.csv",
+        site="source",
+    )
+    assert data.classes == Classes("diagnosis", ("glioma", "meningioma", "pituitary"))
+    assert len(data) == 152
+    assert data.studies["site"].value_counts().to_dict() == {"A": 121, "B": 31}
+    assert data.audit["entries"] == []

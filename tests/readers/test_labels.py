@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.labels import read_labels
+from medseq_tf.readers.matching import alike
+from medseq_tf.readers.names import by_value, normal_name, what_is_wrong
+from medseq_tf.readers.table import is_unknown
 
 
 @pytest.fixture
@@ -126,6 +134,11 @@ def test_numbers_are_classes_in_order_of_their_values(table):
     assert named(table, text) == {"a": "10", "b": "2", "c": "2", "d": "-1", "e": "0.5", "f": "10"}
 
 
+def test_numbers_have_short_names(table):
+    read = table("id,dx\na,1e300\nb,-0.0\nc,0\nd,1000000\n", classes="dx")
+    assert read.names == ["0", "1000000", "1e+300"]
+
+
 @pytest.mark.parametrize("ordered", ["low,middle,high", ["low", " middle", "high"]])
 def test_grades_are_in_the_order_that_is_given(table, ordered):
     text = "id,dx\na,high\nb,low\nc,middle\n"
@@ -238,3 +251,98 @@ def test_the_first_line_is_not_shown_with_classes_either(table):
     with pytest.raises(InputError, match=r"has no class column dx; its columns: 2, none") as error:
         table("Jane Roe,sick\nJohn Doe,well\n", classes="dx")
     assert "Roe" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------- all sorts
+
+CELLS = st.one_of(
+    st.sampled_from(
+        [
+            *("", "0", "1", "2.0", "n/a", "glioma", "Glioma", "mass, left", "x;y", "a/b", "../b"),
+            *("label.x", "=1+1", "2024-01-31", "20240131", "1e400", "nan", "e\u0301", "\u00e9"),
+        ]
+    ),
+    st.text(max_size=70),
+)
+OPTIONS = {
+    "classes": st.sampled_from([None, "c", "d", "patient_id"]),
+    "ordered": st.sampled_from([None, "0,1,2", "glioma,mass"]),
+    "columns": st.sampled_from([None, ["c"], ["d", "e"]]),
+    "site": st.sampled_from([None, "d"]),
+    "site_names": st.sampled_from([None, "keep", "hash"]),
+    "date": st.sampled_from([None, "e"]),
+    "covariates": st.sampled_from([None, "c", ["e", "d"], "c,,d"]),
+}
+
+
+@given(
+    header=st.sampled_from(["patient_id", "participant_id", "who"]),
+    rows=st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=8),
+    delimiter=st.sampled_from(",;\t"),
+    start=st.sampled_from(["", "\ufeff"]),
+    options=st.fixed_dictionaries(OPTIONS),
+)
+@settings(max_examples=400)
+def test_a_table_of_all_sorts_is_read_or_refused_in_a_line_without_ids(
+    tmp_path_factory, header, rows, delimiter, start, options
+):
+    path = tmp_path_factory.getbasetemp() / "sorts.csv"
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerow([header, "c", "d", "e"])
+    writer.writerows([f"ID-OF-{number}", *row] for number, row in enumerate(rows))
+    path.write_text(start + text.getvalue(), encoding="utf-8", errors="replace", newline="")
+    refusal = None
+    try:
+        read = read_labels(path, **options)
+    except InputError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.isprintable()
+        assert "ID-OF-" not in refusal
+        return
+    assert len(read.rows) == len(rows)
+    for row in read.rows.values():
+        values = np.array(list(row.labels.values()))
+        assert list(row.labels) == read.names
+        if read.classes:
+            assert (np.isin(values, (0, 1)).all() and values.sum() == 1) or np.isnan(values).all()
+        assert list(row.others) == (read.columns.names if read.columns else [])
+    for name in read.classes.names if read.classes else ():
+        assert name.isprintable()
+        assert 0 < len(name.strip()) == len(name) <= 60
+
+
+NAMES = (
+    st.text(max_size=60)
+    .map(normal_name)
+    .filter(lambda name: what_is_wrong(name) is None and not is_unknown(name) and name != "dx")
+)
+
+
+@given(
+    names=st.lists(
+        NAMES, min_size=2, max_size=6, unique_by=lambda name: alike("".join(name.split()))
+    ),
+    delimiter=st.sampled_from(",;\t"),
+    order=st.randoms(use_true_random=False),
+    data=st.data(),
+)
+def test_names_that_are_some_come_back(tmp_path_factory, names, delimiter, order, data):
+    path = tmp_path_factory.getbasetemp() / "names.csv"
+    given_rows = [(f"p{number}", names[number % len(names)]) for number in range(2 * len(names))]
+    order.shuffle(given_rows)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter)
+    writer.writerows([("id", "dx"), *given_rows])
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    read = read_labels(path, classes="dx")
+    called = by_value(names) or {name: name for name in names}
+    assert set(read.names) == set(called.values())
+    for key, name in given_rows:
+        row = read.rows[key].labels
+        assert [other for other, value in row.items() if value] == [called[name]]
+    if len(set(called.values())) == len(names):
+        graded = read_labels(path, classes="dx", ordered=data.draw(st.permutations(names)))
+        assert graded.classes.ordered
+        assert set(graded.names) == set(read.names)
