@@ -413,7 +413,9 @@ def evaluate(as_json: bool, **arguments: Any) -> None:
 @click.argument("run", type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
 @click.option("--study", help="A study's id; default: the surest wrong ones, a right one a class.")
-@click.option("--label", help="Default: every label.")
+@click.option(
+    "--label", help="A label or class; default: every label, or the class that a study is called."
+)
 @click.option("--out", type=FOLDER, help="A folder for figures (with the slices) and tables.")
 @click.option(
     "--pixels",

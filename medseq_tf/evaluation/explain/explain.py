@@ -17,6 +17,11 @@ et al. 2017) at the encoder's last feature maps. The default is the one that fit
 Grad-CAM for networks of `keras.applications`, which average their maps, and integrated gradients
 for `conv_fsm`, which has few large map pixels and tells places apart, and where they are cheap. A
 segmenter is explained by its own map of the lesion.
+
+Of classes, which exclude each other, the one that a study is called is explained, or any one by its
+name. Slices are worth something to every class, and what one adds to a class it takes from others:
+importance and occlusion add up to 0 over the classes. Pixels speak for the class's log-odds against
+all others together.
 """
 
 from __future__ import annotations
@@ -26,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset.prepared import Prepared
@@ -37,6 +41,7 @@ from medseq_tf.evaluation.explain.quality import Quality, measure_quality
 from medseq_tf.evaluation.metrics.interval_text import interval
 from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.files import atomic, output_folder
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run, RunOrPath
 
 
@@ -57,7 +62,7 @@ def explain_study(
         run: a run folder.
         data: a prepared data set that holds the study.
         study_id: as in its `studies.parquet`.
-        label: None: every label.
+        label: a label or class; None: every label, but of classes the one that it is called.
         pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
         seed: of the subsets of a long study's slices that `importance` shows to the model.
 
@@ -71,10 +76,10 @@ def explain_study(
 def explain_studies(
     run: RunOrPath,
     data: str | os.PathLike | Prepared,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str | None]],
     pixels: Sequence[str] | None = None,
 ) -> list[Explanation]:
-    """Explain several pairs of a study's id and a label, as `explain_study` does.
+    """Explain several pairs of a study's id and a label or None, as `explain_study` does.
 
     A study that cannot be read is left out.
     """
@@ -102,14 +107,11 @@ class Explained:
         lines = []
         for explanation in self.studies:
             for label in explanation.labels:
-                truth, probability = explanation.truth[label], explanation.probabilities[label]
-                known = "" if np.isnan(truth) else f", truth {truth:.0f}"
-                call = "positive" if probability >= explanation.thresholds[label] else "negative"
                 base = explanation.base_values[label]
-                lines += [
-                    f"study {explanation.study}  {label}: {probability:.3f} ({call}{known})",
-                    f"    no slice: {base:.3f}, the base of importance",
-                ]
+                lines.append(f"study {explanation.study}  {explanation.heading(label)}")
+                if explanation.classes:
+                    lines.append(f"    {_most_probable(explanation.probabilities)}")
+                lines.append(f"    no slice: {base:.3f}, the base of importance")
                 for row in explanation.top(5, label).itertuples():
                     sampled = row.importance_high > row.importance_low
                     limits = f" ({interval(row.importance_low, row.importance_high, '+')})"
@@ -139,7 +141,8 @@ def explain(
         run: a run folder.
         data: a prepared data set that holds the studies.
         study: a study's id.
-        label: None: every label, and the studies are chosen by the first.
+        label: a label or class; None: every label, and the studies are chosen by the first; of
+            classes the one that a study is called.
         out: a folder for a contact sheet and curves (PNG, with the patient's images) and the table
             (CSV) of each study; None: nothing is written.
         pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
@@ -153,7 +156,8 @@ def explain(
     prepared = with_labels_of(opened, Prepared.open(data))
     check_label(label, prepared)
     opened.require_finished()
-    chosen = [study] if study else choose_studies(opened.predictions, label)
+    classes = prepared.classes
+    chosen = [study] if study else choose_studies(opened.predictions, label, classes=classes)
     if not chosen:
         raise InputError(f"{opened.path}: has no study of known label to choose; name one: --study")
     explainer = Explainer(opened, prepared, chosen, seed)
@@ -166,27 +170,30 @@ def explain(
 
 
 def choose_studies(
-    predictions: pd.DataFrame, label: str | None = None, wrong: int = 3
+    predictions: pd.DataFrame,
+    label: str | None = None,
+    wrong: int = 3,
+    classes: Classes | None = None,
 ) -> list[str]:
     """Choose studies worth a look: the surest wrong ones, then the surest right one of each class.
 
     Args:
         predictions: of a run; test studies are taken where there are any, and of repeated folds
             those of the first repeat, whose models explain them.
-        label: which label; default: the first.
+        label: which label; default: the first. Of classes one that the chosen studies are or are
+            called; default: any.
         wrong: how many of the wrong ones.
+        classes: where the labels exclude each other, what they are.
     """
     if predictions.empty:
         return []
     split = "test" if (predictions["split"] == "test").any() else "validation"
-    label = predictions["label"].iloc[0] if label is None else label
-    known = predictions[
-        (predictions["split"] == split)
-        & (predictions["label"] == label)
-        & predictions["truth"].notna()
-    ]
+    known = predictions[(predictions["split"] == split) & predictions["truth"].notna()]
     if "repeat" in known:
         known = known[known["repeat"] == known["repeat"].min()]
+    if classes:
+        return _choose_by_class(known, classes.names if label is None else (label,), wrong)
+    known = known[known["label"] == (predictions["label"].iloc[0] if label is None else label)]
     surest = known.assign(
         right=known["positive"] == (known["truth"] == 1),
         distance=(known["probability"] - known["threshold"]).abs(),
@@ -195,6 +202,28 @@ def choose_studies(
     for truth in (1, 0):
         chosen += surest[surest["right"] & (surest["truth"] == truth)].head(1)["study"].tolist()
     return chosen
+
+
+def _choose_by_class(known: pd.DataFrame, names: Sequence[str], wrong: int) -> list[str]:
+    """Choose of studies that are one of these classes, or are called so."""
+    truth = known[known["truth"] == 1].set_index("study")["label"]
+    called = known[known["positive"]]
+    called = called.assign(truth=called["study"].map(truth))
+    surest = called[called["label"].isin(names) | called["truth"].isin(names)].sort_values(
+        ["probability", "study"], ascending=[False, True]
+    )
+    right = surest["label"] == surest["truth"]
+    chosen = surest[~right].head(wrong)["study"].tolist()
+    for name in names:
+        chosen += surest[right & (surest["label"] == name)].head(1)["study"].tolist()
+    return chosen
+
+
+def _most_probable(probabilities: dict[str, float], most: int = 6) -> str:
+    """Return the classes of greatest probability, in words."""
+    order = sorted(probabilities, key=lambda name: -probabilities[name])
+    more = f" and {len(order) - most} more" if len(order) > most else ""
+    return ", ".join(f"{name} {probabilities[name]:.3f}" for name in order[:most]) + more
 
 
 def _write(explanation: Explanation, out: str | os.PathLike) -> Iterator[Path]:

@@ -14,13 +14,14 @@ from medseq_tf.evaluation.explain import pixel_maps, slice_values
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
+from medseq_tf.evaluation.metrics import call
 from medseq_tf.evaluation.unseen_data import with_labels_of
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
 
 def check_label(label: str | None, prepared: Prepared) -> None:
-    """Raise an InputError unless a label is one of the data set's."""
+    """Raise an InputError unless a label, or class, is one of the data set's."""
     if label is not None and label not in prepared.label_names:
         raise InputError(f"label = {label!r}: expected one of {', '.join(prepared.label_names)}")
 
@@ -97,7 +98,8 @@ class Explainer:
     def base_values(self, run: Run) -> tuple[dict[str, float], str | None]:
         """Return what the subset of no slice is worth by label, and a note on it, if any.
 
-        A run without validation studies has the mean over its other predictions.
+        A run without validation studies has the mean over its other predictions; one without any
+        has even odds.
         """
         known = run.predictions
         known = known[known["probability"].notna()]
@@ -109,9 +111,11 @@ class Explainer:
                 "studies"
             )
         means = chosen.groupby("label")["probability"].mean()
-        if not set(self.prepared.label_names) <= set(means.index):
-            note = "the run has no predictions of some label: its base is 0.5"
-        return {name: float(means.get(name, 0.5)) for name in self.prepared.label_names}, note
+        names = self.prepared.label_names
+        even = 1 / len(names) if self.prepared.classes else 0.5
+        if not set(names) <= set(means.index):
+            note = f"the run has no predictions of some label: its base is {even:.3g}"
+        return {name: float(means.get(name, even)) for name in names}, note
 
     def explain(
         self, study_id: str, label: str | None = None, pixels: Sequence[str] | None = None
@@ -122,35 +126,44 @@ class Explainer:
             InputError: see `check`; or the study cannot be read.
         """
         self.check(label, pixels)
-        names = self.prepared.label_names
-        numbers = {name: names.index(name) for name in (names if label is None else [label])}
+        names, classes = self.prepared.label_names, self.prepared.classes
         study, run = self.shown(study_id), self.run_of[study_id]
         probabilities = study.probabilities()
+        if label is not None:
+            explained = [label]
+        else:
+            explained = [names[call(probabilities[None])[0]]] if classes else names
+        # Of classes all are told of, beside those that are explained.
+        others = [name for name in names if name not in explained] if classes else []
+        numbers = {name: names.index(name) for name in (*explained, *others)}
         table = study.slice_table()
         base_values, base_note = self.base_values(run)
         bases = np.array([base_values[name] for name in numbers])
-        importance = study.importance(bases, list(numbers.values()), self.seed)
-        ties, notes = _add_importance(table, importance, numbers, study.distinct)
-        heat, completeness, pixel_notes = self._pixel_maps(study, table, numbers, pixels)
+        importance = study.importance(bases, list(numbers.values()), self.seed, len(explained))
+        ties, notes = _add_importance(table, importance, numbers, study.distinct, explained)
+        marked = {name: numbers[name] for name in explained}
+        heat, completeness, pixel_notes = self._pixel_maps(study, table, marked, pixels)
         notes += [*pixel_notes, *_notes_on_slices(study)]
         if base_note:
             notes.append(base_note)
         table = table[table["label"].isin(numbers.values())]
         truth = self.prepared.labels[self.row_of[study_id]]
+        told = [name for name in names if name in numbers]
         return Explanation(
             study_id,
-            list(numbers),
-            {name: float(probabilities[number]) for name, number in numbers.items()},
-            {name: run.thresholds[name] for name in numbers},
-            {name: float(truth[number]) for name, number in numbers.items()},
+            explained,
+            {name: float(probabilities[numbers[name]]) for name in told},
+            {} if classes else {name: run.thresholds[name] for name in told},
+            {name: float(truth[numbers[name]]) for name in told},
             table.assign(label=table["label"].map(lambda i: names[i])).reset_index(drop=True),
             study.images(),
             heat,
             completeness,
             notes,
-            {name: base_values[name] for name in numbers},
+            {name: base_values[name] for name in told},
             ties,
             importance.subsets,
+            classes,
         )
 
     def _pixel_maps(
@@ -208,11 +221,13 @@ def _add_importance(
     importance: slice_values.SliceValues,
     labels: dict[str, int],
     distinct: np.ndarray,
+    explained: Sequence[str],
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Add importance and its interval to a table of slices.
 
     Returns:
-        By label, the slices that cannot be told apart from the most important one; and notes.
+        By label explained, the slices that cannot be told apart from the most important one; and
+        notes on them.
     """
     table[["importance", "importance_low", "importance_high"]] = np.nan
     ties, notes = {}, []
@@ -223,6 +238,8 @@ def _add_importance(
         table.loc[of_label, "importance"] = values
         table.loc[of_label, "importance_low"] = values - half
         table.loc[of_label, "importance_high"] = values + half
+        if name not in explained:
+            continue
         near = slice_values.not_told_apart(values[distinct], covariance[np.ix_(distinct, distinct)])
         ties[name] = distinct[near].tolist()
         if ties[name]:

@@ -87,7 +87,8 @@ def measure_quality(
         data: its prepared data set, with masks.
         split: `validation` or `test`: studies of that split that are positive and of which a
             lesion is in sight in at least one, and not all, of the slices that the model is shown.
-        label: the label that the masks are of; default: the first.
+        label: the label or class that the masks are of; default: the first label, or whichever
+            class a study has.
         pixels: of `PIXEL_METHODS`, of a segmenter `LESION_MAP`; None: what fits the encoder.
 
     Raises:
@@ -96,24 +97,28 @@ def measure_quality(
     opened = Run.open(run)
     prepared = with_labels_of(opened, Prepared.open(data))
     check_label(label, prepared)
-    label = prepared.label_names[0] if label is None else label
     studies = _studies(opened, prepared, split)
     explainer = Explainer(opened, prepared, studies)
     if pixels == PIXEL_METHODS and explainer.segments:
         pixels = None
     explainer.check(label, pixels)
-    number_of_label = prepared.label_names.index(label)
+    if label is not None:
+        candidates = [label]
+    else:
+        candidates = prepared.label_names[: None if prepared.classes else 1]
     rows, curves = [], []
     for study_id in studies:
         row = explainer.row_of[study_id]
-        positive = prepared.labels[row, number_of_label] == 1
+        truth = dict(zip(prepared.label_names, prepared.labels[row], strict=True))
+        positive = next((name for name in candidates if truth[name] == 1), None)
         masks = prepared.masks(row) if positive else None
-        if masks is None:
+        if positive is None or masks is None:
             continue
-        explanation = explainer.explain(study_id, label, pixels)
+        explanation = explainer.explain(study_id, positive, pixels)
         lesion = masks[explanation.shown_slices()["slice"]].any(axis=(1, 2))
         if lesion.any() and not lesion.all():
             study = explainer.shown(study_id)
+            number_of_label = prepared.label_names.index(positive)
             scored = _score_methods(explanation, study, masks, lesion, number_of_label)
             for method, scores, curve in scored:
                 rows.append({"study": study_id, "method": method, **scores})

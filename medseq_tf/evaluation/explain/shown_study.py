@@ -96,11 +96,16 @@ class ShownStudy:
         return self.graphs.feature_logits(tf.gather(self._features, positions), lengths, self.told)
 
     def importance(
-        self, base_values: np.ndarray, labels: Sequence[int], seed: int = 0
+        self,
+        base_values: np.ndarray,
+        labels: Sequence[int],
+        seed: int = 0,
+        decisive: int | None = None,
     ) -> slice_values.SliceValues:
         """Return the slices' Banzhaf values, a mean over the sequences; nan if not shown.
 
-        The subset of no slice is worth `base_values` (labels,); `labels` are numbers.
+        The subset of no slice is worth `base_values` (labels,); `labels` are numbers, of which the
+        first `decisive` (None: all) are told apart.
         """
         total = np.zeros((self.length, len(labels)))
         covariance = np.zeros((len(labels), self.length, self.length))
@@ -118,7 +123,7 @@ class ShownStudy:
 
             rng = np.random.default_rng([seed, number, len(slices)])
             banzhaf = slice_values.banzhaf(
-                game, len(slices), base_values, rng, most // len(self.sequences)
+                game, len(slices), base_values, rng, most // len(self.sequences), decisive
             )
             total[slices] += banzhaf.values
             covariance[:, slices[:, None], slices] += banzhaf.covariance

@@ -55,10 +55,12 @@ def banzhaf(
     base_values: np.ndarray,
     rng: np.random.Generator,
     most_subsets: int = MOST_SUBSETS,
+    decisive: int | None = None,
 ) -> SliceValues:
     """Return the Banzhaf value of each slice; `base_values` (labels,) is the worth of no slice.
 
-    Of more than `EXACT_UP_TO` slices at most `most_subsets` are drawn.
+    Of more than `EXACT_UP_TO` slices at most `most_subsets` are drawn, until the values of the
+    first `decisive` labels (None: of all) are `settled`.
     """
     base_values = np.asarray(base_values, float)
 
@@ -85,7 +87,7 @@ def banzhaf(
         shown = np.concatenate([shown, drawn])
         differences = np.concatenate([differences, difference(drawn)])
         values, covariance = _fit(_signs(shown), differences)
-        if settled(values, covariance) or 4 * count > most_subsets:
+        if settled(values[:, :decisive], covariance[:decisive]) or 4 * count > most_subsets:
             return SliceValues(values, covariance, 2 * count)
         if 4 * count >= 2**slices:
             return exactly()
