@@ -89,6 +89,9 @@ def _is_report(path: Path) -> bool:
 
 def _explain_chosen(run: Run, prepared: Prepared) -> list[Explanation]:
     """Explain three surest wrong calls and a right one of each class; of many labels, one each."""
+    if prepared.classes:
+        chosen = choose_studies(run.predictions, classes=prepared.classes)
+        return explain_studies(run, prepared, [(study, None) for study in chosen])
     labels = prepared.label_names
     wrong = 3 if len(labels) == 1 else 1
     pairs = [
@@ -272,7 +275,6 @@ def _explained(explanation: Explanation, images: bool) -> dict[str, Any]:
 
 def _explained_labels(explanation: Explanation, images: bool) -> Iterator[dict[str, Any]]:
     for label in explanation.labels:
-        truth, probability = explanation.truth[label], explanation.probabilities[label]
         slices = ", ".join(map(str, explanation.top(3, label)["slice"]))
         words = (
             "Importance of each slice (bars) and the probability after each slice (line); "
@@ -283,9 +285,9 @@ def _explained_labels(explanation: Explanation, images: bool) -> Iterator[dict[s
             sheet = picture(explanation.sheet(label), explanation.alternative(label), "", "png")
         yield {
             "label": label,
-            "call": "positive" if probability >= explanation.thresholds[label] else "negative",
-            "probability": probability,
-            "truth": "unknown" if np.isnan(truth) else ("positive" if truth else "negative"),
+            "call": explanation.call(label),
+            "probability": explanation.probabilities[label],
+            "truth": explanation.truth_in_words(label),
             "sheet": sheet,
             "curves": picture(explanation.curves(label), words, f"{words}."),
         }

@@ -31,10 +31,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
+from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.explain.explainer import Explainer, check_label
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.explain.quality import Quality, measure_quality
@@ -192,7 +194,8 @@ def choose_studies(
     if "repeat" in known:
         known = known[known["repeat"] == known["repeat"].min()]
     if classes:
-        return _choose_by_class(known, classes.names if label is None else (label,), wrong)
+        table = ClassTable.of(known, classes)
+        return _choose_by_class(table, classes.names if label is None else (label,), wrong)
     known = known[known["label"] == (predictions["label"].iloc[0] if label is None else label)]
     surest = known.assign(
         right=known["positive"] == (known["truth"] == 1),
@@ -204,19 +207,18 @@ def choose_studies(
     return chosen
 
 
-def _choose_by_class(known: pd.DataFrame, names: Sequence[str], wrong: int) -> list[str]:
+def _choose_by_class(table: ClassTable, names: Sequence[str], wrong: int) -> list[str]:
     """Choose of studies that are one of these classes, or are called so."""
-    truth = known[known["truth"] == 1].set_index("study")["label"]
-    called = known[known["positive"]]
-    called = called.assign(truth=called["study"].map(truth))
-    surest = called[called["label"].isin(names) | called["truth"].isin(names)].sort_values(
-        ["probability", "study"], ascending=[False, True]
-    )
-    right = surest["label"] == surest["truth"]
-    chosen = surest[~right].head(wrong)["study"].tolist()
-    for name in names:
-        chosen += surest[right & (surest["label"] == name)].head(1)["study"].tolist()
-    return chosen
+    numbers = [table.classes.names.index(name) for name in names]
+    truth, called = table.truth.argmax(axis=1), table.called
+    studies = table.studies["study"].to_numpy()
+    surest = np.lexsort((studies, -table.probabilities[np.arange(len(table)), called]))
+    surest = surest[np.isin(called, numbers)[surest] | np.isin(truth, numbers)[surest]]
+    is_right = (called == truth)[surest]
+    chosen = surest[~is_right][:wrong].tolist()
+    for number in numbers:
+        chosen += surest[is_right & (called[surest] == number)][:1].tolist()
+    return studies[chosen].tolist()
 
 
 def _most_probable(probabilities: dict[str, float], most: int = 6) -> str:
