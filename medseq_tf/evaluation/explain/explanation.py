@@ -108,7 +108,9 @@ class Explanation:
         probabilities = {name: f"{p:.{digits}f}" for name, p in self.probabilities.items()}
         words = f"{self.classes.column}: called {self.called} {probabilities[self.call(label)]}"
         if self.true_class is not None:
-            words += f", truth {self.true_class} {probabilities[self.true_class]}"
+            words += f", truth {self.true_class}"
+        if self.true_class not in (None, self.called):
+            words += f" {probabilities[self.true_class]}"
         if label == self.called:
             return words
         return f"{words}; what speaks for {label} ({probabilities[label]})"
@@ -131,7 +133,8 @@ class Explanation:
         axis = figure.subplots()
         place = np.arange(len(rows))
         colors = np.where(rows["importance"] >= 0, "#c4622d", "#5c8aa8")
-        axis.bar(place, rows["importance"].fillna(0), color=colors, width=0.8)
+        faint = None if self.classes is None else 0.4  # behind the lines of several classes
+        axis.bar(place, rows["importance"].fillna(0), color=colors, width=0.8, alpha=faint)
         if (rows["importance_high"] > rows["importance_low"]).any():
             axis.vlines(place, rows["importance_low"], rows["importance_high"], "#3c4650", lw=0.8)
         axis.axhline(0, color="#8a97a3", linewidth=0.6)

@@ -86,12 +86,13 @@ def test_pixels_speak_for_the_log_odds_of_a_class(found, class_run, class_data):
 
 
 def test_words_and_figures_name_the_called_and_the_true_class(found):
-    heading = found.heading(found.called)
+    called, truth = found.called, found.true_class
+    other = "" if called == truth else f" {found.probabilities[truth]:.3f}"
+    heading = found.heading(called)
     assert heading == (
-        f"lesion: called {found.called} {found.probabilities[found.called]:.3f}, truth "
-        f"{found.true_class} {found.probabilities[found.true_class]:.3f}"
+        f"lesion: called {called} {found.probabilities[called]:.3f}, truth {truth}{other}"
     )
-    assert (found.call("mass"), found.truth_in_words("mass")) == (found.called, found.true_class)
+    assert (found.call("mass"), found.truth_in_words("mass")) == (called, truth)
     text = Explained([found], []).text()
     assert heading in text
     assert "positive" not in text
