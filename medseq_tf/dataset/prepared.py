@@ -128,7 +128,7 @@ class Prepared:
     @property
     def covariates(self) -> dict[str, dict[str, Any]]:
         """What else is known of studies: by name its `kind`, number or category, and categories."""
-        return dict(self.info.get("columns", {}).get("covariates", {}))
+        return covariates_of(self.info)
 
     @property
     def series(self) -> Series | None:
@@ -314,6 +314,11 @@ def classes_of(info: dict[str, Any]) -> Classes | None:
     if "classes" not in info:
         return None
     return Classes(names=tuple(info["label_names"]), **info["classes"])
+
+
+def covariates_of(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the covariates that a `dataset.json`, of a data set or a run, describes."""
+    return dict(info.get("columns", {}).get("covariates", {}))
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pandas as pd
 
 from medseq_tf.dataset import leakage
-from medseq_tf.dataset.prepared import Prepared, classes_of
+from medseq_tf.dataset.covariate_values import read_as
+from medseq_tf.dataset.prepared import covariates_of, Prepared, classes_of
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.runs.run import Run
@@ -33,7 +34,7 @@ def with_labels_of(run: Run, prepared: Prepared) -> Prepared:
 
 
 def fitting(run: Run, prepared: Prepared, split: str) -> Prepared:
-    """Return a data set, `with_labels_of` a run, of which it may be evaluated on a split.
+    """Return a data set, with the labels and covariates of a run that may be evaluated on a split.
 
     The split `all` is that of data which the run has never seen, any other that of its own data.
 
@@ -51,7 +52,19 @@ def fitting(run: Run, prepared: Prepared, split: str) -> Prepared:
             f"{prepared.path}: is not the data set of the run {run.path} (another fingerprint), so "
             f"it has no {split} split; --split all evaluates the whole of it"
         )
-    return prepared
+    return with_covariates_of(run, prepared)
+
+
+def with_covariates_of(run: Run, prepared: Prepared) -> Prepared:
+    """Return a data set whose covariates are read as a run's recipe and data set have them.
+
+    What it lacks, or has as a category that the run does not know, is missing, and noted.
+
+    Raises:
+        InputError: a number there is a category here, or the other way round.
+    """
+    names = run.experiment.model.covariates
+    return read_as(prepared, covariates_of(run.dataset), names) if names else prepared
 
 
 def _check_reading(run: Run, prepared: Prepared) -> None:

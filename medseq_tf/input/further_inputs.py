@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from medseq_tf.dataset.covariates import covariate_values
+from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.sampling import StudySequence
 from medseq_tf.recipe import Experiment

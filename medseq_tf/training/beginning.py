@@ -11,7 +11,7 @@ import numpy as np
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset.covariates import covariate_values
+from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import (
     SPLITS,

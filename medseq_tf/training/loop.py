@@ -20,7 +20,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf import models
-from medseq_tf.dataset.covariates import covariate_values
+from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped, is_interactive
 from medseq_tf.evaluation import metrics

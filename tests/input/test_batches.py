@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from covariate_columns import with_covariates
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_example, frame
@@ -186,6 +187,26 @@ def test_every_study_of_the_rows_and_no_other_with_its_own_labels(marked):
             np.testing.assert_array_equal(order, np.arange(length))
         seen += grey.tolist()
     assert sorted(seen) == sorted(rows.tolist())
+
+
+def test_covariates_are_the_studys_own(marked):
+    """Shuffled, bucketed by length, from the middle of an epoch on, and for evaluation."""
+    words = ["c" if row % 3 == 2 else "ab"[row % 3] for row in range(24)]
+    told = with_covariates(marked, age=np.arange(24.0), group=words)
+    experiment = recipe(model={"covariates": ["group", "age"]})
+    dataset = training_batches(told, ALL, experiment, epoch=3, first_batch=2)
+    spec = tf.TensorSpec((None, 2), tf.float32)
+    assert dataset.element_spec[0]["covariates"] == spec
+    elements = [*dataset, *evaluation_batches(told, ALL[::-1], experiment, batch_size=5)]
+    seen = []
+    for inputs, labels, *_ in elements:
+        expected = np.stack([labels[:, 0] % 3, labels[:, 0]], axis=1)
+        np.testing.assert_array_equal(inputs["covariates"], expected)
+        seen += labels.numpy()[:, 0].tolist()
+    assert sorted(seen[-24:]) == ALL.tolist()
+    assert set(dataset.element_spec[0]) > set(
+        training_batches(told, ALL, recipe(), 0).element_spec[0]
+    )
 
 
 def test_unknown_labels_stay_nan(cohort):

@@ -15,7 +15,7 @@ from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, 
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
 from medseq_tf.evaluation.metrics import call
-from medseq_tf.evaluation.unseen_data import with_labels_of
+from medseq_tf.evaluation.unseen_data import with_covariates_of, with_labels_of
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
@@ -54,7 +54,7 @@ class Explainer:
         self.run_of = _explaining_runs(run, studies)
         self.seed = seed
         self.experiment = (run.folds or [run])[0].experiment
-        self._store = SliceStore(prepared, self.experiment)
+        self._store = SliceStore(with_covariates_of(run, prepared), self.experiment)
         self._graphs: dict[Path, ModelGraphs] = {}
 
     @property
