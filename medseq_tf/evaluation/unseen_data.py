@@ -8,7 +8,7 @@ import pandas as pd
 
 from medseq_tf.dataset import leakage
 from medseq_tf.dataset.covariate_values import read_as
-from medseq_tf.dataset.prepared import covariates_of, Prepared, classes_of
+from medseq_tf.dataset.prepared import Prepared, classes_of, covariates_of
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.runs.run import Run
@@ -34,7 +34,7 @@ def with_labels_of(run: Run, prepared: Prepared) -> Prepared:
 
 
 def fitting(run: Run, prepared: Prepared, split: str) -> Prepared:
-    """Return a data set, with the labels and covariates of a run that may be evaluated on a split.
+    """Return a data set, with a run's labels and covariates, of which it may predict a split.
 
     The split `all` is that of data which the run has never seen, any other that of its own data.
 
