@@ -26,7 +26,7 @@ from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import destination, write_text
-from medseq_tf.reporting import class_figures, class_report, figures, tables
+from medseq_tf.reporting import class_figures, class_report, class_tables, figures, tables
 from medseq_tf.reporting.figures import Drawing
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, Picture, picture, render_html
 from medseq_tf.runs.run import Run, RunOrPath
@@ -239,8 +239,20 @@ def _common(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
         "questions": {"fitted": cross_validation.FITTED, "recipe": cross_validation.RECIPE},
         "reads": run.reads,
         "metric_multiplicity": metrics.multiplicity(int(scores["low"].notna().sum())),
-        "covariates_table": None,
+        "covariates_table": _beside_covariates(run, scores),
     }
+
+
+def _beside_covariates(run: Run, scores: pd.DataFrame) -> tables.Table | None:
+    """Return what covariates alone reach on the same studies, if that was measured."""
+    alone, classes = run.covariates_alone, run.classes
+    if alone is None:
+        return None
+    alone = alone[alone["split"].isin(scores["split"])]
+    if classes:
+        of_all = scores[scores["label"] == classes.column]
+        return tables.beside_covariates(of_all, alone, class_tables.metric_name)
+    return tables.beside_covariates(results_text.reported(scores), alone)
 
 
 def _calls(

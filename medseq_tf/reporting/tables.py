@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +123,21 @@ def metric_rows(scores: pd.DataFrame) -> Table:
             }
         )
     )
+
+
+def beside_covariates(
+    scores: pd.DataFrame, alone: pd.DataFrame, name: Callable[[str], str] = metric_name
+) -> Table:
+    """List metrics beside those of a model of the covariates alone."""
+    both = scores.merge(alone, on=["label", "metric"], suffixes=("", "_alone"))
+    columns = {"label": both["label"], "metric": both["metric"].map(name)}
+    for model, end in (("this model", ""), ("covariates alone", "_alone")):
+        values = both[[f"{column}{end}" for column in ("value", "low", "high")]].astype(float)
+        columns[model] = [
+            interval_text.with_interval(value, low, high, missing=MISSING)
+            for value, low, high in values.to_numpy()
+        ]
+    return table(pd.DataFrame({**columns, "note": both["note_alone"].fillna("")}))
 
 
 def folds(predictions: pd.DataFrame) -> Table:

@@ -130,9 +130,13 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """Metrics by split and label, with intervals over patients; validation last, with none."""
-        table = pd.DataFrame(self._json("metrics.json")["table"], columns=METRICS_COLUMNS)
-        words = ["interval", "note", "question"]  # the first runs of 0.1.0 have none of these
-        return selection.labelled(table.astype(dict.fromkeys(words, object)))
+        return _metrics_table(self._json("metrics.json")["table"])
+
+    @property
+    def covariates_alone(self) -> pd.DataFrame | None:
+        """Metrics of a model of the covariates without a slice, as `metrics`; None without one."""
+        rows = self._json("metrics.json").get("covariates_alone")
+        return None if rows is None else _metrics_table(rows)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -245,6 +249,12 @@ class Run:
     def _repr_html_(self) -> str:
         title = f"{html.escape(self.name)} ({self.info['status']})"
         return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
+
+
+def _metrics_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=METRICS_COLUMNS)
+    words = ["interval", "note", "question"]  # the first runs of 0.1.0 have none of these
+    return selection.labelled(table.astype(dict.fromkeys(words, object)))
 
 
 RunOrPath: TypeAlias = str | os.PathLike[str] | Run

@@ -298,3 +298,18 @@ def test_curves_of_folds_are_the_mean_of_the_folds():
     curve = drawing.figure.axes[0].get_lines()[1].get_xydata()
     assert curve[1:, 1].min() == 1.0
     assert "mean of the folds' curves" in drawing.words
+
+
+def test_what_covariates_alone_reach_stands_beside_all_classes(made_up):
+    run = made_up(TUMOURS, class_predictions(TUMOURS))
+    content = json.loads((run.path / "metrics.json").read_text("utf-8"))
+    content["covariates_alone"] = [{**row, "value": 0.25} for row in content["table"]]
+    (run.path / "metrics.json").write_text(json.dumps(content), "utf-8")
+    rows = rows_of(report.page(run), "What covariates alone reach")
+    assert rows[0][:4] == ["label", "metric", "this model", "covariates alone"]
+    table = run.metrics.set_index(["label", "metric"])
+    accuracy = table.loc[("diagnosis", "accuracy"), "value"]
+    assert rows[1][:2] == ["diagnosis", "accuracy"]
+    assert rows[1][2].startswith(f"{accuracy:.3f}")
+    assert rows[1][3].startswith("0.250")
+    assert {row[0] for row in rows[1:]} == {"diagnosis"}

@@ -277,6 +277,19 @@ def test_a_thousand_patients_make_a_file_of_moderate_size(run, monkeypatch):
     assert len(text) < 1_500_000
 
 
+def test_what_covariates_alone_reach_stands_beside_it(run, monkeypatch):
+    assert "What covariates alone reach" not in report.page(run)
+    alone = run.metrics.assign(value=run.metrics["value"] / 2, low=np.nan, high=np.nan)
+    monkeypatch.setattr(Run, "covariates_alone", alone)
+    text = report.page(run)
+    check(text)
+    value = run.metrics.set_index(["split", "metric"]).loc[("test", "brier"), "value"]
+    beside = text[text.index("What covariates alone reach") :]
+    row = re.search(r"Brier score</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>", beside)
+    assert row[1].startswith(f"{value:.3f}")
+    assert row[2] == f"{value / 2:.3f}"
+
+
 def test_the_model_card_says_what_is_known_and_marks_the_rest(run):
     text = (run.path / "model_card.md").read_text("utf-8")
     assert text.startswith("# Model card: first")
