@@ -171,7 +171,7 @@ class Prepared:
         if unknown := [name for name in own if name not in classes.names]:
             raise InputError(
                 f"{self.path}: has the classes {', '.join(own)}, the model knows "
-                f"{expected}: {', '.join(unknown)} is not among them"
+                f"{expected}, and not {', '.join(unknown)}"
             )
         if self.classes == classes:
             return self

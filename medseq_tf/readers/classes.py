@@ -77,8 +77,8 @@ def find_classes(
     order = own if given is None else [called[name] for name in given]
     if given is not None and (unknown := [name for name in own if name not in order]):
         raise InputError(
-            f"{where} has the classes {', '.join(own)}; ordered names {', '.join(order)}: "
-            f"{', '.join(unknown)} is not among them"
+            f"{where} has the classes {', '.join(own)}; ordered names {', '.join(order)}, and not "
+            f"{', '.join(unknown)}"
         )
     if len(order) < 2:
         raise InputError(

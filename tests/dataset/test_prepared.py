@@ -247,7 +247,7 @@ def test_a_class_that_no_study_has_is_no_obstacle(tumours):
 
 
 def test_classes_that_a_run_does_not_know_are_refused_with_both_lists(tumours, folder, tmp_path):
-    with pytest.raises(InputError, match="has the classes a, b, the model knows a, x: b is not"):
+    with pytest.raises(InputError, match="has the classes a, b, the model knows a, x, and not b"):
         tumours.with_classes(Classes("dx", ("a", "x")))
     labels = make("image-folder", folder, out=tmp_path / "labels of yes and no")
     with pytest.raises(InputError, match=r"has yes/no labels \(stroke\), not classes .* \(a, x\)"):

@@ -215,8 +215,8 @@ def test_many_classes(table):
 @pytest.mark.parametrize(
     ("ordered", "message"),
     [
-        ("low,high", "has the classes high, low, middle; ordered names low, high: middle is not"),
-        ("low,middle,High", "ordered names low, middle, High: high is not among them"),
+        ("low,high", "has the classes high, low, middle; ordered names low, high, and not middle"),
+        ("low,middle,High", "ordered names low, middle, High, and not high"),
         ("low,middle,high,low", "name every class once, two or more"),
         ("low", "name every class once, two or more"),
         ("low,,high", "ordered: '' is no name of a class: it is empty"),
