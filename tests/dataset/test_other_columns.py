@@ -127,6 +127,37 @@ def test_tables_in_the_source_are_no_odd_files(source):
     assert "odd file" not in data.audit["counts"]
 
 
+def test_participants_in_a_source_of_dicom_or_volumes_are_no_odd_file(tmp_path):
+    cohort = DemoCohort(patients=2, size=16, slices=(3, 4))
+    for reader, write in (("dicom", write_dicom), ("volumes", write_volumes)):
+        folder = write(cohort, tmp_path / reader)
+        table = folder / "participants.tsv"
+        table.write_text("participant_id\tsite\npatient-0001\tu\npatient-0002\tv\n")
+        options = {"site": "site", "participants": table}
+        data = make(reader, folder, out=tmp_path / f"{reader} out", **options)
+        assert sorted(data.studies["site"]) == ["u", "v"]
+        assert "odd file" not in data.audit["counts"]
+        plain = make(reader, folder, out=tmp_path / f"{reader} plain")
+        assert plain.audit["counts"]["odd file"] == 1
+
+
+def test_a_patient_s_studies_may_be_of_two_sites(tmp_path):
+    cohort = DemoCohort(patients=3, size=16, slices=(3, 4))
+    folder = write_volumes(cohort, tmp_path / "source")
+    rows = [
+        "file,patient,x,where",
+        "patient-0001,a,1,u",
+        "patient-0002,a,0,v",
+        "patient-0003,b,0,u",
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    data = make(
+        "volumes", folder, out=tmp_path / "out", labels=tmp_path / "labels.csv", site="where"
+    )
+    assert list(data.studies["site"]) == ["u", "v", "u"]
+    assert data.studies["patient_id"].nunique() == 2
+
+
 def test_participants_of_class_folders(source):
     for patient in range(4):
         name = f"{'ab'[patient % 2]}/{patient} (1).png"

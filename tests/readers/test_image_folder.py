@@ -257,7 +257,10 @@ def test_folders_that_exclude_each_other_are_classes(classes):
         ({"classes": "diagnosis"}, "'diagnosis' is a column of a table: give labels, a CSV"),
         ({"classes": "folder", "positive": "Stroke"}, "positive makes a label of one folder"),
         ({"ordered": "Normal,Stroke"}, "ordered is the order of classes; give classes='folder'"),
-        ({"classes": "folder", "ordered": "Normal,Other"}, "ordered names Normal, Other, and not Stroke"),
+        (
+            {"classes": "folder", "ordered": "Normal,Other"},
+            "ordered names Normal, Other, and not Stroke",
+        ),
     ],
 )
 def test_options_of_class_folders_that_make_no_sense(classes, options, message):
