@@ -41,13 +41,7 @@ def score_classes(
         patients=studies.patients,
         costs=costs,
     )
-    return together_first(table, classes).assign(question=cross_validation.FITTED)
-
-
-def together_first(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:
-    """Return a table with the rows of all classes together before those of each."""
-    order = np.argsort(table["label"] != classes.column, kind="stable")
-    return table.iloc[order].reset_index(drop=True)
+    return table.assign(question=cross_validation.FITTED)
 
 
 def class_fold_table(predictions: pd.DataFrame, classes: Classes) -> pd.DataFrame:
@@ -112,5 +106,5 @@ def class_calibration_table(predictions: pd.DataFrame, classes: Classes) -> pd.D
         table["note"] = [
             "; ".join(filter(None, dict.fromkeys(of))) for of in zip(*notes, strict=True)
         ]
-        tables.append(together_first(table[["split", *table.columns.drop("split")]], classes))
+        tables.append(table[["split", *table.columns.drop("split")]])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -235,7 +235,7 @@ def test_the_table_has_each_class_against_the_rest_and_all_together():
     truth, probabilities = sample(80, 4)
     called = np.random.default_rng(1).integers(4, size=80)
     table = metrics.evaluate_classes(truth, probabilities, classes_of(4), called, costs=np.eye(4))
-    assert list(table["label"].unique()) == ["a", "b", "c", "d", COLUMN]
+    assert list(table["label"].unique()) == [COLUMN, "a", "b", "c", "d"]
     for k, name in enumerate("abcd"):
         rows, hits = table[table["label"] == name].set_index("metric")["value"], called == k
         assert rows["recall"] == sklearn_metrics.recall_score(truth[:, k], hits)
@@ -423,7 +423,7 @@ def test_calibration_is_that_of_each_class_and_of_the_top_one():
     truth[5] = np.nan
     patients = np.arange(120) // 2
     table = metrics.class_calibration(truth, probabilities, classes_of(3), patients)
-    assert list(table["label"].unique()) == ["a", "b", "c", COLUMN]
+    assert list(table["label"].unique()) == [COLUMN, "a", "b", "c"]
     columns = {name: (truth[:, k], probabilities[:, k]) for k, name in enumerate("abc")}
     columns[COLUMN] = metrics.top_class(truth, probabilities)
     for name, (labels, column) in columns.items():

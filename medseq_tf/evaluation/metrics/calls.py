@@ -47,7 +47,7 @@ def read_costs(path: str | os.PathLike, names: Sequence[str]) -> Array:
     path, names = Path(path), list(names)
     try:
         lines = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if any(row)]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: no table of costs can be read: {error}") from None
     header, *rows = [[cell.strip() for cell in row] for row in lines] or [[""]]
     if header[0] != TRUE_COLUMN:

@@ -50,16 +50,16 @@ def class_calibration(
     The arguments are those of `evaluate_classes`.
 
     Returns:
-        One row a class, then the most probable one under the name of the column, and measure of
-        `CALIBRATION_MEASURES`: `label`, `metric`, `value`, `low` and `high` (95%, over patients),
-        `null` and `null_high` (of the expected calibration error: median and 95th percentile of
-        right probabilities), `note`.
+        One row a label and measure of `CALIBRATION_MEASURES`, the first label being the most
+        probable class, under the name of the column: `label`, `metric`, `value`, `low` and `high`
+        (95%, over patients), `null` and `null_high` (of the expected calibration error: median and
+        95th percentile of right probabilities), `note`.
     """
     truth, probabilities = np.asarray(truth, dtype=float), np.asarray(probabilities, dtype=float)
     owners = owners_of(patients, len(truth))
+    binary = {classes.column: top_class(truth, probabilities)}
     of_classes = zip(classes.names, truth.T, probabilities.T, strict=True)
-    binary = {name: (labels, column) for name, labels, column in of_classes}
-    binary[classes.column] = top_class(truth, probabilities)
+    binary |= {name: (labels, column) for name, labels, column in of_classes}
     return pd.DataFrame(
         [
             {"label": name, "metric": metric, **_calibration_row(metric, *columns, owners)}

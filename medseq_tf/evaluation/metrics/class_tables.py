@@ -27,7 +27,7 @@ def evaluate_classes(
     patients: Array | None = None,
     costs: Array | None = None,
 ) -> pd.DataFrame:
-    """Every metric of each class against the rest, and of the classes together.
+    """Every metric of the classes together, and of each class against the rest.
 
     The unit is the study; what varies is the patient, whatever the class. The methods are those of
     `class_estimates`, named in the column `interval`. A macro mean leaves out a class without a
@@ -42,23 +42,22 @@ def evaluate_classes(
         costs: (classes, classes) of a call, true by called; None: none are given.
 
     Returns:
-        As `evaluate_predictions`, without thresholds: rows of each class, then those of the classes
-        together under the name of their column, whose `positives` are all studies.
+        As `evaluate_predictions`, without thresholds: rows of the classes together under the name
+        of their column, whose `positives` are all studies, then those of each class.
 
     Raises:
         InputError: arrays of another shape, or numbers that are none of these.
     """
     figures = ClassFigures.of(truth, probabilities, classes, called, patients, costs)
-    by_class = figures.estimates_by_class()
-    labels = figures.against_rest()
+    by_class, labels = figures.estimates_by_class(), figures.against_rest()
     rows = [
+        metric_row(classes.column, metric, estimate, figures.counts(), NO_THRESHOLD)
+        for metric, estimate in figures.estimates(by_class).items()
+    ]
+    rows += [
         metric_row(name, metric, estimate, labels[name].counts, NO_THRESHOLD)
         for name, estimates in by_class.items()
         for metric, estimate in estimates.items()
-    ]
-    rows += [
-        metric_row(classes.column, metric, estimate, figures.counts(), NO_THRESHOLD)
-        for metric, estimate in figures.estimates(by_class).items()
     ]
     return pd.DataFrame(rows)
 
@@ -81,7 +80,7 @@ def compare_classes(
     The arguments are those of `evaluate_classes`, two of them of the first and second model.
 
     Returns:
-        As `compare_predictions`, rows of each class, then those of the classes together.
+        As `compare_predictions`, rows of the classes together, then those of each class.
     """
     owners = np.arange(len(truth)) if patients is None else owners_of(patients, len(truth))
     first, second = (
@@ -89,27 +88,23 @@ def compare_classes(
         for own, calls in zip(probabilities, called, strict=True)
     )
     by_class = [figures.estimates_by_class() for figures in (first, second)]
-    rows = [
-        difference_row(
-            name,
-            metric,
-            *label_difference(a, b, by_class[0][name][metric], by_class[1][name][metric], metric),
-        )
-        for (name, a), b in zip(
-            first.against_rest().items(), second.against_rest().values(), strict=True
-        )
-        for metric in by_class[0][name]
-    ]
     together = [
         figures.estimates(of) for figures, of in zip((first, second), by_class, strict=True)
     ]
+    rows = []
     for metric, estimate in together[0].items():
-        difference = _difference(estimate, together[1][metric], first.reach(metric))
-        p = NAN
-        if metric == "accuracy" and first.has_one_study_each:
-            p = NAN if first.remark() else mcnemar(first, second)
-            difference = replace(difference, method="combined; p: McNemar")
+        difference, p = _difference(estimate, together[1][metric], first.reach(metric)), NAN
+        if metric == "accuracy" and first.has_one_study_each and not first.remark():
+            p = mcnemar(first, second)
+            difference = replace(difference, method=f"{difference.method}; p: McNemar")
         rows.append(difference_row(classes.column, metric, difference, p))
+    labels = [figures.against_rest() for figures in (first, second)]
+    for name in classes.names:
+        a, b = (of[name] for of in labels)
+        of_a, of_b = (of[name] for of in by_class)
+        for metric in of_a:
+            difference, p = label_difference(a, b, of_a[metric], of_b[metric], metric)
+            rows.append(difference_row(name, metric, difference, p))
     return pd.DataFrame(rows)
 
 
