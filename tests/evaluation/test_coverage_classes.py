@@ -68,8 +68,8 @@ def different(tables):
 
 def test_equal_models_seldom_differ(simulation):
     table = simulation.difference_coverage(simulation.Setting(40), 60, (1.5, 1.5))
-    assert table["apart"].max() <= 0.12
-    assert table["p"].max() <= 0.1
+    assert table["apart"].mean() <= 0.08, table
+    assert table["p"].max() <= 0.12, table
 
 
 @pytest.mark.slow
