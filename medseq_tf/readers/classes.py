@@ -74,7 +74,7 @@ def find_classes(
         called = {name: name for name in (*alphabetically(found), *(given or ()))}
     own = list(dict.fromkeys(called[name] for name in called if name in found))
     refuse_misspelt(where, own, "class")
-    order = own if given is None else [called[name] for name in given]
+    order = own if given is None else list(dict.fromkeys(called[name] for name in given))
     if given is not None and (unknown := [name for name in own if name not in order]):
         raise InputError(
             f"{where} has the classes {', '.join(own)}; ordered names {', '.join(order)}, and not "

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.names import (
+    MOST_NAMES,
     alphabetically,
     listed,
     number_of,
@@ -32,7 +33,6 @@ from medseq_tf.readers.names import (
 )
 from medseq_tf.readers.table import PATIENT_COLUMNS, Table, column_name, is_unknown, read_table
 
-MOST_CATEGORIES = 20
 COVARIATE = "covariate."
 
 SiteNames = Literal["keep", "hash"]
@@ -120,27 +120,42 @@ class ColumnValues(NamedTuple):
         return self.by_key.get(key) or dict.fromkeys(self.columns.names)
 
 
-def columns_named(options: ColumnOptions) -> list[str]:
+class Named(NamedTuple):
+    """The columns that options name: of sites, of dates, and of each covariate."""
+
+    site: str | None
+    date: str | None
+    covariates: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        """All of them, in the order of `OtherColumns.names`."""
+        return [*filter(None, (self.site, self.date)), *self.covariates]
+
+
+def columns_named(options: ColumnOptions) -> Named:
     """Name the columns that are no labels.
 
     Raises:
         InputError: one is named twice, or an option has no column.
     """
-    covariates = options.get("covariates")
-    single = [name for name in (options.get("site"), options.get("date")) if name is not None]
-    names = [column_name(name) for name in (*single, *listed(covariates or ()))]
-    if twice := [name for name in names if names.count(name) > 1]:
+    single = (options.get("site"), options.get("date"))
+    site, day = (None if name is None else column_name(name) for name in single)
+    named = Named(
+        site, day, [column_name(name) for name in listed(options.get("covariates") or ())]
+    )
+    if twice := [name for name in named.all if named.all.count(name) > 1]:
         raise InputError(f"column {twice[0]!r} is named twice; it is one of site, date, covariates")
-    if options.get("participants") is not None and not names:
+    if options.get("participants") is not None and not named.all:
         raise InputError(
             "participants are read for their columns; name them: site, date, covariates"
         )
     site_names = options.get("site_names") or "keep"
     if site_names not in get_args(SiteNames):
         raise InputError(f"site_names={site_names!r} is unknown; valid: keep, hash")
-    if site_names != "keep" and options.get("site") is None:
+    if site_names != "keep" and site is None:
         raise InputError("site_names says how sites are called; name their column with site")
-    return names
+    return named
 
 
 def read_columns(options: ColumnOptions, labels: Table | None = None) -> ColumnValues | None:
@@ -153,19 +168,31 @@ def read_columns(options: ColumnOptions, labels: Table | None = None) -> ColumnV
     Raises:
         InputError: the table has no such column, or one that is another thing.
     """
-    names, participants = columns_named(options), options.get("participants")
-    if not names:
+    named, participants = columns_named(options), options.get("participants")
+    if not named.all:
         return None
     if participants is not None:
-        table = read_table(
-            participants, what="participants is a CSV or TSV file, one row a patient"
-        )
+        what = "participants is a CSV or TSV file, one row a patient"
+        table = read_table(participants, what=what)
     elif labels is not None:
         table = labels
     else:
-        raise InputError(
-            f"no table has the column {names[0]}; give participants, one row a patient"
-        )
+        raise InputError(f"no table has the column {named.all[0]}; give participants, a CSV")
+    _refuse_absent(table, named.all)
+    by_name: dict[str, dict[int, Any]] = {}
+    if named.site is not None:
+        by_name["site"] = _sites(table, named.site)
+    if named.date is not None:
+        by_name["date"] = _days(table, named.date)
+    covariates: dict[str, dict[str, Any]] = {}
+    for name in named.covariates:
+        covariates[name], by_name[f"{COVARIATE}{name}"] = _covariate(table, name)
+    site_names = options.get("site_names") or "keep"
+    columns = OtherColumns(named.site, site_names, named.date, covariates)
+    return ColumnValues(columns, table, _by_key(table, named.all, by_name))
+
+
+def _refuse_absent(table: Table, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.header or name in {*table.reserved, *PATIENT_COLUMNS}:
             raise InputError(
@@ -174,22 +201,6 @@ def read_columns(options: ColumnOptions, labels: Table | None = None) -> ColumnV
             )
         if wrong := what_is_wrong(name):
             raise InputError(f"{table.path}: column {name!r} cannot be kept by its name: {wrong}")
-    site, day = options.get("site"), options.get("date")
-    covariates: dict[str, dict[str, Any]] = {}
-    by_name: dict[str, dict[int, Any]] = {}
-    if site is not None:
-        by_name["site"] = _sites(table, names[0])
-    if day is not None:
-        by_name["date"] = _days(table, column_name(day))
-    for name in names[(site is not None) + (day is not None) :]:
-        covariates[name], by_name[f"{COVARIATE}{name}"] = _covariate(table, name)
-    columns = OtherColumns(
-        None if site is None else column_name(site),
-        options.get("site_names") or "keep",
-        None if day is None else column_name(day),
-        covariates,
-    )
-    return ColumnValues(columns, table, _by_key(table, names, by_name))
 
 
 def _by_key(
@@ -266,17 +277,17 @@ def _covariate(table: Table, column: str) -> tuple[dict[str, Any], dict[int, flo
     values: dict[int, float | str | None] = dict.fromkeys(line.number for line in table.lines)
     known = _known(table, column, "value")
     where = f"{table.path}: column {table.column(column)}"
-    if all(_day(text) is not None for text in known.values()):
+    if 2 * sum(_day(text) is not None for text in known.values()) > len(known):
         raise InputError(f"{where} holds dates, which are not kept; give it as date")
     numbers = {number: number_of(text) for number, text in known.items()}
     if None not in numbers.values():
         return {"kind": "number"}, {**values, **numbers}
     line = next(number for number, value in numbers.items() if value is None)
-    count = len(set(known.values()))
-    if count > MOST_CATEGORIES:
+    count, most = len(set(known.values())), MOST_NAMES["category"]
+    if count > most:
         raise InputError(
             f"{where} is no number in line {line}, and has {count} different values, of which a "
-            f"category has {MOST_CATEGORIES} at most; leave unknown numbers empty"
+            f"category has {most} at most; leave unknown numbers empty"
         )
     names = read_names(table, column, "category")
     categories = alphabetically(filter(None, names.values()))

@@ -156,7 +156,7 @@ def read_labels(
     """
     classes, ordered = options.get("classes"), options.get("ordered")
     _refuse_what_excludes_each_other(columns, classes, ordered)
-    table, beside = read_table(path, study_columns, keys), columns_named(options)
+    table, beside = read_table(path, study_columns, keys), columns_named(options).all
     if classes is not None:
         columns = [classes]
     elif not columns:

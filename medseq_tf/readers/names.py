@@ -18,7 +18,8 @@ from medseq_tf.readers.matching import alike
 from medseq_tf.readers.table import Table, is_unknown
 
 MOST_CHARACTERS = 60
-MOST_NAMES = 100
+MOST_NAMES = {"class": 100, "site": 1000, "category": 20}
+"""What there may be names of -> how many a column has at most."""
 _DATE = re.compile(
     r"(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}|\d{1,2}/\d{1,2}/\d{2})(?:\D.*)?"
 )
@@ -32,7 +33,7 @@ def read_names(table: Table, column: str, kind: str) -> dict[int, str | None]:
     Args:
         table: the table.
         column: its column.
-        kind: what they are names of, for errors: `class`.
+        kind: what they are names of, one of `MOST_NAMES`.
 
     Returns:
         The name in each line, by its number; None where it is unknown.
@@ -71,17 +72,19 @@ def what_is_wrong(name: str) -> str | None:
         return "it reads like a path"
     if _DATE.fullmatch(name):
         return "it is a date"
+    if name.count("$") > 1:
+        return "it holds two $, between which figures set a formula"
     return None
 
 
 def refuse_as_many_as_rows(where: str, names: Sequence[str], kind: str) -> None:
     """Raise an InputError if a column holds too many names for so many rows."""
-    distinct = len(set(names))
-    if distinct > MOST_NAMES or (len(names) > FEW_ROWS and distinct > len(names) / 2):
+    distinct, most = len(set(names)), MOST_NAMES[kind]
+    if distinct > most or (len(names) > FEW_ROWS and distinct > len(names) / 2):
         raise InputError(
             f"{where} holds {distinct} different values in {len(names)} rows, as ids or "
-            f"measurements do; names of a {kind} are at most {MOST_NAMES}, and at most half as "
-            f"many as rows where there are more than {FEW_ROWS}"
+            f"measurements do; names of a {kind} are {most} at most, and half as many as "
+            f"rows where these are more than {FEW_ROWS}"
         )
 
 
@@ -143,7 +146,7 @@ def listed(value: str | Iterable[str]) -> list[str]:
     (['age', 'a, b'], ['x'])
     """
     if not isinstance(value, str):
-        return [normal_name(item) for item in value]
+        return [normal_name(str(item)) for item in value]
     try:
         items = next(csv.reader([value], skipinitialspace=True), [])
     except csv.Error:

@@ -134,6 +134,7 @@ MANY = "id,x,c\n" + "".join(f"{i},1,k{i % 21}\n" for i in range(50))
         ("id,x,c\na,1,A 1\nb,0,A  1\n", {"site": "c"}, "holds 'A 1' and 'A  1', which differ"),
         ("id,x,c\na,1,2024-01-31\nb,0,2024-01-30\n", {"covariates": "c"}, "holds dates, which"),
         ("id,x,c\na,1,20240131\nb,0,20240130\n", {"covariates": "c"}, "holds dates, which"),
+        ("id,x,c\na,1,20240131\nb,0,20240130\nc,0,0\n", {"covariates": "c"}, "holds dates"),
         ("id,x,c\na,1,2024-01-31\nb,0,later\n", {"covariates": "c"}, "of a category: it is a date"),
         ("id,x,c\na,1,1/31/24\nb,0,later\n", {"covariates": "c"}, "of a category: it is a date"),
         ("id,x,c\na,1,=1\nb,0,u\n", {"site": "c"}, "no name of a site: it begins like a formula"),

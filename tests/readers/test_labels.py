@@ -139,6 +139,12 @@ def test_numbers_have_short_names(table):
     assert read.names == ["0", "1000000", "1e+300"]
 
 
+def test_grades_may_be_given_as_numbers(table):
+    text = "id,dx\na,10\nb,2.0\nc,1e1\n"
+    assert table(text, classes="dx", ordered=[10, 2]).names == ["10", "2"]
+    assert table(text, classes="dx", ordered="2,10,1e1").names == ["2", "10"]
+
+
 @pytest.mark.parametrize("ordered", ["low,middle,high", ["low", " middle", "high"]])
 def test_grades_are_in_the_order_that_is_given(table, ordered):
     text = "id,dx\na,high\nb,low\nc,middle\n"
@@ -184,6 +190,8 @@ def test_classes_in_other_kinds_of_csv(table):
         ('a,"x\ny"\nb,y\n', "is no name of a class: it holds a line break or another"),
         ("a,\u202ex\nb,y\n", "is no name of a class: it holds a line break or another"),
         ("a,../x\nb,y\n", "is no name of a class: it reads like a path"),
+        ("a,$\\frac$\nb,y\n", "is no name of a class: it holds two"),
+        ("a,05.06.1987\nb,y\n", "line 2, column 'dx' is no name of a class: it is a date"),
         ("a,/etc/x\nb,y\n", "is no name of a class: it reads like a path"),
         ("a,..\\x\nb,y\n", "is no name of a class: it reads like a path"),
         (f"a,{'x' * 61}\nb,y\n", "is no name of a class: it has 61 characters, of 60 at most"),
