@@ -38,7 +38,6 @@ from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_again
 from medseq_tf.evaluation.metrics.class_metrics import (
     CLASS_METRICS,
     ClassPredictions,
-    class_metric_names,
 )
 from medseq_tf.evaluation.metrics.estimates import NAN, Estimate, difference_row, metric_row
 from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
@@ -84,10 +83,10 @@ class ClassFolds:
         """What is told apart."""
         return self.figures.classes
 
-    @cached_property
+    @property
     def metrics(self) -> list[str]:
         """The names of the metrics of the classes together."""
-        return class_metric_names(self.classes.ordered, self.figures.predictions.costs is not None)
+        return self.figures.metrics
 
     @cached_property
     def against_rest(self) -> list[LabelFolds]:
