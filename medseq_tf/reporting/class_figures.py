@@ -144,24 +144,29 @@ def reliability(tested: ClassTable, bins: int = 6) -> Drawing:
     return Drawing(figure, "Calibration by class", words)
 
 
-def running(explanation: Explanation, classes: Classes, called: int) -> Drawing | None:
-    """Draw the probability of each class after each slice, the called one's thicker.
+def slices(explanation: Explanation, label: str) -> Drawing:
+    """Draw a class's importance of each slice, and the probability of all classes after it.
 
-    None where the model has no running probability of more than one class.
+    The called class has the thick line. Some models have no probability after each slice.
     """
-    rows = explanation.slices[explanation.slices["running"].notna()]
-    if rows["label"].nunique() < 2:
-        return None
+    own = explanation.shown_slices(label)
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    for i, line in enumerate(lines(classes)):
-        own = rows[rows["label"] == line.name]
-        width = 2.6 if i == called else 1.1
-        axis.plot(np.arange(len(own)), own["running"], linewidth=width, **line.style)
-    own = rows[rows["label"] == classes.names[0]]
+    place = np.arange(len(own))
+    axis.bar(place, own["importance"].fillna(0), color=FAINT, width=0.8)
+    axis.vlines(place, own["importance_low"], own["importance_high"], QUIET, lw=0.8)
+    axis.axhline(0, color=QUIET, linewidth=0.6)
     every = max(1, -(-len(own) // 20))
-    axis.set_xticks(np.arange(len(own))[::every], own["slice"][::every])
-    axis.set(xlabel="slice", ylabel="probability so far", ylim=(-0.01, 1.01))
-    words = "Probability of each class after each slice; the called class has the thick line."
-    return Drawing(figure, "", words)
+    axis.set_xticks(place[::every], own["slice"][::every])
+    axis.set(xlabel="slice", ylabel="importance")
+    top = ", ".join(map(str, explanation.top(3, label)["slice"]))
+    words = f"Importance of each slice for the class {label} (bars)"
+    if own["running"].notna().any() and explanation.classes:
+        other = axis.twinx()
+        other.set(ylim=(-0.01, 1.01), ylabel="probability so far")
+        for line in lines(explanation.classes):
+            width = 2.8 if line.name == explanation.called else 1.1
+            so_far = explanation.shown_slices(line.name)["running"]
+            other.plot(place, so_far, linewidth=width, **line.style)
+        words += ", and the probability of each class after each slice (lines)"
+    return Drawing(figure, "", f"{words}; slices {top} spoke most for it.")

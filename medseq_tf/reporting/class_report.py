@@ -146,27 +146,27 @@ def calls(
     }
 
 
-def explained(explanation: Explanation, tested: ClassTable, images: bool) -> dict[str, Any]:
+def explained(explanation: Explanation, images: bool) -> dict[str, Any]:
     """Return what is shown of a chosen study: its call, what led to it, slice by slice."""
-    classes = tested.classes
-    row = int((tested.studies["study"] == explanation.study).to_numpy().argmax())
-    called, is_known = tested.called[row], tested.is_known[row]
-    parts = []
-    for label in explanation.labels:
-        slices = ", ".join(map(str, explanation.top(3, label)["slice"]))
-        words = f"Importance of each slice for {label}; slices {slices} spoke most for it"
-        sheet = None
-        if images:
-            sheet = picture(explanation.sheet(label), explanation.alternative(label), "", "png")
-        curves = picture(explanation.curves(label), words, f"{words}.")
-        parts.append({"label": label, "sheet": sheet, "curves": curves})
-    running = class_figures.running(explanation, classes, called)
+    called = explanation.called or ""
     return {
         "id": explanation.study,
-        "call": classes.names[called],
-        "probability": number(tested.probabilities[row, called], decimals=2),
-        "truth": classes.names[tested.truth[row].argmax()] if is_known else "unknown",
-        "running": running and picture(running.figure, running.words, running.words),
-        "labels": parts,
+        "call": called,
+        "probability": number(explanation.probabilities[called], decimals=2),
+        "truth": explanation.true_class or "unknown",
+        "labels": [_explained_class(explanation, label, images) for label in explanation.labels],
         "notes": explanation.notes,
+    }
+
+
+def _explained_class(explanation: Explanation, label: str, images: bool) -> dict[str, Any]:
+    drawing, sheet = class_figures.slices(explanation, label), None
+    if images:
+        figure = explanation.sheet(label)
+        figure.suptitle("")  # what it says stands above, in any script
+        sheet = picture(figure, explanation.alternative(label), "", "png")
+    return {
+        "label": label,
+        "sheet": sheet,
+        "curves": picture(drawing.figure, drawing.words, drawing.words),
     }

@@ -155,7 +155,7 @@ def page(
                 **_common(run, scores),
                 **class_report.calls(run, classes, predictions, groups, selected),
             }
-            explained = [class_report.explained(study, tested, images) for study in explanations]
+            explained = [class_report.explained(study, images) for study in explanations]
         else:
             evaluated = figures.evaluation(predictions, run.dataset["label_names"])
             context |= {

@@ -313,3 +313,17 @@ def test_what_covariates_alone_reach_stands_beside_all_classes(made_up):
     assert rows[1][2].startswith(f"{accuracy:.3f}")
     assert rows[1][3].startswith("0.250")
     assert {row[0] for row in rows[1:]} == {"diagnosis"}
+
+
+def test_slices_and_all_classes_after_each_of_them_are_shown(run, data, tmp_path):
+    plain = report.report(run, data, out=tmp_path / "plain.html").read_text("utf-8")
+    assert "data:image/png" not in plain
+    page = report.report(run, data, images=True, out=tmp_path / "images.html").read_text("utf-8")
+    found = check(page)
+    assert any(image["src"].startswith("data:image/png") for image in found.images)
+    running = [i for i in found.images if "of each class after each slice" in i["alt"]]
+    studies = re.findall(r"<h3>Study ([0-9a-f]{16}): called <bdi>(\w+)</bdi> at", page)
+    assert len(running) == len(studies) > 0
+    calls = run.predictions[run.predictions["positive"]].set_index("study")["label"]
+    assert all(calls[study] == called for study, called in studies)
+    assert page.count("</b>, called</li>") == len(studies)
