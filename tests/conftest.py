@@ -32,6 +32,17 @@ def demo_data(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def class_data(tmp_path_factory):
+    """The folder of a prepared demo cohort: 40 patients, 32 x 32, one of three classes each."""
+    from medseq_tf.dataset.prepare import prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "classes"
+    settings = {"patients": 40, "size": 32, "difficulty": 0.0, "kind": "classes"}
+    prepare("demo", out=out, workers=1, progress=False, **settings)
+    return out
+
+
 @pytest.fixture
 def no_server(tmp_path, monkeypatch):
     """Tracking goes to a folder of the test, whatever the machine is set to."""

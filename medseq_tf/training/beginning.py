@@ -120,12 +120,12 @@ class Request:
             InputError: a split cannot be learned from, or the model not built for the data.
         """
         recipe, prepared = self.recipe, self.prepared
-        recipes.check_meaning("fit.monitor", recipe.fit.monitor, prepared.outputs)
         if recipe.segments and prepared.classes:
             raise InputError(
                 f"{prepared.path}: has classes ({prepared.classes.column}); a segmenter tells only "
                 "whether there is a lesion: choose another model.encoder.name"
             )
+        recipes.check_meaning("fit.monitor", recipe.fit.monitor, prepared.outputs)
         each = splits if isinstance(splits, list) else [splits]
         for split in each:
             if not recipe.segments:  # a segmenter learns from pixels

@@ -114,6 +114,7 @@ def tune(
     if role != "worker":
         check_requirements(space.base, prepared)
         recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
+        recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
     space = decide_objective(space, prepared, folder)
     if role == "worker":
         name = f"{socket.gethostname()}-{os.getpid()}"
