@@ -291,7 +291,11 @@ def train(**arguments: Any) -> None:
 
     recipes.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.evaluation.results_text import folds_text, metrics_text
+    from medseq_tf.evaluation.results_text import (
+        covariates_alone_text,
+        folds_text,
+        metrics_text,
+    )
     from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.training.train import train as run
 
@@ -299,6 +303,8 @@ def train(**arguments: Any) -> None:
     say(metrics_text(done.metrics, done.classes))
     if done.folds:
         say(folds_text(done.predictions, done.classes))
+    if done.covariates_alone is not None:
+        say(covariates_alone_text(done.covariates_alone, done.beyond_covariates))
     say(f"run:    {done.path}")
     say(f"report: {done.path / 'report.html'}")
     for note in done.notes:

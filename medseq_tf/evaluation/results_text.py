@@ -10,7 +10,7 @@ import pandas as pd
 from medseq_tf.dataset import selection
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_scoring import PATIENTS_ALONE
-from medseq_tf.evaluation.metrics.interval_text import interval, number
+from medseq_tf.evaluation.metrics.interval_text import interval, number, with_interval
 from medseq_tf.evaluation.scoring import REPORTED_METRICS, fold_summary
 from medseq_tf.readers.classes import Classes
 
@@ -54,6 +54,25 @@ def folds_text(predictions: pd.DataFrame, classes: Classes | None = None) -> str
     for row in reported(summary, classes).itertuples():
         lines.append(f"{'':<11}{row.label:<{width}}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
     return "\n".join(lines)
+
+
+def covariates_alone_text(table: pd.DataFrame, beyond: Mapping[str, Any]) -> str:
+    """Return the AUROC of covariates alone, and the model's minus it, as text.
+
+    The arguments are `Run.covariates_alone` and `Run.beyond_covariates`.
+    """
+    lines = [f"covariates alone ({', '.join(beyond['names'])}; logistic regression):"]
+    differences = {
+        row["label"]: with_interval(row["difference"], row["low"], row["high"], "+")
+        for row in beyond["differences"]
+        if row["metric"] == "auroc"
+    }
+    for row in table[table["metric"] == "auroc"].itertuples():
+        line = f"    {row.label}: AUROC {with_interval(row.value, row.low, row.high)}"
+        if row.label in differences:
+            line += f"; the model minus it: {differences[row.label]}"
+        lines.append(line)
+    return "\n".join([*lines, *(f"    {note}" for note in beyond["notes"])])
 
 
 def calibration_text(calibration: pd.DataFrame) -> str:

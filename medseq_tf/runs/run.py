@@ -6,6 +6,7 @@ splits.json          study ids by split            metrics.json   thresholds, te
 studies.json         content hash by study id, to know them again elsewhere
 slices.parquet       hashes of every slice, to know it and its copies again elsewhere
 predictions.parquet  study, patient, split, label, truth, probability, calibrated, fold, repeat
+covariates_alone.parquet   the same, of a regression on the data set's covariates, if it has any
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
 fold_1/ ...          with --folds: one such run per fold, of all repeats, the pooled figures above
@@ -34,6 +35,7 @@ from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
+COVARIATES_ALONE = "covariates_alone.parquet"
 METRICS_COLUMNS = [
     *("split", "label", "metric", "value", "low", "high", "interval", "n", "positives"),
     *("patients", "threshold", "note", "question"),
@@ -137,6 +139,11 @@ class Run:
         """Metrics of a model of the covariates without a slice, as `metrics`; None without one."""
         rows = self._json("metrics.json").get("covariates_alone")
         return None if rows is None else _metrics_table(rows)
+
+    @property
+    def beyond_covariates(self) -> dict[str, Any]:
+        """How far the model is above `covariates_alone`, see `evaluation.covariates_alone`."""
+        return self._json("metrics.json").get("beyond_covariates", {})
 
     @property
     def thresholds(self) -> dict[str, float]:

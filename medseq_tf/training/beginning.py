@@ -11,7 +11,7 @@ import numpy as np
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset.covariate_values import covariate_values
+from medseq_tf.dataset.covariate_values import check_covariates, covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import (
     SPLITS,
@@ -141,7 +141,8 @@ class Request:
         size, labels = recipe.input.size, prepared.labels
         losses.build(recipe.loss, labels[rows], prepared.outputs)
         shape = (size, size, recipe.input.channels)
-        covariate_values(prepared, recipe.model.covariates)
+        check_covariates(prepared, recipe.model.covariates)
+        covariate_values(prepared, list(prepared.covariates))
         models.build(
             recipe.model,
             shape,

@@ -17,7 +17,7 @@ from medseq_tf.evaluation.predictions import fit_temperatures
 from medseq_tf.evaluation.scoring import fold_summary
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
-from medseq_tf.runs.run import Run
+from medseq_tf.runs.run import COVARIATES_ALONE, Run
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.beginning import Request
 from medseq_tf.training.one_run import (
@@ -82,13 +82,7 @@ def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
 def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     """Write the results of all folds together."""
     runs, folds = whole.folds, whole.info["folds"]
-    pooled = pd.concat(
-        [
-            run.predictions.assign(fold=number, repeat=(number - 1) // folds + 1)
-            for number, run in enumerate(runs, start=1)
-        ],
-        ignore_index=True,
-    )
+    pooled = _of_folds([run.predictions for run in runs], folds)
     tested = pooled[pooled["split"] == "test"]
     points = {}
     if not prepared.classes:
@@ -106,10 +100,22 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
         *(note.replace("validation's", "the held-out patients'") for note in unscaled),
         *_by_fold([[note for note in run.notes if note not in origins] for run in runs]),
     ]
-    write_results(whole, prepared, Results(pooled, points, temperatures, notes), tracker)
+    files, alone = [run.path / COVARIATES_ALONE for run in runs], None
+    if all(file.is_file() for file in files):
+        alone = _of_folds([pd.read_parquet(file) for file in files], folds)
+    write_results(whole, prepared, Results(pooled, points, temperatures, notes, alone), tracker)
     for row in fold_summary(tested, prepared.classes).itertuples():
         name = f"test_{row.metric}{name_of_label(row.label, prepared)}"
         tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})
+
+
+def _of_folds(tables: Sequence[pd.DataFrame], folds: int) -> pd.DataFrame:
+    """Return tables of all folds, repeat by repeat, as one."""
+    numbered = [
+        table.assign(fold=number, repeat=(number - 1) // folds + 1)
+        for number, table in enumerate(tables, start=1)
+    ]
+    return pd.concat(numbered, ignore_index=True)
 
 
 def _by_fold(notes: Sequence[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import missing_test_classes
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Stopped
-from medseq_tf.evaluation import cross_validation, operating_points
+from medseq_tf.evaluation import covariates_alone, cross_validation, operating_points
 from medseq_tf.evaluation.inference import Predictions, study_predictions
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.evaluation.predictions import (
@@ -31,7 +31,7 @@ from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import atomic, write_json
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.reporting import model_card, report
-from medseq_tf.runs.run import SLICES, Run
+from medseq_tf.runs.run import COVARIATES_ALONE, SLICES, Run
 from medseq_tf.runs.tracking import AnyTracker, Section, Tracker
 from medseq_tf.training.beginning import Request
 from medseq_tf.training.loop import CHECKPOINT, Fitter
@@ -43,6 +43,7 @@ LOGGED = (
     "history.csv",
     "metrics.json",
     "predictions.parquet",
+    COVARIATES_ALONE,
     "report.html",
     "model_card.md",
 )
@@ -57,12 +58,14 @@ class Results(NamedTuple):
         points: how each label's threshold was chosen; empty of classes, which have none.
         temperatures: of each label, or of the classes together.
         notes: where validation says too little.
+        alone: what is predicted from covariates alone, of the same studies; None without any.
     """
 
     predictions: pd.DataFrame
     points: Mapping[str, OperatingPoint]
     temperatures: Mapping[str, float]
     notes: list[str]
+    alone: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,6 @@ def tracked(folder: Path, options: Options) -> Iterator[AnyTracker]:
 def finish(fitter: Fitter) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
     prepared, split = fitter.store.prepared, fitter.split
-    nothing = Predictions(np.empty((0, len(prepared.label_names))))
     predicted = {
         name: study_predictions(
             fitter.model, fitter.store, split[name], fitter.recipe, fitter.features
@@ -144,27 +146,38 @@ def finish(fitter: Fitter) -> None:
         for name in ("validation", "test")
         if len(split[name])
     }
+    rule = fitter.recipe.fit.threshold
+    points, predictions = _called(prepared, split, predicted, rule)
+    unranked = missing_test_classes(prepared.studies, split, prepared.classes)
+    notes = operating_points.notes(points) + unranked
+    temperatures, unscaled = fit_temperatures(predictions, prepared.classes)
+    scaled = calibrated(predictions, temperatures, prepared.classes)
+    alone = None
+    if prepared.covariates and not isinstance(fitter.tracker, Section):
+        told = covariates_alone.probabilities(prepared, split["train"])
+        of_split = {name: Predictions(told[split[name]]) for name in predicted}
+        _, alone = _called(prepared, split, of_split, rule)
+    results = Results(scaled, points, temperatures, notes + unscaled, alone)
+    write_results(Run(fitter.folder), prepared, results, fitter.tracker)
+
+
+def _called(
+    prepared: Prepared, split: Rows, predicted: Mapping[str, Predictions], rule: Any
+) -> tuple[dict[str, OperatingPoint], pd.DataFrame]:
+    """Return operating points that validation chooses by a rule, and the table of predictions."""
+    nothing = Predictions(np.empty((0, len(prepared.label_names))))
     points = {} if prepared.classes else operating_points.of_nothing(prepared.label_names)
     if points and "validation" in predicted:
         points = choose_operating_points(
-            prepared,
-            split["validation"],
-            predicted["validation"].probabilities,
-            fitter.recipe.fit.threshold,
+            prepared, split["validation"], predicted["validation"].probabilities, rule
         )
-    unranked = missing_test_classes(prepared.studies, split, prepared.classes)
-    notes = operating_points.notes(points) + unranked
     thresholds = {label: point.threshold for label, point in points.items()}
     tables = [
         predictions_table(prepared, rows, predicted.get(name, nothing), name, thresholds)
         for name, rows in split.items()
         if name != "train"
     ]
-    predictions = pd.concat(tables, ignore_index=True)
-    temperatures, unscaled = fit_temperatures(predictions, prepared.classes)
-    scaled = calibrated(predictions, temperatures, prepared.classes)
-    results = Results(scaled, points, temperatures, notes + unscaled)
-    write_results(Run(fitter.folder), prepared, results, fitter.tracker)
+    return points, pd.concat(tables, ignore_index=True)
 
 
 def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTracker) -> None:
@@ -177,7 +190,7 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
     scored = predictions[predictions["split"] == "test"] if has_folds else predictions
     table = score(scored, prepared.label_names, classes=prepared.classes)
     table = mark_selection(table, run.experiment, scored, run.contents)
-    content = {
+    content: dict[str, Any] = {
         "question": cross_validation.RECIPE if has_folds else cross_validation.FITTED,
         "thresholds": {label: point.threshold for label, point in results.points.items()},
         "operating_points": {label: point.to_dict() for label, point in results.points.items()},
@@ -186,6 +199,10 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
         "notes": [*results.notes, *selection.origins(run.experiment)],
         "table": table.to_dict(orient="records"),
     }
+    if results.alone is not None:
+        with atomic(run.path / COVARIATES_ALONE) as temporary:
+            results.alone.to_parquet(temporary, index=False)
+        content |= covariates_alone.compare(run, prepared, predictions, results.alone)
     write_json(run.path / "metrics.json", content)
     _count_reads(run, prepared, scored)
     if not isinstance(tracker, Section):
@@ -197,6 +214,9 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
         model_card.write(run, audit)
         tracker.tags(_tags(table))
     tracker.metrics(_named_metrics(table, prepared))
+    if alone := content.get("covariates_alone"):
+        named = _named_metrics(pd.DataFrame(alone), prepared)
+        tracker.metrics({f"covariates_alone/{name}": value for name, value in named.items()})
     for name in LOGGED:
         if (run.path / name).is_file():
             tracker.artifact(run.path / name)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_network
 from covariate_columns import age_and_sex, with_covariates
@@ -16,9 +17,12 @@ from small_run import run_small
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
+from medseq_tf.evaluation import covariates_alone, metrics
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.explain.explain import explain_study
 from medseq_tf.evaluation.predictions import predict_split
+from medseq_tf.evaluation.results_text import covariates_alone_text
+from medseq_tf.runs.run import COVARIATES_ALONE
 from medseq_tf.training.train import train
 
 BOTH = "model.covariates=[age, sex]"
@@ -147,3 +151,71 @@ def test_a_name_that_the_data_set_lacks_is_one_line_before_a_folder_is_made(demo
     with pytest.raises(InputError, match=r"names 'age', but .* has no covariates"):
         run_small(demo_data, tmp_path / "run", BOTH)
     assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------- what covariates alone reach
+
+
+def test_a_run_keeps_what_covariates_alone_reach_on_the_patients_it_is_tested_on(told, trained):
+    table = trained.covariates_alone.set_index("metric")
+    assert trained.beyond_covariates["names"] == ["age", "sex"]
+    rows = {study: row for row, study in enumerate(told.studies["study_id"])}
+    train, validation, test = (
+        np.array([rows[study] for study in trained.splits[name]])
+        for name in ("train", "validation", "test")
+    )
+    own = metrics.evaluate_predictions(
+        told.labels[test],
+        (alone := covariates_alone.probabilities(told, train))[test],
+        told.label_names,
+        threshold := metrics.choose_threshold(told.labels[validation, 0], alone[validation, 0]),
+        told.studies["patient_id"].to_numpy()[test],
+    ).set_index("metric")
+    for name in ("auroc", "recall", "specificity", "brier"):
+        figures = ["value", "low", "high", "n", "positives"]
+        np.testing.assert_allclose(
+            table.loc[name, figures].astype(float), own.loc[name, figures].astype(float)
+        )
+    assert table.loc["recall", "threshold"] == pytest.approx(threshold)
+    model = trained.metrics.set_index(["split", "metric"])["value"]
+    for row in trained.beyond_covariates["differences"]:
+        if row["metric"] == "auroc":
+            expected = model["test", "auroc"] - own.loc["auroc", "value"]
+            assert row["difference"] == pytest.approx(expected)
+            assert "DeLong" in row["method"]
+    words = covariates_alone_text(trained.covariates_alone, trained.beyond_covariates)
+    assert f"AUROC {own.loc['auroc', 'value']:.3f}" in words
+    assert "covariates alone (age, sex; logistic regression)" in words
+
+
+def test_it_is_there_where_the_model_reads_none_and_out_of_fold_in_folds(told, tmp_path):
+    run = run_small(told, tmp_path / "run", "fit.epochs=1", folds=2)
+    table = pd.read_parquet(run.path / COVARIATES_ALONE)
+    tested = table[table["split"] == "test"].set_index("study")["probability"]
+    assert sorted(tested.index) == sorted(told.studies["study_id"])
+    rows = pd.Series(range(len(told)), told.studies["study_id"])
+    for fold in run.folds:
+        train, test = (rows[fold.splits[name]].to_numpy() for name in ("train", "test"))
+        alone = covariates_alone.probabilities(told, train)[test, 0]
+        np.testing.assert_allclose(tested[fold.splits["test"]], alone)
+    assert set(run.covariates_alone["metric"]) >= {"auroc", "brier"}
+    assert run.beyond_covariates["differences"]
+
+
+def test_a_run_without_any_says_nothing(finished):
+    assert finished.covariates_alone is None
+    assert "covariates_alone" not in (finished.path / "metrics.json").read_text()
+    assert not (finished.path / COVARIATES_ALONE).exists()
+
+
+def test_classes_too(tmp_path):
+    options = {"size": 32, "workers": 1, "progress": False, "sites": 2}
+    data = prepare("demo", out=tmp_path / "data", kind="grades", patients=40, **options)
+    run = run_small(data, tmp_path / "run", "fit.epochs=1", "model.covariates=[sex, age]")
+    assert set(run.covariates_alone["label"]) == {"grade", "mild", "moderate", "severe"}
+    kept = pd.read_parquet(run.path / COVARIATES_ALONE)
+    sums = kept.groupby("study")["probability"].sum()
+    np.testing.assert_allclose(sums, 1)
+    assert run.model().covariates.names == ["sex", "age"]
+    words = covariates_alone_text(run.covariates_alone, run.beyond_covariates)
+    assert "grade: AUROC" in words
