@@ -140,9 +140,14 @@ class Prepared:
         """The channels of a slice: 1, or as many as there are series that are read so."""
         return self.series.channels if self.series else 1
 
+    @property
+    def marked_series(self) -> tuple[str, ...]:
+        """The names of the series that follow one another in a study; none where there are none."""
+        return self.series.names if self.series and self.series.read_as == "sequence" else ()
+
     def series_of(self, row: int) -> np.ndarray:
         """Return (L,) int32: the number of its series for each slice of a study; zeros without."""
-        if self.series is None or self.series.read_as != "sequence":
+        if not self.marked_series:
             return np.zeros(self.studies["slices"].iat[row], np.int32)
         return np.asarray(self.studies["series"].iat[row], np.int32)
 

@@ -27,7 +27,7 @@ from medseq_tf.errors import InputError, Stopped, is_interactive
 from medseq_tf.evaluation.feature_folder import FeatureFiles
 from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
-from medseq_tf.input.further_inputs import FurtherInputs
+from medseq_tf.input.further_inputs import NO_SERIES, FurtherInputs
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier
@@ -49,9 +49,10 @@ def join(batches: Sequence[tuple[Inputs, np.ndarray]]) -> tuple[Inputs, np.ndarr
     for inputs, _ in batches:
         for name, values in inputs.items():
             padding = [(0, 0)] * values.ndim
-            if name == "features":
+            if name in ("features", "series"):
                 padding[1] = (0, steps - values.shape[1])
-            parts[name].append(np.pad(values, padding))
+            beyond = NO_SERIES if name == "series" else 0
+            parts[name].append(np.pad(values, padding, constant_values=beyond))
     labels = np.concatenate([labels for _, labels in batches])
     return {name: np.concatenate(values) for name, values in parts.items()}, labels
 

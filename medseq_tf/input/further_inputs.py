@@ -13,6 +13,9 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.sampling import StudySequence
 from medseq_tf.recipe import Experiment
 
+NO_SERIES = -1
+"""Stands where a slice's series is not known, or there is no slice."""
+
 
 def input_specs(model: Any, kind: str = "slices") -> dict[str, tf.TensorSpec]:
     """Return the types of all inputs of a `SequenceClassifier`, by name.
@@ -27,6 +30,7 @@ class FurtherInputs:
     """The inputs besides slices and lengths, for any batch of sequences.
 
         covariates  float32 (B, D), as `covariate_values`, in the order of `model.covariates`
+        series      int32 (B, T), the number of each slice's series; -1 after the sequence's end
 
     Args:
         prepared: the data set.
@@ -40,16 +44,26 @@ class FurtherInputs:
         self._by_study: dict[str, np.ndarray] = {}
         if names := experiment.model.covariates:
             self._by_study["covariates"] = covariate_values(prepared, names)
+        self._series_of = prepared.series_of if experiment.model.series_mark else None
 
     @property
     def signature(self) -> dict[str, tf.TensorSpec]:
         """The type of each input, by name."""
-        return {
+        specs = {
             name: tf.TensorSpec((None, *values.shape[1:]), values.dtype, name)
             for name, values in self._by_study.items()
         }
+        if self._series_of is not None:
+            specs["series"] = tf.TensorSpec((None, None), tf.int32, "series")
+        return specs
 
     def of(self, batch: Sequence[StudySequence]) -> dict[str, np.ndarray]:
         """Return the inputs of sequences, whose studies are rows of the data set, by name."""
         rows = [sequence.study for sequence in batch]
-        return {name: values[rows] for name, values in self._by_study.items()}
+        inputs = {name: values[rows] for name, values in self._by_study.items()}
+        if self._series_of is not None:
+            longest = max(len(sequence.slices) for sequence in batch)
+            inputs["series"] = np.full((len(batch), longest), NO_SERIES, np.int32)
+            for place, (row, slices, _) in enumerate(batch):
+                inputs["series"][place, : len(slices)] = self._series_of(row)[slices]
+        return inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseq_tf.errors import InputError
@@ -17,6 +17,7 @@ from medseq_tf.models.head import Head
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
+from medseq_tf.models.series_mark import SeriesMark
 from medseq_tf.models.torch_weights import load_torch_weights
 from medseq_tf.readers.classes import CLASSES, LABELS, ORDERED
 from medseq_tf.recipe import Model as ModelSettings
@@ -37,6 +38,7 @@ __all__ = [
     "Recurrent",
     "Segmenter",
     "SequenceClassifier",
+    "SeriesMark",
     "build",
 ]
 
@@ -49,6 +51,7 @@ def build(
     skip_padding: bool = True,
     outputs: str = LABELS,
     covariates: Mapping[str, Mapping[str, Any]] | None = None,
+    series: Sequence[str] = (),
 ) -> SequenceClassifier:
     """Return a model with its weights made, under the Keras dtype policy that is set.
 
@@ -63,6 +66,7 @@ def build(
         outputs: what it tells of a study: `labels`, yes or no to each; `classes`, one of them; or
             `ordered`, one of them, the lowest first.
         covariates: the data set's, as `Prepared.covariates`, of which the settings name some.
+        series: names of the data set's, whose slices follow one another, for the settings' mark.
 
     Returns:
         The classifier, built, not compiled.
@@ -78,6 +82,7 @@ def build(
         _head(settings, labels, head_seed, outputs),
         slice_shape=input_shape,
         covariates=_covariates(settings, covariates or {}),
+        series_mark=_series_mark(settings, series),
         name="classifier",
     )
     model.build()
@@ -93,6 +98,17 @@ def _covariates(
         return None
     categories = [covariates[name].get("categories") for name in settings.covariates]
     return Covariates(settings.covariates, categories, name="covariates")
+
+
+def _series_mark(settings: ModelSettings, series: Sequence[str]) -> SeriesMark | None:
+    if not settings.series_mark:
+        return None
+    if not series:
+        raise InputError(
+            "model.series_mark marks the series of a slice, and the data set tells none apart: "
+            "prepare with --series-as sequence, or set model.series_mark=false"
+        )
+    return SeriesMark(series, name="series_mark")
 
 
 def _head(settings: ModelSettings, labels: int, seed: int | None, outputs: str) -> Layer:

@@ -18,8 +18,9 @@ from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.aggregator import Aggregator
 from medseq_tf.models.covariates import Covariates
 from medseq_tf.models.head import log_odds
+from medseq_tf.models.series_mark import SeriesMark
 
-PARTS = ("encoder", "aggregator", "head", "covariates")
+PARTS = ("encoder", "aggregator", "head", "covariates", "series_mark")
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
@@ -30,7 +31,8 @@ class SequenceClassifier(keras.Model):
     slice at a time, then `finish`; aggregator: `(features, lengths)` to one vector of each study;
     head: vector to logits. An aggregator `of_scores` stands after the head, which then scores every
     slice, and pools the scores; those of classes are then scaled to add up to 1. Covariates join
-    the vectors that the head takes, of studies or of slices. The model is built by its
+    the vectors that the head takes, of studies or of slices; the mark of a slice's series is added
+    to its features before the aggregator. The model is built by its
     constructor's caller through `build()` without arguments: the shape of a slice is part of the
     configuration, batch and steps are free.
 
@@ -43,12 +45,14 @@ class SequenceClassifier(keras.Model):
         head: a layer called with `(vectors, training)`.
         slice_shape: `(H, W, C)`.
         covariates: what makes features of covariates; None: the model takes none.
+        series_mark: what marks the slices of each series; None: nothing does.
 
     Call arguments:
         inputs: {"slices": float `(B, T, H, W, C)`, right-padded;
             "lengths": int `(B,)`, each from 1 to steps}; or, in place of the slices,
             "features": float `(B, T, F)`, as `extract` gives them. With "covariates": float32
-            `(B, D)`, NaN where missing; without, all of them are.
+            `(B, D)`, NaN where missing; without, all of them are. With "series": int `(B, T)`, the
+            number of each slice's series, -1 where it is not known; without, none is.
         training: whether to drop and to learn batch statistics.
 
     Returns:
@@ -62,6 +66,7 @@ class SequenceClassifier(keras.Model):
         head: Layer,
         slice_shape: Shape,
         covariates: Covariates | None = None,
+        series_mark: SeriesMark | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -70,6 +75,7 @@ class SequenceClassifier(keras.Model):
         self.head = head
         self.slice_shape = tuple(slice_shape)
         self.covariates = covariates
+        self.series_mark = series_mark
         if covariates is not None:
             self.autocast = False  # which would round them to 16 bits; every part casts by itself
 
@@ -84,6 +90,8 @@ class SequenceClassifier(keras.Model):
             if not part.built:
                 part.build(shape)
             shape = part.compute_output_shape(shape)
+            if part is self.encoder and self.series_mark and not self.series_mark.built:
+                self.series_mark.build(shape)
 
     @property
     def _after_the_encoder(self) -> tuple[Layer, Layer]:
@@ -106,6 +114,8 @@ class SequenceClassifier(keras.Model):
         if self.covariates is not None:
             shape = (None, len(self.covariates.names))
             signature["covariates"] = keras.KerasTensor(shape, "float32", name="covariates")
+        if self.series_mark is not None:
+            signature["series"] = keras.KerasTensor((None, None), "int32", name="series")
         return signature
 
     def call(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
@@ -115,11 +125,19 @@ class SequenceClassifier(keras.Model):
     def _features(self, inputs: Mapping[str, Tensor], training: bool = False) -> Tensor:
         lengths = inputs["lengths"]
         if "features" in inputs:
-            return self.encoder.finish(inputs["features"], lengths, training=training)
-        return self.encode(inputs["slices"], lengths, training=training)
+            features = self.encoder.finish(inputs["features"], lengths, training=training)
+        else:
+            features = self.encode(inputs["slices"], lengths, training=training)
+        return self.marked(features, inputs)
+
+    def marked(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return features `(B, T, F)` with the marks of their series, where the model has some."""
+        if self.series_mark is None or "series" not in inputs:
+            return features
+        return self.series_mark(features, inputs["series"])
 
     def encode(self, slices: Tensor, lengths: Tensor, training: bool = False) -> Tensor:
-        """Return features `(B, T, F)` of padded slices, ready for the aggregator."""
+        """Return features `(B, T, F)` of padded slices, which `marked` makes the aggregator's."""
         return self.encoder(slices, lengths, training=training)
 
     def extract(self, slices: Tensor, lengths: Tensor) -> Tensor:
@@ -200,7 +218,7 @@ class SequenceClassifier(keras.Model):
 
     def _of_prefixes(self, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         batch, steps, _ = ops.shape(features)
-        slices = ("slices", "features", "lengths")
+        slices = ("slices", "features", "lengths", "series")
         further = {name: value for name, value in inputs.items() if name not in slices}
 
         def logits(numbers: Tensor) -> Tensor:

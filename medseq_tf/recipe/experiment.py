@@ -84,6 +84,7 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("model", "ordered"): Model().ordered,
     ("model", "covariates"): [],
     ("split", "by"): Split().by,
+    ("model", "series_mark"): False,
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 

@@ -40,6 +40,10 @@ class Input(Settings):
         """Channels of the model's input: each slice shown at once has all its windows."""
         return (2 * self.neighbours + 1) * (len(self.windows) if self.windows else 1)
 
+    def slice_shape(self, channels: int = 1) -> tuple[int, int, int]:
+        """Return the shape of the model's input for slices that are stored with some channels."""
+        return (self.size, self.size, self.channels * channels)
+
 
 class Evaluation(Settings):
     """Which slices of a study stand for it when a model is evaluated."""

@@ -246,6 +246,9 @@ class Model(Settings):
     """Those of the data set's covariates that join the aggregator's vector before the head (the
     slices' features, where the head scores each slice): numbers standardised on the training
     studies, categories one-hot, missing ones learned."""
+    series_mark: bool = False
+    """Add a learned vector for each series to the features of its slices, for a data set of which
+    a study's series follow one another (`prepare --series-as sequence`)."""
     initial_weights: str | None = None
     """A file of weights to begin with, those of paper 1's PyTorch network, for `fsm_bilstm_paper`;
     `presets/WEIGHTS.md` says how it is made. null: random ones."""
@@ -257,6 +260,14 @@ class Model(Settings):
         if self.covariates and isinstance(self.encoder, Segmenter):
             raise ValueError(
                 "a segmenter's logit rises with the area of the lesion alone: set covariates=[]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _marks_are_of_features(self):
+        if self.series_mark and isinstance(self.encoder, (Pixels, Segmenter)):
+            raise ValueError(
+                f"series_mark marks features, and model.encoder {self.encoder.name} gives none"
             )
         return self
 

@@ -138,17 +138,17 @@ class Request:
             )
         if recipe.pretraining:
             healthy(prepared, rows)
-        size, labels = recipe.input.size, prepared.labels
+        labels = prepared.labels
         losses.build(recipe.loss, labels[rows], prepared.outputs)
-        shape = (size, size, recipe.input.channels)
         check_covariates(prepared, recipe.model.covariates)
         covariate_values(prepared, list(prepared.covariates))
         models.build(
             recipe.model,
-            shape,
+            recipe.input.slice_shape(prepared.channels),
             labels.shape[1],
             outputs=prepared.outputs,
             covariates=prepared.covariates,
+            series=prepared.marked_series,
         )
 
     def begin(self, splits: Splits) -> None:

@@ -89,16 +89,16 @@ class Fitter:
         self.recipe, self.store, self.split = recipe, store, split
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
         labels = store.prepared.labels
-        side = recipe.input.size
         with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
             self.model = models.build(
                 recipe.model,
-                input_shape=(side, side, recipe.input.channels),
+                input_shape=recipe.input.slice_shape(store.prepared.channels),
                 labels=labels.shape[1],
                 seed=recipe.seed,
                 skip_padding=not recipe.fit.jit,
                 outputs=store.prepared.outputs,
                 covariates=store.prepared.covariates,
+                series=store.prepared.marked_series,
             )
         constants = self._standardise()
         self.features = None
