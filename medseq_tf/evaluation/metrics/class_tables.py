@@ -12,7 +12,12 @@ from medseq_tf.evaluation.metrics.class_estimates import ClassFigures
 from medseq_tf.evaluation.metrics.estimates import NAN, Estimate, difference_row, metric_row
 from medseq_tf.evaluation.metrics.label_estimates import weighted_sum
 from medseq_tf.evaluation.metrics.point_metrics import Array, owners_of
-from medseq_tf.evaluation.metrics.proportions import effective_interval, wilson_interval
+from medseq_tf.evaluation.metrics.proportions import (
+    cautious_correlation,
+    correlation,
+    effective_interval,
+    wilson_interval,
+)
 from medseq_tf.evaluation.metrics.tables import label_difference
 from medseq_tf.readers.classes import Classes
 
@@ -74,8 +79,9 @@ def compare_classes(
 
     The AUROC of a class is compared by DeLong's paired test, accuracy by McNemar's exact one where
     each patient has one study. Every other difference has the interval that follows from those of
-    the two figures and their correlation over the patients (`proportions.combine`). With fewer than
-    `FEW_PATIENTS` patients of the rarest class there is no p-value.
+    the two figures and their correlation over the patients (`proportions.combine`), of log losses
+    a cautious one (`proportions.cautious_correlation`). With fewer than `FEW_PATIENTS` patients of
+    the rarest class there is no p-value.
 
     The arguments are those of `evaluate_classes`, two of them of the first and second model.
 
@@ -93,7 +99,8 @@ def compare_classes(
     ]
     rows = []
     for metric, estimate in together[0].items():
-        difference, p = _difference(estimate, together[1][metric], first.reach(metric)), NAN
+        pair, p = (estimate, together[1][metric]), NAN
+        difference = _difference(metric, *pair, first.reach(metric))
         if metric == "accuracy" and first.has_one_study_each and not first.remark():
             p = mcnemar(first, second)
             difference = replace(difference, method=f"{difference.method}; p: McNemar")
@@ -108,10 +115,13 @@ def compare_classes(
     return pd.DataFrame(rows)
 
 
-def _difference(first: Estimate, second: Estimate, reach: float) -> Estimate:
+def _difference(metric: str, first: Estimate, second: Estimate, reach: float) -> Estimate:
     """One figure of all classes, the first model's less the second's, at most `reach`."""
-    difference = weighted_sum([first, second], [1.0, -1.0], (-reach, reach))
+    related = cautious_correlation if metric == "log_loss" else correlation
+    difference = weighted_sum([first, second], [1.0, -1.0], (-reach, reach), related)
     note = "; ".join(filter(None, dict.fromkeys([first.note, second.note])))
+    if metric == "expected_calibration_error":
+        note = "no interval: right probabilities have an error too"
     return replace(difference, note=note)
 
 

@@ -18,7 +18,7 @@ it does from one set of patients to the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -190,12 +190,15 @@ class LabelPredictions:
 
 
 def weighted_sum(
-    estimates: Sequence[Estimate], coefficients: Sequence[float], bound: tuple[float, float]
+    estimates: Sequence[Estimate],
+    coefficients: Sequence[float],
+    bound: tuple[float, float],
+    related: Callable[[Array], Array] = correlation,
 ) -> Estimate:
     """Add figures over the same patients, times their coefficients, with their intervals.
 
     There is no interval if one of the figures has none. `bound` is the least and the greatest that
-    the sum can be.
+    the sum can be; `related` makes the figures' correlation of their influences.
     """
     values = np.array([estimate.value for estimate in estimates])
     weights = np.asarray(coefficients, float)
@@ -204,8 +207,8 @@ def weighted_sum(
         return Estimate(float(weights @ values), influence=influence)
     lows = np.array([estimate.low for estimate in estimates])
     highs = np.array([estimate.high for estimate in estimates])
-    related = correlation(np.stack([estimate.influence for estimate in estimates]))
-    value, low, high = combine(weights, values, lows, highs, related)
+    influences_of_all = np.stack([estimate.influence for estimate in estimates])
+    value, low, high = combine(weights, values, lows, highs, related(influences_of_all))
     low, high = max(low, bound[0]), min(high, bound[1])
     return Estimate(value, low, high, method="combined", influence=influence)
 
