@@ -163,13 +163,22 @@ def test_an_encoder_is_all_in_its_configuration(name, slices):
     check_round_trip(layer, slices, LENGTHS)
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "segmenter"])
-def test_every_encoder_serves_classes(name, slices):
-    encoder = {"name": name, **SMALL.get(name, {})}
-    settings = recipes.Model(encoder=encoder, aggregator={"name": "mean"})
+VARIANTS = {
+    **{name: {"name": name, **SMALL.get(name, {})} for name in ENCODERS if name != "segmenter"},
+    "per_position": {"name": "conv_fsm", **SMALL["conv_fsm"], "weights": "per_position"},
+    "lesion_map": {"name": "conv_fsm", **SMALL["conv_fsm"], "pooling": "lesion_map"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_encoder_serves_classes(variant, slices):
+    settings = recipes.Model(encoder=VARIANTS[variant], aggregator={"name": "mean"})
     model = models.build(settings, SIDES, labels=3, seed=0, outputs="classes")
-    probabilities = expit(np.asarray(model({"slices": slices, "lengths": LENGTHS})))
+    inputs = {"slices": slices, "lengths": LENGTHS}
+    probabilities = expit(np.asarray(model(inputs)))
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-6)
+    running = expit(np.asarray(model.running(inputs)))
+    np.testing.assert_allclose(running[range(3), LENGTHS - 1], probabilities, atol=1e-5)
 
 
 def test_a_segmenter_has_no_classes():
