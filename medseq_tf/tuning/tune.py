@@ -20,6 +20,7 @@ import pandas as pd
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import selection
+from medseq_tf.dataset.covariate_values import check_covariates
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
@@ -115,6 +116,7 @@ def tune(
         check_requirements(space.base, prepared)
         recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
         recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
+        check_covariates(prepared, _covariates(space))
     space = decide_objective(space, prepared, folder)
     if role == "worker":
         name = f"{socket.gethostname()}-{os.getpid()}"
@@ -156,6 +158,15 @@ class _How:
     verbose: bool
     role: str
     place: str
+
+
+def _covariates(space: Space) -> list[str]:
+    """Return the covariates that any recipe of a space reads."""
+    names = [*space.base.model.covariates]
+    for setting in space.settings:
+        for values in setting.alternatives.values():
+            names += values.get("model.covariates", ())
+    return names
 
 
 def _search(
