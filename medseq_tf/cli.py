@@ -17,6 +17,18 @@ from medseq_tf.console import DebugGroup, import_tensorflow_quietly, run_and_exi
 FOLDER = click.Path(path_type=Path)
 
 
+class FoldCount(click.ParamType):
+    """A number of folds, or `site` for one a site."""
+
+    name = "N|site"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return what was typed."""
+        return value if value == "site" else click.IntRange(2).convert(value, param, ctx)
+
+
 @click.group(cls=DebugGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="medseq-tf")
 def cli() -> None:
@@ -269,7 +281,11 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option("--out", type=FOLDER, help="The run's new folder; default: runs/NAME.")
 @click.option("--name", help="The run's name; default: the recipe's.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
-@click.option("--folds", type=click.IntRange(2), help="Cross-validate over this many folds.")
+@click.option(
+    "--folds",
+    type=FoldCount(),
+    help="Cross-validate over this many folds; site: leave each site out in turn.",
+)
 @click.option(
     "--repeats",
     type=click.IntRange(1),

@@ -109,7 +109,7 @@ def make_folds(
     for repeat in range(repeats):
         if k == "site":
             seed: tuple[int, ...] = (split.seed,)
-            tests = _site_folds(studies)
+            tests = _site_folds(studies, classes)
         else:
             seed = (split.seed, k) if not repeat else (split.seed, k, k + repeat)
             fold_shares = {f"fold {i + 1}": 1 / k for i in range(k)}
@@ -119,6 +119,8 @@ def make_folds(
         for i, test in enumerate(tests):
             others = np.setdiff1d(everyone, test)
             what = f" outside the test fold {i + 1} of {len(tests)}"
+            if k == "site":
+                what = f" outside site {sites.named(studies.iloc[test])}"
             fold_seed = (*seed, i) if not repeat else (*seed, i + 1)
             rows = _divided(studies, others, shares, fold_seed, split, classes, what)
             rows |= {"test": test}
@@ -165,14 +167,25 @@ def _check_folds(
         )
 
 
-def _site_folds(studies: pd.DataFrame) -> list[np.ndarray]:
-    """Return the rows of each site, by its name; sites that share a patient or slice are one."""
+def _site_folds(studies: pd.DataFrame, classes: Classes | None) -> list[np.ndarray]:
+    """Return the rows of each site, by its name; sites that share a patient or slice are one.
+
+    Raises:
+        InputError: There is one site, or one without which nothing of a class could be learned.
+    """
     groups = [np.array(rows, np.int64) for rows in patient_groups(studies, "site")]
     if len(groups) < 2:
         raise InputError(
             f"folds = site: all studies are of {sites.named(studies)}, and to leave one out takes "
             "2 sites that share no patient; give a number of folds"
         )
+    for rows in groups:
+        for kind in _missing(studies, np.setdiff1d(np.arange(len(studies)), rows), classes):
+            raise InputError(
+                f"folds = site: {kind.counted(0)} outside site {sites.named(studies.iloc[rows])}, "
+                "so that it could not be learned there; give a number of folds, which divide by "
+                f"patient, or {kind.remedy}"
+            )
     return sorted((np.sort(rows) for rows in groups), key=lambda r: sites.named(studies.iloc[r]))
 
 

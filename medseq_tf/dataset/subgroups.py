@@ -19,6 +19,8 @@ from medseq_tf.readers.volume_file import without_extension
 
 MOST_GROUPS = 6
 """Distinct numbers of a column that are groups of their own; more become thirds."""
+MOST_SITES = 20
+"""Sites that are groups of their own."""
 _UNKNOWN = ("", "na", "n/a", "#n/a", "nan", "<na>", "null", "none")
 KEYS = ("study_id", "patient_id", "source", "patient", "study", "id")
 
@@ -60,6 +62,28 @@ def sources(prepared: Prepared) -> pd.DataFrame:
         if (studies[f"label.{name}"].groupby(folder).nunique() <= 1).all():
             return nothing
     return nothing.assign(source=folder)
+
+
+def sites(prepared: Prepared) -> pd.DataFrame:
+    """Return the site of each study, by study id, where there are several.
+
+    Of more than `MOST_SITES` the smallest are one group.
+    """
+    studies = prepared.studies.set_index("study_id")
+    if "site" not in studies or studies["site"].nunique() < 2:
+        return pd.DataFrame(index=studies.index)
+    site = studies["site"].astype(object).where(studies["site"].notna(), None)
+    patients = studies["patient_id"].groupby(site).nunique()
+    order = patients.sort_index().sort_values(ascending=False, kind="stable").index
+    if len(order) > MOST_SITES:
+        small = order[MOST_SITES - 1 :]
+        site = site.mask(site.isin(small), f"{len(small)} smaller sites")
+    return pd.DataFrame({"site": site})
+
+
+def standing(prepared: Prepared) -> pd.DataFrame:
+    """Return the subgroups that need no file, by study id: sites and sources."""
+    return pd.concat([sites(prepared), sources(prepared)], axis=1)
 
 
 def read(path: str | os.PathLike, prepared: Prepared) -> pd.DataFrame:

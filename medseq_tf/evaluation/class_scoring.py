@@ -32,7 +32,7 @@ def score_classes(
     studies = ClassTable.of(predictions, classes).known
     if "fold" in predictions:
         table = cross_validation.evaluate_class_folds(studies, resamples, costs)
-        return table.assign(question=cross_validation.RECIPE)
+        return table.assign(question=cross_validation.question(predictions))
     table = metrics.evaluate_classes(
         studies.truth,
         studies.probabilities,

@@ -244,7 +244,7 @@ def _differences(
     if "fold" in a or "fold" in b:
         first, second = (cross_validation.held_out(rows, label_names) for rows in (a, b))
         table = _described(cross_validation.compare_folds(first, second, resamples), a)
-        return table.assign(question=cross_validation.RECIPE)
+        return table.assign(question=cross_validation.question(a if "site" in b else b))
     first, second = by_study(a), by_study(b)
     probabilities, thresholds = (
         tuple(studies[name][label_names].to_numpy(float) for studies in (first, second))
@@ -272,7 +272,7 @@ def _class_differences(
     first, second = (ClassTable.of(rows, classes).known for rows in (a, b))
     if "fold" in a or "fold" in b:
         table = cross_validation.compare_class_folds(first, second, resamples, costs)
-        return table.assign(question=cross_validation.RECIPE)
+        return table.assign(question=cross_validation.question(a if "site" in b else b))
     table = metrics.compare_classes(
         first.truth,
         (first.probabilities, second.probabilities),

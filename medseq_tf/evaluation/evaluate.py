@@ -127,8 +127,8 @@ def evaluate(
         split: `validation`, `test` or `all`.
         resamples: of the bootstrap over patients, by which intervals of folds are found.
         subgroups: a CSV file, one row a study or patient, whose other columns are subgroups; see
-            `medseq_tf.dataset.subgroups.read`. Thirds by the number of slices, and sources, are
-            always there.
+            `medseq_tf.dataset.subgroups.read`. Thirds by the number of slices, sites and sources
+            are always there.
         audit: look for patients and slices that the run's splits share; with `split="all"`, for
             copies of the run's slices in the data set.
         compare: other runs, tested on the same patients.
@@ -202,9 +202,9 @@ def _costs(run: Run, path: str | os.PathLike | None) -> np.ndarray | None:
 
 
 def _groups(prepared: Prepared, csv: str | os.PathLike | None) -> pd.DataFrame:
-    """Return the studies' sources and the columns of a file of subgroups, by study id."""
-    sources = subgroup_columns.sources(prepared)
+    """Return the studies' sites and sources and a file's columns of subgroups, by study id."""
+    standing = subgroup_columns.standing(prepared)
     if csv is None:
-        return sources
+        return standing
     named = subgroup_columns.read(csv, prepared)
-    return pd.concat([sources.drop(columns=named.columns, errors="ignore"), named], axis=1)
+    return pd.concat([standing.drop(columns=named.columns, errors="ignore"), named], axis=1)

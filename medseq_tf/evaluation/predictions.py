@@ -270,7 +270,15 @@ def _predict_folds(
         )
         for number, fold in enumerate(run.folds, start=1)
     ]
-    return pd.concat(tables, ignore_index=True)
+    return with_sites(pd.concat(tables, ignore_index=True), run)
+
+
+def with_sites(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Return a table of folds' predictions, with the `site` that each has left out, if it has."""
+    sites = run.fold_sites
+    if not sites:
+        return predictions
+    return predictions.assign(site=predictions["fold"].map(dict(enumerate(sites, start=1))))
 
 
 def _predict_own(run: Run, store: SliceStore, split: str, costs: np.ndarray | None) -> pd.DataFrame:

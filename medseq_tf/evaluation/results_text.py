@@ -11,7 +11,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_scoring import PATIENTS_ALONE
 from medseq_tf.evaluation.metrics.interval_text import interval, number, with_interval
-from medseq_tf.evaluation.scoring import REPORTED_METRICS, fold_summary
+from medseq_tf.evaluation.scoring import REPORTED_METRICS, fold_names, fold_summary, fold_table
 from medseq_tf.readers.classes import Classes
 
 ANY_POSITIVE = (
@@ -20,6 +20,9 @@ ANY_POSITIVE = (
 )
 """What a table of calls by patient counts."""
 
+
+SITE_METRICS = ("accuracy", "balanced_accuracy", "auroc", "recall", "specificity")
+"""What is printed of each site that was left out, as far as it is measured."""
 
 ALL_STUDIES = "Studies by true class (a row each) and called class, with the share of the row:"
 
@@ -48,12 +51,28 @@ def metrics_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
 
 def folds_text(predictions: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return the folds' own test metrics as text: mean and standard deviation."""
-    summary = fold_summary(predictions[predictions["split"] == "test"], classes)
+    tested = predictions[predictions["split"] == "test"]
+    summary = fold_summary(tested, classes)
     width = _width(summary["label"], 12)
-    lines = [f"{'test folds':<11}{'label':<{width}}{'metric':<31}{'mean':>6}   sd over folds"]
+    of = "sites" if "site" in tested else "folds"
+    lines = [f"{'test ' + of:<11}{'label':<{width}}{'metric':<31}{'mean':>6}   sd over {of}"]
     for row in reported(summary, classes).itertuples():
         lines.append(f"{'':<11}{row.label:<{width}}{row.metric:<31}{row.mean:6.3f}   {row.sd:.3f}")
-    return "\n".join(lines)
+    return "\n".join(lines + (_sites_lines(tested, classes) if of == "sites" else []))
+
+
+def _sites_lines(tested: pd.DataFrame, classes: Classes | None) -> list[str]:
+    """Return how well each site was predicted by the model that was trained without it."""
+    table = fold_table(tested, classes)
+    names = [f"{fold_names(tested)[fold]}" for fold in table["fold"]]
+    shown = [name for name in SITE_METRICS if name in table]
+    site, label = _width(pd.Series(names), 12), _width(table["label"], 8)
+    heads = "".join(f"{name:>19}" for name in shown)
+    lines = ["", f"{'left out':<{site}}{'label':<{label}}{'studies':>7}{heads}"]
+    for name, row in zip(names, table.to_dict("records"), strict=True):
+        values = "".join(f"{number(row[metric]):>19}" for metric in shown)
+        lines.append(f"{name:<{site}}{row['label']:<{label}}{row['studies']:>7}{values}")
+    return lines
 
 
 def covariates_alone_text(table: pd.DataFrame, beyond: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ are of one against the rest, those by the name of their column of all together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,7 @@ def score(
         elif "fold" in rows:
             of_folds = cross_validation.held_out(rows, label_names)
             table = cross_validation.evaluate_folds(of_folds, resamples)
-            table["question"] = cross_validation.RECIPE
+            table["question"] = cross_validation.question(rows)
         else:
             table = _score_studies(by_study(rows), label_names, split == "validation")
         if set(PIXEL_COLUMNS) <= set(rows):
@@ -146,9 +147,18 @@ def fold_table(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.
         truth, probability, threshold = (
             rows[name].to_numpy(float)[:, None] for name in ("truth", "probability", "threshold")
         )
-        values = point_metrics(truth, probability, threshold)
+        values: Mapping[str, Any] = point_metrics(truth, probability, threshold)
+        if "site" in rows:  # which may have patients of one kind only
+            values = metrics.all_metrics(truth[:, 0], probability[:, 0], threshold[:, 0])
         scored.append({"fold": fold, "label": label, "studies": len(rows), **values})
     return pd.DataFrame(scored)
+
+
+def fold_names(predictions: pd.DataFrame) -> dict[int, str]:
+    """Return what each fold is called: by its number, or by the site that was left out."""
+    if "site" in predictions:
+        return ("site " + predictions.groupby("fold")["site"].first()).to_dict()
+    return {fold: f"fold {fold}" for fold in sorted(predictions["fold"].unique())}
 
 
 def fold_summary(predictions: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:

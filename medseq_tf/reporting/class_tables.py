@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from medseq_tf.evaluation import class_scoring
+from medseq_tf.evaluation import class_scoring, scoring
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.readers.classes import Classes
 from medseq_tf.reporting import tables
@@ -210,11 +210,11 @@ def folds(predictions: pd.DataFrame, classes: Classes) -> Table:
     by_fold = class_scoring.class_fold_table(predictions, classes).set_index("fold")
     values = by_fold.drop(columns=["label", "studies"]).T
     summary = {"mean": values.mean(axis=1), "sd": values.std(axis=1)}
-    kind = "fold"
     if "repeat" in predictions and predictions["repeat"].nunique() > 1:
-        kind = "repeat"
         values = values.T.groupby(predictions.groupby("fold")["repeat"].first()).mean().T
-    values.columns = [f"{kind} {name}" for name in values.columns]
+        values.columns = [f"repeat {name}" for name in values.columns]
+    else:
+        values.columns = values.columns.map(scoring.fold_names(predictions))
     shown = values.assign(**summary).map(number).rename_axis("metric").reset_index()
     return tables.table(shown.assign(metric=shown["metric"].map(metric_name)))
 

@@ -56,6 +56,8 @@ def _partitions(run: Run) -> str:
     """Return how the patients are divided."""
     if not run.folds:
         return ", ".join(f"{split} {len(ids)}" for split, ids in run.splits.items()) + " studies"
+    if run.fold_sites:
+        return f"each site tested by a model trained without it: {', '.join(run.fold_sites)}"
     folds = f"{len(run.folds) // run.repeats} folds over all patients, each tested once"
     return folds if run.repeats == 1 else f"{folds} in each of {run.repeats} repeats"
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import leakage, selection
-from medseq_tf.dataset import subgroups as subgroups_by_source
+from medseq_tf.dataset import leakage, selection, subgroups
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
@@ -74,7 +73,7 @@ def report(
             audit_splits(opened, prepared),
             _explain_chosen(opened, prepared),
             images,
-            subgroups_by_source.sources(prepared),
+            subgroups.standing(prepared),
         )
     write_text(path, text)
     return path
@@ -102,9 +101,9 @@ def _explain_chosen(run: Run, prepared: Prepared) -> list[Explanation]:
     return explain_studies(run, prepared, pairs)
 
 
-def write(run: Run, audit: leakage.Audit | None = None) -> None:
+def write(run: Run, audit: leakage.Audit | None = None, groups: pd.DataFrame | None = None) -> None:
     """Write `report.html` into the run's folder, without images, as at the end of a training."""
-    write_text(run.path / "report.html", page(run, audit))
+    write_text(run.path / "report.html", page(run, audit, groups=groups))
 
 
 def page(
@@ -236,7 +235,10 @@ def _common(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
     """Return what is said of any metrics."""
     return {
         "validation_is_optimistic": selection.VALIDATION,
-        "questions": {"fitted": cross_validation.FITTED, "recipe": cross_validation.RECIPE},
+        "questions": {
+            "fitted": cross_validation.FITTED,
+            "recipe": run.question if run.fold_sites else cross_validation.RECIPE,
+        },
         "reads": run.reads,
         "metric_multiplicity": metrics.multiplicity(int(scores["low"].notna().sum())),
         "covariates_table": _beside_covariates(run, scores),

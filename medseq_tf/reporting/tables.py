@@ -102,7 +102,10 @@ def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
 def splits(run: Run) -> Table:
     """Count the studies of each split, or the test studies of each fold."""
     if folds := run.folds:
-        rows = [(f"fold {i}", len(fold.splits["test"])) for i, fold in enumerate(folds, start=1)]
+        names = [f"site {site}" for site in run.fold_sites]
+        names = names or [f"fold {number}" for number in range(1, len(folds) + 1)]
+        tested = [len(fold.splits["test"]) for fold in folds]
+        rows = list(zip(names, tested, strict=True))
     else:
         rows = [(split, len(studies)) for split, studies in run.splits.items()]
     return table(pd.DataFrame(rows, columns=["part", "studies"]))
@@ -155,7 +158,7 @@ def folds(predictions: pd.DataFrame) -> Table:
         wide = wide.T.groupby(repeat_of).mean().T
         wide.columns = [f"repeat {repeat}" for repeat in wide.columns]
     else:
-        wide.columns = [f"fold {fold}" for fold in wide.columns]
+        wide.columns = wide.columns.map(scoring.fold_names(tested))
     wide = wide.assign(mean=summary["mean"], sd=summary["sd"]).map(number).reset_index()
     return table(wide.assign(metric=wide["metric"].map(metric_name)))
 

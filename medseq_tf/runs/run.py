@@ -110,6 +110,11 @@ class Run:
         return [Run(folder) for folder in sorted(own, key=lambda folder: int(number[folder]))]
 
     @property
+    def fold_sites(self) -> list[str]:
+        """The site that each fold leaves out; empty where folds are of patients."""
+        return self.info.get("fold_sites") or []
+
+    @property
     def repeats(self) -> int:
         """How often the patients were divided into folds."""
         return int(self.info.get("repeats") or 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
+from medseq_tf.dataset import sites
 from medseq_tf.dataset.covariate_values import check_covariates, covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import (
@@ -45,19 +46,21 @@ class Request:
         folder: the run folder.
         recipe: the recipe.
         prepared: the data set.
-        folds: how many folds a repeat has; None: a single run.
+        folds: how many folds a repeat has; `site`: one a site; None: a single run.
         repeats: how often the patients are divided into folds.
         splits: in place of the recipe's.
         resume: whether a run that is there goes on.
+        site: the one that this run is tested on, as a fold.
     """
 
     folder: Path
     recipe: Experiment
     prepared: Prepared
-    folds: int | None = None
+    folds: int | Literal["site"] | None = None
     repeats: int = 1
     splits: Splits | None = None
     resume: bool = False
+    site: str | None = None
 
     def earlier(self) -> dict[str, Any]:
         """Return what is known of the run to resume, nothing for a new one.
@@ -82,7 +85,8 @@ class Request:
 
     def _check_same(self, run: Run) -> None:
         stored, asked = run.experiment.flat(), self.recipe.flat()
-        stored |= {"data": run.info["fingerprint"], "folds": run.info["folds"]}
+        folds = "site" if run.fold_sites else run.info["folds"]
+        stored |= {"data": run.info["fingerprint"], "folds": folds}
         asked |= {"data": self.prepared.fingerprint, "folds": self.folds}
         stored["repeats"], asked["repeats"] = run.repeats, self.repeats
         for key, value in asked.items():
@@ -164,11 +168,22 @@ class Request:
             {
                 "status": "started",
                 "fingerprint": self.prepared.fingerprint,
-                "folds": self.folds,
+                "folds": len(splits) // self.repeats if isinstance(splits, list) else None,
                 "repeats": self.repeats,
+                **self._sites(splits),
                 **environment(),
             },
         )
+
+    def _sites(self, splits: Splits) -> dict[str, Any]:
+        """Return which sites are left out, for `run.json`."""
+        if self.site is not None:
+            return {"site": self.site}
+        if self.folds != "site":
+            return {}
+        studies = self.prepared.studies
+        tested = [split["test"] for split in splits if isinstance(split, dict)]
+        return {"fold_sites": [sites.named(studies.iloc[rows]) for rows in tested]}
 
 
 def count_folds(prepared: Prepared, splits: Splits, repeats: int = 1) -> int | None:

@@ -13,7 +13,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.evaluation import operating_points
-from medseq_tf.evaluation.predictions import fit_temperatures
+from medseq_tf.evaluation.predictions import fit_temperatures, with_sites
 from medseq_tf.evaluation.scoring import fold_summary
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
@@ -36,25 +36,27 @@ def cross_validate(
 ) -> None:
     """Train one run per fold and pool their predictions, each called by its fold's threshold."""
     recipe, prepared, repeats = request.recipe, store.prepared, request.repeats
-    folds = len(splits) // repeats
+    folds, whole = len(splits) // repeats, Run(request.folder)
     with tracked(request.folder, options) as tracker:
         about = {**class_params(prepared), "folds": folds, "repeats": repeats}
         tracker.params({**recipe.flat(), **about})
         tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
         for number, split in enumerate(splits, start=1):
             repeat = (number - 1) // folds + 1
+            site = whole.fold_sites[number - 1] if whole.fold_sites else None
             if options.verbose:
                 words = f"Fold {number - (repeat - 1) * folds}/{folds}"
+                words += f" (site {site})" if site else ""
                 print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
             folder = request.folder / f"fold_{number}"
-            fold = Request(folder, of_repeat(recipe, repeat), prepared, resume=True)
+            fold = Request(folder, of_repeat(recipe, repeat), prepared, resume=True, site=site)
             earlier = fold.earlier()
             if not earlier:
                 fold.begin(split)
             if earlier.get("status") != "finished":
                 train_one(fold, store, split, _of_fold(options, number, tracker))
                 gc.collect()
-        _pool(Run(request.folder), prepared, tracker)
+        _pool(whole, prepared, tracker)
 
 
 def _of_fold(options: Options, number: int, tracker: AnyTracker) -> Options:
@@ -82,7 +84,7 @@ def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
 def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     """Write the results of all folds together."""
     runs, folds = whole.folds, whole.info["folds"]
-    pooled = _of_folds([run.predictions for run in runs], folds)
+    pooled = with_sites(_of_folds([run.predictions for run in runs], folds), whole)
     tested = pooled[pooled["split"] == "test"]
     points = {}
     if not prepared.classes:
@@ -98,11 +100,13 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
         *operating_points.notes(points),
         *operating_points.notes_of_folds([run.operating_points for run in runs]),
         *(note.replace("validation's", "the held-out patients'") for note in unscaled),
-        *_by_fold([[note for note in run.notes if note not in origins] for run in runs]),
+        *_by_fold(
+            [[note for note in run.notes if note not in origins] for run in runs], whole.fold_sites
+        ),
     ]
     files, alone = [run.path / COVARIATES_ALONE for run in runs], None
     if all(file.is_file() for file in files):
-        alone = _of_folds([pd.read_parquet(file) for file in files], folds)
+        alone = with_sites(_of_folds([pd.read_parquet(file) for file in files], folds), whole)
     write_results(whole, prepared, Results(pooled, points, temperatures, notes, alone), tracker)
     for row in fold_summary(tested, prepared.classes).itertuples():
         name = f"test_{row.metric}{name_of_label(row.label, prepared)}"
@@ -118,14 +122,18 @@ def _of_folds(tables: Sequence[pd.DataFrame], folds: int) -> pd.DataFrame:
     return pd.concat(numbered, ignore_index=True)
 
 
-def _by_fold(notes: Sequence[Sequence[str]]) -> list[str]:
-    """Return what is to be said of single folds, each note once, but not of their thresholds."""
+def _by_fold(notes: Sequence[Sequence[str]], sites: Sequence[str]) -> list[str]:
+    """Return what is to be said of single folds, each note once, but not of their thresholds.
+
+    They are called by the `sites` that they leave out, if they do.
+    """
     folds: dict[str, list[str]] = {}
     for number, of_fold in enumerate(notes, start=1):
         for note in of_fold:
             if operating_points.STANDS_ON not in note:
-                folds.setdefault(note, []).append(str(number))
+                folds.setdefault(note, []).append(sites[number - 1] if sites else str(number))
+    kind = "site" if sites else "fold"
     return [
-        f"fold{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}"
+        f"{kind}{'s' * (len(numbers) > 1)} {', '.join(numbers)}: {note}"
         for note, numbers in folds.items()
     ]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import holdout_reuse, selection
+from medseq_tf.dataset import holdout_reuse, selection, sites, subgroups
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import missing_test_classes
 from medseq_tf.dataset.stratification import Rows
@@ -190,13 +190,14 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
     scored = predictions[predictions["split"] == "test"] if has_folds else predictions
     table = score(scored, prepared.label_names, classes=prepared.classes)
     table = mark_selection(table, run.experiment, scored, run.contents)
+    confounded = [] if _is_fold(run) else sites.site_confounding(prepared)
     content: dict[str, Any] = {
-        "question": cross_validation.RECIPE if has_folds else cross_validation.FITTED,
+        "question": cross_validation.question(scored) if has_folds else cross_validation.FITTED,
         "thresholds": {label: point.threshold for label, point in results.points.items()},
         "operating_points": {label: point.to_dict() for label, point in results.points.items()},
         "temperatures": dict(results.temperatures),
         **({} if has_folds or prepared.classes else {"cuts": choose_cuts(predictions)}),
-        "notes": [*results.notes, *selection.origins(run.experiment)],
+        "notes": [*results.notes, *selection.origins(run.experiment), *confounded],
         "table": table.to_dict(orient="records"),
     }
     if results.alone is not None:
@@ -210,7 +211,7 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
         if audit.slices is not None:
             with atomic(run.path / SLICES) as temporary:
                 audit.slices.to_parquet(temporary, index=False)
-        report.write(run, audit)
+        report.write(run, audit, subgroups.sites(prepared))
         model_card.write(run, audit)
         tracker.tags(_tags(table))
     tracker.metrics(_named_metrics(table, prepared))
@@ -259,7 +260,12 @@ def _tags(table: pd.DataFrame) -> dict[str, str]:
 def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
     """Note in `run.json` how often the test patients have been read; not for a fold alone."""
     tested = scored.loc[scored["split"] == "test", "study"]
-    run_above = run.path.parent / "run.json"
-    if tested.empty or (run_above.is_file() and Run(run_above.parent).info["folds"]):
+    if tested.empty or _is_fold(run):
         return
     run.update_info(test_reads=asdict(holdout_reuse.record(prepared, tested, run.experiment)))
+
+
+def _is_fold(run: Run) -> bool:
+    """Whether a run is a part of a cross-validation."""
+    above = run.path.parent / "run.json"
+    return above.is_file() and bool(Run(above.parent).info["folds"])

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
@@ -28,7 +29,7 @@ def train(
     out: str | os.PathLike | None = None,
     name: str | None = None,
     overrides: Iterable[str] = (),
-    folds: int | None = None,
+    folds: int | Literal["site"] | None = None,
     repeats: int = 1,
     splits: Splits | None = None,
     resume: bool = False,
@@ -50,7 +51,8 @@ def train(
         name: the run's name; default the recipe's.
         overrides: `dotted.key=value`, as with `--set`.
         folds: cross-validate over this many patient-level folds: one run per fold, pooled at the
-          end. All folds of a repeat start from the same weights.
+          end. All folds of a repeat start from the same weights. `site`: each fold is one site,
+          tested by a model that was trained without it.
         repeats: divide the patients into folds anew this many times, each time from other weights,
           so that the figures are means over the luck of the folds and of the start.
         splits: rows of the data set's studies by split, in place of the recipe's; a list of them is
@@ -73,15 +75,7 @@ def train(
     recipe = recipes.load(experiment, overrides)
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
-    if splits is not None:
-        if folds is not None:
-            raise InputError("folds and splits: give one of them")
-        folds = count_folds(prepared, splits, repeats)
-    if repeats < 1 or (repeats > 1 and folds is None):
-        raise InputError(
-            f"repeats = {repeats}: "
-            + ("expected at least 1" if repeats < 1 else "goes with folds, which it repeats")
-        )
+    folds = _checked_folds(prepared, folds, repeats, splits)
     request = Request(folder, recipe, prepared, folds, repeats, splits, resume)
     earlier = request.earlier()
     if earlier.get("status") == "finished":
@@ -109,3 +103,23 @@ def train(
         else:
             train_one(request, store, run_splits, options)
     return Run.open(folder)
+
+
+def _checked_folds(
+    prepared: Prepared, folds: int | Literal["site"] | None, repeats: int, splits: Splits | None
+) -> int | Literal["site"] | None:
+    """Return the folds that are asked for, or those of given splits; refuse what means nothing."""
+    if splits is not None:
+        if folds is not None:
+            raise InputError("folds and splits: give one of them")
+        folds = count_folds(prepared, splits, repeats)
+    if repeats < 1 or (repeats > 1 and folds is None):
+        raise InputError(
+            f"repeats = {repeats}: "
+            + ("expected at least 1" if repeats < 1 else "goes with folds, which it repeats")
+        )
+    if isinstance(folds, str) and folds != "site":
+        raise InputError(f"folds = {folds!r}: expected a number, or `site` to leave each site out")
+    if repeats > 1 and folds == "site":
+        raise InputError(f"repeats = {repeats}: sites are left out in one way; leave repeats out")
+    return folds

@@ -5,7 +5,8 @@ do if it were trained anew, on another cohort of this size (`RECIPE`). A fold is
 studies that it was not trained on. Repeats divide the patients into folds anew: a study stands once
 a repeat. What ranks studies is the mean over the folds, because probabilities of two models do not
 rank each other's studies; what scores calls and probabilities one by one is over all studies at
-once, each called at its own fold's threshold.
+once, each called at its own fold's threshold. Where each fold is a site that was left out, the mean
+is over sites, whatever their size, and says nothing of others (`SITES`).
 """
 
 from medseq_tf.evaluation.cross_validation.class_folds import (
@@ -22,6 +23,7 @@ from medseq_tf.evaluation.cross_validation.tables import (
     auroc_difference,
     compare_folds,
     evaluate_folds,
+    question,
 )
 from medseq_tf.evaluation.cross_validation.variance import INFLATION, interval
 
@@ -41,4 +43,5 @@ __all__ = [
     "held_out",
     "interval",
     "mean_auroc",
+    "question",
 ]

@@ -31,11 +31,23 @@ from medseq_tf.evaluation.metrics.estimates import (
 from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
 
 RECIPE = "this recipe, trained anew on another cohort of this size"
+SITES = (
+    "this recipe, on new patients of these {count} sites, each by a model that was trained without "
+    "the site; of other sites they say nothing"
+)
 FITTED = "these fitted models, on new patients"
 """The questions that an interval can answer."""
 
 METHOD = "cross-validation"
 """What stands in the columns `interval` and `method`."""
+
+
+def question(predictions: pd.DataFrame) -> str:
+    """Return what intervals of folds are about; with `site`, each fold has left one out."""
+    if "site" in predictions:
+        return SITES.format(count=predictions["site"].nunique())
+    return RECIPE
+
 
 LabelPairs = list[tuple[LabelFolds, LabelFolds]]
 """The same labels' predictions by a first and by a second recipe."""
