@@ -30,7 +30,7 @@ def score_classes(
     `costs` (true, called) are what a wrong call costs.
     """
     studies = ClassTable.of(predictions, classes).known
-    if "fold" in predictions:
+    if "fold" in predictions and len(studies):
         table = cross_validation.evaluate_class_folds(studies, resamples, costs)
         return table.assign(question=cross_validation.question(predictions))
     table = metrics.evaluate_classes(
@@ -68,9 +68,11 @@ def class_confusion_table(predictions: pd.DataFrame, classes: Classes) -> pd.Dat
     tables = []
     for split, rows in predictions.groupby("split", sort=False):
         studies = ClassTable.of(rows, classes).known
-        table = metrics.confusion_table(studies.truth, studies.called, classes, studies.patients)
-        if "repeat" in rows:
-            table["count"] = table["count"] / rows["repeat"].nunique()
+        if "fold" in rows:
+            table = cross_validation.confusion_of_folds(studies)
+        else:
+            arrays = (studies.truth, studies.called, classes, studies.patients)
+            table = metrics.confusion_table(*arrays)
         table.insert(0, "label", classes.column)
         table.insert(0, "split", split)
         tables.append(table)
@@ -91,7 +93,9 @@ def class_calibration_table(predictions: pd.DataFrame, classes: Classes) -> pd.D
         studies = ClassTable.of(rows, classes).known
         keys = ["label", "metric"]
         before, after = (
-            metrics.class_calibration(studies.truth, columns, classes, studies.patients)
+            metrics.class_calibration(
+                studies.truth, columns, classes, studies.patients, studies.studies["study"]
+            )
             for columns in (studies.probabilities, studies.calibrated)
         )
         table = before[keys].assign(split=split)

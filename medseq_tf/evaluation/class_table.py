@@ -39,15 +39,16 @@ class ClassTable:
     @classmethod
     def of(cls, predictions: pd.DataFrame, classes: Classes) -> ClassTable:
         """Read a table of predictions; the order of its rows changes nothing."""
-        columns = ["truth", "probability", "calibrated", "positive"]
+        columns = ("truth", "probability", "calibrated", "positive")
         missing = {name: np.nan for name in columns if name not in predictions}
         keys = [name for name in _KEYS if name in predictions]
-        wide = predictions.assign(**missing).pivot(index=keys, columns="label", values=columns)
+        rows = predictions.assign(**missing)
+        wide = [rows.pivot(index=keys, columns="label", values=name) for name in columns]
         truth, probabilities, calibrated, positive = (
-            wide[name].reindex(columns=list(classes.names)).to_numpy(float) for name in columns
+            table.reindex(columns=list(classes.names)).to_numpy(float) for table in wide
         )
         called = positive.argmax(axis=1) if "positive" not in missing else call(probabilities)
-        studies = wide.index.to_frame(index=False)
+        studies = wide[0].index.to_frame(index=False)
         return cls(classes, studies, truth, probabilities, calibrated, called)
 
     def __len__(self) -> int:

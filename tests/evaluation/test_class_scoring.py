@@ -25,7 +25,7 @@ def by_name(table):
 
 
 def folded(classes=CLASSES, **settings):
-    return class_predictions(classes, folds=5, repeats=2, **settings)
+    return class_predictions(classes, **{"folds": 5, "repeats": 2, **settings})
 
 
 def score(predictions, classes=CLASSES, **settings):
@@ -199,7 +199,39 @@ def test_the_confusion_matrix_counts_every_study_and_means_over_repeats():
         assert row.count("(") == 3
 
 
+def test_a_cell_of_the_folds_matrix_has_the_interval_of_the_recipe():
+    table = folded(count=150)
+    found, recall = scoring.confusion_table(table, CLASSES), by_name(score(table))
+    for name in CLASSES.names:
+        cell = found.query("true == @name and called == @name").iloc[0]
+        expected = recall.loc[(name, "recall"), ["value", "low", "high"]].astype(float)
+        np.testing.assert_allclose(
+            cell[["share", "low", "high"]].astype(float), expected, atol=0.02
+        )
+
+
+@pytest.mark.parametrize("make", [class_predictions, folded])
+def test_where_no_class_is_known_there_are_no_figures(make):
+    table = make(classes=CLASSES, unknown=60)
+    found = evaluate_predictions(table, list(CLASSES.names), 50, None, CLASSES)
+    assert found.table["value"].isna().all()
+    assert found.confusion["count"].eq(0).all()
+    assert "60" not in found.text()
+
+
 # ----------------------------------------------------------------------------------- calibration
+
+
+def test_repeats_of_a_study_make_no_one_surer_of_its_calibration():
+    once = class_predictions(CLASSES, folds=5)
+    thrice = pd.concat(
+        [once.assign(repeat=repeat, fold=once["fold"] + 5 * repeat) for repeat in range(3)]
+    )
+    nulls = [
+        scoring.calibration_table(table, CLASSES)["before_null_high"].dropna()
+        for table in (once, thrice)
+    ]
+    np.testing.assert_allclose(*nulls, atol=0.005)
 
 
 def test_one_temperature_scales_the_classes_together():

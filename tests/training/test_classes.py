@@ -146,6 +146,15 @@ def test_a_study_of_unknown_class_is_predicted_and_not_scored(class_data, tmp_pa
     assert run.metrics.query("split == 'test'")["n"].eq(len(known)).all()
 
 
+def test_without_held_out_studies_there_are_no_figures_and_it_says_so(class_data, tmp_path):
+    run = run_small(
+        class_data, tmp_path / "run", "split.test=0", "split.validation=0", "fit.epochs=1"
+    )
+    assert len(run.metrics) == len(run.predictions) == 0
+    assert run.temperatures == {"lesion": 1.0}
+    assert any("probabilities are not scaled" in note for note in run.notes)
+
+
 # ------------------------------------------------------------------------------------- folds
 
 

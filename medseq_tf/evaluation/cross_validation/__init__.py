@@ -12,6 +12,7 @@ is over sites, whatever their size, and says nothing of others (`SITES`).
 from medseq_tf.evaluation.cross_validation.class_folds import (
     ClassFolds,
     compare_class_folds,
+    confusion_of_folds,
     evaluate_class_folds,
 )
 from medseq_tf.evaluation.cross_validation.fold_metrics import mean_auroc
@@ -38,6 +39,7 @@ __all__ = [
     "auroc_difference",
     "compare_class_folds",
     "compare_folds",
+    "confusion_of_folds",
     "evaluate_class_folds",
     "evaluate_folds",
     "held_out",

@@ -33,7 +33,11 @@ from medseq_tf.evaluation.cross_validation.tables import (
     label_rows,
     numbered_apart,
 )
-from medseq_tf.evaluation.cross_validation.variance import VarianceComponents, interval
+from medseq_tf.evaluation.cross_validation.variance import (
+    VarianceComponents,
+    between_folds,
+    interval,
+)
 from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_against_rest_names
 from medseq_tf.evaluation.metrics.class_metrics import (
     CLASS_METRICS,
@@ -245,6 +249,43 @@ def _components(
         return (mean.variance() if mean else VarianceComponents()), 1.0
     support = folds.support(metric)
     return resampled.variance(metric, support, support)
+
+
+def confusion_of_folds(table: ClassTable) -> pd.DataFrame:
+    """How many studies of each class are called which, with intervals of the recipe.
+
+    Returns:
+        As `metrics.confusion_table`; over repeats the counts are means.
+    """
+    folds, rows = ClassFolds.of(table), []
+    truth, called = folds.figures.predictions.truth, folds.figures.predictions.called
+    repeats = max(len(np.unique(folds.repeats)), 1)
+    for i, true in enumerate(folds.classes.names):
+        own = truth == i
+        for j, other in enumerate(folds.classes.names):
+            hits = (called[own] == j).astype(float)
+            share = _share(hits, own, folds)
+            bounds = {"low": share.low, "high": share.high, "interval": share.method}
+            row = {"true": true, "called": other, "count": hits.sum() / repeats}
+            rows.append({**row, "share": share.value, **bounds})
+    return pd.DataFrame(rows)
+
+
+def _share(hits: Array, own: Array, folds: ClassFolds) -> Estimate:
+    """The share of some studies that are 1 in `hits`; `own` (rows,) says which they are."""
+    if not len(hits):
+        return Estimate()
+    value, owners = float(hits.mean()), np.unique(folds.figures.patients[own], return_inverse=True)
+    count = len(owners[0])
+    if count < 2:
+        return Estimate(value)
+    sums = np.bincount(owners[1], hits - value) / len(hits)
+    patients = float((sums**2).sum()) * count / (count - 1)
+    of_fold = pd.Series(hits).groupby(folds.folds[own]).mean().to_dict()
+    repeats = dict(zip(folds.folds, folds.repeats, strict=True))
+    between = between_folds(of_fold, repeats, patients)
+    components = VarianceComponents(value, patients, between, count - 1)
+    return Estimate(value, *interval(components, folds.inflation, count), method=METHOD)
 
 
 # ----------------------------------------------------------------------------- two recipes

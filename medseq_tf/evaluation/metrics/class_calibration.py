@@ -43,11 +43,16 @@ def top_class(truth: Array, probabilities: Array) -> tuple[Array, Array]:
 
 
 def class_calibration(
-    truth: Array, probabilities: Array, classes: Classes, patients: Array | None = None
+    truth: Array,
+    probabilities: Array,
+    classes: Classes,
+    patients: Array | None = None,
+    studies: Array | None = None,
 ) -> pd.DataFrame:
     """How well the probabilities of each class, and of the most probable one, are calibrated.
 
-    The arguments are those of `evaluate_classes`.
+    The arguments are those of `evaluate_classes`; `studies` (studies,) are ids, where a study
+    stands in several rows, as with repeated folds.
 
     Returns:
         One row a label and measure of `CALIBRATION_MEASURES`, the first label being the most
@@ -56,13 +61,13 @@ def class_calibration(
         95th percentile of right probabilities), `note`.
     """
     truth, probabilities = np.asarray(truth, dtype=float), np.asarray(probabilities, dtype=float)
-    owners = owners_of(patients, len(truth))
+    owners, ids = owners_of(patients, len(truth)), owners_of(studies, len(truth))
     binary = {classes.column: top_class(truth, probabilities)}
     of_classes = zip(classes.names, truth.T, probabilities.T, strict=True)
     binary |= {name: (labels, column) for name, labels, column in of_classes}
     return pd.DataFrame(
         [
-            {"label": name, "metric": metric, **_calibration_row(metric, *columns, owners)}
+            {"label": name, "metric": metric, **_calibration_row(metric, *columns, owners, ids)}
             for name, columns in binary.items()
             for metric in CALIBRATION_MEASURES
         ]
@@ -70,13 +75,14 @@ def class_calibration(
 
 
 def _calibration_row(
-    metric: str, labels: Array, probabilities: Array, owners: Array
+    metric: str, labels: Array, probabilities: Array, owners: Array, studies: Array
 ) -> dict[str, float | str]:
     """One measure of one label."""
     measure, null = CALIBRATION_MEASURES[metric], (np.nan, np.nan)
     if measure is None:
         estimate = Estimate(float(expected_calibration_error(labels, probabilities)))
-        null = null_calibration_error(probabilities[~np.isnan(labels)])
+        known = ~np.isnan(labels)
+        null = null_calibration_error(probabilities[known], studies=studies[known])
     else:
         estimate = measure(labels, probabilities, owners)
     bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
