@@ -242,7 +242,8 @@ class Fit(Settings):
     threshold: Annotated[str, AfterValidator(threshold_rule)] = "youden"
     """Rule by which validation chooses the threshold of each label: the greatest `youden`
     (sensitivity + specificity - 1), `f1`, `f1_macro` or `accuracy`; or `sensitivity>=X`, the most
-    specific that still finds this share, or `specificity>=X`."""
+    specific that still finds this share, or `specificity>=X`. Classes that exclude each other have
+    none: the most probable one is called."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     jit: bool = False
     """Compile the training step with XLA, anew for every shape of a batch: for a GPU and sequences

@@ -121,6 +121,11 @@ def test_a_class_against_the_rest_is_what_a_label_of_it_would_be():
 def test_a_fold_without_a_class_and_a_class_without_a_study_are_said():
     table = folded(absent="pituitary")
     found = by_name(score(table))
+    lacking = table["study"].isin(
+        table.query("label == 'glioma' and truth == 1 and fold == 2")["study"]
+    )
+    partly = by_name(score(table[~(lacking & (table["fold"] == 2))]))
+    assert "glioma: without fold 2: not both classes" in partly.loc[("tumour", "auroc"), "note"]
     assert "without pituitary" in found.loc[("tumour", "balanced_accuracy"), "note"]
     assert np.isfinite(found.loc[("tumour", "accuracy"), ["value", "low", "high"]].tolist()).all()
     assert np.isnan(found.loc[("pituitary", "auroc"), "value"])

@@ -39,10 +39,7 @@ from medseq_tf.evaluation.cross_validation.variance import (
     interval,
 )
 from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_against_rest_names
-from medseq_tf.evaluation.metrics.class_metrics import (
-    CLASS_METRICS,
-    ClassPredictions,
-)
+from medseq_tf.evaluation.metrics.class_metrics import CLASS_METRICS, ClassPredictions
 from medseq_tf.evaluation.metrics.estimates import NAN, Estimate, difference_row, metric_row
 from medseq_tf.evaluation.metrics.point_metrics import TAILS, Array
 from medseq_tf.readers.classes import Classes
@@ -202,6 +199,9 @@ def _estimate(metric: str, folds: ClassFolds, resampled: Resampled) -> Estimate:
     absent = [name for name, count in zip(names, counts, strict=True) if not count]
     of_classes = metric in OF_EACH_CLASS and absent
     notes = [f"without {', '.join(absent)}: no study"] if of_classes else []
+    if metric in RANKING:
+        present = [label for label in folds.against_rest if label.has_both_classes]
+        notes += [f"{label.name}: {words}" for label in present for words in label.left_out]
     if not np.isfinite(value):
         return Estimate(note="; ".join([*notes, "undefined: fewer than two classes"]))
     if metric == "expected_calibration_error":
