@@ -377,18 +377,25 @@ def _tell(tracker: Any, run: Any, outcome: dict[str, Any], metric: str) -> None:
 
 
 def log_figures(tracker: Any, run: Any) -> None:
-    """Log a run's curves, its ROC and precision-recall curves and its confusion as pictures."""
-    from medseq_tf.reporting import figures
+    """Log a run's curves, its ROC and precision-recall curves and its confusion as pictures.
+
+    Of classes they are those of the report: each against the rest, and calibration.
+    """
+    from medseq_tf.evaluation.class_table import ClassTable
+    from medseq_tf.reporting import class_figures, figures
 
     predictions, labels = run.predictions, run.dataset["label_names"]
     part = "test" if (predictions["split"] == "test").any() else "validation"
     scored = predictions[predictions["split"] == part].assign(selected=part == "validation")
-    drawings = [
-        *figures.training(run.folds or [run]),
-        figures.roc(scored, labels),
-        figures.precision_recall(scored, labels),
-        figures.confusion(scored, labels),
-    ]
+    drawings = figures.training(run.folds or [run])
+    if run.classes:
+        drawings += class_figures.evaluation(ClassTable.of(scored, run.classes).known)
+    else:
+        drawings += [
+            figures.roc(scored, labels),
+            figures.precision_recall(scored, labels),
+            figures.confusion(scored, labels),
+        ]
     for figure, title, _ in drawings:
         name = re.sub(r"\W+", "_", title.lower()).strip("_")
         tracker.figure(figure, f"figures/{name}.png")
