@@ -266,12 +266,13 @@ def main() -> None:
         tables.append(table)
         print(table.to_string(index=False), flush=True)
     everything = pd.concat(tables)
-    keys = ["figure", "method", *(["shifts"] if arguments.differences else [])]
+    keys, columns = ["figure", "method"], ["coverage"]
     if arguments.differences:
-        first, second = everything["shifts"].str.split(" ", expand=True).to_numpy().T
-        everything["shifts"] = np.where(first == second, "equal", "unequal")
-    of_methods = everything.groupby(keys, sort=False)[["coverage", "apart"]]
-    print(of_methods.agg(["mean", "min", "max"]).round(3).to_string())
+        shifts = everything["shifts"].str.split(" ", expand=True)
+        everything["models"] = np.where(shifts[0] == shifts[1], "equal", "unequal")
+        keys, columns = ["models", "figure"], ["coverage", "apart"]
+    by_key = everything.groupby(keys, sort=False)[columns]
+    print(by_key.agg(["mean", "min", "max"]).round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -236,7 +236,8 @@ def _bounds(
         return None
     share = components.scaled(best, worst)
     bounds = interval(share, folds.inflation, folds.support(metric))
-    low, high = sorted(best + (worst - best) * bound for bound in bounds)
+    ends = sorted(best + (worst - best) * bound for bound in bounds)
+    low, high = (float(end) for end in np.clip(ends, *folds.figures.limits(metric)))
     return low, high
 
 
