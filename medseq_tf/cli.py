@@ -521,6 +521,11 @@ def export(**arguments: Any) -> None:
     help="Of classes: a CSV of what calls cost; that of least expected cost is called.",
 )
 @click.option(
+    "--participants",
+    type=FOLDER,
+    help="A CSV of covariates, one row a patient, for a model that reads some.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="One JSON line a study and label; of classes, a study."
 )
 def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any) -> None:

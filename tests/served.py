@@ -54,6 +54,28 @@ def exported():
     return export(small_run(), folder() / NAME, batching=True, warmup=True)
 
 
+@functools.cache
+def class_data() -> Path:
+    """Three classes, with age and sex as covariates."""
+    out = folder() / "prepared_classes"
+    prepare(
+        "demo", out=out, patients=24, size=32, difficulty=0.0, kind="classes", sites=2, workers=1,
+        progress=False,
+    )  # fmt: skip
+    return out
+
+
+@functools.cache
+def class_run() -> Run:
+    covariates = "model.covariates=[sex, age]"
+    return run_small(class_data(), folder() / "class_run", "fit.epochs=1", covariates)
+
+
+@functools.cache
+def exported_classes():
+    return export(class_run(), folder() / "classes", data=class_data(), warmup=True)
+
+
 def pictures(count, seed=0, size=40, dtype=np.uint8, kind=".png"):
     """Files of smooth slices, each its own."""
     rng = np.random.default_rng(seed)

@@ -322,12 +322,14 @@ def register_saved_model(
     run_id: str | None,
     columns: Mapping[str, str],
     example: Mapping[str, Any] | None = None,
+    further: Mapping[str, str] | None = None,
 ) -> str:
     """Log a SavedModel's folder to MLflow and register it; return its URI, `models:/name/1`.
 
     It belongs to the MLflow run `run_id`, or to a new one where there is none. The `columns` are
-    those of its answer, with MLflow's names of their types. The `example` shows how to ask; it is
-    never a patient's study, for it is kept with the model.
+    those of its answer, with MLflow's names of their types, `further` ones those that it may be
+    asked with besides slices. The `example` shows how to ask; it is never a patient's study, for it
+    is kept with the model.
 
     Raises:
         InputError: MLflow cannot be used, or does not take the name.
@@ -350,7 +352,7 @@ def register_saved_model(
                 name="model",
                 loader_module=SCORING,
                 data_path=str(path),
-                signature=_signature(columns),
+                signature=_signature(columns, further or {}),
                 input_example=None if example is None else pandas.DataFrame([example]),
                 pip_requirements=pinned_requirements(),
                 code_paths=[str(Path(__file__).parents[1])],
@@ -367,13 +369,14 @@ def register_saved_model(
     return f"models:/{name}/{logged.registered_model_version}"
 
 
-def _signature(columns: Mapping[str, str]) -> Any:
+def _signature(columns: Mapping[str, str], further: Mapping[str, str]) -> Any:
     """Return what a registered model is asked with and answers: a row of texts, these columns."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
     inputs = [ColSpec(Array(DataType.string), "slices"), ColSpec("string", "study", required=False)]
+    inputs += [ColSpec(kind, column, required=False) for column, kind in further.items()]
     outputs = [ColSpec(kind, column, required=False) for column, kind in columns.items()]
     return ModelSignature(Schema(inputs), Schema(outputs))
 

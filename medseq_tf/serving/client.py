@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from medseq_tf.errors import InputError
+from medseq_tf.serving.covariates import Values, covariate_vector, signature_with_covariates
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.over_rest import RestModel
 from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
@@ -130,14 +131,19 @@ class ServingClient:
             raise other_version(self.address) from None
         return self._description
 
-    def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
+    def predict(
+        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+    ) -> StudyProbabilities:
         """Predict one study.
 
         Args:
             slices: the bytes of its JPEG or PNG files, in scan order.
             running: also ask for the probability after each slice.
+            covariates: of those that the model reads, such as `{"age": 63, "sex": "F"}`; what is
+                not among them is missing.
 
         Raises:
+            InputError: a covariate is none that the model reads, or may have.
             RequestRefused: the server refuses the study, or gives no probability; the message says
                 why.
             ServingError: the server is away, or serves another kind of model.
@@ -147,8 +153,13 @@ class ServingClient:
             raise RequestRefused("the study has no slices")
         refuse_cmyk(slices)
         inputs = {"image_bytes": [slices], "lengths": np.array([len(slices)], np.int32)}
+        signature = "serving_default" if running else "probability"
+        if covariates:
+            known = (self._description or self.describe()).covariates or []
+            inputs["covariates"] = covariate_vector(known, covariates)[None]
+            signature = signature_with_covariates(running)
         wanted = ("probability", "running_probability") if running else ("probability",)
-        outputs = self._call("serving_default" if running else "probability", inputs, wanted)
+        outputs = self._call(signature, inputs, wanted)
         if not all(name in outputs for name in wanted):
             raise other_version(self.address)
         try:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.intensities import DTYPES
+from medseq_tf.serving.covariates import Covariate, check_covariates
 
 if TYPE_CHECKING:
     from medseq_tf.runs.run import Run
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LARGEST_SIZE = 1024
 MOST_SLICES = 512
-OF_CLASSES = ("classes", "costs")
-"""What only descriptions of classes hold."""
+OPTIONAL = ("classes", "costs", "covariates")
+"""What descriptions hold only where there is such a thing."""
 
 
 def _readable(preparation: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +60,8 @@ class Description:
             was measured to do; see `operating_points.OperatingPoint`. Empty of older exports.
         classes: where the labels exclude each other, what they are; the most probable is called.
         costs: of a call, (true class, called class): the class of least expected cost is called.
+        covariates: that the model reads beside slices, in order, where they are given; see
+            `covariates`.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Description:
     operating_points: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     classes: Classes | None = None
     costs: list[list[Annotated[FiniteFloat, Field(ge=0)]]] | None = None
+    covariates: Annotated[list[Covariate], AfterValidator(check_covariates)] | None = None
 
     @classmethod
     def of_run(cls, run: Run, most_slices: int = MOST_SLICES) -> Description:
@@ -106,6 +110,11 @@ class Description:
             fingerprint=run.info["fingerprint"],
             versions=run.info["versions"],
             classes=classes,
+            covariates=[
+                {"name": name, **data["columns"]["covariates"][name]}
+                for name in (run.folds or [run])[0].experiment.model.covariates
+            ]
+            or None,
         )
 
     def with_costs(self, file: str | os.PathLike) -> Description:
@@ -129,10 +138,10 @@ class Description:
         return DTYPES[self.modality]
 
     def to_json(self) -> str:
-        """Return the description as one JSON object; it tells of classes where there are some."""
+        """Return the description as one JSON object; what is `OPTIONAL` may be absent."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         values["classes"] = self.classes and self.classes.to_json()
-        values = {k: v for k, v in values.items() if v is not None or k not in OF_CLASSES}
+        values = {k: v for k, v in values.items() if v is not None or k not in OPTIONAL}
         return json.dumps(values, indent=1, allow_nan=False)
 
     @classmethod

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -38,11 +39,11 @@ from medseq_tf.files import (
 )
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import RunOrPath
-from medseq_tf.serving.description import MOST_SLICES
+from medseq_tf.serving.description import MOST_SLICES, Description
 from medseq_tf.serving.export_check import CheckStudy, check, prepared_studies, synthetic_studies
 from medseq_tf.serving.messages import encode_predict_request, encode_prediction_log
-from medseq_tf.serving.mlflow_model import columns_of
-from medseq_tf.serving.model import LoadedRun
+from medseq_tf.serving.mlflow_model import columns_of, further_inputs_of
+from medseq_tf.serving.model import WITH_COVARIATES, LoadedRun
 
 DESCRIPTION, RECIPE = "description.json", "experiment.yaml"
 BATCHING = "batching.config"
@@ -132,7 +133,7 @@ def export(
             with _naming_what_fails(path):
                 _save(loaded, temporary)
                 if warmup:
-                    _write_warmup(temporary, folder.name, studies)
+                    _write_warmup(temporary, folder.name, studies, loaded.description)
             difference = check(temporary, loaded, studies)
         if batching:
             write_text(folder / BATCHING, BATCHING_CONFIG)
@@ -195,12 +196,20 @@ def _save(loaded: LoadedRun, folder: Path) -> None:
         tf.saved_model.save(model, str(folder), signatures=model.signatures)
 
 
-def _write_warmup(folder: Path, name: str, studies: list[CheckStudy]) -> None:
+def _write_warmup(
+    folder: Path, name: str, studies: list[CheckStudy], description: Description
+) -> None:
     """Write what TF Serving asks the model before it lets clients in, the shortest study first."""
     requests = []
     for files in sorted((study.files for study in studies), key=len):
-        inputs = {"image_bytes": [files], "lengths": np.array([len(files)], np.int32)}
+        inputs: dict[str, Any] = {
+            "image_bytes": [files],
+            "lengths": np.array([len(files)], np.int32),
+        }
         requests.append(encode_predict_request(name, inputs))
+    if description.covariates:
+        inputs["covariates"] = np.full((1, len(description.covariates)), np.nan, np.float32)
+        requests += [encode_predict_request(name, inputs, each) for each in WITH_COVARIATES]
     requests.append(encode_predict_request(name, {"question": [b""]}, "describe"))
     (folder / "assets.extra").mkdir()
     records = b"".join(frame(encode_prediction_log(request)) for request in requests)
@@ -217,6 +226,7 @@ def _register(path: Path, name: str, loaded: LoadedRun) -> str:
             loaded.run.info.get("mlflow_run_id"),
             columns_of(loaded.description),
             example,
+            further_inputs_of(loaded.description),
         )
     except InputError as error:
         raise InputError(f"{path} is written, but not registered: {error}") from None

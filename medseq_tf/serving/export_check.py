@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
+from medseq_tf.serving.covariates import covariate_vector
 from medseq_tf.serving.description import Description
-from medseq_tf.serving.model import LoadedRun
+from medseq_tf.serving.model import WITH_COVARIATES, LoadedRun
 
 TOLERANCE = 1e-5
 TOLERANCE_WHERE_OPENCV_VARIES = 1e-3
@@ -34,10 +37,14 @@ STUDIES_CHECKED = 8
 
 @dataclass(frozen=True)
 class CheckStudy:
-    """A study to predict: its files, and the same as it stands in a prepared data set."""
+    """A study to predict: its files, the same as it stands in a prepared data set, and covariates.
+
+    What the model reads of covariates and is not among them is missing.
+    """
 
     files: list[bytes]
     record: bytes
+    covariates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
@@ -56,6 +63,13 @@ def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
     predicted = np.stack([np.concatenate(alone), merged, lean])
     difference = float(np.max(np.abs(predicted - expected)))
     description = loaded.description
+    if description.covariates:
+        told = _keras_probabilities(loaded, studies, covariates=True)
+        asked = [
+            _ask(signatures[name], all_files, _vectors(description, studies))["probability"]
+            for name in WITH_COVARIATES
+        ]
+        difference = max(difference, float(np.max(np.abs(np.stack(asked) - told))))
     is_enlarged = description.bits == 16 and loaded.recipe.input.size > description.size
     allowed = TOLERANCE_WHERE_OPENCV_VARIES if is_enlarged else TOLERANCE
     if not difference <= allowed:
@@ -74,13 +88,21 @@ def _probability(signature: Any, studies: list[list[bytes]]) -> np.ndarray:
     return _ask(signature, studies)["probability"].numpy()
 
 
-def _ask(signature: Any, studies: list[list[bytes]]) -> dict[str, tf.Tensor]:
+def _vectors(description: Description, studies: list[CheckStudy]) -> dict[str, tf.Tensor]:
+    covariates = description.covariates or []
+    rows = [covariate_vector(covariates, study.covariates) for study in studies]
+    return {"covariates": tf.constant(np.stack(rows))}
+
+
+def _ask(
+    signature: Any, studies: list[list[bytes]], further: Mapping[str, tf.Tensor] = {}
+) -> dict[str, tf.Tensor]:
     """Return what a signature gives of studies, padded as TF Serving pads: by the first slice."""
     longest = max(map(len, studies))
     rows = [files + [studies[0][0]] * (longest - len(files)) for files in studies]
     image_bytes = tf.constant(rows, tf.string)
     lengths = tf.constant([len(files) for files in studies], tf.int32)
-    return signature(image_bytes=image_bytes, lengths=lengths)
+    return signature(image_bytes=image_bytes, lengths=lengths, **further)
 
 
 def _check_sums(signature: Any, studies: list[list[bytes]], classes: Classes) -> None:
@@ -131,8 +153,13 @@ class _InMemory(Prepared):
         return decode_example(self.record(row))
 
 
-def _keras_probabilities(loaded: LoadedRun, studies: list[CheckStudy]) -> np.ndarray:
-    """Return what the Keras models predict of prepared studies, `(studies, labels)`."""
+def _keras_probabilities(
+    loaded: LoadedRun, studies: list[CheckStudy], covariates: bool = False
+) -> np.ndarray:
+    """Return what the Keras models predict of prepared studies, `(studies, labels)`.
+
+    Covariates are missing, or those of the studies.
+    """
     table = pd.DataFrame(
         {
             "study_id": [f"check-{i}" for i in range(len(studies))],
@@ -142,6 +169,9 @@ def _keras_probabilities(loaded: LoadedRun, studies: list[CheckStudy]) -> np.nda
             **{f"label.{name}": np.nan for name in loaded.description.labels},
         }
     )
+    for covariate in (loaded.description.covariates or []) if covariates else []:
+        name = covariate["name"]
+        table[f"covariate.{name}"] = [study.covariates.get(name) for study in studies]
     recipe = loaded.recipe
     store = SliceStore(_InMemory(loaded.run.path, loaded.run.dataset, table), recipe)
     rows = np.arange(len(studies))
@@ -184,7 +214,25 @@ def prepared_studies(
         )
     usable = usable[np.argsort(counts[usable], kind="stable")]
     rows = usable[np.unique(np.linspace(0, len(usable) - 1, STUDIES_CHECKED).astype(int))]
-    return [CheckStudy(prepared.encoded_slices(row), prepared.record(row)) for row in rows]
+    return [
+        CheckStudy(
+            prepared.encoded_slices(row),
+            prepared.record(row),
+            _covariates(prepared, row, description),
+        )
+        for row in rows
+    ]
+
+
+def _covariates(prepared: Prepared, row: int, description: Description) -> dict[str, Any]:
+    """Return a study's covariates; a category that the model does not know is missing."""
+    values = {}
+    for covariate in description.covariates or []:
+        name = covariate["name"]
+        value = prepared.studies.get(f"covariate.{name}", {row: None})[row]
+        if value is not None and value in covariate.get("categories", [value]):
+            values[name] = value
+    return values
 
 
 @dataclass(frozen=True)
@@ -220,8 +268,16 @@ def synthetic_studies(loaded: LoadedRun) -> list[CheckStudy]:
         if as_jpeg:
             images = [decode_picture(file) for file in files]
         source = _Drawn("made-up", "nobody", {}, None, images)
-        studies.append(CheckStudy(files, study_record(source, "made-up", spec).example))
+        example = study_record(source, "made-up", spec).example
+        studies.append(CheckStudy(files, example, _made_up_covariates(description, number)))
     return studies
+
+
+def _made_up_covariates(description: Description, number: int) -> dict[str, Any]:
+    """Return covariates of a study: each category in turn; of the first study all are missing."""
+    known = (description.covariates or []) if number else []
+    places = {c["name"]: c.get("categories", [20.5 * number]) for c in known}
+    return {name: values[number % len(values)] for name, values in places.items()}
 
 
 def _intensities(volume: np.ndarray, dtype: str) -> np.ndarray:

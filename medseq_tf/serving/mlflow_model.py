@@ -2,8 +2,9 @@
 
 MLflow stores the name of this module with the model and calls `_load_pyfunc`: no pickle. A row of
 a request is a study: `slices`, its JPEG or PNG files in scan order, in base64, and perhaps `study`,
-its name. A row of the answer is a study and label, or, of classes, a study, with the probability of
-each class in a column `probability.NAME`.
+its name, and its covariates, where the model reads some, each in a column `covariate.NAME` that may
+be absent. A row of the answer is a study and label, or, of classes, a study, with the probability
+of each class in a column `probability.NAME`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medseq_tf.errors import InputError
 from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_cmyk
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_saved_model
 from medseq_tf.serving.refusals import RequestRefused
 
-SLICES, STUDY = "slices", "study"
+SLICES, STUDY, COVARIATE = "slices", "study", "covariate."
 
 
 def columns_of(description: Description) -> dict[str, str]:
@@ -35,6 +37,14 @@ def columns_of(description: Description) -> dict[str, str]:
     else:
         columns |= {"threshold": "double", "positive": "boolean"}
     return {**columns, "error": "string"}
+
+
+def further_inputs_of(description: Description) -> dict[str, str]:
+    """Return the columns that requests may have besides, with MLflow's names of their types."""
+    return {
+        f"{COVARIATE}{covariate['name']}": "string" if "categories" in covariate else "double"
+        for covariate in description.covariates or []
+    }
 
 
 class Scorer:
@@ -58,16 +68,23 @@ class Scorer:
         for place, row in enumerate(model_input.to_dict(orient="records")):
             name = _name(row.get(STUDY), place)
             try:
-                rows += self._rows(name, _files(row[SLICES]))
-            except RequestRefused as error:
+                rows += self._rows(name, _files(row[SLICES]), self._covariates(row))
+            except InputError as error:
                 rows.append({"study": name, "error": str(error)})
         columns = list(columns_of(self.description))
         return pd.DataFrame(rows, columns=columns).astype(object).replace({float("nan"): None})
 
-    def _rows(self, name: str, files: list[bytes]) -> list[dict[str, Any]]:
+    def _covariates(self, row: dict[str, Any]) -> dict[str, Any]:
+        wanted = further_inputs_of(self.description)
+        return {k.removeprefix(COVARIATE): row[k] for k in wanted if k in row}
+
+    def _rows(
+        self, name: str, files: list[bytes], covariates: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         refuse_cmyk(files)
         labels, thresholds = self.description.labels, self.description.thresholds
-        predicted = self.model.predict(files).checked(len(files), self.description)
+        predicted = self.model.predict(files, covariates=covariates)
+        predicted = predicted.checked(len(files), self.description)
         call = ClassCall.of(self.description, predicted.probability)
         if call:
             row: dict[str, Any] = {"study": name, "label": call.column, "called": call.called}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from medseq_tf import recipe as recipes
@@ -26,6 +27,8 @@ from medseq_tf.serving.encoded_slices import (
 from medseq_tf.serving.resize import resize, to_square
 from medseq_tf.serving.sequences import Sequences, evaluation_sequences, mean_of_sequences
 
+WITH_COVARIATES = ("with_covariates", "probability_with_covariates")
+"""The signatures that only models have that read covariates."""
 TOGETHER = 64
 """Slices, or sequences of an encoder with weights per position, that are encoded at once."""
 
@@ -44,6 +47,10 @@ class ServingModel(tf.Module):
         serve_tensors: `slices` float32 (B, T, H, W, C), the model's own input, and `lengths` to the
             same.
         probability: as `serving_default`, without the running probability, and quicker.
+        with_covariates: `serving_default` of a model that reads covariates, with `covariates`
+            float32 (B, D) as its description lists them, NaN where one is missing; without, all of
+            them are. It is None of other models, as is `probability_with_covariates`.
+        probability_with_covariates: the same of `probability`.
         describe: `question` string (B,), whatever it holds, to `description` string (B,): JSON.
     """
 
@@ -60,12 +67,21 @@ class ServingModel(tf.Module):
         self.probability = _compiled(functions.probability, image_bytes, lengths)
         self.serve_tensors = _compiled(functions.from_tensors, slices, lengths)
         self.describe = _compiled(functions.describe, question)
+        self.with_covariates = self.probability_with_covariates = None
+        if description.covariates:
+            shape = (None, len(description.covariates))
+            inputs = (image_bytes, lengths, tf.TensorSpec(shape, tf.float32, "covariates"))
+            self.with_covariates = _compiled(functions.with_covariates, *inputs)
+            self.probability_with_covariates = _compiled(
+                functions.probability_with_covariates, *inputs
+            )
 
     @property
     def signatures(self) -> dict[str, Any]:
         """The signatures by name."""
-        names = ("serving_default", "serve_tensors", "probability", "describe")
-        return {name: getattr(self, name) for name in names}
+        names = ("serving_default", "serve_tensors", "probability", "describe", *WITH_COVARIATES)
+        signatures = {name: getattr(self, name) for name in names}
+        return {name: ask for name, ask in signatures.items() if ask is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +143,19 @@ def _finite(**probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 class _Request(NamedTuple):
-    """A checked request: lengths (B,), chosen sequences, and their features (S, n, F) by model."""
+    """A checked request.
+
+    Attributes:
+        lengths: (B,)
+        chosen: sequences of slices.
+        features: theirs (S, n, F), by model.
+        covariates: of the studies (B, D); None: all are missing.
+    """
 
     lengths: tf.Tensor
     chosen: Sequences
     features: list[tf.Tensor]
+    covariates: tf.Tensor | None = None
 
 
 class _Signatures:
@@ -168,9 +192,24 @@ class _Signatures:
         """Predict from files (B, T), after each slice of those that the recipe picks."""
         return self._running(self._read(image_bytes, lengths), tf.shape(image_bytes)[1])
 
+    def with_covariates(
+        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Predict from files (B, T) and covariates (B, D), after each slice."""
+        request = self._read(image_bytes, lengths, covariates)
+        return self._running(request, tf.shape(image_bytes)[1])
+
     def probability(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
         """Predict from files (B, T), from the slices that the recipe picks."""
-        request = self._read(image_bytes, lengths)
+        return self._whole(self._read(image_bytes, lengths))
+
+    def probability_with_covariates(
+        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Predict from files (B, T) and covariates (B, D)."""
+        return self._whole(self._read(image_bytes, lengths, covariates))
+
+    def _whole(self, request: _Request) -> dict[str, tf.Tensor]:
         whole = self._mean_of_models(request, running=False)
         studies = tf.size(request.lengths)
         means = tf.math.unsorted_segment_mean(whole, request.chosen.study, studies)
@@ -188,12 +227,18 @@ class _Signatures:
         probabilities = []
         for model, features in zip(self.models, request.features, strict=True):
             inputs = {"features": features, "lengths": request.chosen.lengths}
+            if request.covariates is not None:
+                inputs["covariates"] = tf.gather(request.covariates, request.chosen.study)
             logits = model.running(inputs) if running else model(inputs, training=False)
             probabilities.append(tf.sigmoid(logits))
         return tf.add_n(probabilities) / len(probabilities)
 
-    def _read(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> _Request:
+    def _read(
+        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor | None = None
+    ) -> _Request:
         """Check a request, choose its slices and encode them."""
+        if covariates is not None:
+            covariates = self._checked_covariates(covariates, tf.size(lengths))
         with tf.control_dependencies(self._checks(image_bytes, lengths, "image_bytes")):
             lengths = tf.identity(lengths)
         chosen = evaluation_sequences(lengths, self.recipe.sequence)
@@ -203,7 +248,26 @@ class _Signatures:
         shown, place = tf.unique(tf.boolean_mask(numbers, is_slice))
         frames = self._frames(image_bytes, lengths, start, shown)
         features = [self._of_frames(model, frames, place, chosen) for model in self.models]
-        return _Request(lengths, chosen, features)
+        return _Request(lengths, chosen, features, covariates)
+
+    def _checked_covariates(self, covariates: tf.Tensor, studies: tf.Tensor) -> tf.Tensor:
+        """Return covariates (B, D) as they are; stop the graph at one that can be none."""
+        rows = tf.shape(covariates)[0]
+        words = ("lengths has ", studies, " values, covariates has ", rows, " rows")
+        with tf.control_dependencies([require(tf.equal(rows, studies), *words)]):
+            covariates = tf.identity(covariates)
+        known = self.description.covariates or []
+        count = np.array([len(c.get("categories", ())) for c in known], np.float32)
+        may_be = [f"a whole number from 0 to {n - 1:.0f}" if n else "a number" for n in count]
+        is_place = (covariates == tf.floor(covariates)) & (covariates >= 0) & (covariates < count)
+        is_value = tf.where(count > 0, is_place, tf.math.is_finite(covariates))
+        is_wrong = tf.cast(~(is_value | tf.math.is_nan(covariates)), tf.int32)
+        study = tf.argmax(tf.reduce_max(is_wrong, axis=1), output_type=tf.int32)
+        place = tf.argmax(is_wrong[study], output_type=tf.int32)
+        wanted = (tf.gather(may_be, place), " nor NaN, which says that it is missing")
+        message = ("covariates[", study, ", ", place, "] is neither ", *wanted)
+        with tf.control_dependencies([require(tf.reduce_sum(is_wrong) == 0, *message)]):
+            return tf.identity(covariates)
 
     def _of_frames(
         self, model: Any, frames: tf.Tensor, place: tf.Tensor, chosen: Sequences

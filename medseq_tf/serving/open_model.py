@@ -17,6 +17,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.client import ServingClient, StudyProbabilities
+from medseq_tf.serving.covariates import Values, covariate_vector, signature_with_covariates
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import LoadedRun
 from medseq_tf.serving.refusals import RequestRefused, readable
@@ -33,8 +34,10 @@ class Model(Protocol):
     def describe(self) -> Description:
         """Return what the model says of itself."""
 
-    def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
-        """Predict a study from its files, in scan order.
+    def predict(
+        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+    ) -> StudyProbabilities:
+        """Predict a study from its files, in scan order, and covariates, if it reads some.
 
         Raises:
             RequestRefused: there is no prediction for this study.
@@ -57,12 +60,19 @@ class GraphModel:
         outputs = self._signatures["describe"](question=tf.constant([b""]))
         return Description.from_json(outputs["description"].numpy()[0])
 
-    def predict(self, slices: Sequence[bytes], running: bool = False) -> StudyProbabilities:
+    def predict(
+        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+    ) -> StudyProbabilities:
         """Predict a study from its files, in scan order; or raise RequestRefused."""
-        signature = self._signatures["serving_default" if running else "probability"]
+        name = "serving_default" if running else "probability"
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
+        inputs = {"image_bytes": files, "lengths": tf.constant([len(slices)])}
+        if covariates:
+            vector = covariate_vector(self.describe().covariates or [], covariates)
+            inputs["covariates"] = tf.constant(vector[None])
+            name = signature_with_covariates(running)
         try:
-            outputs = signature(image_bytes=files, lengths=tf.constant([len(slices)]))
+            outputs = self._signatures[name](**inputs)
         except tf.errors.OpError as error:
             raise RequestRefused(readable(error.message)) from None
         after_each_slice = outputs["running_probability"].numpy()[0] if running else None

@@ -29,8 +29,10 @@ from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_credentials
+from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_model
+from medseq_tf.serving.participants import read_participants
 from medseq_tf.serving.refusals import RequestRefused
 
 LEFT_OUT = "study left out"
@@ -95,6 +97,7 @@ def predict(
     workers: int | None = None,
     strict: bool = False,
     costs: str | os.PathLike | None = None,
+    participants: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Iterator[Prediction]:
     """Predict studies one after the other, as they are read.
@@ -115,14 +118,16 @@ def predict(
         costs: of classes, a CSV file of what each call costs where each class is true, see
             `metrics.read_costs`; the class of least expected cost is then called. Default: the
             costs that the model was exported with, if any.
+        participants: of a model that reads covariates, a CSV file of them, one row a patient, see
+            `participants`. Those of studies without a row are missing, as all are without a file.
         progress: show a progress bar on standard error.
 
     Returns:
         One prediction a study and label, or, of classes, a study, in the order of the paths.
 
     Raises:
-        InputError: the model, a path or the costs cannot be used; later, the server went away, or,
-          with `strict`, a study is left out.
+        InputError: the model, a path, the costs or the participants cannot be used; later, the
+          model's server went away, or, with `strict`, a study is left out.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: is not a number of processes, 1 or more")
@@ -138,6 +143,8 @@ def predict(
         description = description.with_costs(costs)
     points = _points(description)
     studies = _studies_of_paths([os.fspath(path) for path in paths], description)
+    if participants is not None:
+        studies = _with_covariates(participants, description, studies)
     return _predictions(opened, description, points, studies, running, workers, strict, progress)
 
 
@@ -160,11 +167,12 @@ def _points(description: Description) -> dict[str, str | None]:
 
 @dataclasses.dataclass(frozen=True)
 class _PathStudy:
-    """A study, the given path that it is in, and what was odd about it before it was read."""
+    """A study, the given path that it is in, and what is known of it before it is read."""
 
     study: StudySource
     path: str
     audit_entries: tuple[AuditEntry, ...] = ()
+    covariates: Values | None = None
 
 
 def _studies_of_paths(paths: Sequence[str], description: Description) -> list[_PathStudy]:
@@ -213,6 +221,23 @@ def _studies_of_path(
     first, of_path = studies[0], tuple(by_source[None])
     studies[0] = dataclasses.replace(first, audit_entries=of_path + first.audit_entries)
     return studies
+
+
+def _with_covariates(
+    participants: str | os.PathLike, description: Description, studies: list[_PathStudy]
+) -> list[_PathStudy]:
+    """Return studies with the covariates of their rows; one without a row gets an audit entry."""
+    usable = [s.study for s in studies if not isinstance(s.study, _Unreadable)]
+    known = read_participants(participants, description, usable)
+    with_covariates = []
+    for study in studies:
+        source, entries = study.study.source, study.audit_entries
+        if source not in known and not isinstance(study.study, _Unreadable):
+            detail = "no row in the participants"
+            entries = (*entries, AuditEntry("covariates missing", source, detail))
+        values = known.get(source)
+        with_covariates.append(dataclasses.replace(study, audit_entries=entries, covariates=values))
+    return with_covariates
 
 
 def _left_out(source: str, reason: str, path: str) -> _PathStudy:
@@ -291,7 +316,8 @@ def _of_study(
         return
     files = list(decode_example(record.example)["slices"])
     try:
-        predicted = model.predict(files, running).checked(len(files), description)
+        told = {"covariates": study.covariates} if study.covariates else {}
+        predicted = model.predict(files, running, **told).checked(len(files), description)
     except RequestRefused as error:
         yield dataclasses.replace(blank, slices=len(files), error=str(error))
         return

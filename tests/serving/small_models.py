@@ -6,6 +6,8 @@ or one of the `CLASSES` of classes.
 
 from __future__ import annotations
 
+import numpy as np
+
 from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.records import STORAGE
@@ -16,6 +18,11 @@ SIZE = 24
 LABELS = ["a", "b"]
 CLASSES = ["glioma", "meningioma", "pituitary"]
 COLUMN, TEMPERATURE = "tumour", 1.7
+COVARIATES = [
+    {"name": "age", "kind": "number"},
+    {"name": "sex", "kind": "category", "categories": ["F", "M"]},
+]
+WITH_COVARIATES = {"model.covariates": ["age", "sex"]}
 NETWORK = {
     "input.size": 20,
     "model.encoder.filters": [3],
@@ -69,7 +76,11 @@ def model_of(recipe, seed=0, outputs="labels"):
     """A random model with answers far apart."""
     shape = (recipe.input.size, recipe.input.size, recipe.input.channels)
     count = len(names_of(outputs))
-    model = models.build(recipe.model, shape, count, seed=seed, outputs=outputs)
+    known = {covariate["name"]: covariate for covariate in COVARIATES}
+    model = models.build(recipe.model, shape, count, seed=seed, outputs=outputs, covariates=known)
+    if recipe.model.covariates:
+        model.covariates.standardise(np.float32([[20, 0], [80, 1]]))
+        model.covariates.missing.assign([0.5, 0.25, -0.5])
     for weight in model.head.trainable_variables:
         weight.assign(4 * weight)
     return model

@@ -14,7 +14,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from served import NAME, exported, pictures, serving, small_run
-from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
+from small_models import (
+    CLASSES,
+    COLUMN,
+    COVARIATES,
+    NETWORK,
+    WITH_COVARIATES,
+    description_of,
+    model_of,
+    recipe_of,
+)
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving import client as serving_client
@@ -325,6 +334,49 @@ def test_the_probabilities_of_classes(class_server, scheme):
     np.testing.assert_allclose(answer.probability.sum(), 1, rtol=0, atol=1e-6)
     np.testing.assert_allclose(answer.running.sum(axis=1), np.ones(5), rtol=0, atol=1e-6)
     np.testing.assert_allclose(answer.running[-1], answer.probability, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def covariate_server():
+    recipe = recipe_of({**NETWORK, **WITH_COVARIATES})
+    served = ServingModel(
+        [model_of(recipe)], recipe, description_of("uint8", covariates=COVARIATES)
+    )
+    signatures = {name: ask.get_concrete_function() for name, ask in served.signatures.items()}
+    with serving(with_grpc=True, signatures=signatures) as running:
+        running.model = served
+        yield running
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+@pytest.mark.parametrize("running", [True, False])
+def test_covariates_are_given_by_name(covariate_server, scheme, running):
+    grpc_address = f"grpc://127.0.0.1:{covariate_server.grpc_port}/{NAME}"
+    client = ServingClient(covariate_server.address() if scheme == "http" else grpc_address)
+    files = pictures(5)
+    inputs = {"image_bytes": tf.constant([files]), "lengths": tf.constant([5])}
+    ask = covariate_server.model.with_covariates
+    for covariates, vector in [({"sex": "M", "age": 63}, [63, 1]), ({"age": 20}, [20, np.nan])]:
+        given = ask(**inputs, covariates=tf.constant([np.float32(vector)]))
+        answer = client.predict(files, running=running, covariates=covariates)
+        np.testing.assert_allclose(answer.probability, given["probability"][0], atol=1e-5)
+        if running:
+            expected = given["running_probability"][0]
+            np.testing.assert_allclose(answer.running, expected, atol=1e-5)
+    missing = covariate_server.model.serving_default(**inputs)["probability"][0]
+    assert abs(missing - given["probability"][0]).numpy().max() > 1e-3
+    for none in ({}, None):
+        answer = client.predict(files, running=running, covariates=none)
+        np.testing.assert_allclose(answer.probability, missing, atol=1e-5)
+    with pytest.raises(InputError, match=r"no covariate 'agee' \(did you mean age\?\)"):
+        client.predict(files, covariates={"agee": 1})
+
+
+def test_covariates_for_a_model_that_reads_none(client, server):
+    before = server.seen
+    with pytest.raises(InputError, match="reads no covariate 'age'; it reads none"):
+        client.predict(pictures(1), covariates={"age": 63})
+    assert server.seen == before + 1, "only to ask what the model is"
 
 
 @pytest.mark.parametrize(

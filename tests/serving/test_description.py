@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from small_models import COVARIATES
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.classes import Classes
@@ -62,6 +63,17 @@ def test_of_classes_it_tells_their_column_order_temperature_and_costs():
     assert found["temperatures"] == {"grade": 1.5}
     assert found["costs"] == [[0.0, 1.0], [5.0, 0.0]]
     assert "costs" not in json.loads(dataclasses.replace(GRADES, costs=None).to_json())
+
+
+def test_covariates_are_told_in_the_model_s_order():
+    description = dataclasses.replace(GRADES, covariates=COVARIATES)
+    assert json.loads(description.to_json())["covariates"] == COVARIATES
+    assert Description.from_json(description.to_json()) == description
+    assert "covariates" not in json.loads(GRADES.to_json())
+    for wrong in ([], [1], {"age": 1}, [{"name": "age"}], [COVARIATES[0]] * 2, "age"):
+        values = {**json.loads(GRADES.to_json()), "covariates": wrong}
+        with pytest.raises(ValueError, match="not the description"):
+            Description.from_json(json.dumps(values))
 
 
 def test_costs_are_read_by_the_names_of_the_classes(tmp_path):

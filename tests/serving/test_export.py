@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from served import data, exported, pictures, small_run
+from served import class_data, class_run, data, exported, exported_classes, pictures, small_run
 from tensorflow_serving.apis import prediction_log_pb2
 
 from medseq_tf import cli
@@ -24,6 +25,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run
 from medseq_tf.serving import export as export_module
 from medseq_tf.serving import export_check
@@ -31,9 +33,10 @@ from medseq_tf.serving.description import Description
 from medseq_tf.serving.export import export
 from medseq_tf.serving.export_check import synthetic_studies
 from medseq_tf.serving.model import LoadedRun
+from medseq_tf.serving.open_model import open_model
 
 CLEAN = """
-import sys
+import json, sys
 sys.modules["keras"] = sys.modules["medseq_tf"] = None
 import numpy as np, tensorflow as tf
 try:
@@ -45,18 +48,24 @@ files = np.load(sys.argv[2], allow_pickle=False)["files"]
 rows = tf.constant([[bytes(file) for file in files]])
 ask = loaded.signatures["serving_default"]
 answer = ask(image_bytes=rows, lengths=tf.constant([len(files)]))
-print(answer["probability"].numpy()[0, 0], answer["running_probability"].shape)
+print(json.dumps([answer[name].numpy()[0].tolist() for name in sorted(answer)]))
 """
 
 
-def stored_files(row):
-    return Prepared.load(data()).encoded_slices(row)
-
-
-def keras_probability(row):
-    run, prepared = small_run(), Prepared.load(data())
+def keras_probability(row, run=None, prepared=None):
+    run, prepared = run or small_run(), prepared or Prepared.load(data())
     store = SliceStore(prepared, run.experiment)
-    return study_probabilities(run.model(), store, np.array([row]), run.experiment)[0, 0]
+    return study_probabilities(run.model(), store, np.array([row]), run.experiment)[0]
+
+
+def probabilities_by_tensorflow_alone(path, files, tmp_path):
+    """What a model gives in a process that cannot import Keras: of the study, after each slice."""
+    longest = max(map(len, files))
+    padded = np.array([file.ljust(longest, b"\0") for file in files], f"S{longest}")
+    np.savez(tmp_path / "files.npz", files=padded)
+    words = [sys.executable, "-c", CLEAN, str(path), str(tmp_path / "files.npz")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    return map(np.array, json.loads(done.stdout))
 
 
 def test_a_checked_version(tmp_path):
@@ -80,15 +89,91 @@ def test_a_checked_version(tmp_path):
 
 
 def test_it_answers_where_keras_cannot_be_imported(tmp_path):
-    files = stored_files(3)
-    longest = max(map(len, files))
-    padded = np.array([file.ljust(longest, b"\0") for file in files], f"S{longest}")
-    np.savez(tmp_path / "files.npz", files=padded)
-    words = [sys.executable, "-c", CLEAN, str(exported().path), str(tmp_path / "files.npz")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
-    probability, shape = done.stdout.split(" ", 1)
-    assert float(probability) == pytest.approx(keras_probability(3), abs=1e-5)
-    assert f"{len(files)}, 1" in shape
+    files = Prepared.load(data()).encoded_slices(3)
+    probability, running = probabilities_by_tensorflow_alone(exported().path, files, tmp_path)
+    assert probability == pytest.approx(keras_probability(3), abs=1e-5)
+    assert running.shape == (len(files), 1)
+
+
+def test_classes_with_covariates(tmp_path):
+    """Exported, described, and predicted by TensorFlow alone, where covariates are missing."""
+    done, run, prepared = exported_classes(), class_run(), Prepared.load(class_data())
+    assert done.difference <= 1e-5
+    description = Description.from_json((done.path / "assets/description.json").read_text("utf-8"))
+    assert description == Description.of_run(run)
+    assert description.labels == ["hemorrhage", "ischemia", "mass"]
+    assert (description.classes.column, description.classes.ordered) == ("lesion", False)
+    assert description.temperatures == run.temperatures
+    assert [covariate["name"] for covariate in description.covariates] == ["sex", "age"]
+    files = prepared.encoded_slices(3)
+    probability, running = probabilities_by_tensorflow_alone(done.path, files, tmp_path)
+    blank = prepared.studies.drop(columns=["covariate.age", "covariate.sex"])
+    without = dataclasses.replace(prepared, studies=blank)
+    np.testing.assert_allclose(probability, keras_probability(3, run, without), atol=1e-5)
+    np.testing.assert_allclose(running.sum(axis=1), np.ones(len(files)), atol=1e-6)
+    told = open_model(done.path).predict(
+        files,
+        covariates={name: prepared.studies[f"covariate.{name}"][3] for name in ("age", "sex")},
+    )
+    np.testing.assert_allclose(
+        told.probability, keras_probability(3, run, prepared), rtol=0, atol=1e-5
+    )
+    assert abs(told.probability - probability).max() > 1e-4, "covariates have to matter"
+
+
+def test_classes_are_exported_with_their_costs(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_save", a_file)
+    descriptions = []
+    monkeypatch.setattr(
+        export_module, "check", lambda path, loaded, studies: descriptions.append(loaded) or 0.0
+    )
+    costs = tmp_path / "costs.csv"
+    costs.write_text(
+        "true,mass,ischemia,hemorrhage\nmass,0,1,1\nischemia,2,0,1\nhemorrhage,9,9,0\n"
+    )
+    export(class_run(), tmp_path / "model", costs=costs)
+    assert descriptions[0].description.costs == [[0, 9, 9], [1, 0, 2], [1, 1, 0]]
+    with pytest.raises(InputError, match="costs are of classes"):
+        export(small_run(), tmp_path / "model", costs=costs)
+
+
+def test_classes_whose_probabilities_do_not_add_up_fail_the_check():
+    def ask(image_bytes, lengths):
+        running = tf.constant([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.3]]])
+        return {"probability": running[:, 0], "running_probability": running}
+
+    classes = Classes("lesion", ("a", "b", "c"))
+    export_check._check_sums(ask, [pictures(1)], classes)
+    with pytest.raises(InputError, match=r"probabilities of lesion add up to 1\.05"):
+        export_check._check_sums(ask, [pictures(2)], classes)
+
+
+@pytest.mark.slow
+def test_folds_of_grades(tmp_path):
+    from small_run import run_small
+
+    from medseq_tf.dataset.prepare import prepare
+
+    prepared = prepare(
+        "demo",
+        out=tmp_path / "data",
+        kind="grades",
+        patients=30,
+        size=32,
+        workers=1,
+        progress=False,
+    )
+    run = run_small(
+        prepared, tmp_path / "run", "fit.epochs=1", "sequence.evaluation.policy=paper", folds=2
+    )
+    done = export(run, tmp_path / "model")
+    assert done.difference <= 1e-5
+    opened = open_model(done.path)
+    description = opened.describe()
+    assert description.labels == ["mild", "moderate", "severe"]
+    assert (description.classes.ordered, description.members) == (True, 2)
+    running = opened.predict(prepared.encoded_slices(0), running=True).running
+    np.testing.assert_allclose(running.sum(axis=1), 1, rtol=0, atol=1e-6)
 
 
 def a_file(loaded, folder):

@@ -18,11 +18,20 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from served import exported, pictures
-from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
+from small_models import (
+    CLASSES,
+    COLUMN,
+    COVARIATES,
+    NETWORK,
+    WITH_COVARIATES,
+    description_of,
+    model_of,
+    recipe_of,
+)
 
 from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store, tracking
-from medseq_tf.serving.mlflow_model import Scorer, _load_pyfunc, columns_of
+from medseq_tf.serving.mlflow_model import Scorer, _load_pyfunc, columns_of, further_inputs_of
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.open_model import GraphModel, open_model
 
@@ -95,6 +104,24 @@ def test_the_columns_of_classes_that_are_called_by_costs():
     assert row["called"] == CLASSES[dear]
     assert row["probability"] == row[f"probability.{CLASSES[dear]}"]
     assert row["expected_cost"] == pytest.approx(1 - row["probability"], abs=1e-6)
+
+
+def test_covariates_are_columns_that_may_be_absent():
+    recipe = recipe_of({**NETWORK, **WITH_COVARIATES})
+    description = description_of("uint8", covariates=COVARIATES)
+    assert further_inputs_of(description) == {"covariate.age": "double", "covariate.sex": "string"}
+    model = GraphModel(ServingModel([model_of(recipe)], recipe, description).signatures)
+    files = pictures(5)
+    given = pd.DataFrame(studies() | {"slices": [studies()["slices"][0]] * 3})
+    given["covariate.age"], given["covariate.sex"] = [63, None, 20], ["M", None, "other"]
+    found = Scorer(model).predict(given)
+    told = model.predict(files, covariates={"age": 63, "sex": "M"}).probability
+    missing = model.predict(files).probability
+    assert list(found["probability"][:4]) == pytest.approx([*told, *missing], abs=1e-6)
+    assert abs(told - missing).max() > 1e-3
+    assert "covariate sex is none of F, M" in found["error"][4]
+    without = Scorer(model).predict(given[["study", "slices"]])
+    assert list(without["probability"][:2]) == pytest.approx(list(missing), abs=1e-6)
 
 
 def class_model():

@@ -13,11 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 from served import pictures
-from small_models import CLASSES, LABELS, NETWORK, SIZE, description_of, model_of, recipe_of
+from small_models import (
+    CLASSES,
+    COVARIATES,
+    LABELS,
+    NETWORK,
+    SIZE,
+    WITH_COVARIATES,
+    description_of,
+    model_of,
+    recipe_of,
+)
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
 from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.batches import evaluation_batches
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.readers.study import Slices, StudySource
@@ -296,6 +307,92 @@ def test_the_probabilities_of_classes_are_those_of_the_head_s_weights(outputs, r
         expected = np.diff(below, axis=1, prepend=0, append=1)
     answer = served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant(lengths))
     np.testing.assert_allclose(answer["probability"], expected, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ covariates
+
+
+@functools.cache
+def covariate_case(policy):
+    recipe = recipe_of({**NETWORK, **WITH_COVARIATES, "sequence.evaluation.policy": policy})
+    model_list = [model_of(recipe, seed, "classes") for seed in (0, 1)]
+    description = description_of("uint8", outputs="classes", covariates=COVARIATES)
+    return ServingModel(model_list, recipe, description), model_list
+
+
+KNOWN = np.float32([[63, 1], [np.nan, 0], [20, np.nan]])
+
+
+def test_covariates_give_the_keras_model_s_number():
+    served, model_list = covariate_case("all")
+    files = [pictures(n, seed=n) for n in (3, 1, 9)]
+    told = served.with_covariates(**request(files), covariates=tf.constant(KNOWN))["probability"]
+    recipe = recipe_of({**NETWORK, "sequence.evaluation.policy": "all"})
+    expected = []
+    for study, covariates in zip(files, KNOWN, strict=True):
+        frames = frames_of(study, recipe)
+        inputs = {"slices": frames[None], "lengths": np.int32([len(study)])}
+        inputs["covariates"] = covariates[None]
+        expected.append(np.mean([tf.sigmoid(model(inputs)) for model in model_list], axis=0)[0])
+    np.testing.assert_allclose(told, expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-2
+
+
+def frames_of(study, recipe):
+    """The slices of a study as the prepared road shows them to a model."""
+    how = StorageSpec((), "uint8", SIZE, "pad")
+    record = study_record(Drawn(images_of(study, "uint8")), "study", how).example
+    table = pd.DataFrame(
+        {"study_id": ["study"], "slices": [len(study)], "shard": "", "record": [record]}
+    )
+    info = {"label_names": [], "size": SIZE, "storage": STORAGE["uint8"], "modality": "photograph"}
+    store = SliceStore(InMemory("memory", info, table), recipe)
+    (batch,) = evaluation_batches(store.prepared, np.arange(1), recipe, store=store)
+    return batch[0]["slices"][0].numpy()
+
+
+@pytest.mark.parametrize("policy", ["all", "paper", "even"])
+def test_covariates_stay_with_their_study(policy):
+    served, _ = covariate_case(policy)
+    files = [pictures(n, seed=n) for n in (3, 1, 9)]
+    merged = served.with_covariates(**request(files, extra=2), covariates=tf.constant(KNOWN))
+    lean = served.probability_with_covariates(**request(files), covariates=tf.constant(KNOWN))
+    np.testing.assert_allclose(merged["probability"], lean["probability"], rtol=0, atol=1e-5)
+    for i, study in enumerate(files):
+        covariates = tf.constant(KNOWN[i : i + 1])
+        alone = served.with_covariates(**request([study]), covariates=covariates)
+        for name in ("probability", "running_probability"):
+            own = merged[name][i, : len(study)] if name.startswith("running") else merged[name][i]
+            np.testing.assert_allclose(own, alone[name][0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            alone["running_probability"].numpy().sum(axis=2), 1, rtol=0, atol=1e-6
+        )
+
+
+def test_without_covariates_all_are_missing():
+    served, _ = covariate_case("paper")
+    asked = request([pictures(n, seed=n) for n in (3, 9)])
+    blank = served.with_covariates(**asked, covariates=tf.fill((2, 2), np.float32(np.nan)))
+    for name, values in served.serving_default(**asked).items():
+        np.testing.assert_array_equal(values, blank[name])
+
+
+WRONG_COVARIATES = {
+    "too few rows": ([[1, 0]], "lengths has 2 values, covariates has 1 rows"),
+    "infinite": ([[1, 0], [np.inf, 0]], r"covariates\[1, 0\] is neither a number nor NaN"),
+    "no place": ([[1, 0], [1, 2]], r"covariates\[1, 1\] is neither a whole number from 0 to 1 nor"),
+    "between two": ([[1, 0.5], [1, 1]], r"covariates\[0, 1\] is neither a whole number"),
+    "below 0": ([[1, -1], [1, 1]], r"covariates\[0, 1\] is neither a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COVARIATES)
+def test_wrong_covariates_are_an_error_that_says_what(name):
+    served, _ = covariate_case("all")
+    values, words = WRONG_COVARIATES[name]
+    for ask in (served.with_covariates, served.probability_with_covariates):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            ask(**request([pictures(1), pictures(2)]), covariates=tf.constant(np.float32(values)))
 
 
 # ---------------------------------------------------------------------------------------- errors

@@ -12,9 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from command_line import run_command
-from served import NAME, exported, folder, serving, small_run
-from small_models import CLASSES, COLUMN, NETWORK, description_of, model_of, recipe_of
+from served import NAME, class_run, exported, exported_classes, folder, serving, small_run
+from small_models import (
+    CLASSES,
+    COLUMN,
+    COVARIATES,
+    NETWORK,
+    description_of,
+    model_of,
+    recipe_of,
+)
 
 import medseq_tf
 from medseq_tf.dataset.prepare import prepare
@@ -334,8 +343,6 @@ def test_a_model_that_is_none(name, no_server):
 
 
 def test_another_saved_model(tmp_path):
-    import tensorflow as tf
-
     tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
     with pytest.raises(InputError, match="none that this version's export wrote"):
         open_model(tmp_path / "other")
@@ -486,6 +493,76 @@ def test_classes_whose_probabilities_do_not_add_up_are_left_out():
     assert {row.error for row in rows} == {
         "the model's probability is 1.5 over all classes, which exclude each other: it should be 1"
     }
+
+
+# ----------------------------------------------------------------------- classes, from end to end
+
+
+def participants(place, names, ages=(20, 40, 60, 80)):
+    file = place / "participants.csv"
+    rows = [f"{n},{'MF'[i % 2]},{ages[i]}" for i, n in enumerate(names)]
+    file.write_text("\n".join(["patient_id,sex,age", *rows]) + "\n")
+    return file
+
+
+@functools.cache
+def class_roads():
+    """The probabilities of four patients with covariates, by road, and of a run without them."""
+    patients = sources() / "patients"
+    table_of = participants(folder(), ["patient-0001", "patient-0002", "patient-0003"])
+    loaded = tf.saved_model.load(str(exported_classes().path))
+    with serving(with_grpc=True, signatures=loaded.signatures) as server:
+        models = {
+            "run": class_run(),
+            "SavedModel": exported_classes().path,
+            "http": server.address(),
+            "grpc": f"grpc://127.0.0.1:{server.grpc_port}/{NAME}",
+        }
+        roads = {
+            road: list(predict(any_model, patients, running=True, workers=1, participants=table_of))
+            for road, any_model in models.items()
+        }
+    return roads, list(predict(class_run(), patients, workers=1))
+
+
+def test_one_number_of_each_class_by_every_road():
+    roads, plain = class_roads()
+    for rows in roads.values():
+        assert not [row.error for row in rows if row.error]
+        for row, other, without in zip(rows, roads["run"], plain, strict=True):
+            assert (row.label, row.called) == ("lesion", other.called)
+            assert list(row.probabilities) == ["hemorrhage", "ischemia", "mass"]
+            for name, probability in row.probabilities.items():
+                assert probability == pytest.approx(other.probabilities[name], abs=1e-5)
+                assert row.running[name][-1] == pytest.approx(probability, abs=1e-5)
+            has_row = "patient-0004" not in row.study
+            differs = row.probabilities["mass"] != pytest.approx(
+                without.probabilities["mass"], abs=1e-5
+            )
+            assert differs == has_row
+            assert any("covariates missing" in w for w in row.warnings) != has_row
+
+
+def test_participants_of_dicom_are_told_by_their_ids(monkeypatch):
+    asked = []
+
+    class OfPatients(OfCT):
+        def describe(self):
+            return dataclasses.replace(super().describe(), covariates=COVARIATES)
+
+        def predict(self, slices, running=False, covariates=None):
+            asked.append(covariates)
+            return StudyProbabilities(np.float32([0.5]))
+
+    by_id = sorted(
+        (study.patient, study.source)
+        for study in find_studies(sources() / "dicom", "CT", {"reader": "dicom"})[0]
+    )
+    file = participants(folder() / "sources", [patient for patient, _ in by_id])
+    rows = list(predict(OfPatients(), sources() / "dicom", workers=1, participants=file))
+    age = {source: str(20 * (i + 1)) for i, (_, source) in enumerate(by_id)}
+    assert [covariates["age"] for covariates in asked] == [age[row.study] for row in rows]
+    assert not [w for row in rows for w in row.warnings if "covariates" in w]
 
 
 def test_it_is_a_function_of_the_package():
