@@ -224,6 +224,8 @@ def test_impossible_input_is_refused():
         metrics.class_point_metrics(truth, probabilities * 0.9)
     with pytest.raises(InputError, match="expected the number of a class, 0 to 2"):
         metrics.class_point_metrics(truth, probabilities, np.full(6, 3))
+    with pytest.raises(InputError, match="expected the number of a class, 0 to 2"):
+        metrics.confusion_table(truth, np.full(6, 3), classes_of(3))
     with pytest.raises(InputError, match=r"costs \(2, 2\) of 3 classes: expected \(3, 3\)"):
         metrics.class_point_metrics(truth, probabilities, costs=np.ones((2, 2)))
 

@@ -5,7 +5,8 @@ In all functions `labels` (studies,) are 0, 1, or nan for unknown (left out), an
 several, `patients` (studies,) names the owner of each (None: each study has its own), and every
 interval, of 95%, is over patients; `resamples` are the bootstrap's. `weights` (studies,) or
 (resamples, studies) count how often each study stands in a sample; with a matrix of them a metric
-is (resamples,), else (). What cannot be said is nan, and a note says why.
+is (resamples,), else (). What cannot be said is nan, and a note says why. Of classes that exclude
+each other, `truth` (studies, classes) is one-hot, or a row of nan for unknown.
 """
 
 from medseq_tf.evaluation.metrics.auc_intervals import delong_interval, delong_test

@@ -152,7 +152,8 @@ def confusion_table(
         and `interval`, the method.
     """
     truth = np.asarray(truth, dtype=float)
-    figures = ClassFigures.of(truth, np.eye(len(classes.names))[called], classes, called, patients)
+    nothing_told = np.full(truth.shape, 1 / len(classes.names))
+    figures = ClassFigures.of(truth, nothing_told, classes, called, patients)
     rows = []
     for i, true in enumerate(classes.names):
         own = figures.predictions.truth == i
