@@ -84,7 +84,8 @@ def find_classes(
         raise InputError(
             f"{where} has {'one class' if order else 'no known class'}"
             + (f", {order[0]}" if order else "")
-            + "; a model needs two or more to tell apart"
+            + "; a model needs two or more to tell apart; of a later cohort, which may lack some, "
+            "name all with ordered"
         )
     if column in order:
         raise InputError(f"{where} has a class of the name of its column; rename one")

@@ -4,7 +4,8 @@
     patient  PATIENT/any/where/10.jpg     with a CSV of labels, one row a patient
 
 Where a number stands in two class folders, `same_numbers` says whether it is the `same` patient,
-with a study a class, or two `different` ones; nothing else can tell.
+with a study a class, or two `different` ones; nothing else can tell. Class folders are labels, yes
+or no to each but the normal one; with `classes="folder"` they are classes, which exclude others.
 
 A slice is one file: .jpg .jpeg .png .bmp .tif .tiff in any case, 8 bits a sample, one picture a
 file. Colour is read as luma. What does not fit is left out and named in the audit entries.
