@@ -21,6 +21,8 @@ def hash_of(image):
 class Cohort:
     """What the audit reads of a prepared data set: slices by row, from memory."""
 
+    channels = 1
+
     def __init__(self, studies, patients=None, unit="grey level"):
         self.path, self.info = "cohort", {"unit": unit}
         self._slices = [np.asarray(study) for study in studies]

@@ -267,7 +267,7 @@ def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
 
         def describe(self):
             class Description:
-                labels, thresholds = ["lesion"], {"lesion": 0.5}
+                labels, thresholds, classes = ["lesion"], {"lesion": 0.5}, None
 
             return Description
 
