@@ -261,6 +261,20 @@ def test_the_table_has_each_class_against_the_rest_and_all_together():
     assert not {*ORDERED, "expected_cost"} & set(only_named["metric"])
 
 
+def test_the_order_of_the_classes_changes_no_row_of_the_table():
+    truth, probabilities = sample(50, 3)
+    costs, order = np.array([[0, 2, 1], [3, 0, 1], [5, 4, 0.0]]), [2, 0, 1]
+    turned = Classes(COLUMN, tuple("cab"))
+    first = metrics.evaluate_classes(truth, probabilities, classes_of(3, False), costs=costs)
+    second = metrics.evaluate_classes(
+        truth[:, order], probabilities[:, order], turned, costs=costs[np.ix_(order, order)]
+    )
+    keys = ["label", "metric"]
+    pd.testing.assert_frame_equal(
+        first.sort_values(keys, ignore_index=True), second.sort_values(keys, ignore_index=True)
+    )
+
+
 def test_accuracy_has_wilson_of_studies_or_of_as_many_as_the_patients_give():
     truth, probabilities = sample()
     row = together(metrics.evaluate_classes(truth, probabilities, classes_of(3))).loc["accuracy"]
