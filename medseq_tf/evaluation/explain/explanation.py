@@ -138,7 +138,8 @@ class Explanation:
         if (rows["importance_high"] > rows["importance_low"]).any():
             axis.vlines(place, rows["importance_low"], rows["importance_high"], "#3c4650", lw=0.8)
         axis.axhline(0, color="#8a97a3", linewidth=0.6)
-        axis.set(xlabel="slice", ylabel="importance")
+        of_what = "" if self.classes is None else f" for {label}"
+        axis.set(xlabel="slice", ylabel=f"importance{of_what}")
         every = max(1, -(-len(rows) // 20))
         axis.set_xticks(place[::every], rows["slice"][::every])
         if rows["running"].notna().any():
@@ -149,7 +150,6 @@ class Explanation:
                 other.axhline(self.thresholds[label], color="#0b6e99", linestyle=":", linewidth=0.8)
                 other.yaxis.label.set_color("#0b6e99")
             else:
-                axis.set_ylabel(f"importance for {label}")
                 self._draw_classes_so_far(other, place)
         return figure
 
@@ -168,7 +168,7 @@ class Explanation:
                     color=CLASS_COLORS[in_order.index(name)],
                     linewidth=2.0 if any(roles.values()) else 1.0,
                     linestyle="--" if roles["truth"] and not roles["called"] else "-",
-                    label=", ".join([name, *(role for role, is_so in roles.items() if is_so)]),
+                    label=fill(", ".join([name, *(role for role in roles if roles[role])]), 24),
                 )
         handles, names = axis.get_legend_handles_labels()
         place_of_legend = {"loc": "upper left", "bbox_to_anchor": (1.1, 1)}
