@@ -33,8 +33,9 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
         elif has not in any_of:
             wrong.append(f"{words} (it has {printable(has)})")
             options += [f"--{name} {any_of[0]}"] if name != "unit" else []
-    if needs.labels is not None and needs.labels != len(prepared.label_names):
-        has = f"{len(prepared.label_names)}{' classes' if prepared.classes else ''}"
+    classes, count = prepared.classes, len(prepared.label_names)
+    if needs.labels is not None and (classes or needs.labels != count):
+        has = f"{count} classes of {printable(classes.column)}" if classes else str(count)
         wrong.append(f"{_labels(needs.labels)} (it has {has})")
         options.append("--column NAME")
     lacks_masks = needs.masks and not _has_masks(prepared)

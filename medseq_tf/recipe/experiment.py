@@ -46,7 +46,7 @@ class Requires(Settings):
     masks: bool = False
     """Lesion masks, of some study at least."""
     labels: PositiveInt | None = None
-    """How many there are."""
+    """How many yes/no labels there are; classes that exclude each other are none."""
 
     @field_validator("modality", mode="before")
     @classmethod

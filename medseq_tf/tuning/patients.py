@@ -43,8 +43,9 @@ def decide_objective(space: Space, prepared: Prepared, folder: Path) -> Space:
     own = splits.make_holdout(studies, split, prepared.classes)
     rest = studies.iloc[np.sort(np.concatenate([own["train"], own["validation"]]))]
     if rest["patient_id"].nunique() < FEW_PATIENTS:
+        repeats = REPEATS if split.by == "patient" else None  # others are divided in one way
         for count in range(FOLDS, 1, -1):
-            objective = replace(space.objective, folds=count, repeats=REPEATS)
+            objective = replace(space.objective, folds=count, repeats=repeats)
             with contextlib.suppress(InputError):  # too few patients of a class for so many
                 _divisions(rest.reset_index(drop=True), split, objective, prepared.classes)
                 return replace(space, objective=objective)
@@ -132,6 +133,11 @@ def _divisions(
         return splits.make_folds(studies, objective.folds, everyone, repeats, classes)
     if not objective.repeats:
         return None
+    if objective.repeats > 1 and split.by != "patient":
+        raise InputError(
+            f"objective.repeats = {objective.repeats}: split.by={split.by} divides in one way, "
+            "which would be repeated; give objective.validation, or set split.by=patient"
+        )
     held_out = split.test or HELD_OUT
     return [
         splits.make_holdout(

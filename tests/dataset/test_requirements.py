@@ -123,3 +123,13 @@ def test_what_was_settled_reaches_the_run_and_the_exported_model(demo_data):
     resolved = run.dataset["preparation"]["resolved"]
     assert resolved["modality"] == "photograph"
     assert json.loads(Description.of_run(run).to_json())["preparation"]["resolved"] == resolved
+
+
+def test_classes_are_no_labels(tmp_path):
+    arguments = {"patients": 4, "size": 16, "slices": (3, 4), "kind": "classes"}
+    data = prepare("demo", out=tmp_path / "data", workers=1, progress=False, **arguments)
+    check_requirements(recipes.load(recipes.Experiment()), data)
+    for count in (1, 3):
+        recipe = recipes.load(recipes.Experiment(), [f"requires.labels={count}"])
+        with pytest.raises(InputError, match=r"needs . labels? \(it has 3 classes of lesion\)"):
+            check_requirements(recipe, data)

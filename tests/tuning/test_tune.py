@@ -230,6 +230,41 @@ def test_a_given_test_split_is_what_is_set_aside(demo_data):
     assert set(plan["set_aside"]) == set(studies["study_id"][:10])
 
 
+@pytest.fixture
+def of_sites(demo_data):
+    """The demo cohort, as of ten sites and ten days."""
+    prepared = Prepared.load(demo_data)
+    ten = np.arange(len(prepared)) % 10
+    columns = {"site": [f"site {number}" for number in ten], "date": ten}
+    return Prepared(prepared.path, prepared.info, prepared.studies.assign(**columns))
+
+
+def test_trials_are_scored_over_whole_sites(of_sites, tmp_path):
+    space = Space.load({**SPACE, "objective": {}}, ["split.by=site"])
+    space = patients.decide_objective(space, of_sites, tmp_path)
+    assert space.objective.folds
+    assert space.objective.repeats is None
+    plan = patients.set_aside(space, of_sites)
+    site = of_sites.studies.set_index("study_id")["site"]
+    for split in plan["splits"]:
+        parts = [set(site[part]) for part in (*split.values(), plan["set_aside"])]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 10
+
+
+def test_trials_by_date_are_scored_on_the_latest_that_may_be_seen(of_sites, tmp_path):
+    space = Space.load({**SPACE, "objective": {}}, ["split.by=date"])
+    space = patients.decide_objective(space, of_sites, tmp_path)
+    assert space.objective.validation
+    plan = patients.set_aside(space, of_sites)
+    date = of_sites.studies.set_index("study_id")["date"]
+    (split,) = plan["splits"]
+    parts = [date[part] for part in (split["train"], split["validation"], plan["set_aside"])]
+    assert parts[0].max() < parts[1].min() <= parts[1].max() < parts[2].min()
+    twice = Space.load({**SPACE, "objective": {"repeats": 2}}, ["split.by=date"])
+    with pytest.raises(InputError, match=r"objective.repeats = 2: split.by=date divides in one"):
+        patients.set_aside(twice, of_sites)
+
+
 def test_without_validation_patients_folds_are_needed(demo_data):
     space = Space.load(SINGLE, ["split.validation=0"])
     with pytest.raises(InputError, match="no one to score a trial on"):
