@@ -12,6 +12,7 @@ import tiny_network
 from covariate_columns import age_and_sex, with_covariates
 from interrupted import Killed, kill_after
 from runs_compared import assert_same_weights
+from scipy.special import logit
 from small_run import run_small
 
 from medseq_tf.dataset.prepare import prepare
@@ -19,7 +20,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import covariates_alone, metrics
 from medseq_tf.evaluation.evaluate import evaluate
-from medseq_tf.evaluation.explain.explain import explain_study
+from medseq_tf.evaluation.explain.explain import explain, explain_study
 from medseq_tf.evaluation.predictions import predict_split
 from medseq_tf.evaluation.results_text import covariates_alone_text
 from medseq_tf.runs.run import COVARIATES_ALONE
@@ -145,6 +146,23 @@ def test_explain_shows_the_model_the_study_s_own(told, trained):
     explained = explain_study(trained, told, kept["study"])
     assert explained.probabilities[kept["label"]] == pytest.approx(kept["probability"], abs=1e-5)
     assert explained.completeness[kept["label"]] < 0.2
+    effects = explained.covariates.set_index("covariate")
+    assert effects.index.tolist() == ["age", "sex"]
+    own = told.studies.set_index("study_id").loc[kept["study"]]
+    words = explain(trained, told, kept["study"]).text()
+    for name in ("age", "sex"):
+        unknown = told.studies.copy()
+        unknown.loc[unknown["study_id"] == kept["study"], f"covariate.{name}"] = np.nan
+        table = predict_split(trained, dataclasses.replace(told, studies=unknown), "test")
+        without = table.set_index("study").loc[kept["study"], "probability"]
+        expected = logit(kept["probability"]) - logit(without)
+        assert effects.loc[name, "log_odds"] == pytest.approx(expected, abs=1e-4)
+        value = own[f"covariate.{name}"]
+        if pd.isna(value):
+            assert (expected, effects.loc[name, "value"]) == (0, "missing")
+        else:
+            assert effects.loc[name, "value"] == (value if name == "sex" else f"{value:g}")
+        assert f"{name} {effects.loc[name, 'value']}: {effects.loc[name, 'log_odds']:+.3f}" in words
 
 
 def test_a_name_that_the_data_set_lacks_is_one_line_before_a_folder_is_made(demo_data, tmp_path):

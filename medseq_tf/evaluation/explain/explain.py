@@ -12,6 +12,8 @@ figures say what a slice is worth, all in probability:
   show the same lesion each of them is dispensable, which is why it is not the default.
 - `alone`: the probability for this slice by itself.
 
+Where the model reads covariates, each has what the log-odds lose when it alone is not known.
+
 Pixels: integrated gradients (Sundararajan et al. 2017) from a black study, and Grad-CAM (Selvaraju
 et al. 2017) at the encoder's last feature maps. The default is the one that fits the encoder:
 Grad-CAM for networks of `keras.applications`, which average their maps, and integrated gradients
@@ -121,6 +123,10 @@ class Explained:
                         f"    slice {row.slice:<4} importance {row.importance:+.3f}"
                         f"{limits if sampled else ''}   alone {row.alone:.3f}"
                     )
+                for row in explanation.covariates.itertuples():
+                    if row.label == label:
+                        words = f"{row.covariate} {row.value}: {row.log_odds:+.3f}"
+                        lines.append(f"    {words} in the log-odds, against not knowing it")
             lines += [f"    {note}" for note in explanation.notes]
         if self.quality is not None:
             lines.append(self.quality.text())

@@ -11,6 +11,7 @@ import pandas as pd
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain import pixel_maps, slice_values
+from medseq_tf.evaluation.explain.covariate_effects import covariate_effects
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
@@ -164,6 +165,7 @@ class Explainer:
             ties,
             importance.subsets,
             classes,
+            covariate_effects(study, marked),
         )
 
     def _pixel_maps(

@@ -55,6 +55,7 @@ class Explanation:
         ties: by label, the slices that cannot be told apart from the most important one.
         subsets: how many subsets of the slices the model was shown.
         classes: where the labels exclude each other, what they are.
+        covariates: what each covariate adds, see `covariate_effects`.
     """
 
     study: str
@@ -71,6 +72,7 @@ class Explanation:
     ties: dict[str, list[int]] = field(default_factory=dict)
     subsets: int = 0
     classes: Classes | None = None
+    covariates: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def called(self) -> str | None:

@@ -16,7 +16,8 @@ from medseq_tf.layers import PerPosition
 from medseq_tf.models import SequenceClassifier
 from medseq_tf.recipe import Experiment
 
-Told: TypeAlias = dict[str, tf.Tensor]
+Told: TypeAlias = dict[str, Any]
+"""Inputs besides slices and lengths, by name, with one row."""
 
 
 class ModelGraphs:

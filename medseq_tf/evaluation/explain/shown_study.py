@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from medseq_tf.errors import Diverged
 from medseq_tf.evaluation.explain import slice_values
-from medseq_tf.evaluation.explain.graphs import ModelGraphs
+from medseq_tf.evaluation.explain.graphs import ModelGraphs, Told
 from medseq_tf.input import sampling
 from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
@@ -64,8 +64,14 @@ class ShownStudy:
         """Return the study's probabilities (labels,)."""
         return self.probabilities_of(self.sequences).mean(axis=0)
 
-    def probabilities_of(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the probabilities (sequences, labels) of sequences of positions of slices."""
+    def probabilities_of(
+        self, sequences: Sequence[np.ndarray], told: Told | None = None
+    ) -> np.ndarray:
+        """Return the probabilities (sequences, labels) of sequences of positions of slices.
+
+        `told` stands in place of the study's own.
+        """
+        told = self.told if told is None else told
         lengths = np.array([len(sequence) for sequence in sequences], np.int32)
         order = np.argsort(lengths, kind="stable")
         probabilities = np.empty((len(sequences), self.model.head.labels), np.float32)
@@ -74,7 +80,7 @@ class ShownStudy:
             padded = np.zeros((len(chunk), lengths[chunk].max()), np.int32)
             for place, number in enumerate(chunk):
                 padded[place, : lengths[number]] = sequences[number]
-            probabilities[chunk] = tf.sigmoid(self._logits(padded, lengths[chunk])).numpy()
+            probabilities[chunk] = tf.sigmoid(self._logits(padded, lengths[chunk], told)).numpy()
         if not np.isfinite(probabilities).all():
             raise Diverged(f"study {self.study}: the model's probabilities are no numbers")
         return probabilities
@@ -84,16 +90,16 @@ class ShownStudy:
         """How many sequences pass through the model at once."""
         return getattr(self.model.aggregator, "at_once", AT_ONCE)
 
-    def _logits(self, positions: np.ndarray, lengths: np.ndarray) -> tf.Tensor:
+    def _logits(self, positions: np.ndarray, lengths: np.ndarray, told: Told) -> tf.Tensor:
         """Return the logits (sequences, labels) of padded positions (sequences, steps).
 
         An encoder that sees slices one by one encodes each of them once, for all sequences.
         """
         if self.graphs.by_position:
-            return self.graphs.slice_logits(tf.gather(self.inputs, positions), lengths, self.told)
+            return self.graphs.slice_logits(tf.gather(self.inputs, positions), lengths, told)
         if self._features is None:
             self._features = self.graphs.features(self.inputs)
-        return self.graphs.feature_logits(tf.gather(self._features, positions), lengths, self.told)
+        return self.graphs.feature_logits(tf.gather(self._features, positions), lengths, told)
 
     def importance(
         self,
