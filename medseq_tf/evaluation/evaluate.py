@@ -160,7 +160,9 @@ def evaluate(
         audited = (audit_unseen if split == "all" else audit_splits)(model, prepared)
     others = list(models.values())[1:]
     if others:
-        of_others = (predict_split(other, prepared, split, costs_of) for other in others)
+        of_others = (
+            predict_split(other, prepared, split, _costs(other, costs)) for other in others
+        )
         tables = [predictions, *of_others]
         comparison = compare_runs(models, tables, contents, resamples, costs_of)
     if split != "validation":
@@ -194,6 +196,7 @@ def evaluate_predictions(
 
 
 def _costs(run: Run, path: str | os.PathLike | None) -> np.ndarray | None:
+    """Return a file's costs in the order of a run's classes."""
     if path is None:
         return None
     if run.classes is None:
