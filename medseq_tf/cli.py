@@ -166,6 +166,10 @@ def _image_folder(**arguments: Any) -> None:
     help="What a row's id is of a file; default: the one that fits.",
 )
 @SPACING
+@SERIES_AS
+@click.option(
+    "--series", metavar="A,B,...", help="The series: endings of files' names, or folders."
+)
 @PREPARED
 def _volumes(**arguments: Any) -> None:
     """NIfTI, NRRD or MetaImage volumes, one file a study."""
@@ -216,8 +220,12 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
 @CLASSES
 @OTHERS
 @click.option(
-    "--series", default="best", show_default=True, help="best, all, or a description like '*HEAD*'."
+    "--series",
+    default="best",
+    show_default=True,
+    help="best, all, or a description like '*HEAD*'; with --series-as several, with commas.",
 )
+@SERIES_AS
 @click.option("--modality", type=click.Choice(["CT", "MR"]), help="Default: the more frequent.")
 @click.option(
     "--match",

@@ -76,6 +76,8 @@ class Slices:
         audit_entries: what was odd while reading, such as an unreadable image.
         names: what each image is called in the audit (its source-relative path); empty: its number.
         series: which of `SourceIndex.series` each is of; empty where they are no sequence.
+        grid: where the slices lie in the patient, by which series are known to be registered: mm
+            and cosines, (numbers,); None where nothing tells.
     """
 
     images: list[np.ndarray]
@@ -83,6 +85,7 @@ class Slices:
     audit_entries: list[AuditEntry] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     series: list[int] = field(default_factory=list)
+    grid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

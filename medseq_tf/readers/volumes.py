@@ -29,7 +29,7 @@ same name in two folders may be one patient's or two patients': that is asked fo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Unpack, get_args
@@ -40,9 +40,12 @@ from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
+from medseq_tf.readers.joined_study import chosen_series
 from medseq_tf.readers.labels import LabelRow, LabelTable, TableOptions, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
+from medseq_tf.readers.names import listed
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
+from medseq_tf.readers.series import SeriesAs, checked_series
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_file import EXTENSIONS, UnreadableVolume, without_extension
 
@@ -75,11 +78,12 @@ class VolumeStudy(StudySource):
 
         try:
             image, audit_entries = read_volume(Path(self.root, self.file), self.file)
+            grid = np.array([*image.GetOrigin(), *image.GetDirection(), *image.GetSpacing()])
             cut = cut_image(image, self.axis, self.spacing)
         except UnreadableVolume as error:
             raise UnreadableStudy(str(error)) from None
         images, intensity_entries = stored_intensities(cut, self.modality, self.file)
-        return Slices(images, audit_entries=audit_entries + intensity_entries)
+        return Slices(images, audit_entries=audit_entries + intensity_entries, grid=grid)
 
 
 def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False) -> np.ndarray:
@@ -116,6 +120,8 @@ def index_volumes(
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
     workers: int | None = None,
+    series_as: SeriesAs | None = None,
+    series: str | Sequence[str] | None = None,
     **table_options: Unpack[TableOptions],
 ) -> SourceIndex:
     """List the volumes under a folder that have labels.
@@ -131,6 +137,12 @@ def index_volumes(
         match: what a row's key is of a file: `path`, `stem` or `folder`. Default: the one that
             fits.
         workers: processes that read headers; default: one a core. 1: this process.
+        series_as: how the series of a study, a file each, are read: as `channels` of one place in
+            the body, on one grid of voxels; as one `sequence`, one after the other, each slice with
+            a mark; or `separate`, each as a study.
+        series: their names, in order: a file is of series `adc` where its name without extension is
+            `adc` or ends in `_adc` or `-adc`, or it lies in a folder `adc`. A row of the labels is
+            of the study, whose files are called alike but for that.
         **table_options: see `labels.TableOptions`.
 
     Raises:
@@ -152,8 +164,9 @@ def index_volumes(
         raise InputError(f"{root} holds no volume; valid endings: {', '.join(EXTENSIONS)}")
     keys = () if match == "folder" else None
     table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
+    of_series = _files_of_series(folder, series_as, series)
     is_8_bit = _readable(folder, workers)
-    rule, rows = _matched(folder, is_8_bit, table, match)
+    rule, rows = _matched(folder, is_8_bit, table, match, of_series)
     if modality is None and rows:
         wide = [file for file in rows if not is_8_bit[file]]
         modality, why = _guess_modality(root, wide, workers)
@@ -161,7 +174,7 @@ def index_volumes(
     modality = modality or MODALITIES[0]
     studies = [
         VolumeStudy(
-            source=file,
+            source="/".join(of_series[file]) if of_series else file,
             patient=row.patient or key,
             labels=row.labels,
             split=row.split,
@@ -181,7 +194,7 @@ def index_volumes(
         "spacing": spacing and list(spacing),
         "match": rule,
     }
-    return SourceIndex(
+    index = SourceIndex(
         studies,
         table.names,
         modality,
@@ -193,6 +206,56 @@ def index_volumes(
         table.classes,
         table.columns,
     )
+    return index if series_as is None else chosen_series(index, listed(series or ()), series_as)
+
+
+def _files_of_series(
+    folder: Folder, series_as: SeriesAs | None, series: str | Sequence[str] | None
+) -> dict[str, tuple[str, str]]:
+    """Return the study and the series of each file that is of one; the folder keeps those alone."""
+    if (series_as is None) != (series is None):
+        raise InputError("series_as and series go together: how series are read, and their names")
+    if series_as is None:
+        return {}
+    names = listed(series or ())
+    checked_series(names, series_as)
+    found = {file.name: study_and_series(file.path, names) for file in folder.files}
+    of_series = {file: study for file, study in found.items() if study is not None}
+    absent = [name for name in names if all(name != own for _, own in of_series.values())]
+    if absent:
+        raise InputError(
+            f"no file of {folder.root} is of series {absent[0]}: is called so, ends in "
+            f"_{absent[0]}, or lies in a folder of that name"
+        )
+    first: dict[tuple[str, str], str] = {}
+    for file, study in of_series.items():
+        if (other := first.setdefault(study, file)) != file:
+            raise InputError(f"{other} and {file} are both series {study[1]} of one study")
+    for name in found.keys() - of_series.keys():
+        folder.add_entry("file of no series", name, "left out")
+    folder.files[:] = [file for file in folder.files if file.name in of_series]
+    return of_series
+
+
+def study_and_series(path: PurePosixPath, names: Sequence[str]) -> tuple[str, str] | None:
+    """Tell the study and the series of a volume file from its path; None if it is of none.
+
+    >>> study_and_series(PurePosixPath("sub-1/dwi/sub-1_adc.nii.gz"), ["dwi", "adc"])
+    ('sub-1/dwi/sub-1', 'adc')
+    >>> study_and_series(PurePosixPath("sub-1/adc/7.nii"), ["dwi", "adc"])
+    ('sub-1/7', 'adc')
+    """
+    stem = without_extension(path.name)
+    for name in names:
+        if stem == name:
+            return str(path.parent), name
+        if stem.endswith((f"_{name}", f"-{name}")):
+            return str(path.parent / stem[: -len(name) - 1]), name
+    folders = [part for part in path.parent.parts if part in names]
+    if len(folders) != 1:
+        return None
+    others = [part for part in path.parent.parts if part != folders[0]]
+    return str(PurePosixPath(*others, stem)), folders[0]
 
 
 def checked_axis(axis: Axis) -> Axis:
@@ -311,13 +374,19 @@ def _guess_modality(root: Path, wide: list[str], workers: int | None) -> tuple[s
 
 
 def _matched(
-    folder: Folder, readable: Collection[str], table: LabelTable, match: Match | None
+    folder: Folder,
+    readable: Collection[str],
+    table: LabelTable,
+    match: Match | None,
+    of_series: Mapping[str, tuple[str, str]],
 ) -> tuple[str, dict[str, tuple[str, LabelRow]]]:
     """Match every readable file to a key and row by one rule; the rest become audit entries."""
     stated = match or ("path" if table.key in STUDY_COLUMNS else None)
     rules = [stated] if stated else get_args(Match)
+    paths = {file.name: file.path for file in folder.files}
+    paths |= {file: PurePosixPath(study) for file, (study, _) in of_series.items()}
     readings = {
-        rule: {file.name: _identifiers(file.path, rule) for file in folder.files} for rule in rules
+        rule: {name: _identifiers(path, rule) for name, path in paths.items()} for rule in rules
     }
     taken, keys = match_rows(readings, table.lines)
     if taken is None:
@@ -328,7 +397,7 @@ def _matched(
         )
     table.refuse_rivals(itertools.chain.from_iterable(readings[taken].values()))
     if stated is None:
-        _refuse_one_stem_in_several_folders(taken, keys, table)
+        _refuse_one_stem_in_several_folders(taken, keys, table, paths)
         folder.add_entry("labels matched", "labels", f"by {taken}: a row's key is {_MEANS[taken]}")
     matched, near = {}, lines_alike(table.lines)
     for file in folder.files:
@@ -360,13 +429,15 @@ def _identifiers(path: PurePosixPath, rule: Match) -> Iterable[str]:
     return name, without_extension(name)
 
 
-def _refuse_one_stem_in_several_folders(rule: str, keys: dict[str, str], table: LabelTable) -> None:
+def _refuse_one_stem_in_several_folders(
+    rule: str, keys: dict[str, str], table: LabelTable, paths: Mapping[str, PurePosixPath]
+) -> None:
     if rule != "stem":
         return
     first: dict[str, str] = {}
     for file, key in keys.items():
         other = first.setdefault(key, file)
-        if PurePosixPath(other).parent != PurePosixPath(file).parent:
+        if paths[other].parent != paths[file].parent:
             raise InputError(
                 f"{other} and {file} are both labels line {table.rows[key].line} by stem; give "
                 "--match stem if they are one patient's, or else write their paths into the "

@@ -15,18 +15,28 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.dicom.identity import RULES, STUDY_COLUMNS, Match, match_labels
-from medseq_tf.readers.dicom.series import FIRST_FILE, Stack, choose_series, files_by_study
+from medseq_tf.readers.dicom.series import (
+    FIRST_FILE,
+    NO_SERIES,
+    Stack,
+    Studies,
+    choose_series,
+    files_by_study,
+)
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES
+from medseq_tf.readers.joined_study import chosen_series
 from medseq_tf.readers.labels import LabelRow, TableOptions, read_labels
+from medseq_tf.readers.names import listed
+from medseq_tf.readers.series import SeriesAs, checked_series
 from medseq_tf.readers.study import AuditEntry, SourceIndex, StudySource, kinds_text, source_salt
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
@@ -41,6 +51,7 @@ def index_dicom(
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
     match: Match | None = None,
+    series_as: SeriesAs | None = None,
     **table_options: Unpack[TableOptions],
 ) -> SourceIndex:
     """Find the studies under a folder that have labels.
@@ -49,7 +60,8 @@ def index_dicom(
         source: the folder.
         labels: CSV of labels, see `labels.read_labels`. Default: `labels.csv` in the source.
         columns: the label columns. Default: all but patient, study and split.
-        series: `best`, `all`, or a pattern of the series' description with `*` and `?`.
+        series: `best`, `all`, or a pattern of the series' description with `*` and `?`; with
+            `series_as` several patterns, with commas: of each the best series of a study.
         modality: `CT` or `MR`; default: what there is more of.
         fewest_slices: of a series that is used.
         tilt: `keep` or `correct`.
@@ -58,6 +70,8 @@ def index_dicom(
         match: what a row's key is of a study: `study_instance_uid`, `accession_number`,
             `patient_id` or `folder`. Default: what the key column is called, or else the one that
             fits.
+        series_as: how these series are read: as `channels` of one place in the body, as one
+            `sequence`, one after the other, each slice with a mark, or `separate`, each as a study.
         **table_options: see `labels.TableOptions`.
 
     Raises:
@@ -80,7 +94,9 @@ def index_dicom(
     by_study = files_by_study(folder, tables, audit_entries)
     listing = [*folder.listing, table.listing]
     hashed = functools.partial(_hash, source_salt(listing))
-    stacks = list(choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries))
+    patterns = _patterns(series, series_as)
+    settings = (hashed, patterns, modality, fewest_slices, audit_entries)
+    stacks = _stacks(by_study, *settings)
     if not stacks:
         instead = kinds_text(audit_entries) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {instead}")
@@ -99,7 +115,7 @@ def index_dicom(
         "spacing": grid and list(grid),
         "match": rule,
     }
-    return SourceIndex(
+    index = SourceIndex(
         studies,
         table.names,
         modality,
@@ -111,6 +127,50 @@ def index_dicom(
         table.classes,
         table.columns,
     )
+    return index if series_as is None else chosen_series(index, patterns, series_as)
+
+
+def _patterns(series: str, series_as: SeriesAs | None) -> list[str]:
+    """Return the patterns of the series that are read; one where a study is one series.
+
+    Raises:
+        InputError: they cannot be read so.
+    """
+    if series_as is None:
+        return [series]
+    patterns = listed(series)
+    if {"best", "all"} & set(patterns) or any("/" in pattern for pattern in patterns):
+        raise InputError(
+            f"series_as={series_as} needs series, patterns of the series' descriptions with "
+            f"commas, such as DWI*,ADC*; got {series}"
+        )
+    checked_series(patterns, series_as)
+    return patterns
+
+
+def _stacks(
+    by_study: Studies,
+    hashed: Callable[[str], str],
+    patterns: Sequence[str],
+    modality: str | None,
+    fewest_slices: int,
+    audit_entries: list[AuditEntry],
+) -> list[Stack]:
+    """Return the series that are read, of several each by its study and pattern."""
+    if len(patterns) == 1:
+        chosen = choose_series(
+            by_study, hashed, patterns[0], modality, fewest_slices, audit_entries
+        )
+        return list(chosen)
+    stacks, entries = [], dict.fromkeys(audit_entries)
+    for pattern in patterns:
+        of_pattern: list[AuditEntry] = []
+        for stack in choose_series(by_study, hashed, pattern, modality, fewest_slices, of_pattern):
+            stacks.append(stack._replace(name=f"{stack.name}/{pattern}"))
+        # What is odd about a file is found for each pattern; what a study lacks is told later.
+        entries |= dict.fromkeys(e for e in of_pattern if e.detail != NO_SERIES)
+    audit_entries[:] = entries
+    return stacks
 
 
 def find_dicom_studies(
@@ -120,6 +180,7 @@ def find_dicom_studies(
     fewest_slices: int = 3,
     tilt: Tilt = "keep",
     spacing: float | tuple[float, float, float] | None = None,
+    series_as: SeriesAs | None = None,
 ) -> tuple[list[StudySource], list[AuditEntry]]:
     """Find the studies under a folder, without labels: those to be predicted.
 
@@ -130,6 +191,7 @@ def find_dicom_studies(
         fewest_slices: of a series that is used.
         tilt: `keep` or `correct`.
         spacing: mm to resample to.
+        series_as: see `index_dicom`.
 
     Returns:
         The studies, and audit entries on what is left out.
@@ -144,10 +206,16 @@ def find_dicom_studies(
     by_study = files_by_study(folder, (), audit_entries)
     hashed = functools.partial(_hash, source_salt(folder.listing))
     studies: list[StudySource] = []
-    for stack in choose_series(by_study, hashed, series, modality, fewest_slices, audit_entries):
+    patterns = _patterns(series, series_as)
+    for stack in _stacks(by_study, hashed, patterns, modality, fewest_slices, audit_entries):
         audit_entries += stack.audit_entries
         studies.append(_study(stack, stack.patient, root, tilt, grid, None))
-    return studies, audit_entries
+    if series_as is None:
+        return studies, audit_entries
+    index = chosen_series(
+        SourceIndex(studies, [], audit_entries=audit_entries), patterns, series_as
+    )
+    return list(index.studies), index.audit_entries
 
 
 def _study(

@@ -48,6 +48,7 @@ FIRST_FILE = 1
 SMALLEST_TILT_DEGREES = 0.5
 SAME_POSITION_MM = 0.01
 VARIES_BY = 0.05
+NO_SERIES = "no series that can be used"
 
 _LOCALISER = re.compile(
     r"\b(locali[sz]er|scout|topogram|surview|scano(gram)?|survey|3[- ]?plane)\b", re.IGNORECASE
@@ -168,7 +169,7 @@ def choose_series(
         if usable:
             yield max(usable, key=lambda stack: stack.rank)
         else:
-            audit_entries.append(AuditEntry("study left out", name, "no series that can be used"))
+            audit_entries.append(AuditEntry("study left out", name, NO_SERIES))
 
 
 def _images_of_slices(

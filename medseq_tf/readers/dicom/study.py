@@ -49,9 +49,11 @@ class DicomStudy(StudySource):
         slices = [to_plane(image.T[:, :, None], cosines, plane)[0] for image in images]
         if self.spacing is not None:
             slices = evenly_spaced(slices, frames, plane, self.spacing)
+        places = [(*f.position, *f.orientation, *f.pixel_spacing) for f in frames]
         return Slices(
             [np.ascontiguousarray(image) for image in slices],
             audit_entries=audit_entries + intensity_entries,
+            grid=np.array(places).ravel(),
         )
 
     def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
