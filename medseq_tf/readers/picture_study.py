@@ -62,9 +62,18 @@ def _read_bytes(path: str) -> bytes:
 
 
 def in_series(
-    index: SourceIndex, read_as: SeriesAs, wanted: str | Sequence[str] | None
+    index: SourceIndex,
+    read_as: SeriesAs,
+    wanted: str | Sequence[str] | None,
+    all_there: bool = True,
 ) -> SourceIndex:
     """Return a source of which each study's files are told apart by the folder of their series.
+
+    Args:
+        index: the source, of picture files.
+        read_as: how the series are read.
+        wanted: which, in order; None: all.
+        all_there: whether one that no study has is an error.
 
     Raises:
         InputError: no patient has a folder of a series that is wanted, or they cannot be read so.
@@ -73,7 +82,7 @@ def in_series(
     found = {series_of(study) for study in of_series.studies}
     asked = None if wanted is None else listed(wanted)
     absent = [name for name in asked or () if name not in found]
-    if absent:
+    if absent and all_there:
         raise InputError(
             f"no patient of {index.root} has a folder {', '.join(absent)} for a series; there are "
             f"{', '.join(sorted(found, key=natural_key)[:20]) or 'none'}"

@@ -34,9 +34,23 @@ from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import parse_slice_name
-from medseq_tf.readers.picture_study import PictureStudy
-from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, natural_key
-from medseq_tf.readers.volumes import VolumeStudy, checked_axis, checked_spacing
+from medseq_tf.readers.joined_study import chosen_series
+from medseq_tf.readers.names import listed
+from medseq_tf.readers.picture_study import PictureStudy, in_series
+from medseq_tf.readers.study import (
+    AuditEntry,
+    Slices,
+    SourceIndex,
+    StudySource,
+    UnreadableStudy,
+    natural_key,
+)
+from medseq_tf.readers.volumes import (
+    VolumeStudy,
+    checked_axis,
+    checked_spacing,
+    study_and_series,
+)
 
 PHOTOGRAPH = "photograph"
 LABELS = "labels.csv"
@@ -87,6 +101,11 @@ def find_studies(
             )
         if _is_mask(path.name, preparation):
             raise InputError(f"{path}: is a lesion mask by its name; give the image")
+        if series := _settings(preparation).get("series_as"):
+            raise InputError(
+                f"{path}: is one series of a study, and the model was trained on series as "
+                f"{series}; give the folder that holds them all"
+            )
         return [_volume(path.parent, path.name, str(path), modality, preparation)], []
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file or folder")
@@ -159,7 +178,10 @@ def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
     options = _settings(preparation)
-    known = {k: options[k] for k in ("series", "fewest_slices", "tilt", "spacing") if k in options}
+    names = ("series", "fewest_slices", "tilt", "spacing", "series_as")
+    known = {name: options[name] for name in names if name in options}
+    if isinstance(known.get("series"), list):
+        known["series"] = ",".join(known["series"])
     return find_dicom_studies(path, modality=modality, **known)
 
 
@@ -202,7 +224,34 @@ def _volumes(
             studies.append(_volume(path, name, shown, modality, preparation))
     if not studies:
         raise InputError(f"{path}: holds lesion masks, but no image")
-    return studies, audit_entries
+    options = _settings(preparation)
+    if "series_as" not in options:
+        return studies, audit_entries
+    of_series, names = [], listed(options["series"])
+    for study in studies:
+        place = study_and_series(PurePosixPath(study.source).relative_to(path), names)
+        if place is None:
+            audit_entries.append(AuditEntry("file of no series", study.source, "left out"))
+        else:
+            of_series.append(dataclasses.replace(study, source="/".join(place)))
+    index = SourceIndex(of_series, [], audit_entries=audit_entries)
+    return _shown(path, chosen_series(index, names, options["series_as"]))
+
+
+def _shown(path: Path, index: SourceIndex) -> _Indexed:
+    """Return studies, called by their place in the path, as those by which they are asked for."""
+    studies = [
+        dataclasses.replace(study, source=shown, patient=shown)
+        for study in index.studies
+        for shown in [str(path / study.source)]
+    ]
+    entries = [
+        entry
+        if entry.where.startswith(str(path))
+        else AuditEntry(entry.kind, str(path / entry.where), entry.detail)
+        for entry in index.audit_entries
+    ]
+    return studies, entries
 
 
 def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
@@ -251,6 +300,14 @@ def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any
     group = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)
     groups, left_out = group(names)
     audit_entries = [AuditEntry("odd file", str(path / n), why) for n, why in left_out.items()]
+    options = _settings(preparation)
+    if "series_as" in options:
+        if {name.partition("/")[0] for name in names} <= set(options["series"]):
+            groups = [("", sorted(names, key=natural_key))]  # the path is one study's folder
+        studies = [PictureStudy(n, n, {}, None, str(path), tuple(files)) for n, files in groups]
+        index = SourceIndex(studies, [], audit_entries=audit_entries, root=path)
+        series = in_series(index, options["series_as"], options["series"], all_there=False)
+        return _shown(path, series)
     studies = []
     for study, files in groups:
         shown = str(path / study)

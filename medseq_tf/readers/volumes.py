@@ -241,21 +241,19 @@ def study_and_series(path: PurePosixPath, names: Sequence[str]) -> tuple[str, st
     """Tell the study and the series of a volume file from its path; None if it is of none.
 
     >>> study_and_series(PurePosixPath("sub-1/dwi/sub-1_adc.nii.gz"), ["dwi", "adc"])
-    ('sub-1/dwi/sub-1', 'adc')
+    ('sub-1/sub-1', 'adc')
     >>> study_and_series(PurePosixPath("sub-1/adc/7.nii"), ["dwi", "adc"])
     ('sub-1/7', 'adc')
     """
-    stem = without_extension(path.name)
+    stem, folders = without_extension(path.name), path.parent.parts
+    study = PurePosixPath(*(folder for folder in folders if folder not in names))
     for name in names:
         if stem == name:
-            return str(path.parent), name
+            return str(study), name
         if stem.endswith((f"_{name}", f"-{name}")):
-            return str(path.parent / stem[: -len(name) - 1]), name
-    folders = [part for part in path.parent.parts if part in names]
-    if len(folders) != 1:
-        return None
-    others = [part for part in path.parent.parts if part != folders[0]]
-    return str(PurePosixPath(*others, stem)), folders[0]
+            return str(study / stem[: -len(name) - 1]), name
+    of_series = [folder for folder in folders if folder in names]
+    return (str(study / stem), of_series[0]) if len(of_series) == 1 else None
 
 
 def checked_axis(axis: Axis) -> Axis:
