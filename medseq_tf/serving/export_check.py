@@ -229,8 +229,9 @@ def _covariates(prepared: Prepared, row: int, description: Description) -> dict[
     values = {}
     for covariate in description.covariates or []:
         name = covariate["name"]
-        value = prepared.studies.get(f"covariate.{name}", {row: None})[row]
-        if value is not None and value in covariate.get("categories", [value]):
+        column = prepared.studies.get(f"covariate.{name}")
+        value = None if column is None else column.iat[row]
+        if pd.notna(value) and value in covariate.get("categories", [value]):
             values[name] = value
     return values
 

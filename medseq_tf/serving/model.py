@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from medseq_tf import recipe as recipes
+from medseq_tf.errors import InputError
 from medseq_tf.input.model_input import pad
 from medseq_tf.input.slice_store import grey_levels
 from medseq_tf.layers import kernels
@@ -114,11 +115,17 @@ class LoadedRun:
         opened = Run.open(run)
         opened.require_finished()
         members = opened.folds or [opened]
+        recipe = members[0].experiment
+        if recipe.model.series_mark:
+            raise InputError(
+                f"{opened.path}: its model is told the series of each slice (model.series_mark), "
+                "which files that are predicted do not say; train without it to export or predict"
+            )
         models = [member.model() for member in members]
         description = Description.of_run(opened, most_slices)
         if costs is not None:
             description = description.with_costs(costs)
-        return cls(opened, members[0].experiment, models, description)
+        return cls(opened, recipe, models, description)
 
     def serving_model(self) -> ServingModel:
         """Build the graph."""
