@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import click
 import cv2
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from small_run import SMALL, run_small
 
 import medseq_tf
 from medseq_tf import cli
+from medseq_tf.cli import FoldCount
 from medseq_tf.dataset.prepare import READERS, prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.evaluate import evaluate
@@ -370,3 +372,11 @@ def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, cap
         assert message in err
     result = evaluate(tmp_path / "run", tmp_path / "other", split="all")
     assert len(result.predictions) == len(Prepared.load(tmp_path / "other"))
+
+
+def test_folds_are_a_number_or_sites():
+    kind = FoldCount()
+    assert [kind.convert(typed, None, None) for typed in ("site", "2", "10")] == ["site", 2, 10]
+    for typed in ("1", "sites", "2.5"):
+        with pytest.raises(click.BadParameter):
+            kind.convert(typed, None, None)

@@ -125,7 +125,7 @@ def _sites_that_differ(name: str, counts: pd.DataFrame) -> list[str]:
         )
     return [
         f"{name} differs by site (Cramer's V {strength:.2f}){words}; a model may have learned the "
-        "site, so look at the tables by site, and at --folds site"
+        "site, so look at the tables by site, and, if each is at several sites, at --folds site"
     ]
 
 
