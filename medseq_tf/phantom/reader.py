@@ -34,10 +34,12 @@ def index_demo(
     difficulty: float = 0.2,
     lesion_size: float = 1.0,
     contrast: float = 1.0,
-    kind: Literal["labels", "classes", "grades"] = "labels",
-    sites: int = 0,
+    kind: Literal["labels", "classes", "grades"] | None = None,
+    sites: int | None = None,
 ) -> SourceIndex:
     """List the patients of a `DemoCohort` with these settings; there is no source to read.
+
+    Without `kind` they have labels, without `sites` no columns beside those.
 
     Raises:
         InputError: for a source, or a setting out of range.
@@ -57,8 +59,8 @@ def index_demo(
         difficulty,
         lesion_size,
         contrast,
-        kind,
-        sites,
+        kind or "labels",
+        sites or 0,
     )
     studies = [
         DemoStudy(
@@ -75,7 +77,7 @@ def index_demo(
     return SourceIndex(
         studies,
         list(cohort.label_names),
-        listing=[(repr(cohort) if kind == "labels" else f"{cohort!r} {kind}", 0)],
+        listing=[(repr(cohort) if cohort.kind == "labels" else f"{cohort!r} {kind}", 0)],
         resolved={"modality": "photograph"},
         classes=cohort.classes,
         columns=cohort.columns,
