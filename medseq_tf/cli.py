@@ -474,6 +474,9 @@ def explain(**arguments: Any) -> None:
 @click.option("--data", type=FOLDER, help="Its prepared data set: audit, and slices that mattered.")
 @click.option("--images", is_flag=True, help="Show slices: images of patients, in a file apart.")
 @click.option("--out", type=FOLDER, help="The file; default: in the run's folder.")
+@click.option(
+    "--costs", type=FOLDER, metavar="CSV", help="Of classes: what a wrong call costs; calls anew."
+)
 def report(**arguments: Any) -> None:
     """Write a run's report anew, with its data also what the model looked at."""
     import_tensorflow_quietly()

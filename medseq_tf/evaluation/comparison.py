@@ -143,13 +143,18 @@ def compare_runs(
 ) -> Comparison:
     """Compare the predictions of runs; of recipes chosen on these patients nothing is concluded.
 
-    The runs are by name, as `name_runs` gives them, `contents` the studies' content hashes, by id.
+    The runs are by name, as `name_runs` gives them, `contents` the studies' content hashes, by id,
+    and `costs` (true, called) in the order of the first run's classes.
 
     Raises:
         InputError: see `shared_labels` and `compare_tables`.
     """
     tables = dict(zip(runs, predictions, strict=True))
     labels, classes = shared_labels([*runs.values()])
+    if costs is not None:
+        names = next(iter(runs.values())).dataset["label_names"]
+        order = [names.index(name) for name in labels]
+        costs = costs[np.ix_(order, order)]
     compared = compare_tables(tables, labels, resamples, classes, costs)
     table, differences, notes = compared.table, compared.differences, [*compared.notes]
     for name, run in runs.items():

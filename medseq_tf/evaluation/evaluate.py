@@ -145,7 +145,7 @@ def evaluate(
     models = name_runs([model, *map(Run.open, compare)])
     prepared = with_labels_of(model, Prepared.open(data))
     groups = _groups(prepared, subgroups)
-    costs_of = _costs(model, costs)
+    costs_of = read_costs(model, costs)
     predictions = predict_split(model, prepared, split, costs_of)
     evaluation = evaluate_predictions(
         predictions, prepared.label_names, resamples, groups, model.classes, costs_of
@@ -161,7 +161,7 @@ def evaluate(
     others = list(models.values())[1:]
     if others:
         of_others = (
-            predict_split(other, prepared, split, _costs(other, costs)) for other in others
+            predict_split(other, prepared, split, read_costs(other, costs)) for other in others
         )
         tables = [predictions, *of_others]
         comparison = compare_runs(models, tables, contents, resamples, costs_of)
@@ -195,8 +195,12 @@ def evaluate_predictions(
     )
 
 
-def _costs(run: Run, path: str | os.PathLike | None) -> np.ndarray | None:
-    """Return a file's costs in the order of a run's classes."""
+def read_costs(run: Run, path: str | os.PathLike | None) -> np.ndarray | None:
+    """Return what calls of a run's classes cost, (true, called); None without a file.
+
+    Raises:
+        InputError: the run predicts yes/no labels, or see `metrics.read_costs`.
+    """
     if path is None:
         return None
     if run.classes is None:

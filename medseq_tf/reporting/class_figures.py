@@ -144,7 +144,7 @@ def reliability(tested: ClassTable, bins: int = 6) -> Drawing:
     return Drawing(figure, "Calibration by class", words)
 
 
-def slices(explanation: Explanation, label: str) -> Drawing:
+def slices(explanation: Explanation, label: str, called: str) -> Drawing:
     """Draw a class's importance of each slice, and the probability of all classes after it.
 
     The called class has the thick line. Some models have no probability after each slice.
@@ -165,7 +165,7 @@ def slices(explanation: Explanation, label: str) -> Drawing:
         other = axis.twinx()
         other.set(ylim=(-0.01, 1.01), ylabel="probability so far")
         for line in lines(explanation.classes):
-            width = 2.8 if line.name == explanation.called else 1.1
+            width = 2.8 if line.name == called else 1.1
             so_far = explanation.shown_slices(line.name)["running"]
             other.plot(place, so_far, linewidth=width, **line.style)
         words += ", and the probability of each class after each slice (lines)"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.metrics.interval_text import number, with_interval
+from medseq_tf.evaluation.scoring import mark_selection, score
 from medseq_tf.readers.classes import Classes
 from medseq_tf.reporting import class_figures, class_tables, tables
 from medseq_tf.reporting.class_tables import short_name, together
@@ -43,11 +45,54 @@ def without_threshold(text: str) -> str:
     return text.replace(chosen, chosen.replace(", the threshold", ""))
 
 
-def data(run: Run, classes: Classes, predictions: pd.DataFrame, split: str) -> dict[str, Any]:
+def with_calls(
+    predictions: pd.DataFrame, classes: Classes, costs: np.ndarray | None
+) -> pd.DataFrame:
+    """Return predictions with the calls of least expected cost; as they are without costs."""
+    if costs is None:
+        return predictions
+    table = ClassTable.of(predictions, classes)
+    called = np.array(classes.names, object)[metrics.call(table.probabilities, costs)]
+    keys = list(table.studies.columns)
+    called_of = predictions[keys].merge(table.studies.assign(called=called), on=keys)["called"]
+    return predictions.assign(positive=predictions["label"].to_numpy() == called_of.to_numpy())
+
+
+def calls_of(predictions: pd.DataFrame, classes: Classes) -> dict[str, str]:
+    """Return the called class by study; of repeated folds that of the first repeat."""
+    table = ClassTable.of(predictions, classes)
+    names = pd.Series(np.array(classes.names, object)[table.called], table.studies["study"])
+    return names[~names.index.duplicated()].to_dict()
+
+
+def with_scores(
+    run: Run,
+    classes: Classes,
+    predictions: pd.DataFrame,
+    scores: pd.DataFrame,
+    costs: np.ndarray | None,
+) -> pd.DataFrame:
+    """Return the metrics of other calls than the run's own; without costs they are its own."""
+    if costs is None or predictions.empty:
+        return scores
+    again = score(predictions, classes.names, classes=classes, costs=costs)
+    return mark_selection(again, run.experiment, predictions, run.contents)
+
+
+def data(
+    run: Run,
+    classes: Classes,
+    predictions: pd.DataFrame,
+    split: str,
+    costs: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Return the classes, how many studies each has, and how one of them is called."""
     counts = run.dataset["counts"]["labels"]
+    by_cost = {"call_rule": "The class of least expected cost is called."}
     return {
         **sentences(classes),
+        **({} if costs is None else by_cost),
+        "cost_table": class_tables.costs(costs, classes),
         "label_counts": class_tables.class_counts(counts, predictions, split, classes),
         "class_lines": class_figures.lines(classes),
     }
@@ -59,7 +104,8 @@ def summary(scores: pd.DataFrame, tested: ClassTable) -> dict[str, Any]:
     `tested` are the predictions of known class.
     """
     rows = together(scores, tested.classes)
-    shown = KEY_METRICS_OF_GRADES if tested.classes.ordered else KEY_METRICS
+    shown = [*(KEY_METRICS_OF_GRADES if tested.classes.ordered else KEY_METRICS)]
+    shown += rows.index.intersection(["expected_cost"]).tolist()
     patients = _patients_by_class(tested)
     return {
         "key_metrics": [tables.key_metric(short_name(name), rows.loc[name]) for name in shown],
@@ -109,17 +155,15 @@ def _against_chance(auroc: pd.Series, patients: dict[str, int]) -> str:
     return "worse" if auroc["high"] < 0.5 else "better"
 
 
-def metric_tables(run: Run, classes: Classes, scores: pd.DataFrame) -> dict[str, Any]:
+def metric_tables(
+    run: Run, classes: Classes, scores: pd.DataFrame, predictions: pd.DataFrame
+) -> dict[str, Any]:
     """Return the tables of metrics: of all classes, by class, and by fold."""
-    folds = None
-    if run.folds:
-        predictions = run.predictions
-        folds = class_tables.folds(predictions[predictions["split"] == "test"], classes)
     return {
         "metric_table": class_tables.metric_rows(together(scores, classes)),
         "class_metric_table": class_tables.by_class(scores, classes),
         "interval_methods": class_tables.interval_methods(scores, classes),
-        "fold_table": folds,
+        "fold_table": class_tables.folds(predictions, classes) if run.folds else None,
     }
 
 
@@ -137,7 +181,6 @@ def calls(
     return {
         "confusion_matrix": class_tables.confusion(predictions, classes, selected),
         "worst_table": class_tables.worst(table),
-        "cost_table": None,
         "temperatures": [f"{temperature:.2f}" for temperature in fitted],
         "calibration_table": tables.calibration(predictions, selected, classes),
         "subgroup_table": class_tables.subgroups(by_group, classes),
@@ -146,21 +189,24 @@ def calls(
     }
 
 
-def explained(explanation: Explanation, images: bool) -> dict[str, Any]:
+def explained(explanation: Explanation, called: str, images: bool) -> dict[str, Any]:
     """Return what is shown of a chosen study: its call, what led to it, slice by slice."""
-    called = explanation.called or ""
     return {
         "id": explanation.study,
         "call": called,
         "probability": number(explanation.probabilities[called], decimals=2),
         "truth": explanation.true_class or "unknown",
-        "labels": [_explained_class(explanation, label, images) for label in explanation.labels],
+        "labels": [
+            _explained_class(explanation, label, called, images) for label in explanation.labels
+        ],
         "notes": explanation.notes,
     }
 
 
-def _explained_class(explanation: Explanation, label: str, images: bool) -> dict[str, Any]:
-    drawing, sheet = class_figures.slices(explanation, label), None
+def _explained_class(
+    explanation: Explanation, label: str, called: str, images: bool
+) -> dict[str, Any]:
+    drawing, sheet = class_figures.slices(explanation, label, called), None
     if images:
         figure = explanation.sheet(label)
         figure.suptitle("")  # what it says stands above, in any script

@@ -21,6 +21,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
 from medseq_tf.evaluation.class_table import ClassTable
+from medseq_tf.evaluation.evaluate import read_costs
 from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
 from medseq_tf.evaluation.explain.explanation import Explanation
 from medseq_tf.evaluation.unseen_data import audit_splits
@@ -39,6 +40,7 @@ def report(
     data: str | os.PathLike | Prepared | None = None,
     images: bool = False,
     out: str | os.PathLike | None = None,
+    costs: str | os.PathLike | None = None,
 ) -> Path:
     """Write a run's report anew, with its data also what the model looked at.
 
@@ -49,12 +51,14 @@ def report(
         images: also show those studies' slices with heat overlays. They are images of patients.
         out: the file; default `report.html` in the run's folder, with images
           `report_with_images.html`.
+        costs: of a run of classes, a CSV file of what a wrong call costs, as for `evaluate`: the
+          class of least expected cost is called, and what follows from the calls is scored anew.
 
     Returns:
         The file.
 
     Raises:
-        InputError: the run is not finished, or the data do not fit it.
+        InputError: the run is not finished, or the data or costs do not fit it.
     """
     opened = Run.open(run)
     opened.require_finished()
@@ -64,16 +68,18 @@ def report(
     path = opened.path / name if out is None else destination(out)
     if path.exists() and not _is_report(path):
         raise InputError(f"{path}: is there already and is no report; choose another --out")
+    matrix = read_costs(opened, costs)
     if data is None:
-        text = page(opened)
+        text = page(opened, costs=matrix)
     else:
         prepared = Prepared.open(data)
         text = page(
             opened,
             audit_splits(opened, prepared),
-            _explain_chosen(opened, prepared),
+            _explain_chosen(opened, prepared, matrix),
             images,
             subgroups.standing(prepared),
+            matrix,
         )
     write_text(path, text)
     return path
@@ -86,11 +92,13 @@ def _is_report(path: Path) -> bool:
         return f"{TITLE_SUFFIX}</title>".encode() in file.read(4096)
 
 
-def _explain_chosen(run: Run, prepared: Prepared) -> list[Explanation]:
+def _explain_chosen(run: Run, prepared: Prepared, costs: np.ndarray | None) -> list[Explanation]:
     """Explain three surest wrong calls and a right one of each class; of many labels, one each."""
-    if prepared.classes:
-        chosen = choose_studies(run.predictions, classes=prepared.classes)
-        return explain_studies(run, prepared, [(study, None) for study in chosen])
+    if classes := run.classes:
+        predictions = class_report.with_calls(run.predictions, classes, costs)
+        chosen = choose_studies(predictions, classes=classes)
+        called = class_report.calls_of(predictions, classes)
+        return explain_studies(run, prepared, [(study, called[study]) for study in chosen])
     labels = prepared.label_names
     wrong = 3 if len(labels) == 1 else 1
     pairs = [
@@ -112,6 +120,7 @@ def page(
     explanations: Sequence[Explanation] = (),
     images: bool = False,
     groups: pd.DataFrame | None = None,
+    costs: np.ndarray | None = None,
 ) -> str:
     """Return the report of a finished run as HTML.
 
@@ -121,6 +130,7 @@ def page(
         explanations: of chosen studies.
         images: whether to show their slices.
         groups: subgroups by study id, as for `evaluate.evaluate_predictions`.
+        costs: of a wrong call of classes, (true, called).
     """
     scores = run.metrics
     split = "test" if (scores["split"] == "test").any() else "validation"
@@ -142,7 +152,9 @@ def page(
         **_data(run, audit),
     }
     if classes:
-        context |= class_report.data(run, classes, predictions, split)
+        predictions = class_report.with_calls(predictions, classes, costs)
+        scores = class_report.with_scores(run, classes, predictions, scores, costs)
+        context |= class_report.data(run, classes, predictions, split, costs)
     drawings = figures.training(run.folds or [run])
     if not predictions.empty:
         if classes:
@@ -150,11 +162,14 @@ def page(
             evaluated = class_figures.evaluation(tested.known)
             context |= {
                 **class_report.summary(scores, tested.known),
-                **class_report.metric_tables(run, classes, scores),
+                **class_report.metric_tables(run, classes, scores, predictions),
                 **_common(run, scores),
                 **class_report.calls(run, classes, predictions, groups, selected),
             }
-            explained = [class_report.explained(study, images) for study in explanations]
+            called = class_report.calls_of(predictions, classes)
+            explained = [
+                class_report.explained(study, called[study.study], images) for study in explanations
+            ]
         else:
             evaluated = figures.evaluation(predictions, run.dataset["label_names"])
             context |= {

@@ -15,6 +15,7 @@ from small_run import run_small
 from test_report import check
 
 from medseq_tf.dataset.prepare import prepare
+from medseq_tf.errors import InputError
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.evaluation.scoring import score
@@ -327,3 +328,34 @@ def test_slices_and_all_classes_after_each_of_them_are_shown(run, data, tmp_path
     calls = run.predictions[run.predictions["positive"]].set_index("study")["label"]
     assert all(calls[study] == called for study, called in studies)
     assert page.count("</b>, called</li>") == len(studies)
+
+
+def test_costs_change_the_calls_and_all_that_follows(made_up, tmp_path):
+    predictions = class_predictions(TUMOURS, 60, sharpness=0.5)
+    run = made_up(TUMOURS, predictions)
+    costs = tmp_path / "costs.csv"
+    names = ",".join(TUMOURS.names)
+    costs.write_text(f"true,{names}\nmeningioma,0,1,1\nglioma,9,0,9\npituitary,1,1,0\n", "utf-8")
+    path = report.report(run, out=tmp_path / "costs.html", costs=costs)
+    page = path.read_text("utf-8")
+    check(page)
+    table = ClassTable.of(predictions, TUMOURS)
+    matrix = np.array([[0, 1, 1], [9, 0, 9], [1, 1, 0]])
+    called = (table.probabilities @ matrix).argmin(axis=1)
+    assert (called != table.called).any()
+    true = table.truth.argmax(axis=1)
+    cells = rows_of(page, "<h2 id='calls'>")[2:]
+    for i, row in enumerate(cells):
+        counts = [int(cell.split()[0]) for cell in row[1:]]
+        assert counts == [((true == i) & (called == j)).sum() for j in range(3)]
+    text = text_of(page)
+    assert "The class of least expected cost is called" in text
+    assert f"A call costs {matrix[true, called].mean():.3f} (" in text
+    assert rows_of(page, "<h3>What calls cost")[2] == ["glioma", "9", "0", "9"]
+    assert "The most probable class is called" in text_of(report.page(run))
+
+
+def test_costs_are_of_classes(demo_data, tmp_path):
+    run = run_small(demo_data, tmp_path / "run", "fit.epochs=1")
+    with pytest.raises(InputError, match="costs are of calls of classes"):
+        report.report(run, costs=tmp_path / "costs.csv")
