@@ -29,7 +29,7 @@ SHARES = (0.45, 0.35, 0.2)
 FOLDS = 5
 METRICS = (
     *("accuracy", "balanced_accuracy", "auroc", "auroc_pairwise", "f1_macro", "kappa"),
-    *("kappa_quadratic", "mean_absolute_error", "log_loss", "brier"),
+    *("kappa_quadratic", "mean_absolute_error", "brier"),
 )
 
 Array = np.ndarray
