@@ -101,8 +101,9 @@ def test_an_interval_of_folds_holds_its_figure_and_is_wider_than_that_of_a_fitte
     assert set(having["interval"]) == {cross_validation.METHOD}
     width = (of_folds["high"] - of_folds["low"]) / (of_model["high"] - of_model["low"])
     together = width["tumour"].dropna()
-    assert len(together) == 8
+    assert len(together) == 7
     assert (together > 1.2).all()
+    assert of_folds.loc[("tumour", "log_loss"), "note"].startswith("no interval: gross errors")
 
 
 def test_a_class_against_the_rest_is_what_a_label_of_it_would_be():
