@@ -12,18 +12,26 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from medseq_tf.readers.classes import Classes
 from medseq_tf.recipe import Chosen, Experiment
 
 LABEL = "used for selection"
-VALIDATION = (
-    f"{LABEL}: the epoch, the threshold and the temperature were chosen on the validation "
-    "studies, so their figures are too good and have no interval"
-)
 NESTED = "`medseq-tf tune SPACE.yaml --data DIR --nested 5` gives a figure that is not"
 
 _BOUNDS = ("low", "high")
 _INTERVAL = (*_BOUNDS, *(f"{when}_{end}" for when in ("before", "after") for end in _BOUNDS))
 _TESTS = ("p", "p_adjusted")
+
+
+def of_validation(classes: Classes | None = None) -> str:
+    """Return what to say of validation's figures; classes have no threshold to choose."""
+    chosen = "the epoch, the threshold and the temperature"
+    if classes:
+        chosen = "the epoch and the temperature"
+    return (
+        f"{LABEL}: {chosen} were chosen on the validation studies, so their figures are too good "
+        "and have no interval"
+    )
 
 
 def patient_keys(studies: pd.DataFrame) -> set[str]:
@@ -98,13 +106,13 @@ def noted_in(table: pd.DataFrame) -> str:
     return next((text[text.index(LABEL) :] for text in notes if LABEL in text), "")
 
 
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
+def labelled(table: pd.DataFrame, classes: Classes | None = None) -> pd.DataFrame:
     """Return a table of figures by `split`: validation's last, labelled, without interval."""
     if "split" not in table or not len(table):
         return table
     validation = table["split"] == "validation"
     if "value" in table:  # notes on an interval have nothing left to speak of
         table = table.assign(note=table["note"].mask(validation & table["value"].notna(), ""))
-    table = without_intervals(table, validation, VALIDATION)
+    table = without_intervals(table, validation, of_validation(classes))
     order = np.argsort((table["split"] == "validation").to_numpy(), kind="stable")
     return table.iloc[order].reset_index(drop=True)

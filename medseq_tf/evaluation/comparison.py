@@ -199,7 +199,7 @@ def compare_tables(
     table = pd.concat(tables, ignore_index=True)
     differences = _adjusted(pd.concat(pairs, ignore_index=True))
     if all((rows["split"] == "validation").any() for rows in predictions.values()):
-        notes.append(selection.VALIDATION)
+        notes.append(selection.of_validation(classes))
         table, differences = (
             selection.without_intervals(rows, np.ones(len(rows), bool), selection.LABEL)
             for rows in (table, differences)

@@ -82,7 +82,7 @@ def score(
         tables.append(table)
     if not tables:
         return pd.DataFrame(columns=METRICS_COLUMNS)
-    return selection.labelled(pd.concat(tables, ignore_index=True))
+    return selection.labelled(pd.concat(tables, ignore_index=True), classes)
 
 
 def _score_studies(studies: pd.DataFrame, label_names: list[str], chose_cuts: bool) -> pd.DataFrame:
@@ -215,7 +215,8 @@ def calibration_table(predictions: pd.DataFrame, classes: Classes | None = None)
         Of classes see `class_scoring.class_calibration_table`.
     """
     if classes:
-        return selection.labelled(class_scoring.class_calibration_table(predictions, classes))
+        table = class_scoring.class_calibration_table(predictions, classes)
+        return selection.labelled(table, classes)
     rows = [
         {"split": split, "label": label, "metric": metric, **_calibration_row(metric, studies)}
         for (split, label), studies in predictions.groupby(["split", "label"], sort=False)

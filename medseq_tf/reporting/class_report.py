@@ -39,12 +39,6 @@ def sentences(classes: Classes) -> dict[str, str]:
     }
 
 
-def without_threshold(text: str) -> str:
-    """Return a page that names no threshold among what validation chose: classes have none."""
-    chosen = "the epoch, the threshold and the temperature"
-    return text.replace(chosen, chosen.replace(", the threshold", ""))
-
-
 def with_calls(
     predictions: pd.DataFrame, classes: Classes, costs: np.ndarray | None
 ) -> pd.DataFrame:

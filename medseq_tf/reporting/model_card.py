@@ -30,7 +30,7 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         interval=[interval(*bounds) for bounds in scores[["low", "high"]].to_numpy(float)],
     )
     origin = "; ".join(selection.origins(recipe))
-    text = render_markdown(
+    return render_markdown(
         "model_card.md.j2",
         run=run,
         folds=run.folds,
@@ -49,7 +49,6 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         classes=classes,
         **(class_report.sentences(classes) if classes else {"limits_of_use": LIMITS_OF_USE}),
     )
-    return class_report.without_threshold(text) if classes else text
 
 
 def _partitions(run: Run) -> str:

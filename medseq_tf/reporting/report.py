@@ -181,8 +181,7 @@ def page(
             explained = [_explained(study, images) for study in explanations]
         drawings = [*evaluated, *drawings]
         context |= {"has_curves": bool(evaluated), "explained": explained}
-    text = render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
-    return class_report.without_threshold(text) if classes else text
+    return render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
 
 
 def _data(run: Run, audit: leakage.Audit | None) -> dict[str, Any]:
@@ -249,7 +248,7 @@ def _metrics(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
 def _common(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
     """Return what is said of any metrics."""
     return {
-        "validation_is_optimistic": selection.VALIDATION,
+        "validation_is_optimistic": selection.of_validation(run.classes),
         "questions": {
             "fitted": cross_validation.FITTED,
             "recipe": run.question if run.fold_sites else cross_validation.RECIPE,

@@ -137,13 +137,13 @@ class Run:
     @property
     def metrics(self) -> pd.DataFrame:
         """Metrics by split and label, with intervals over patients; validation last, with none."""
-        return _metrics_table(self._json("metrics.json")["table"])
+        return _metrics_table(self._json("metrics.json")["table"], self.classes)
 
     @property
     def covariates_alone(self) -> pd.DataFrame | None:
         """Metrics of a model of the covariates without a slice, as `metrics`; None without one."""
         rows = self._json("metrics.json").get("covariates_alone")
-        return None if rows is None else _metrics_table(rows)
+        return None if rows is None else _metrics_table(rows, self.classes)
 
     @property
     def beyond_covariates(self) -> dict[str, Any]:
@@ -263,10 +263,10 @@ class Run:
         return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
 
 
-def _metrics_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _metrics_table(rows: list[dict[str, Any]], classes: Classes | None) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=METRICS_COLUMNS)
     words = ["interval", "note", "question"]  # the first runs of 0.1.0 have none of these
-    return selection.labelled(table.astype(dict.fromkeys(words, object)))
+    return selection.labelled(table.astype(dict.fromkeys(words, object)), classes)
 
 
 RunOrPath: TypeAlias = str | os.PathLike[str] | Run

@@ -11,6 +11,7 @@ from sklearn import metrics as reference
 
 from medseq_tf.evaluation import cross_validation, metrics, results_text, scoring
 from medseq_tf.evaluation.class_table import ClassTable
+from medseq_tf.evaluation.comparison import compare_tables
 from medseq_tf.evaluation.cross_validation import ClassFolds
 from medseq_tf.evaluation.evaluate import evaluate_predictions
 from medseq_tf.evaluation.predictions import calibrated, fit_temperatures
@@ -288,6 +289,18 @@ def test_everything_is_printed_those_of_all_classes_first(make):
     assert set(found.subgroups["metric"]) == {"accuracy", "balanced_accuracy", "auroc"}
     assert len(found.json_lines().splitlines()) > 50
     assert "macro" not in set(found.table["label"])
+
+
+def test_no_figure_of_validation_speaks_of_a_threshold():
+    own = class_predictions(CLASSES).assign(split="validation")
+    tested = class_predictions(CLASSES, seed=1, truth_seed=1)
+    both = pd.concat([own, tested.assign(study="t" + tested["study"])], ignore_index=True)
+    evaluation = evaluate_predictions(both, list(CLASSES.names), 50, classes=CLASSES)
+    other = class_predictions(CLASSES, seed=2).assign(split="validation")
+    compared = compare_tables({"a": own, "b": other}, CLASSES.names, 50, CLASSES)
+    for text in (evaluation.text(), compared.text()):
+        assert "the epoch and the temperature were chosen on the validation studies" in text
+        assert "threshold" not in text
 
 
 def test_pairs_and_classes_are_of_the_same_patients():

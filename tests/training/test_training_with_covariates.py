@@ -76,6 +76,11 @@ def test_constants_are_those_of_training_studies_alone(told, trained, tmp_path):
     np.testing.assert_array_equal(again.deviation, layer.deviation)
 
 
+def test_the_model_card_names_the_covariates_among_the_inputs(trained):
+    card = (trained.path / "model_card.md").read_text("utf-8")
+    assert "| Inputs | The slices, and of each study age, sex." in card
+
+
 def test_what_stands_for_missing_values_is_learned(trained):
     assert np.asarray(trained.model().covariates.missing).all()
 
