@@ -26,7 +26,9 @@ class FoldCount(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         """Return what was typed."""
-        return value if value == "site" else click.IntRange(2).convert(value, param, ctx)
+        if value != "site" and not (str(value).isdecimal() and int(value) > 1):
+            self.fail(f"{value!r} is neither a number from 2 up nor site", param, ctx)
+        return value if value == "site" else int(value)
 
 
 @click.group(cls=DebugGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -292,6 +294,7 @@ def _prepare(reader: str, **arguments: Any) -> None:
 @click.option(
     "--folds",
     type=FoldCount(),
+    metavar="N|site",
     help="Cross-validate over this many folds; site: leave each site out in turn.",
 )
 @click.option(

@@ -377,6 +377,6 @@ def test_evaluation_refuses_the_wrong_data(demo_data, tmp_path, monkeypatch, cap
 def test_folds_are_a_number_or_sites():
     kind = FoldCount()
     assert [kind.convert(typed, None, None) for typed in ("site", "2", "10")] == ["site", 2, 10]
-    for typed in ("1", "sites", "2.5"):
-        with pytest.raises(click.BadParameter):
+    for typed in ("1", "sites", "2.5", "\u00b2", "-3"):
+        with pytest.raises(click.BadParameter, match="neither a number from 2 up nor site"):
             kind.convert(typed, None, None)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
-from medseq_tf.dataset import holdout_reuse, leakage
+from medseq_tf.dataset import holdout_reuse, leakage, sites
 from medseq_tf.dataset import subgroups as subgroup_columns
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
@@ -53,6 +53,7 @@ class Evaluation:
         audit: what the run's splits share, if asked for.
         comparison: with other runs, if asked for.
         reads: how often the test patients have been read for figures, if they are test patients.
+        notes: where a site of the data set tells a label or a class.
     """
 
     table: pd.DataFrame
@@ -64,12 +65,13 @@ class Evaluation:
     audit: leakage.Audit | None = None
     comparison: Comparison | None = None
     reads: holdout_reuse.Reads | None = None
+    notes: Sequence[str] = ()
 
     def text(self) -> str:
         """Return all of it for a terminal."""
         paragraphs = [
             results_text.metrics_text(self.table, self.classes),
-            results_text.calibration_text(self.calibration),
+            results_text.calibration_text(self.calibration, self.classes),
             results_text.confusion_text(self.confusion, self.classes),
         ]
         if len(self.subgroups):
@@ -80,6 +82,8 @@ class Evaluation:
             paragraphs.append(self.audit.text())
         if self.reads is not None:
             paragraphs.append(f"test reads: {self.reads.text()}")
+        if self.notes:
+            paragraphs.append("\n".join(f"note: {note}" for note in self.notes))
         return "\n\n".join(paragraphs)
 
     def json_lines(self) -> str:
@@ -98,6 +102,7 @@ class Evaluation:
             tables |= {"shared_patient": patients}
         if self.reads is not None:
             tables["test_reads"] = pd.DataFrame([asdict(self.reads)])
+        tables["note"] = pd.DataFrame({"note": list(self.notes)})
         lines = []
         for name, table in tables.items():
             table = table.assign(table=name)[["table", *table.columns]]
@@ -168,7 +173,14 @@ def evaluate(
     if split != "validation":
         for read_by in (*others, model):  # what was refused above has read nobody
             reads = holdout_reuse.record(prepared, predictions["study"], read_by.experiment)
-    return replace(evaluation, **marked, audit=audited, comparison=comparison, reads=reads)
+    return replace(
+        evaluation,
+        **marked,
+        audit=audited,
+        comparison=comparison,
+        reads=reads,
+        notes=sites.site_confounding(prepared),
+    )
 
 
 def evaluate_predictions(

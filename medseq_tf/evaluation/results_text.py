@@ -94,7 +94,7 @@ def covariates_alone_text(table: pd.DataFrame, beyond: Mapping[str, Any]) -> str
     return "\n".join([*lines, *(f"    {note}" for note in beyond["notes"])])
 
 
-def calibration_text(calibration: pd.DataFrame) -> str:
+def calibration_text(calibration: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return a calibration table as text, before and after temperature scaling."""
     width = _width(calibration["label"], 10)
     rows = calibration.to_dict(orient="records")
@@ -111,6 +111,8 @@ def calibration_text(calibration: pd.DataFrame) -> str:
         lines.append(f"{name}{cells[0]:<{wide}}{cells[1]}".rstrip())
     if calibration["note"].str.contains(PATIENTS_ALONE, regex=False).any():
         lines.append(PATIENTS_ALONE)
+    if classes:
+        lines.append(f"{classes.column}: the most probable class, and whether it is the right one")
     lines.append(
         "right: O/E 1, intercept 0, slope 1 (below: too extreme); 95% intervals in brackets"
     )

@@ -308,3 +308,12 @@ def test_pairs_and_classes_are_of_the_same_patients():
     assert (len(folds.pairs), len(folds.against_rest)) == (6, 3)
     assert {label.everyone for label in (*folds.pairs, *folds.against_rest)} == {30}
     assert folds.counts == (60, 60, 30)
+
+
+def test_what_validation_chose_and_what_calibration_is_of_are_said_as_of_classes():
+    table = class_predictions(CLASSES)
+    table = pd.concat([table, table.assign(split="validation")], ignore_index=True)
+    text = evaluate_predictions(table, list(CLASSES.names), 50, classes=CLASSES).text()
+    assert "the epoch and the temperature were chosen on the validation studies" in text
+    assert "threshold" not in text
+    assert "tumour: the most probable class, and whether it is the right one" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,3 +86,15 @@ def test_a_comparison_that_is_refused_counts_as_no_read_of_the_test_patients(dem
         with pytest.raises(InputError, match="no study was tested by all of them"):
             refused()
     assert (prepared.path / holdout_reuse.FILE).read_text("utf-8") == before
+
+
+def test_a_site_that_tells_the_label_is_said(prepared, tmp_path):
+    run = run_small(prepared, tmp_path / "run", "fit.epochs=1")
+    (label,) = prepared.label_names
+    is_positive = prepared.studies[f"label.{label}"] == 1
+    sites = replace(prepared, studies=prepared.studies.assign(site=is_positive.map(str)))
+    found = evaluate(run, sites, split="validation")
+    assert any("patients of site True are positive" in note for note in found.notes)
+    assert found.text().endswith(f"note: {found.notes[-1]}")
+    assert json.loads(found.json_lines().splitlines()[-1])["table"] == "note"
+    assert not evaluate(run, prepared, split="validation").notes
