@@ -22,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from medseq_tf import files
 from medseq_tf.dataset.records import png_channels
@@ -29,7 +30,7 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import LABELS, Classes
 from medseq_tf.readers.columns import COVARIATE
-from medseq_tf.readers.series import Series
+from medseq_tf.readers.series import Series, are_texts
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -95,7 +96,14 @@ class Prepared:
             )
         studies = files.read_parquet(table)
         needed = {f"label.{name}" for name in info["label_names"]} | _other_columns(info)
-        if not needed <= set(studies) or not set(studies["shard"]) <= set(info["shards"]):
+        if (
+            not needed <= set(studies)
+            or not set(studies["shard"]) <= set(info["shards"])
+            or any(
+                is_numeric_dtype(studies[f"{COVARIATE}{name}"]) != (covariate["kind"] == "number")
+                for name, covariate in covariates_of(info).items()
+            )
+        ):
             raise InputError(
                 f"{path}/dataset.json names columns or shards that studies.parquet does not have; "
                 "prepare again"
@@ -133,7 +141,7 @@ class Prepared:
     @property
     def series(self) -> Series | None:
         """The series that studies have, and how they are read; None where each is one stack."""
-        return Series.from_json(self.info["series"]) if "series" in self.info else None
+        return series_of(self.info)
 
     @property
     def channels(self) -> int:
@@ -326,6 +334,11 @@ def covariates_of(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(info.get("columns", {}).get("covariates", {}))
 
 
+def series_of(info: dict[str, Any]) -> Series | None:
+    """Return the series that a `dataset.json`, of a data set or a run, names; None for none."""
+    return Series.from_json(info["series"]) if "series" in info else None
+
+
 def _read_info(path: Path) -> dict[str, Any]:
     if (path / "experiment.yaml").is_file():  # a run keeps a copy of its data set's dataset.json
         raise InputError(f"{path} is the folder of a run; give the data set it was trained on")
@@ -361,7 +374,7 @@ def _check_keys(info: dict[str, Any]) -> None:
     """Raise a LookupError, TypeError or ValueError if what is read later is not there."""
     for key in KEYS:
         info[key]
-    classes_of(info)
+    _check_described(info)
     info["studies"]["sha256"], info["storage"]["dtype"], info["storage"]["offset"]
     for name, shard in info["shards"].items():
         shard["bytes"], shard["sha256"]
@@ -369,11 +382,24 @@ def _check_keys(info: dict[str, Any]) -> None:
             raise ValueError(f"{name} is a path")
 
 
+def _check_described(info: dict[str, Any]) -> None:
+    """Raise as `_check_keys` if labels, classes, series or other columns are none."""
+    classes, _ = classes_of(info), series_of(info)
+    if not are_texts(info["label_names"]):
+        raise TypeError("label_names are texts")
+    if classes and not (isinstance(classes.column, str) and isinstance(classes.ordered, bool)):
+        raise TypeError("classes are of a column, ordered or not")
+    for covariate in covariates_of(info).values():
+        categories = {"number": [], "category": covariate.get("categories")}[covariate["kind"]]
+        if not are_texts(categories):
+            raise TypeError("categories are texts")
+
+
 def _other_columns(info: dict[str, Any]) -> set[str]:
     """Name the columns of `studies.parquet` that are no labels."""
-    columns = info.get("columns", {})
-    covariates = {f"{COVARIATE}{name}" for name in columns.get("covariates", {})}
-    return covariates | {"site", "date"} & set(columns)
+    columns, series = info.get("columns", {}), series_of(info)
+    names = {f"{COVARIATE}{name}" for name in covariates_of(info)} | {"site", "date"} & set(columns)
+    return names | ({"series"} if series and series.read_as == "sequence" else set())
 
 
 def _check_shards(path: Path, info: dict[str, Any]) -> None:

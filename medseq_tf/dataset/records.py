@@ -146,8 +146,11 @@ def left_out(study: StudySource, reason: str, others: Sequence[AuditEntry] = ())
 def is_telling(image: np.ndarray) -> bool:
     """Whether `FEWEST_TELLING_PIXELS` pixels or more of a slice differ from its most common value.
 
-    If fewer do, the most common value is the majority of any 31 pixels, and so their median.
+    Of several channels, whether those of one do. If fewer do, the most common value is the majority
+    of any 31 pixels, and so their median.
     """
+    if image.ndim > 2:
+        return any(map(is_telling, np.moveaxis(image, -1, 0)))
     pixels = image.ravel()
     if pixels.size < 2 * FEWEST_TELLING_PIXELS:
         return pixels.size - np.unique(pixels, return_counts=True)[1].max() >= FEWEST_TELLING_PIXELS

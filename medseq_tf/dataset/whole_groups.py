@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-STARTS = 30
-"""Random divisions from which the nearest to the shares is looked for."""
+STARTS, FEWEST_STARTS = 30, 3
+"""Random divisions from which the nearest to the shares is looked for: fewer of many groups."""
+PLENTY = 100
+"""Groups from which on there are fewer: many small ones come near to their shares from any."""
 EMPTY, UNTAUGHT, UNSEEN = 1000.0, 100.0, 1.0
 """What a split costs that is empty, that lacks a kind of patients to learn from, or to test on."""
 GAIN = 1e-9
@@ -34,7 +36,7 @@ def place_whole(
     amounts = np.column_stack([sizes, kinds]).astype(float)
     cost = _Cost(amounts.sum(axis=0), shares, train)
     best, least = np.zeros(len(sizes), np.int64), np.inf
-    for _ in range(STARTS):
+    for _ in range(max(FEWEST_STARTS, STARTS * PLENTY // max(PLENTY, len(sizes)))):
         places, total = _improved(rng.integers(len(shares), size=len(sizes)), amounts, cost)
         if total < least - GAIN:
             best, least = places, total

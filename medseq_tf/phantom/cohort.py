@@ -107,6 +107,10 @@ class DemoCohort:
             "sites": (self.sites >= 0, "0 or more"),
             "kind": (self.kind in ("labels", "classes", "grades"), "labels, classes or grades"),
         }
+        if self.kind != "labels" and (self.labels != 1 or self.prevalence is not None):
+            raise InputError(
+                f"demo: labels and prevalence are of yes/no labels, and kind={self.kind!r} has none"
+            )
         for name, (valid, wanted) in checks.items():
             if not valid:
                 raise InputError(f"demo: {name}={getattr(self, name)!r} is not {wanted}")

@@ -46,7 +46,7 @@ class JoinedStudy(StudySource):
                 read.append((number, part.read()))
             except UnreadableStudy as error:
                 audit_entries += error.audit_entries
-                audit_entries.append(AuditEntry("series left out", self.source, error.reason))
+                audit_entries.append(AuditEntry("series left out", part.source, error.reason))
             else:
                 audit_entries += read[-1][1].audit_entries
         if not read or (self.channels > 1 and len(read) < self.channels):

@@ -39,8 +39,21 @@ class Series:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Series:
-        """Read what `to_json` wrote."""
-        return cls(tuple(values["names"]), values["read_as"])
+        """Read what `to_json` wrote.
+
+        Raises:
+            LookupError, TypeError or ValueError: it is something else.
+        """
+        names, read_as = values["names"], values["read_as"]
+        most = {"channels": MOST_CHANNELS, "sequence": MOST_SERIES}[read_as]
+        if not (are_texts(names) and 2 <= len(names) <= most):
+            raise ValueError("series have names")
+        return cls(tuple(names), read_as)
+
+
+def are_texts(values: Any) -> bool:
+    """Whether a value of a JSON file is a list of texts."""
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def checked_series(names: Sequence[str], read_as: SeriesAs) -> Series | None:
@@ -60,6 +73,10 @@ def checked_series(names: Sequence[str], read_as: SeriesAs) -> Series | None:
             + (f": {', '.join(names[:10])}" if names else "")
             + "; name them with series="
         )
-    if len({name.casefold() for name in names}) < len(names):
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(name.casefold(), name)) != name:
+            raise InputError(f"series {other} and {name} differ only in capitals; call them alike")
+    if len(first) < len(names):
         raise InputError(f"series names one twice: {', '.join(names)}")
     return None if read_as == "separate" else Series(tuple(names), read_as)

@@ -101,10 +101,11 @@ def find_studies(
             )
         if _is_mask(path.name, preparation):
             raise InputError(f"{path}: is a lesion mask by its name; give the image")
-        if series := _settings(preparation).get("series_as"):
+        read_as = _settings(preparation).get("series_as")
+        if read_as in ("channels", "sequence"):
             raise InputError(
                 f"{path}: is one series of a study, and the model was trained on series as "
-                f"{series}; give the folder that holds them all"
+                f"{read_as}; give the folder that holds them all"
             )
         return [_volume(path.parent, path.name, str(path), modality, preparation)], []
     if not path.is_dir():
@@ -180,8 +181,6 @@ def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) ->
     options = _settings(preparation)
     names = ("series", "fewest_slices", "tilt", "spacing", "series_as")
     known = {name: options[name] for name in names if name in options}
-    if isinstance(known.get("series"), list):
-        known["series"] = ",".join(known["series"])
     return find_dicom_studies(path, modality=modality, **known)
 
 

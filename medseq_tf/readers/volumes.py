@@ -165,7 +165,8 @@ def index_volumes(
     keys = () if match == "folder" else None
     table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
     of_series = _files_of_series(folder, series_as, series)
-    is_8_bit = _readable(folder, workers)
+    is_part = series_as in ("channels", "sequence")
+    is_8_bit = _readable(folder, workers, "series left out" if is_part else "study left out")
     rule, rows = _matched(folder, is_8_bit, table, match, of_series)
     if modality is None and rows:
         wide = [file for file in rows if not is_8_bit[file]]
@@ -247,7 +248,7 @@ def study_and_series(path: PurePosixPath, names: Sequence[str]) -> tuple[str, st
     """
     stem, folders = without_extension(path.name), path.parent.parts
     study = PurePosixPath(*(folder for folder in folders if folder not in names))
-    for name in names:
+    for name in sorted(names, key=len, reverse=True):  # `b_adc` before `adc`
         if stem == name:
             return str(study), name
         if stem.endswith((f"_{name}", f"-{name}")):
@@ -289,14 +290,17 @@ def checked_spacing(spacing: float | Sequence[float] | None) -> Spacing:
     return values if any(values) else None
 
 
-def _readable(folder: Folder, workers: int | None) -> dict[str, bool]:
-    """Tell which files can be read, and whether they are of 8 bits; the others: audit entries."""
+def _readable(folder: Folder, workers: int | None, kind: str) -> dict[str, bool]:
+    """Tell which files can be read, and whether they are of 8 bits.
+
+    The others are audit entries of a `kind`.
+    """
     paths = [folder.root / file.name for file in folder.files]
     readable = {}
     headers = mapped(_is_8_bit, paths, lambda path: ENDED, workers, _HEADERS_TOGETHER)
     for file, is_8_bit in zip(folder.files, headers, strict=True):
         if isinstance(is_8_bit, str):
-            folder.add_entry("study left out", file.name, is_8_bit)
+            folder.add_entry(kind, file.name, is_8_bit)
         else:
             readable[file.name] = is_8_bit
     return readable

@@ -252,3 +252,38 @@ def test_classes_that_a_run_does_not_know_are_refused_with_both_lists(tumours, f
     labels = make("image-folder", folder, out=tmp_path / "labels of yes and no")
     with pytest.raises(InputError, match=r"has yes/no labels \(stroke\), not classes .* \(a, x\)"):
         labels.with_classes(Classes("dx", ("a", "x")))
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """A data set of classes, with a number and a category of each study."""
+    out = tmp_path_factory.mktemp("described") / "data"
+    return make("demo", out=out, patients=4, size=16, kind="classes", sites=2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"label_names": "abc"},
+        {"classes": None},
+        {"classes": {"column": 5, "ordered": "yes"}},
+        {"columns": []},
+        {"columns": {"covariates": ["age"]}},
+        {"columns": {"covariates": {"age": "number"}}},
+        {"columns": {"covariates": {"age": {"kind": "category", "categories": ["F"]}}}},
+        {"columns": {"covariates": {"sex": {"kind": "category", "categories": 5}}}},
+        {"columns": {"covariates": {"sex": {"kind": "number"}}}},
+        {"series": None},
+        {"series": {"names": "ab", "read_as": "channels"}},
+        {"series": {"names": ["a", "b"], "read_as": "side by side"}},
+        {"series": {"names": list("abcde"), "read_as": "channels"}},
+        {"series": {"names": ["a", "b"], "read_as": "sequence"}},
+    ],
+)
+def test_a_description_of_what_is_not_there_is_one_line(described, damage):
+    path = described.path / "dataset.json"
+    info = path.read_bytes()
+    path.write_text(json.dumps(json.loads(info) | damage))
+    with pytest.raises(InputError, match=r"dataset\.json (cannot be read|names columns)"):
+        Prepared.load(described.path)
+    path.write_bytes(info)

@@ -58,6 +58,14 @@ def test_a_slice_tells_if_sixteen_pixels_differ_from_its_most_common_value(
     assert is_telling(image) == (differing >= FEWEST_TELLING_PIXELS)
 
 
+def test_channels_that_are_blank_each_say_nothing():
+    """Though half of all their pixels differ from the other half."""
+    blank = np.stack([np.full((20, 30), 7), np.zeros((20, 30))], axis=-1).astype(np.uint16)
+    assert not is_telling(blank)
+    blank[:4, :4, 1] = 9
+    assert is_telling(blank)
+
+
 def test_hashes_are_of_the_slices_before_they_are_resized(folder, tmp_path):
     for number, mark in ((3, 0), (4, 1)):
         picture = np.full((300, 300), 80, np.uint8)

@@ -233,3 +233,9 @@ def test_a_cohort_of_classes_is_written_a_folder_each(tmp_path):
     for study in scan.studies:
         labels = cohort.labels_of(int(study.patient) - 1)
         assert {name: labels[name] for name in scan.label_names} == study.labels
+
+
+@pytest.mark.parametrize("setting", [{"labels": 5}, {"prevalence": 0.3}])
+def test_what_is_of_yes_no_labels_is_no_setting_of_classes(setting):
+    with pytest.raises(InputError, match="are of yes/no labels, and kind='grades' has none"):
+        DemoCohort(kind="grades", **setting)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import cv2
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from dicom_writer import series_of, stack, write
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
-from medseq_tf.readers.dicom.index import index_dicom
+from medseq_tf.readers.dicom.index import find_dicom_studies, index_dicom
 from medseq_tf.readers.series import Series
 from medseq_tf.readers.unlabelled import find_studies
-from medseq_tf.readers.volumes import index_volumes
+from medseq_tf.readers.volumes import index_volumes, study_and_series
 
 
 def write_volume(path, values, origin=(0.0, 0.0, 0.0)):
@@ -195,3 +197,48 @@ def test_pictures_to_predict_are_read_as_what_was_prepared(tmp_path, rng, read_a
         np.testing.assert_array_equal(study.read().images, data.slices(row))
     (alone,), _ = find_studies(tmp_path / "scans" / "b", "photograph", preparation)
     np.testing.assert_array_equal(alone.read().images, data.slices(1))
+
+
+def test_one_dicom_series_alone_can_be_each_a_study(tmp_path):
+    t1, _ = dicom(tmp_path)
+    (study,) = index_dicom(tmp_path, series="T1*", series_as="separate").studies
+    np.testing.assert_array_equal(study.read().images, t1)
+    (alone,), _ = find_dicom_studies(tmp_path, series=["T1*"], series_as="separate")
+    np.testing.assert_array_equal(alone.read().images, t1)
+
+
+@pytest.mark.parametrize("read_as", ["channels", "sequence", "separate"])
+def test_a_dicom_series_is_not_read_as_two(tmp_path, read_as):
+    values, positions = stack(4)
+    named = {"t0008103E": ("LO", "T1 post")}
+    write(tmp_path, *series_of(values, positions, 5, **named))
+    with pytest.raises(InputError, match=r"T1\* and \*post are one series; give patterns"):
+        index_dicom(tmp_path, series="T1*,*post", series_as=read_as)
+    studies, entries = find_dicom_studies(tmp_path, series="T1*,*post", series_as=read_as)
+    assert studies == []
+    assert [e.where[:6] for e in entries if e.kind == "study left out"] == ["study-"]
+
+
+def test_a_file_is_of_the_series_of_the_longest_name():
+    for names in (["adc", "b_adc"], ["b_adc", "adc"]):
+        assert study_and_series(PurePosixPath("s1_b_adc.nii"), names) == ("s1", "b_adc")
+        assert study_and_series(PurePosixPath("s1_adc.nii"), names) == ("s1", "adc")
+
+
+def test_a_volume_that_cannot_be_read_is_a_series_left_out_by_its_name(volumes):
+    folder, _ = volumes
+    (folder / "sub-b" / "adc" / "sub-b_adc.nii.gz").write_bytes(b"no volume")
+    index = index_volumes(folder, modality="MR", series_as="sequence", series="dwi,adc")
+    assert of_patient(index, "b").read().series == [0, 0, 0]
+    (entry,) = [e for e in index.audit_entries if e.kind == "series left out"]
+    assert entry.where == "sub-b/adc/sub-b_adc.nii.gz"
+
+
+def test_a_volume_alone_is_a_study_where_series_were_apart(volumes):
+    folder, _ = volumes
+    path = folder / "sub-a" / "anat" / "sub-a_adc.nii.gz"
+    options = {"series_as": "separate", "series": ["dwi", "adc"]}
+    (study,), _ = find_studies(path, "MR", {"reader": "volumes", "options": options})
+    assert len(study.read().images) == 3
+    with pytest.raises(InputError, match="series as sequence; give the folder"):
+        find_studies(path, "MR", {"reader": "volumes", "options": {"series_as": "sequence"}})

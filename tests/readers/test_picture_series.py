@@ -123,6 +123,23 @@ def test_an_unreadable_picture_parts_channels_and_not_a_sequence(folder):
     assert sequence.series_of(row_of(sequence, "a")).tolist() == [0, 0, 0, 1, 1]
 
 
+def test_a_series_that_cannot_be_read_is_named(folder):
+    root, _ = folder
+    for number in range(3):
+        (root / f"scans/a/adc/{number}.png").write_bytes(b"no picture")
+    data = prepared(root, series_as="sequence", strict=True)
+    assert data.series_of(row_of(data, "a")).tolist() == [1, 1, 1]
+    (entry,) = [e for e in data.audit["entries"] if e["kind"] == "series left out"]
+    assert entry["where"] == "a/adc"
+
+
+def test_folders_that_differ_in_capitals_are_shown(folder):
+    root, _ = folder
+    (root / "scans/a/adc").rename(root / "scans/a/ADC")
+    with pytest.raises(InputError, match="ADC and adc differ only in capitals"):
+        prepared(root, series_as="sequence")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -95,8 +95,8 @@ def index_dicom(
     listing = [*folder.listing, table.listing]
     hashed = functools.partial(_hash, source_salt(listing))
     patterns = _patterns(series, series_as)
-    settings = (hashed, patterns, modality, fewest_slices, audit_entries)
-    stacks = _stacks(by_study, *settings)
+    settings = (hashed, modality, fewest_slices, audit_entries)
+    stacks = _stacks(by_study, patterns, series_as, *settings)
     if not stacks:
         instead = kinds_text(audit_entries) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {instead}")
@@ -130,14 +130,14 @@ def index_dicom(
     return index if series_as is None else chosen_series(index, patterns, series_as)
 
 
-def _patterns(series: str, series_as: SeriesAs | None) -> list[str]:
+def _patterns(series: str | Sequence[str], series_as: SeriesAs | None) -> list[str]:
     """Return the patterns of the series that are read; one where a study is one series.
 
     Raises:
         InputError: they cannot be read so.
     """
     if series_as is None:
-        return [series]
+        return [str(series)]
     patterns = listed(series)
     if {"best", "all"} & set(patterns) or any("/" in pattern for pattern in patterns):
         raise InputError(
@@ -150,32 +150,39 @@ def _patterns(series: str, series_as: SeriesAs | None) -> list[str]:
 
 def _stacks(
     by_study: Studies,
-    hashed: Callable[[str], str],
     patterns: Sequence[str],
+    series_as: SeriesAs | None,
+    hashed: Callable[[str], str],
     modality: str | None,
     fewest_slices: int,
     audit_entries: list[AuditEntry],
 ) -> list[Stack]:
     """Return the series that are read, of several each by its study and pattern."""
-    if len(patterns) == 1:
-        chosen = choose_series(
-            by_study, hashed, patterns[0], modality, fewest_slices, audit_entries
-        )
-        return list(chosen)
-    stacks, entries = [], dict.fromkeys(audit_entries)
+    settings = (modality, fewest_slices)
+    if series_as is None:
+        return list(choose_series(by_study, hashed, patterns[0], *settings, audit_entries))
+    by_name: dict[str, dict[str, Stack]] = defaultdict(dict)
+    entries = dict.fromkeys(audit_entries)
     for pattern in patterns:
         of_pattern: list[AuditEntry] = []
-        for stack in choose_series(by_study, hashed, pattern, modality, fewest_slices, of_pattern):
-            stacks.append(stack._replace(name=f"{stack.name}/{pattern}"))
+        for stack in choose_series(by_study, hashed, pattern, *settings, of_pattern):
+            by_name[stack.name][pattern] = stack._replace(name=f"{stack.name}/{pattern}")
         # What is odd about a file is found for each pattern; what a study lacks is told later.
         entries |= dict.fromkeys(e for e in of_pattern if e.detail != NO_SERIES)
     audit_entries[:] = entries
+    stacks: list[Stack] = []
+    for name, of_study in by_name.items():
+        if len({stack.pictures[0].number for stack in of_study.values()}) == len(of_study):
+            stacks += of_study.values()
+        else:
+            detail = f"{' and '.join(of_study)} are one series; give patterns that tell them apart"
+            audit_entries.append(AuditEntry("study left out", name, detail))
     return stacks
 
 
 def find_dicom_studies(
     source: str | Path,
-    series: str = "best",
+    series: str | Sequence[str] = "best",
     modality: str | None = None,
     fewest_slices: int = 3,
     tilt: Tilt = "keep",
@@ -207,7 +214,8 @@ def find_dicom_studies(
     hashed = functools.partial(_hash, source_salt(folder.listing))
     studies: list[StudySource] = []
     patterns = _patterns(series, series_as)
-    for stack in _stacks(by_study, hashed, patterns, modality, fewest_slices, audit_entries):
+    settings = (hashed, modality, fewest_slices, audit_entries)
+    for stack in _stacks(by_study, patterns, series_as, *settings):
         audit_entries += stack.audit_entries
         studies.append(_study(stack, stack.patient, root, tilt, grid, None))
     if series_as is None:
