@@ -8,6 +8,7 @@ from typing import Any
 from medseq_tf.dataset.preparation import Preparation, digest
 from medseq_tf.readers import AuditEntry
 from medseq_tf.readers.columns import COVARIATE, OtherColumns
+from medseq_tf.readers.names import number_of
 
 
 def other_values(preparation: Preparation, sources: Iterable[str]) -> list[dict[str, Any]]:
@@ -59,11 +60,18 @@ def content(columns: OtherColumns, rows: list[dict[str, Any]]) -> tuple[Any, ...
     return columns.to_json(), values
 
 
-def missing(columns: OtherColumns, rows: list[dict[str, Any]]) -> list[AuditEntry]:
-    """Count the studies of which a column says nothing."""
+def audit_entries(columns: OtherColumns, rows: list[dict[str, Any]]) -> list[AuditEntry]:
+    """Count the studies of which a column says nothing, and name those of numbers and names."""
     counts = {name: sum(row[name] is None for row in rows) for name in columns.names}
-    return [
+    missing = [
         AuditEntry("column with missing values", name, f"in {count} of {len(rows)} studies")
         for name, count in counts.items()
         if count
     ]
+    mixed = []
+    for name, covariate in columns.covariates.items():
+        words = [c for c in covariate.get("categories", ()) if number_of(c) is None]
+        if words and len(words) < len(covariate["categories"]):
+            detail = f"all are names because of {', '.join(words)}; leave unknown numbers empty"
+            mixed.append(AuditEntry("column of numbers and names", f"{COVARIATE}{name}", detail))
+    return missing + mixed

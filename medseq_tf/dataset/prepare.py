@@ -225,7 +225,7 @@ def _write_metadata(
     others = other_columns.other_values(preparation, [row["source"] for row in rows])
     rows = [row | values for row, values in zip(rows, others, strict=True)]
     if index.columns:
-        audit_entries += other_columns.missing(index.columns, rows)
+        audit_entries += other_columns.audit_entries(index.columns, rows)
     counts = _counts(rows, index.label_names)
     studies = _parquet(rows, index.columns)
     audit = _audit([*audit_entries, *_rare_classes(rows, index), *_copies(rows)], counts)

@@ -390,8 +390,9 @@ def _check_described(info: dict[str, Any]) -> None:
     if classes and not (isinstance(classes.column, str) and isinstance(classes.ordered, bool)):
         raise TypeError("classes are of a column, ordered or not")
     for covariate in covariates_of(info).values():
-        categories = {"number": [], "category": covariate.get("categories")}[covariate["kind"]]
-        if not are_texts(categories):
+        if covariate["kind"] not in ("number", "category"):
+            raise ValueError("a covariate is a number or a category")
+        if covariate["kind"] == "category" and not are_texts(covariate["categories"]):
             raise TypeError("categories are texts")
 
 

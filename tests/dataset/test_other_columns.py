@@ -158,6 +158,16 @@ def test_a_patient_s_studies_may_be_of_two_sites(tmp_path):
     assert data.studies["patient_id"].nunique() == 2
 
 
+def test_numbers_that_one_name_makes_names_are_said(source):
+    table = (source / "table.csv").read_text().replace("1999-01-01,50", "1999-01-01,>89")
+    (source / "table.csv").write_text(table)
+    data = prepared(source, "mixed", **ASKED)
+    assert data.covariates["age"]["categories"] == ["50", "61", "70.5", ">89"]
+    (entry,) = [e for e in data.audit["entries"] if e["kind"] == "column of numbers and names"]
+    assert entry["where"] == "covariate.age"
+    assert entry["detail"] == "all are names because of >89; leave unknown numbers empty"
+
+
 def test_participants_of_class_folders(source):
     for patient in range(4):
         name = f"{'ab'[patient % 2]}/{patient} (1).png"
