@@ -295,14 +295,13 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
 
 
 def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Indexed:
-    layout = _layout(preparation)
+    layout, options = _layout(preparation), _settings(preparation)
     group = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)
+    if "series_as" in options and _is_in_series(names, options["series"]):
+        group = _as_one
     groups, left_out = group(names)
     audit_entries = [AuditEntry("odd file", str(path / n), why) for n, why in left_out.items()]
-    options = _settings(preparation)
     if "series_as" in options:
-        if {name.partition("/")[0] for name in names} <= set(options["series"]):
-            groups = [("", sorted(names, key=natural_key))]  # the path is one study's folder
         studies = [PictureStudy(n, n, {}, None, str(path), tuple(files)) for n, files in groups]
         index = SourceIndex(studies, [], audit_entries=audit_entries, root=path)
         series = in_series(index, options["series_as"], options["series"], all_there=False)
@@ -322,11 +321,22 @@ _Groups = tuple[list[tuple[str, list[str]]], dict[str, str]]
 """Each study's name, relative to the path, and its files; and why others are left out."""
 
 
+def _is_in_series(names: list[str], series: Sequence[str]) -> bool:
+    """Whether a path is the folder of one study: those of its series lie directly in it."""
+    folders = [name.split("/")[:-1] for name in names]
+    first, second = ({own[depth] for own in folders if len(own) > depth} for depth in (0, 1))
+    return bool(first & set(series)) and not second & set(series)
+
+
+def _as_one(names: list[str]) -> _Groups:
+    return [("", sorted(names, key=natural_key))], {}
+
+
 def _by_folder(names: list[str]) -> _Groups:
     """A study a folder directly under the path; or the path, where most images lie in itself."""
     outside = [name for name in names if "/" not in name]
     if 2 * len(outside) > len(names):
-        return [("", sorted(names, key=natural_key))], {}
+        return _as_one(names)
     by_folder: dict[str, list[str]] = defaultdict(list)
     for name in names:
         folder, is_inside, _ = name.partition("/")

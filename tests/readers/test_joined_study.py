@@ -197,6 +197,12 @@ def test_pictures_to_predict_are_read_as_what_was_prepared(tmp_path, rng, read_a
         np.testing.assert_array_equal(study.read().images, data.slices(row))
     (alone,), _ = find_studies(tmp_path / "scans" / "b", "photograph", preparation)
     np.testing.assert_array_equal(alone.read().images, data.slices(1))
+    (tmp_path / "scans" / "b" / "z").mkdir()
+    for odd in ("overview.png", "z/0.png"):
+        cv2.imwrite(str(tmp_path / "scans" / "b" / odd), np.eye(8, dtype=np.uint8))
+    (alone,), entries = find_studies(tmp_path / "scans" / "b", "photograph", preparation)
+    np.testing.assert_array_equal(alone.read().images, data.slices(1))
+    assert [entry.kind for entry in entries] == ["picture of no series"]
 
 
 def test_one_dicom_series_alone_can_be_each_a_study(tmp_path):
