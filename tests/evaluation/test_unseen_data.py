@@ -260,16 +260,27 @@ def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
     import numpy as np
 
     from medseq_tf.serving.client import StudyProbabilities
+    from medseq_tf.serving.description import Description
     from medseq_tf.serving.mlflow_model import Scorer
 
     class Model:
         answers = iter([[float("nan")], [7.5], [0.5, 0.5], [0.75]])
 
         def describe(self):
-            class Description:
-                labels, thresholds, classes = ["lesion"], {"lesion": 0.5}, None
-
-            return Description
+            return Description(
+                name="lesion",
+                labels=["lesion"],
+                thresholds={"lesion": 0.5},
+                temperatures={"lesion": 1.0},
+                modality="photograph",
+                unit="grey level",
+                bits=8,
+                offset=0,
+                size=32,
+                aspect="pad",
+                most_slices=512,
+                preparation={"reader": "image-folder", "options": {}, "resolved": {}},
+            )
 
         def predict(self, slices, running=False):
             return StudyProbabilities(np.float32(next(self.answers)))
