@@ -282,7 +282,7 @@ def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():
                 preparation={"reader": "image-folder", "options": {}, "resolved": {}},
             )
 
-        def predict(self, slices, running=False):
+        def predict(self, slices, running=False, **further):
             return StudyProbabilities(np.float32(next(self.answers)))
 
     found = Scorer(Model()).predict(pd.DataFrame({"slices": [["", ""]] * 4}))
