@@ -15,7 +15,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,21 @@ class Prepared:
         return audit
 
     def audit_text(self, most: int | None = 10) -> str:
-        """The audit to be printed, with the first `most` audit entries of each kind (None: all)."""
-        return audit_text(self.audit, most)
+        """The audit to be printed, with the first `most` audit entries of each kind (None: all).
+
+        Of classes, and where sites are known, it says how many studies are of each.
+        """
+        counts, *entries = audit_text(self.audit, most).splitlines(keepends=True)
+        return "".join([counts, *self._shares(), *entries])
+
+    def _shares(self) -> Iterator[str]:
+        """Say how many studies are of each class and of each site, a line each."""
+        if self.classes:
+            ordered = ", lowest first" if self.classes.ordered else ""
+            counts = {name: self.studies[f"label.{name}"].sum() for name in self.classes.names}
+            yield f"{self.classes.column}{ordered}: {_listed(counts)}\n"
+        if "site" in self.studies:
+            yield f"sites: {_listed(self.studies['site'].value_counts().to_dict())}\n"
 
     def verify(self) -> None:
         """Read all shards and compare them with `dataset.json`; each once in a process.
@@ -424,6 +437,13 @@ def _digest(file: io.FileIO) -> str:
             if key not in _whole:
                 _whole[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _whole[key]
+
+
+def _listed(counts: Mapping[str, float], most: int = 20) -> str:
+    """Return names with their counts as a list; of many the first alone."""
+    listed = [f"{printable(name)} {count:.0f}" for name, count in counts.items()]
+    more = [f"... and {len(listed) - most} more"] if len(listed) > most else []
+    return ", ".join([*listed[:most], *more])
 
 
 def audit_text(audit: dict[str, Any], most: int | None = None) -> str:

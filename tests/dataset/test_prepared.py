@@ -228,6 +228,16 @@ def test_a_data_set_of_classes(tumours):
     ]
 
 
+def test_the_audit_says_how_many_studies_are_of_each_class_and_site(tumours):
+    of_sites = tumours.studies.assign(site=["B", "A", None, "A"])
+    lines = Prepared(tumours.path, tumours.info, of_sites).audit_text().splitlines()
+    assert lines[0].startswith("4 studies of 4 patients")
+    assert lines[1:3] == ["dx: a 2, b 1, c 0", "sites: A 2, B 1"]
+    many = tumours.studies.loc[[0] * 25].assign(site=[f"site {i}" for i in range(25)])
+    text = Prepared(tumours.path, tumours.info, many).audit_text()
+    assert text.splitlines()[2].endswith(", site 19 1, ... and 5 more")
+
+
 def test_a_data_set_in_the_order_of_a_run_s_classes(tumours):
     known = Classes("diagnosis", ("other", "b", "c", "a"), ordered=True)
     seen = tumours.with_classes(known)
