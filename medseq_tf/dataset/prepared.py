@@ -27,7 +27,7 @@ from pandas.api.types import is_numeric_dtype
 from medseq_tf import files
 from medseq_tf.dataset.records import png_channels
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode_example, unframe
-from medseq_tf.errors import InputError, printable
+from medseq_tf.errors import InputError, note, printable
 from medseq_tf.readers.classes import LABELS, Classes
 from medseq_tf.readers.columns import COVARIATE
 from medseq_tf.readers.series import Series, are_texts
@@ -196,6 +196,42 @@ class Prepared:
         info = {**self.info, "label_names": list(classes.names), "classes": classes.to_json()}
         return dataclasses.replace(self, info=info, studies=pd.concat([others, one_hot], axis=1))
 
+    def with_series(self, series: Series | None) -> Prepared:
+        """Return these studies with series that are numbered as other ones, such as a run's.
+
+        Of those that follow one another some may lack. Where no name is the same, series are taken
+        in their order, which is noted: patterns of another hospital's descriptions may differ.
+
+        Raises:
+            InputError: these are read in another way, or which is which is in doubt.
+        """
+        own = self.series
+        if own == series:
+            return self
+        expected, has = (_series_text(s) for s in (series, own))
+        if own is None or series is None or own.read_as != series.read_as:
+            raise InputError(
+                f"{self.path}: its studies are {has}, those that the model knows {expected}; "
+                "prepare it again as those were (--series-as, --series)"
+            )
+        known, numbers = list(series.names), list(range(len(series.names)))
+        same = [known.index(name) for name in own.names if name in known]
+        if not same and len(own.names) == len(known):
+            note(f"{self.path}: {has} are taken for {expected}, in this order")
+        elif own.read_as == "channels" or len(same) < len(own.names) or same != sorted(same):
+            raise InputError(
+                f"{self.path}: has {has}, the model knows {expected}; prepare it again with "
+                f"--series {','.join(known)}"
+            )
+        else:
+            numbers = same
+        info = {**self.info, "series": series.to_json()}
+        if own.read_as == "channels":
+            return dataclasses.replace(self, info=info)
+        of_slices = [np.asarray(numbers)[of_study] for of_study in self.studies["series"]]
+        studies = self.studies.assign(series=pd.Series(of_slices, self.studies.index))
+        return dataclasses.replace(self, info=info, studies=studies)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the content, the labels and the preparation of all studies."""
@@ -345,6 +381,13 @@ def classes_of(info: dict[str, Any]) -> Classes | None:
 def covariates_of(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the covariates that a `dataset.json`, of a data set or a run, describes."""
     return dict(info.get("columns", {}).get("covariates", {}))
+
+
+def _series_text(series: Series | None) -> str:
+    if series is None:
+        return "one stack each"
+    read_as = "channels" if series.read_as == "channels" else "a sequence"
+    return f"series {', '.join(series.names)} as {read_as}"
 
 
 def series_of(info: dict[str, Any]) -> Series | None:

@@ -8,18 +8,19 @@ import pandas as pd
 
 from medseq_tf.dataset import leakage
 from medseq_tf.dataset.covariate_values import read_as
-from medseq_tf.dataset.prepared import Prepared, classes_of, covariates_of
+from medseq_tf.dataset.prepared import Prepared, classes_of, covariates_of, series_of
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
 from medseq_tf.runs.run import Run
 
 
 def with_labels_of(run: Run, prepared: Prepared) -> Prepared:
-    """Return a data set with the labels that a run predicts; classes in the run's order.
+    """Return a data set with a run's labels; classes and series are in the run's order.
 
     Raises:
-        InputError: it has other labels, or a class that the run does not know.
+        InputError: it has other labels or series, or a class that the run does not know.
     """
+    prepared = prepared.with_series(series_of(run.dataset))
     predicted, classes = run.dataset["label_names"], classes_of(run.dataset)
     if classes is not None:
         return prepared.with_classes(classes)

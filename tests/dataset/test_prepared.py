@@ -16,6 +16,7 @@ from medseq_tf.dataset.requirements import reading
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_example, frame
 from medseq_tf.errors import InputError
 from medseq_tf.readers import Classes
+from medseq_tf.readers.series import Series
 
 
 def test_loading_what_is_not_whole(folder, tmp_path):
@@ -297,3 +298,61 @@ def test_a_description_of_what_is_not_there_is_one_line(described, damage):
     with pytest.raises(InputError, match=r"dataset\.json (cannot be read|names columns)"):
         Prepared.load(described.path)
     path.write_bytes(info)
+
+
+# ------------------------------------------------------------------------- the series of a run
+
+
+@pytest.fixture
+def in_series(tmp_path, rng):
+    """Data sets of one patient, who has some series, read in some way."""
+
+    def prepared(names, read_as="sequence"):
+        place = tmp_path / f"{names} {read_as}"
+        for name in names:
+            for number in range(2):
+                image = rng.integers(256, size=(9, 9), dtype=np.uint8)
+                save(place / "source" / "p" / name / f"{number}.png", image)
+        (place / "labels.csv").write_text("id,x\np,1\n")
+        options = {"labels": place / "labels.csv", "series": ",".join(names)}
+        out, source = place / "data", place / "source"
+        return make("image-folder", source, out=out, size=9, series_as=read_as, **options)
+
+    return prepared
+
+
+@pytest.mark.parametrize(("names", "numbers"), [("abc", [0, 1, 2]), ("ac", [0, 2]), ("bc", [1, 2])])
+def test_series_have_the_numbers_of_the_run(in_series, names, numbers):
+    data = in_series(names).with_series(Series(("a", "b", "c"), "sequence"))
+    assert data.series_of(0).tolist() == np.repeat(numbers, 2).tolist()
+    assert data.marked_series == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("read_as", ["sequence", "channels"])
+def test_series_of_other_names_are_taken_in_their_order(in_series, read_as, capsys):
+    data = in_series("xy", read_as)
+    known = Series(("a", "b"), read_as)
+    other = data.with_series(known)
+    assert other.series == known
+    assert other.series_of(0).tolist() == data.series_of(0).tolist()
+    assert f"series x, y as {'a ' * (read_as == 'sequence')}{read_as} are taken" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "read_as", "known"),
+    [
+        ("ba", "channels", Series(("a", "b"), "channels")),
+        ("ba", "sequence", Series(("a", "b"), "sequence")),
+        ("ax", "sequence", Series(("a", "b"), "sequence")),
+        ("ax", "channels", Series(("a", "b"), "channels")),
+        ("ab", "channels", Series(("a", "b", "c"), "channels")),
+        ("xyz", "sequence", Series(("a", "b"), "sequence")),
+        ("ab", "channels", Series(("a", "b"), "sequence")),
+        ("ab", "sequence", None),
+    ],
+)
+def test_series_that_the_run_does_not_know_are_refused(in_series, names, read_as, known):
+    with pytest.raises(InputError, match="prepare it again"):
+        in_series(names, read_as).with_series(known)

@@ -188,6 +188,13 @@ def test_classes_are_brought_into_the_order_of_the_run(of_classes):
     assert (found.studies["label.abscess"] == 0).all()
 
 
+def test_series_are_those_of_the_run(of_classes):
+    data = of_classes["labels"]
+    series = {"names": ["dwi", "adc"], "read_as": "channels"}
+    with pytest.raises(InputError, match="are one stack each, those that the model knows series"):
+        with_labels_of(a_run_on(data, series=series), data)
+
+
 def test_whether_classes_are_ordered_is_the_run_s_to_say(of_classes):
     data = of_classes["grades"]
     changed = {"classes": {"column": "grade", "ordered": False}}
