@@ -219,9 +219,11 @@ class Prepared:
         if not same and len(own.names) == len(known):
             note(f"{self.path}: {has} are taken for {expected}, in this order")
         elif own.read_as == "channels" or len(same) < len(own.names) or same != sorted(same):
+            there = [name for name in known if name in own.names]
+            wanted = there if own.read_as == "sequence" and len(there) > 1 else known
             raise InputError(
                 f"{self.path}: has {has}, the model knows {expected}; prepare it again with "
-                f"--series {','.join(known)}"
+                f"--series {','.join(wanted)}"
             )
         else:
             numbers = same

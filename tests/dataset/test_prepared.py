@@ -344,7 +344,7 @@ def test_series_of_other_names_are_taken_in_their_order(in_series, read_as, caps
     ("names", "read_as", "known"),
     [
         ("ba", "channels", Series(("a", "b"), "channels")),
-        ("ba", "sequence", Series(("a", "b"), "sequence")),
+        ("ba", "sequence", Series(("a", "b", "c"), "sequence")),
         ("ax", "sequence", Series(("a", "b"), "sequence")),
         ("ax", "channels", Series(("a", "b"), "channels")),
         ("ab", "channels", Series(("a", "b", "c"), "channels")),
