@@ -235,11 +235,12 @@ def _named_metrics(table: pd.DataFrame, prepared: Prepared) -> dict[str, float]:
 def name_of_label(label: str, prepared: Prepared) -> str:
     """Return what a label, or a class, adds to the names of its metrics.
 
-    Nothing for the only label, and for all classes together.
+    Nothing for the only label, and for all classes together, of whose metrics no class may take the
+    name: the F1 of a class `macro` is `f1_of_macro`, and no `f1_macro`.
     """
-    alone = prepared.classes.column if prepared.classes else prepared.label_names[0]
-    is_alone = label == alone and (prepared.classes or len(prepared.label_names) == 1)
-    return "" if is_alone else f"_{label}"
+    if prepared.classes:
+        return "" if label == prepared.classes.column else f"_of_{label}"
+    return "" if len(prepared.label_names) == 1 else f"_{label}"
 
 
 def class_params(prepared: Prepared) -> dict[str, Any]:

@@ -101,18 +101,23 @@ def test_every_epoch_has_the_metrics_that_may_be_watched(finished):
     assert not {"val_recall", "val_kappa_quadratic"} & set(last.index)
 
 
-def test_the_names_of_classes_change_nothing_else(finished, class_data, tmp_path):
-    prepared = Prepared.load(class_data)
-    names = {name: f"{number}" for number, name in zip("zxy", NAMES, strict=True)}
+def with_names(data, new):
+    """The data set whose classes are called otherwise."""
+    prepared = Prepared.load(data)
+    names = dict(zip(NAMES, new, strict=True))
     columns = {f"label.{name}": f"label.{new}" for name, new in names.items()}
     counts = prepared.info["counts"]
     labels = {names[name]: count for name, count in counts["labels"].items()}
     info = {**prepared.info, "label_names": list(names.values())}
     info["counts"] = {**counts, "labels": labels}
-    renamed = dataclasses.replace(
+    return dataclasses.replace(
         prepared, info=info, studies=prepared.studies.rename(columns=columns)
     )
-    run = run_small(renamed, tmp_path / "run")
+
+
+def test_the_names_of_classes_change_nothing_else(finished, class_data, tmp_path):
+    names = dict(zip(NAMES, "zxy", strict=True))
+    run = run_small(with_names(class_data, names.values()), tmp_path / "run")
     assert_same_weights(run, finished)
     pd.testing.assert_series_equal(values(run), values(finished).rename(index=names))
 
@@ -215,19 +220,22 @@ def test_what_needs_labels_is_refused(class_data, tmp_path, preset, settings, wo
 
 
 def test_mlflow_is_told_of_the_classes_and_their_metrics(class_data, no_server):
+    """A class called as a mean over the classes is does not take its place."""
     import mlflow
 
     out = no_server / "run"
     overrides = (*SMALL, "fit.epochs=1")
-    run = train(recipes.Experiment(), class_data, out, overrides=overrides, verbose=False)
+    macro = with_names(class_data, [*NAMES[:2], "macro"])
+    run = train(recipes.Experiment(), macro, out, overrides=overrides, verbose=False)
     mlflow.set_tracking_uri(f"sqlite:///{no_server}/mlflow.db")
     logged = mlflow.get_run(run.info["mlflow_run_id"]).data
-    assert json.loads(logged.params["classes"]) == NAMES
+    assert json.loads(logged.params["classes"]) == [*NAMES[:2], "macro"]
     assert logged.params["classes_column"] == "lesion"
     found = values(run)
-    for name, key in (("test_accuracy", "accuracy"), ("test_auroc", "auroc")):
-        assert logged.metrics[name] == pytest.approx(found["lesion", key])
-    assert logged.metrics["test_auroc_mass"] == pytest.approx(found["mass", "auroc"])
+    for key in ("accuracy", "auroc", "f1_macro"):
+        assert logged.metrics[f"test_{key}"] == pytest.approx(found["lesion", key])
+    for key in ("auroc", "f1"):
+        assert logged.metrics[f"test_{key}_of_macro"] == pytest.approx(found["macro", key])
 
 
 def test_a_run_knows_its_classes(finished):
