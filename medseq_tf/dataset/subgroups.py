@@ -15,6 +15,7 @@ import pandas as pd
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.readers.matching import match_rows, normal_id
+from medseq_tf.readers.names import alphabetically
 from medseq_tf.readers.volume_file import without_extension
 
 MOST_GROUPS = 6
@@ -67,18 +68,21 @@ def sources(prepared: Prepared) -> pd.DataFrame:
 def sites(prepared: Prepared) -> pd.DataFrame:
     """Return the site of each study, by study id, where there are several.
 
-    Of more than `MOST_SITES` the smallest are one group.
+    Of more than `MOST_SITES` the smallest are one group, which comes last.
     """
     studies = prepared.studies.set_index("study_id")
     if "site" not in studies or studies["site"].nunique() < 2:
         return pd.DataFrame(index=studies.index)
     site = studies["site"].astype(object).where(studies["site"].notna(), None)
     patients = studies["patient_id"].groupby(site).nunique()
-    order = patients.sort_index().sort_values(ascending=False, kind="stable").index
-    if len(order) > MOST_SITES:
-        small = order[MOST_SITES - 1 :]
-        site = site.mask(site.isin(small), f"{len(small)} smaller sites")
-    return pd.DataFrame({"site": site})
+    largest = patients.sort_index().sort_values(ascending=False, kind="stable").index
+    kept, rest = largest, []
+    if len(largest) > MOST_SITES:
+        kept, small = largest[: MOST_SITES - 1], largest[MOST_SITES - 1 :]
+        rest = [f"{len(small)} smaller sites"]
+        site = site.mask(site.isin(small), rest[0])
+    names = pd.CategoricalDtype([*alphabetically(kept), *rest], ordered=True)
+    return pd.DataFrame({"site": site.astype(names)})
 
 
 def standing(prepared: Prepared) -> pd.DataFrame:

@@ -75,15 +75,18 @@ def test_cramers_v_is_about_0_without_and_1_with_a_bond():
     assert cramers_v(np.diag([20, 20, 20]), 120.0) == pytest.approx(1.0)
 
 
-def test_sites_are_subgroups_of_themselves_the_smallest_as_one():
+def test_sites_are_subgroups_by_their_names_the_smallest_as_one_and_last():
     studies = make_class_studies(
         list(TUMOURS.names) * 10, site=["B"] * 12 + ["A"] * 15 + [None] * 3
     )
     groups = subgroups.standing(cohort(studies, TUMOURS))
     assert groups["site"].value_counts().to_dict() == {"A": 15, "B": 12}
+    assert list(groups["site"].cat.categories) == ["A", "B"]
     assert groups.index.tolist() == studies["study_id"].tolist()
     many = np.repeat([f"clinic {i:02}" for i in range(25)], 2)
     studies = make_studies(np.arange(50) % 2).assign(site=many)
-    named = subgroups.sites(cohort(studies))["site"].value_counts()
+    sites = subgroups.sites(cohort(studies))["site"]
+    assert sites.cat.categories[-1] == "6 smaller sites"
+    named = sites.value_counts()
     assert len(named) == subgroups.MOST_SITES
     assert named["6 smaller sites"] == 12
