@@ -151,7 +151,7 @@ class Prepared:
     @property
     def marked_series(self) -> tuple[str, ...]:
         """The names of the series that follow one another in a study; none where there are none."""
-        return self.series.names if self.series and self.series.read_as == "sequence" else ()
+        return self.series.names if self.series and self.series.in_turn else ()
 
     def series_of(self, row: int) -> np.ndarray:
         """Return (L,) int32: the number of its series for each slice of a study; zeros without."""

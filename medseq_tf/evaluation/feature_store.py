@@ -27,10 +27,11 @@ from medseq_tf.errors import InputError, Stopped, is_interactive
 from medseq_tf.evaluation.feature_folder import FeatureFiles
 from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
-from medseq_tf.input.further_inputs import NO_SERIES, FurtherInputs
+from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier
+from medseq_tf.readers.series import NO_SERIES
 from medseq_tf.recipe import Augment, Experiment
 
 EVALUATION_BATCH = 64

@@ -11,10 +11,8 @@ import tensorflow as tf
 from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.sampling import StudySequence
+from medseq_tf.readers.series import NO_SERIES
 from medseq_tf.recipe import Experiment
-
-NO_SERIES = -1
-"""Stands where a slice's series is not known, or there is no slice."""
 
 
 def input_specs(model: Any, kind: str = "slices") -> dict[str, tf.TensorSpec]:

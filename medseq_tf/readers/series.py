@@ -13,6 +13,8 @@ SeriesAs = Literal["channels", "sequence", "separate"]
 MOST_CHANNELS = 4
 """Series that may stand in one picture, as a PNG holds them."""
 MOST_SERIES = 100
+NO_SERIES = -1
+"""Stands where a slice's series is not known, or there is no slice."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Series:
 
     names: tuple[str, ...]
     read_as: Literal["channels", "sequence"]
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether they follow one another, so that a slice is of one of them."""
+        return self.read_as == "sequence"
 
     @property
     def channels(self) -> int:
@@ -54,6 +61,14 @@ class Series:
 def are_texts(values: Any) -> bool:
     """Whether a value of a JSON file is a list of texts."""
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def series_text(series: Series | None) -> str:
+    """Return how series are read, in words."""
+    if series is None:
+        return "one series a study"
+    how = "as channels" if series.read_as == "channels" else "one after the other"
+    return f"the series {', '.join(series.names)} {how}"
 
 
 def checked_series(names: Sequence[str], read_as: SeriesAs) -> Series | None:

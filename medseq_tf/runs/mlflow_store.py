@@ -328,8 +328,8 @@ def register_saved_model(
 
     It belongs to the MLflow run `run_id`, or to a new one where there is none. The `columns` are
     those of its answer, with MLflow's names of their types, `further` ones those that it may be
-    asked with besides slices. The `example` shows how to ask; it is never a patient's study, for it
-    is kept with the model.
+    asked with besides slices (`texts`: a list of strings). The `example` shows how to ask; it is
+    never a patient's study, for it is kept with the model.
 
     Raises:
         InputError: MLflow cannot be used, or does not take the name.
@@ -376,7 +376,8 @@ def _signature(columns: Mapping[str, str], further: Mapping[str, str]) -> Any:
     from mlflow.types.schema import Array
 
     inputs = [ColSpec(Array(DataType.string), "slices"), ColSpec("string", "study", required=False)]
-    inputs += [ColSpec(kind, column, required=False) for column, kind in further.items()]
+    texts = {"texts": Array(DataType.string)}
+    inputs += [ColSpec(texts.get(k, k), column, required=False) for column, k in further.items()]
     outputs = [ColSpec(kind, column, required=False) for column, kind in columns.items()]
     return ModelSignature(Schema(inputs), Schema(outputs))
 

@@ -20,8 +20,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from medseq_tf.errors import InputError
-from medseq_tf.serving.covariates import Values, covariate_vector, signature_with_covariates
+from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
+from medseq_tf.serving.further_inputs import Told, further_inputs, further_names, signature_with
 from medseq_tf.serving.over_rest import RestModel
 from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
 
@@ -132,7 +133,11 @@ class ServingClient:
         return self._description
 
     def predict(
-        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+        self,
+        slices: Sequence[bytes],
+        running: bool = False,
+        covariates: Values | None = None,
+        series: Told | None = None,
     ) -> StudyProbabilities:
         """Predict one study.
 
@@ -141,9 +146,12 @@ class ServingClient:
             running: also ask for the probability after each slice.
             covariates: of those that the model reads, such as `{"age": 63, "sex": "F"}`; what is
                 not among them is missing.
+            series: of each slice, by its name or number in the description, of a model of series
+                that follow one another, such as `["axial", "axial", "coronal"]`; without, it is
+                not known of any slice.
 
         Raises:
-            InputError: a covariate is none that the model reads, or may have.
+            InputError: a covariate or series is none that the model reads, or may have.
             RequestRefused: the server refuses the study, or gives no probability; the message says
                 why.
             ServingError: the server is away, or serves another kind of model.
@@ -154,10 +162,10 @@ class ServingClient:
         refuse_cmyk(slices)
         inputs = {"image_bytes": [slices], "lengths": np.array([len(slices)], np.int32)}
         signature = "serving_default" if running else "probability"
-        if covariates:
-            known = (self._description or self.describe()).covariates or []
-            inputs["covariates"] = covariate_vector(known, covariates)[None]
-            signature = signature_with_covariates(running)
+        if covariates or series is not None:
+            description = self._description or self.describe()
+            inputs |= further_inputs(description, len(slices), covariates, series)
+            signature = signature_with(further_names(description), running)
         wanted = ("probability", "running_probability") if running else ("probability",)
         outputs = self._call(signature, inputs, wanted)
         if not all(name in outputs for name in wanted):

@@ -25,11 +25,6 @@ LARGEST = float(np.finfo(np.float32).max)
 _KEYS = {"number": {"name", "kind"}, "category": {"name", "kind", "categories"}}
 
 
-def signature_with_covariates(running: bool) -> str:
-    """Return the name of the signature that takes covariates, too."""
-    return "with_covariates" if running else "probability_with_covariates"
-
-
 def check_covariates(covariates: list[Covariate]) -> list[Covariate]:
     """Return a model's list of covariates as it is; a ValueError if it is none."""
     names = [covariate.get("name") for covariate in covariates]

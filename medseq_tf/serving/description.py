@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.intensities import DTYPES
+from medseq_tf.readers.series import Series, checked_series
 from medseq_tf.serving.covariates import Covariate, check_covariates
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LARGEST_SIZE = 1024
 MOST_SLICES = 512
-OPTIONAL = ("classes", "costs", "covariates")
+OPTIONAL = ("classes", "costs", "covariates", "series")
 """What descriptions hold only where there is such a thing."""
 
 
@@ -62,6 +63,9 @@ class Description:
         costs: of a call, (true class, called class): the class of least expected cost is called.
         covariates: that the model reads beside slices, in order, where they are given; see
             `covariates`.
+        series: that a study has, where it has several, and how they are read: as `channels` each
+            slice is a PNG of them all, red, green, blue and alpha in this order (of two series
+            whatever its blue is), as `sequence` they follow one another.
     """
 
     name: str
@@ -83,10 +87,13 @@ class Description:
     classes: Classes | None = None
     costs: list[list[Annotated[FiniteFloat, Field(ge=0)]]] | None = None
     covariates: Annotated[list[Covariate], AfterValidator(check_covariates)] | None = None
+    series: Series | None = None
 
     @classmethod
     def of_run(cls, run: Run, most_slices: int = MOST_SLICES) -> Description:
         """Return what an export of a run says of itself."""
+        from medseq_tf.dataset.prepared import series_of  # pandas, which clients do without
+
         data = run.dataset
         labels, preparation, classes = data["label_names"], data["preparation"], run.classes
         return cls(
@@ -115,6 +122,7 @@ class Description:
                 for name in (run.folds or [run])[0].experiment.model.covariates
             ]
             or None,
+            series=series_of(data),
         )
 
     def with_costs(self, file: str | os.PathLike) -> Description:
@@ -133,6 +141,16 @@ class Description:
         return dataclasses.replace(self, costs=read_costs(file, self.labels).tolist())
 
     @property
+    def channels(self) -> int:
+        """Of a slice: one each of series that are read so."""
+        return self.series.channels if self.series else 1
+
+    @property
+    def series_in_turn(self) -> Series | None:
+        """The series that follow one another in a study, if they do."""
+        return self.series if self.series and self.series.in_turn else None
+
+    @property
     def dtype(self) -> str:
         """NumPy's name for the type of the intensities."""
         return DTYPES[self.modality]
@@ -141,6 +159,7 @@ class Description:
         """Return the description as one JSON object; what is `OPTIONAL` may be absent."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         values["classes"] = self.classes and self.classes.to_json()
+        values["series"] = self.series and self.series.to_json()
         values = {k: v for k, v in values.items() if v is not None or k not in OPTIONAL}
         return json.dumps(values, indent=1, allow_nan=False)
 
@@ -161,8 +180,11 @@ class Description:
             if "classes" in values:
                 names = tuple(values.get("labels", ()))
                 values["classes"] = Classes(names=names, **values["classes"])
+            if "series" in values:
+                told = values["series"]
+                values["series"] = checked_series(tuple(told["names"]), told["read_as"])
             description = cls(**values)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, KeyError):
             raise ValueError("not the description of a model") from None
         if not description._is_whole:
             raise ValueError("not the description of a model")

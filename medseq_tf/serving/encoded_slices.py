@@ -23,7 +23,8 @@ SLICES_AT_ONCE = 8
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_HEADER_BYTES = 26
-_GREY = 0
+_COLOUR = {1: 0, 2: 2, 3: 2, 4: 6}
+"""The kind of a PNG by its channels: grey, RGB or RGBA."""
 
 
 def require(condition: tf.Tensor, *message: str | tf.Tensor) -> tf.Operation:
@@ -32,7 +33,9 @@ def require(condition: tf.Tensor, *message: str | tf.Tensor) -> tf.Operation:
     return tf.debugging.Assert(condition, [tf.strings.join(parts)], summarize=1)
 
 
-def require_pictures(encoded: tf.Tensor, names: tf.Tensor, bits: int) -> tf.Tensor:
+def require_pictures(
+    encoded: tf.Tensor, names: tf.Tensor, bits: int, channels: int = 1
+) -> tf.Tensor:
     """Stop the graph at slices that are no JPEG or PNG of the model's kind; else return them.
 
     Only the first bytes are read here: the kind of file, and of a PNG its bits and colours.
@@ -41,6 +44,7 @@ def require_pictures(encoded: tf.Tensor, names: tf.Tensor, bits: int) -> tf.Tens
         encoded: string (N,).
         names: string (N,), what an error calls each.
         bits: 8: JPEG or PNG of at most 8 bits; 16: greyscale PNG of 16 bits.
+        channels: 2 or 3: RGB PNG of these bits, 4: RGBA.
     """
     long_enough = tf.strings.length(encoded) >= _PNG_HEADER_BYTES
     with tf.control_dependencies([_require_all(long_enough, names, "is cut short or empty")]):
@@ -49,15 +53,17 @@ def require_pictures(encoded: tf.Tensor, names: tf.Tensor, bits: int) -> tf.Tens
     header = tf.cast(tf.io.decode_raw(start, tf.uint8), tf.int32)
     header = tf.ensure_shape(header, (None, _PNG_HEADER_BYTES))
     depth, colour = header[:, 24], header[:, 25]
-    if bits == 8:
+    if bits == 8 and channels == 1:
         is_jpeg = tf.strings.substr(start, 0, len(_JPEG_MAGIC)) == _JPEG_MAGIC
         checks = [
             _require_all(is_png | is_jpeg, names, "is no JPEG or PNG picture"),
             _require_all(~is_png | (depth <= 8), names, "has 16 bits a pixel, this model reads 8"),
         ]
     else:
-        fits = is_png & (depth == 16) & (colour == _GREY)
-        wanted = "is no 16-bit greyscale PNG, which is what this model reads"
+        fits = is_png & (depth == bits) & (colour == _COLOUR[channels])
+        kind = {0: "greyscale", 2: "RGB", 6: "RGBA"}[_COLOUR[channels]]
+        of_what = f" of {channels} series" if channels > 1 else ""
+        wanted = f"is no {bits}-bit {kind} PNG{of_what}, which is what this model reads"
         checks = [_require_all(fits, names, wanted)]
     with tf.control_dependencies(checks):
         return tf.identity(encoded)
@@ -73,15 +79,18 @@ def _require_all(fits: tf.Tensor, names: tf.Tensor, problem: str) -> tf.Operatio
 def decode(encoded: tf.Tensor, name: tf.Tensor, stored: Description) -> tf.Tensor:
     """Decode a slice as the readers do: colour becomes luma, orientations are not applied.
 
+    Of several channels each is a colour of a PNG.
+
     Args:
         encoded: string (), that passed `require_pictures`.
         name: string (), what an error calls it.
         stored: how slices are stored: their intensities.
 
     Returns:
-        float32 (H, W), whole numbers.
+        float32 (channels, H, W), whole numbers.
     """
-    if stored.bits == 8:
+    grey = stored.channels == 1
+    if stored.bits == 8 and grey:
         is_png = tf.strings.substr(encoded, 0, len(_PNG_MAGIC)) == _PNG_MAGIC
         shape = tf.cond(
             is_png, lambda: _png_shape(encoded), lambda: tf.io.extract_jpeg_shape(encoded)[:2]
@@ -96,11 +105,14 @@ def decode(encoded: tf.Tensor, name: tf.Tensor, stored: Description) -> tf.Tenso
         f"{LARGEST_PIXELS >> 20} Mi pixels and {LARGEST_SIDE} a side are read",
     )
     with tf.control_dependencies([too_large]):
-        if stored.bits == 8:  # of a PNG it decodes as of a JPEG, its own kind of file apart
+        if stored.bits == 8 and grey:  # which reads PNGs, too
             image = tf.io.decode_jpeg(encoded, channels=1, dct_method="INTEGER_ACCURATE")
         else:
-            image = tf.io.decode_png(encoded, channels=1, dtype=tf.uint16)
-    image = tf.cast(image[:, :, 0], tf.float32)
+            in_file = 1 if grey else max(stored.channels, 3)
+            dtype = tf.uint8 if stored.bits == 8 else tf.uint16
+            image = tf.io.decode_png(encoded, channels=in_file, dtype=dtype)
+    image = tf.cast(image[:, :, : stored.channels], tf.float32)
+    image = tf.transpose(image, (2, 0, 1))
     return image + float(stored.offset) if stored.offset else image
 
 
@@ -111,20 +123,20 @@ def _png_shape(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def quantile_ranges(
-    images: tf.Tensor, studies: tf.Tensor, count: tf.Tensor, quantiles: tuple[float, float]
+    images: tf.Tensor, series: tf.Tensor, count: tf.Tensor, quantiles: tuple[float, float]
 ) -> tf.Tensor:
-    """Find two quantiles of each study's intensities, never equal, as `quantile_range` does.
+    """Find two quantiles of each series' intensities, never equal, as `quantile_range` does.
 
     Args:
         images: float32 (N, H, W), whole numbers from 0 to 65535.
-        studies: int32 (N,), the study of each slice.
-        count: int32 (), number of studies; each has a slice.
+        series: int32 (N,), the series of each slice: of one study, and of one kind in it.
+        count: int32 (), number of series; each has a slice.
         quantiles: from 0 to 1.
 
     Returns:
-        float32 (studies, 1, 2).
+        float32 (series, 1, 2).
     """
-    values = tf.cast(images, tf.int32) + 2**16 * studies[:, None, None]
+    values = tf.cast(images, tf.int32) + 2**16 * series[:, None, None]
     size = 2**16 * count
     histogram = tf.math.bincount(tf.reshape(values, [-1]), minlength=size, maxlength=size)
     below = tf.cumsum(tf.reshape(histogram, [count, 2**16]), axis=1)
@@ -134,7 +146,7 @@ def quantile_ranges(
 
 
 def _quantile(below: tf.Tensor, pixels: tf.Tensor, quantile: float) -> tf.Tensor:
-    """Return float64 (studies,): between the two values next to the quantile's rank, linearly."""
+    """Return float64 (series,): between the two values next to the quantile's rank, linearly."""
     rank = quantile * (pixels - 1)
     first = tf.floor(rank)
     share = rank - first
@@ -149,11 +161,11 @@ def to_input(images: tf.Tensor, ranges: tf.Tensor, settings: recipes.Input) -> t
     """Scale intensities to the ranges and normalise them.
 
     Args:
-        images: (N, H, W, K), a slice among its neighbours.
-        ranges: float32 (N, R, 2), the intensities that become 0 and 1.
+        images: (N, H, W, K * C), a slice among its neighbours, each of C channels.
+        ranges: float32 (N, C, R, 2), the intensities of each channel that become 0 and 1.
         settings: the recipe's `input`.
 
     Returns:
-        float32 (N, H, W, K * R).
+        float32 (N, H, W, K * C * R).
     """
-    return (scale_intensities(images, ranges[:, None]) - settings.mean) / settings.std
+    return (scale_intensities(images, ranges) - settings.mean) / settings.std

@@ -41,9 +41,10 @@ from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import RunOrPath
 from medseq_tf.serving.description import MOST_SLICES, Description
 from medseq_tf.serving.export_check import CheckStudy, check, prepared_studies, synthetic_studies
+from medseq_tf.serving.further_inputs import further_inputs, further_names, signature_with
 from medseq_tf.serving.messages import encode_predict_request, encode_prediction_log
 from medseq_tf.serving.mlflow_model import columns_of, further_inputs_of
-from medseq_tf.serving.model import WITH_COVARIATES, LoadedRun
+from medseq_tf.serving.model import LoadedRun
 
 DESCRIPTION, RECIPE = "description.json", "experiment.yaml"
 BATCHING = "batching.config"
@@ -207,9 +208,10 @@ def _write_warmup(
             "lengths": np.array([len(files)], np.int32),
         }
         requests.append(encode_predict_request(name, inputs))
-    if description.covariates:
-        inputs["covariates"] = np.full((1, len(description.covariates)), np.nan, np.float32)
-        requests += [encode_predict_request(name, inputs, each) for each in WITH_COVARIATES]
+    if further := further_names(description):
+        inputs |= further_inputs(description, len(files), None, None)
+        for running in (True, False):
+            requests.append(encode_predict_request(name, inputs, signature_with(further, running)))
     requests.append(encode_predict_request(name, {"question": [b""]}, "describe"))
     (folder / "assets.extra").mkdir()
     records = b"".join(frame(encode_prediction_log(request)) for request in requests)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.dataset.records import StorageSpec, study_record
+from medseq_tf.dataset.records import StorageSpec, png_channels, study_record
 from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.errors import InputError, printable
 from medseq_tf.evaluation.inference import study_probabilities
@@ -23,10 +23,11 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.pictures import decode_picture
+from medseq_tf.readers.series import NO_SERIES, series_text
 from medseq_tf.readers.study import Slices, StudySource
-from medseq_tf.serving.covariates import covariate_vector
 from medseq_tf.serving.description import Description
-from medseq_tf.serving.model import WITH_COVARIATES, LoadedRun
+from medseq_tf.serving.further_inputs import further_inputs, further_names, signature_with
+from medseq_tf.serving.model import LoadedRun
 
 TOLERANCE = 1e-5
 TOLERANCE_WHERE_OPENCV_VARIES = 1e-3
@@ -37,14 +38,20 @@ STUDIES_CHECKED = 8
 
 @dataclass(frozen=True)
 class CheckStudy:
-    """A study to predict: its files, the same as it stands in a prepared data set, and covariates.
+    """A study to predict: its files, the same as it stands in a prepared data set, and what else.
 
-    What the model reads of covariates and is not among them is missing.
+    What the model reads of covariates and is not among them is missing; `series` is by slice, and
+    not known where there is none.
     """
 
     files: list[bytes]
     record: bytes
     covariates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    series: Sequence[int] | None = None
+
+    def further(self, description: Description) -> dict[str, np.ndarray]:
+        """Return what the model takes of it besides its files, of one row."""
+        return further_inputs(description, len(self.files), self.covariates, self.series)
 
 
 def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
@@ -63,11 +70,12 @@ def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
     predicted = np.stack([np.concatenate(alone), merged, lean])
     difference = float(np.max(np.abs(predicted - expected)))
     description = loaded.description
-    if description.covariates:
-        told = _keras_probabilities(loaded, studies, covariates=True)
+    if further := further_names(description):
+        told = _keras_probabilities(loaded, studies, told=True)
+        inputs = _further(description, studies)
         asked = [
-            _ask(signatures[name], all_files, _vectors(description, studies))["probability"]
-            for name in WITH_COVARIATES
+            _ask(signatures[signature_with(further, running)], all_files, inputs)["probability"]
+            for running in (True, False)
         ]
         difference = max(difference, float(np.max(np.abs(np.stack(asked) - told))))
     is_enlarged = description.bits == 16 and loaded.recipe.input.size > description.size
@@ -88,10 +96,17 @@ def _probability(signature: Any, studies: list[list[bytes]]) -> np.ndarray:
     return _ask(signature, studies)["probability"].numpy()
 
 
-def _vectors(description: Description, studies: list[CheckStudy]) -> dict[str, tf.Tensor]:
-    covariates = description.covariates or []
-    rows = [covariate_vector(covariates, study.covariates) for study in studies]
-    return {"covariates": tf.constant(np.stack(rows))}
+def _further(description: Description, studies: list[CheckStudy]) -> dict[str, tf.Tensor]:
+    """Return what a model takes of studies besides files, padded as TF Serving pads."""
+    rows = [study.further(description) for study in studies]
+    padded = {name: [row[name][0] for row in rows] for name in rows[0]}
+    if "series" in padded:
+        longest = max(len(study.files) for study in studies)
+        beyond = padded["series"][0][0]
+        padded["series"] = [
+            np.pad(row, (0, longest - len(row)), constant_values=beyond) for row in padded["series"]
+        ]
+    return {name: tf.constant(np.stack(values)) for name, values in padded.items()}
 
 
 def _ask(
@@ -154,11 +169,11 @@ class _InMemory(Prepared):
 
 
 def _keras_probabilities(
-    loaded: LoadedRun, studies: list[CheckStudy], covariates: bool = False
+    loaded: LoadedRun, studies: list[CheckStudy], told: bool = False
 ) -> np.ndarray:
     """Return what the Keras models predict of prepared studies, `(studies, labels)`.
 
-    Covariates are missing, or those of the studies.
+    They are `told` the studies' covariates and series, or none.
     """
     table = pd.DataFrame(
         {
@@ -169,7 +184,12 @@ def _keras_probabilities(
             **{f"label.{name}": np.nan for name in loaded.description.labels},
         }
     )
-    for covariate in (loaded.description.covariates or []) if covariates else []:
+    if loaded.description.series_in_turn:
+        table["series"] = [
+            study.series if told and study.series is not None else [NO_SERIES] * len(study.files)
+            for study in studies
+        ]
+    for covariate in (loaded.description.covariates or []) if told else []:
         name = covariate["name"]
         table[f"covariate.{name}"] = [study.covariates.get(name) for study in studies]
     recipe = loaded.recipe
@@ -205,6 +225,11 @@ def prepared_studies(
             f"have to be {description.size} pixels wide, {description.bits} bits, --aspect "
             f"{description.aspect}"
         )
+    if prepared.series != description.series:
+        raise InputError(
+            f"{prepared.path}: has {series_text(prepared.series)}, the model reads "
+            f"{series_text(description.series)}; prepare it as the data of the run"
+        )
     counts = prepared.studies["slices"].to_numpy()
     usable = np.flatnonzero((counts >= 1) & (counts <= description.most_slices))
     if not len(usable):
@@ -219,6 +244,7 @@ def prepared_studies(
             prepared.encoded_slices(row),
             prepared.record(row),
             _covariates(prepared, row, description),
+            prepared.series_of(row).tolist() if prepared.marked_series else None,
         )
         for row in rows
     ]
@@ -258,19 +284,25 @@ def synthetic_studies(loaded: LoadedRun) -> list[CheckStudy]:
     counts = dict.fromkeys([1, 2, max(1, length - 1), length, length + 2, 2 * length + 5])
     cohort = DemoCohort(patients=2, size=min(1024, max(16, 2 * size + 3)), slices=(30, 30))
     volumes = [_intensities(cohort.render(patient).volume, dtype) for patient in range(2)]
-    spec = StorageSpec((), dtype, size, description.aspect)
+    channels, in_turn = description.channels, description.series_in_turn
+    spec = StorageSpec((), dtype, size, description.aspect, channels)
     studies = []
     for number, count in enumerate(counts):
         volume = volumes[number % 2]
         images = [np.ascontiguousarray(image[:, number:]) for image in volume]
         images = [images[i % len(images)] for i in range(count)]
-        as_jpeg = number == 3 and dtype == "uint8"
+        if channels > 1:
+            shifted = [np.roll(np.stack(images), 3 * c, axis=2) for c in range(channels)]
+            images = list(np.stack(shifted, axis=-1))
+        as_jpeg = number == 3 and dtype == "uint8" and channels == 1
         files = [_file(image, as_jpeg) for image in images]
         if as_jpeg:
             images = [decode_picture(file) for file in files]
         source = _Drawn("made-up", "nobody", {}, None, images)
         example = study_record(source, "made-up", spec).example
-        studies.append(CheckStudy(files, example, _made_up_covariates(description, number)))
+        series = sorted(i % len(in_turn.names) for i in range(count)) if in_turn else None
+        covariates = _made_up_covariates(description, number)
+        studies.append(CheckStudy(files, example, covariates, series))
     return studies
 
 
@@ -290,4 +322,6 @@ def _intensities(volume: np.ndarray, dtype: str) -> np.ndarray:
 def _file(image: np.ndarray, as_jpeg: bool) -> bytes:
     if image.dtype == np.int16:
         image = (image.astype(np.int32) + 2**15).astype(np.uint16)
+    if image.ndim == 3:
+        image = image[..., png_channels(image.shape[-1])]
     return cv2.imencode(".jpg" if as_jpeg else ".png", image)[1].tobytes()

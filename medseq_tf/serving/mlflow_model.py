@@ -2,8 +2,9 @@
 
 MLflow stores the name of this module with the model and calls `_load_pyfunc`: no pickle. A row of
 a request is a study: `slices`, its JPEG or PNG files in scan order, in base64, and perhaps `study`,
-its name, and its covariates, where the model reads some, each in a column `covariate.NAME` that may
-be absent. A row of the answer is a study and label, or, of classes, a study, with the probability
+its name, and its covariates, where the model reads some, each in a column `covariate.NAME`, and
+`series`, where it reads several one after the other, the name of each slice's; these may be absent.
+A row of the answer is a study and label, or, of classes, a study, with the probability
 of each class in a column `probability.NAME`.
 """
 
@@ -24,7 +25,8 @@ from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_saved_model
 from medseq_tf.serving.refusals import RequestRefused
 
-SLICES, STUDY, COVARIATE = "slices", "study", "covariate."
+SLICES, STUDY, COVARIATE, SERIES = "slices", "study", "covariate.", "series"
+TEXTS = "texts"
 
 
 def columns_of(description: Description) -> dict[str, str]:
@@ -40,11 +42,15 @@ def columns_of(description: Description) -> dict[str, str]:
 
 
 def further_inputs_of(description: Description) -> dict[str, str]:
-    """Return the columns that requests may have besides, with MLflow's names of their types."""
-    return {
+    """Return the columns that requests may have besides, with MLflow's names of their types.
+
+    A column of lists of strings is one of `TEXTS`.
+    """
+    columns = {
         f"{COVARIATE}{covariate['name']}": "string" if "categories" in covariate else "double"
         for covariate in description.covariates or []
     }
+    return {**columns, **({SERIES: TEXTS} if description.series_in_turn else {})}
 
 
 class Scorer:
@@ -68,22 +74,26 @@ class Scorer:
         for place, row in enumerate(model_input.to_dict(orient="records")):
             name = _name(row.get(STUDY), place)
             try:
-                rows += self._rows(name, _files(row[SLICES]), self._covariates(row))
+                rows += self._rows(name, _files(row[SLICES]), self._told(row))
             except InputError as error:
                 rows.append({"study": name, "error": str(error)})
         columns = list(columns_of(self.description))
         return pd.DataFrame(rows, columns=columns).astype(object).replace({float("nan"): None})
 
-    def _covariates(self, row: dict[str, Any]) -> dict[str, Any]:
-        wanted = further_inputs_of(self.description)
-        return {k.removeprefix(COVARIATE): row[k] for k in wanted if k in row}
+    def _told(self, row: dict[str, Any]) -> dict[str, Any]:
+        wanted = [name for name in further_inputs_of(self.description) if name in row]
+        covariates = [name for name in wanted if name != SERIES]
+        told: dict[str, Any] = {
+            "covariates": {name.removeprefix(COVARIATE): row[name] for name in covariates}
+        }
+        if SERIES in wanted and not _is_missing(row[SERIES]):
+            told["series"] = list(row[SERIES])
+        return told
 
-    def _rows(
-        self, name: str, files: list[bytes], covariates: dict[str, Any]
-    ) -> list[dict[str, Any]]:
+    def _rows(self, name: str, files: list[bytes], told: dict[str, Any]) -> list[dict[str, Any]]:
         refuse_cmyk(files)
         labels, thresholds = self.description.labels, self.description.thresholds
-        predicted = self.model.predict(files, covariates=covariates)
+        predicted = self.model.predict(files, **told)
         predicted = predicted.checked(len(files), self.description)
         call = ClassCall.of(self.description, predicted.probability)
         if call:
@@ -105,8 +115,11 @@ class Scorer:
 
 
 def _name(name: Any, place: int) -> str:
-    is_missing = name is None or name is pd.NA or (isinstance(name, float) and math.isnan(name))
-    return str(place if is_missing or name == "" else name)
+    return str(place if _is_missing(name) or name == "" else name)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def _files(slices: Any) -> list[bytes]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from medseq_tf import recipe as recipes
-from medseq_tf.errors import InputError
 from medseq_tf.input.model_input import pad
 from medseq_tf.input.slice_store import grey_levels
 from medseq_tf.layers import kernels
+from medseq_tf.readers.series import NO_SERIES
 from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.description import MOST_SLICES, Description
 from medseq_tf.serving.encoded_slices import (
@@ -25,11 +25,10 @@ from medseq_tf.serving.encoded_slices import (
     require_pictures,
     to_input,
 )
+from medseq_tf.serving.further_inputs import further_names, signature_with
 from medseq_tf.serving.resize import resize, to_square
 from medseq_tf.serving.sequences import Sequences, evaluation_sequences, mean_of_sequences
 
-WITH_COVARIATES = ("with_covariates", "probability_with_covariates")
-"""The signatures that only models have that read covariates."""
 TOGETHER = 64
 """Slices, or sequences of an encoder with weights per position, that are encoded at once."""
 
@@ -48,9 +47,12 @@ class ServingModel(tf.Module):
         serve_tensors: `slices` float32 (B, T, H, W, C), the model's own input, and `lengths` to the
             same.
         probability: as `serving_default`, without the running probability, and quicker.
-        with_covariates: `serving_default` of a model that reads covariates, with `covariates`
-            float32 (B, D) as its description lists them, NaN where one is missing; without, all of
-            them are. It is None of other models, as is `probability_with_covariates`.
+        further: the names of the inputs that it takes besides these, of `covariates`, float32
+            (B, D) as its description lists them, NaN where one is missing (without, all of them
+            are), and `series`, int32 (B, T), the number of each slice's series, -1 where it is not
+            known (without, it is not of any).
+        with_covariates: `serving_default` with all of them, called as `signature_with` says; not
+            there where there are none.
         probability_with_covariates: the same of `probability`.
         describe: `question` string (B,), whatever it holds, to `description` string (B,): JSON.
     """
@@ -58,31 +60,36 @@ class ServingModel(tf.Module):
     def __init__(self, models: Sequence[Any], recipe: recipes.Experiment, description: Description):
         super().__init__(name="medseq_tf")
         functions = _Signatures(models, recipe, description)
-        size, channels = recipe.input.size, recipe.input.channels
-        slices = tf.TensorSpec((None, None, size, size, channels), tf.float32, "slices")
+        slice_shape = recipe.input.slice_shape(description.channels)
+        slices = tf.TensorSpec((None, None, *slice_shape), tf.float32, "slices")
         lengths = tf.TensorSpec((None,), tf.int32, "lengths")
         image_bytes = tf.TensorSpec((None, None), tf.string, "image_bytes")
         question = tf.TensorSpec((None,), tf.string, "question")
         self.weights = [variable.value for model in models for variable in model.variables]
-        self.serving_default = _compiled(functions.from_bytes, image_bytes, lengths)
-        self.probability = _compiled(functions.probability, image_bytes, lengths)
+        self.serving_default = _compiled(functions.running_of(()), image_bytes, lengths)
+        self.probability = _compiled(functions.whole_of(()), image_bytes, lengths)
         self.serve_tensors = _compiled(functions.from_tensors, slices, lengths)
         self.describe = _compiled(functions.describe, question)
-        self.with_covariates = self.probability_with_covariates = None
-        if description.covariates:
-            shape = (None, len(description.covariates))
-            inputs = (image_bytes, lengths, tf.TensorSpec(shape, tf.float32, "covariates"))
-            self.with_covariates = _compiled(functions.with_covariates, *inputs)
-            self.probability_with_covariates = _compiled(
-                functions.probability_with_covariates, *inputs
-            )
+        self.further = further_names(description)
+        if self.further:
+            known = {
+                "covariates": tf.TensorSpec(
+                    (None, len(description.covariates or ())), tf.float32, "covariates"
+                ),
+                "series": tf.TensorSpec((None, None), tf.int32, "series"),
+            }
+            inputs = (image_bytes, lengths, *(known[name] for name in self.further))
+            for running, answer in ((True, functions.running_of), (False, functions.whole_of)):
+                ask = _compiled(answer(self.further), *inputs)
+                setattr(self, signature_with(self.further, running), ask)
 
     @property
     def signatures(self) -> dict[str, Any]:
         """The signatures by name."""
-        names = ("serving_default", "serve_tensors", "probability", "describe", *WITH_COVARIATES)
-        signatures = {name: getattr(self, name) for name in names}
-        return {name: ask for name, ask in signatures.items() if ask is not None}
+        names = ["serving_default", "serve_tensors", "probability", "describe"]
+        if self.further:
+            names += [signature_with(self.further, running) for running in (True, False)]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +123,6 @@ class LoadedRun:
         opened.require_finished()
         members = opened.folds or [opened]
         recipe = members[0].experiment
-        if recipe.model.series_mark:
-            raise InputError(
-                f"{opened.path}: its model is told the series of each slice (model.series_mark), "
-                "which files that are predicted do not say; train without it to export or predict"
-            )
         models = [member.model() for member in members]
         description = Description.of_run(opened, most_slices)
         if costs is not None:
@@ -130,6 +132,15 @@ class LoadedRun:
     def serving_model(self) -> ServingModel:
         """Build the graph."""
         return ServingModel(self.models, self.recipe, self.description)
+
+
+def _ends_of_runs(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return, for each of values (N,), the first and the last place of the run that it is in."""
+    is_start = tf.concat([[True], values[1:] != values[:-1]], 0)[: tf.size(values)]
+    starts = tf.cast(tf.where(is_start)[:, 0], tf.int32)
+    run = tf.cumsum(tf.cast(is_start, tf.int32)) - 1
+    ends = tf.concat([starts[1:], [tf.size(values)]], 0) - 1
+    return tf.gather(starts, run), tf.gather(ends, run)
 
 
 def _compiled(function: Callable, *specification: tf.TensorSpec) -> Any:
@@ -154,15 +165,17 @@ class _Request(NamedTuple):
 
     Attributes:
         lengths: (B,)
+        width: T
         chosen: sequences of slices.
         features: theirs (S, n, F), by model.
-        covariates: of the studies (B, D); None: all are missing.
+        told: what the models read of the sequences besides, by name.
     """
 
     lengths: tf.Tensor
+    width: tf.Tensor
     chosen: Sequences
     features: list[tf.Tensor]
-    covariates: tf.Tensor | None = None
+    told: Mapping[str, tf.Tensor] = {}
 
 
 class _Signatures:
@@ -193,28 +206,49 @@ class _Signatures:
         positions = tf.tile(tf.range(width)[None], (tf.size(study), 1))
         chosen = Sequences(study, positions, lengths)
         features = [self._features(model, slices, lengths) for model in self.models]
-        return self._running(_Request(lengths, chosen, features), width)
+        return self._running(_Request(lengths, width, chosen, features))
 
-    def from_bytes(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Predict from files (B, T), after each slice of those that the recipe picks."""
-        return self._running(self._read(image_bytes, lengths), tf.shape(image_bytes)[1])
+    def running_of(self, further: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return what predicts from files (B, T), after each of the slices that the recipe picks.
 
-    def with_covariates(
-        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """Predict from files (B, T) and covariates (B, D), after each slice."""
-        request = self._read(image_bytes, lengths, covariates)
-        return self._running(request, tf.shape(image_bytes)[1])
+        It takes `further` inputs besides, in this order.
+        """
+        return self._asked(self._running, further)
 
-    def probability(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Predict from files (B, T), from the slices that the recipe picks."""
-        return self._whole(self._read(image_bytes, lengths))
+    def whole_of(self, further: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return what predicts from files (B, T) and `further` inputs."""
+        return self._asked(self._whole, further)
 
-    def probability_with_covariates(
-        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        """Predict from files (B, T) and covariates (B, D)."""
-        return self._whole(self._read(image_bytes, lengths, covariates))
+    def _asked(
+        self, answer: Callable[[_Request], dict[str, tf.Tensor]], further: tuple[str, ...]
+    ) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return the function of files, lengths and further inputs, whose arguments name them."""
+
+        def plain(image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+            return answer(self._read(image_bytes, lengths))
+
+        def with_covariates(
+            image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor
+        ) -> dict[str, tf.Tensor]:
+            return answer(self._read(image_bytes, lengths, covariates))
+
+        def with_series(
+            image_bytes: tf.Tensor, lengths: tf.Tensor, series: tf.Tensor
+        ) -> dict[str, tf.Tensor]:
+            return answer(self._read(image_bytes, lengths, series=series))
+
+        def with_both(
+            image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor, series: tf.Tensor
+        ) -> dict[str, tf.Tensor]:
+            return answer(self._read(image_bytes, lengths, covariates, series))
+
+        by_inputs: dict[tuple[str, ...], Callable[..., dict[str, tf.Tensor]]] = {
+            (): plain,
+            ("covariates",): with_covariates,
+            ("series",): with_series,
+            ("covariates", "series"): with_both,
+        }
+        return by_inputs[further]
 
     def _whole(self, request: _Request) -> dict[str, tf.Tensor]:
         whole = self._mean_of_models(request, running=False)
@@ -222,10 +256,10 @@ class _Signatures:
         means = tf.math.unsorted_segment_mean(whole, request.chosen.study, studies)
         return _finite(probability=means)
 
-    def _running(self, request: _Request, width: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _running(self, request: _Request) -> dict[str, tf.Tensor]:
         steps = self._mean_of_models(request, running=True)
         lengths = request.lengths
-        running = mean_of_sequences(steps, request.chosen, lengths, width)
+        running = mean_of_sequences(steps, request.chosen, lengths, request.width)
         whole = tf.gather(running, lengths - 1, axis=1, batch_dims=1)
         return _finite(probability=whole, running_probability=running)
 
@@ -233,29 +267,58 @@ class _Signatures:
         """Return the models' mean probability for each sequence, or after each of its slices."""
         probabilities = []
         for model, features in zip(self.models, request.features, strict=True):
-            inputs = {"features": features, "lengths": request.chosen.lengths}
-            if request.covariates is not None:
-                inputs["covariates"] = tf.gather(request.covariates, request.chosen.study)
+            inputs = {"features": features, "lengths": request.chosen.lengths, **request.told}
             logits = model.running(inputs) if running else model(inputs, training=False)
             probabilities.append(tf.sigmoid(logits))
         return tf.add_n(probabilities) / len(probabilities)
 
     def _read(
-        self, image_bytes: tf.Tensor, lengths: tf.Tensor, covariates: tf.Tensor | None = None
+        self,
+        image_bytes: tf.Tensor,
+        lengths: tf.Tensor,
+        covariates: tf.Tensor | None = None,
+        series: tf.Tensor | None = None,
     ) -> _Request:
         """Check a request, choose its slices and encode them."""
         if covariates is not None:
             covariates = self._checked_covariates(covariates, tf.size(lengths))
+        width = tf.shape(image_bytes)[1]
         with tf.control_dependencies(self._checks(image_bytes, lengths, "image_bytes")):
             lengths = tf.identity(lengths)
+        if series is not None:
+            series = self._checked_series(series, lengths, width)
         chosen = evaluation_sequences(lengths, self.recipe.sequence)
         start = tf.cumsum(lengths, exclusive=True)
         is_slice = tf.sequence_mask(chosen.lengths, tf.shape(chosen.positions)[1])
         numbers = tf.gather(start, chosen.study)[:, None] + chosen.positions
         shown, place = tf.unique(tf.boolean_mask(numbers, is_slice))
-        frames = self._frames(image_bytes, lengths, start, shown)
+        frames = self._frames(image_bytes, lengths, series, shown)
         features = [self._of_frames(model, frames, place, chosen) for model in self.models]
-        return _Request(lengths, chosen, features, covariates)
+        told = {}
+        if covariates is not None:
+            told["covariates"] = tf.gather(covariates, chosen.study)
+        if series is not None and self.recipe.model.series_mark:
+            of_study = tf.gather(series, chosen.study)
+            told["series"] = tf.gather(of_study, chosen.positions, batch_dims=1)
+        return _Request(lengths, width, chosen, features, told)
+
+    def _checked_series(self, series: tf.Tensor, lengths: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        """Return series (B, T) as they are; stop the graph at one that can be none."""
+        shape, wanted = tf.shape(series), tf.stack([tf.size(lengths), width])
+        words = ["series holds ", shape[0], " x ", shape[1], " numbers, image_bytes "]
+        words += [wanted[0], " x ", wanted[1], " slices"]
+        with tf.control_dependencies([require(tf.reduce_all(shape == wanted), *words)]):
+            series = tf.identity(series)
+        known = self.description.series_in_turn
+        count = len(known.names) if known else 0
+        is_known = (series >= NO_SERIES) & (series < count)
+        wrong = tf.cast(~is_known & tf.sequence_mask(lengths, width), tf.int32)
+        study = tf.argmax(tf.reduce_max(wrong, axis=1), output_type=tf.int32)
+        place = tf.argmax(wrong[study], output_type=tf.int32)
+        may_be = f"no number from 0 to {count - 1}, nor {NO_SERIES}, which says that it is unknown"
+        message = ("series[", study, ", ", place, f"] is {may_be}")
+        with tf.control_dependencies([require(tf.reduce_sum(wrong) == 0, *message)]):
+            return tf.identity(series)
 
     def _checked_covariates(self, covariates: tf.Tensor, studies: tf.Tensor) -> tf.Tensor:
         """Return covariates (B, D) as they are; stop the graph at one that can be none."""
@@ -316,9 +379,15 @@ class _Signatures:
             ]
 
     def _frames(
-        self, image_bytes: tf.Tensor, lengths: tf.Tensor, start: tf.Tensor, shown: tf.Tensor
+        self,
+        image_bytes: tf.Tensor,
+        lengths: tf.Tensor,
+        series: tf.Tensor | None,
+        shown: tf.Tensor,
     ) -> tf.Tensor:
         """Return the model's input (N, H, W, C) for the shown slices, numbered over all studies.
+
+        Neighbours and percentiles are of the series (B, T) that a slice is of, in its study.
 
         Slices beyond a study's length are never looked at. Of the others all have their first bytes
         checked, and those are decoded that are shown, or neighbours of such, or, where a study's
@@ -330,28 +399,36 @@ class _Signatures:
         study, position = where[:, 0], where[:, 1]
         numbers = (tf.strings.as_string(study), tf.strings.as_string(position))
         names = tf.strings.join(["image_bytes[", numbers[0], ", ", numbers[1], "]"])
-        encoded = require_pictures(encoded, names, self.description.bits)
+        channels = self.description.channels
+        encoded = require_pictures(encoded, names, self.description.bits, channels)
+        one_series = study
+        if series is not None and (known := self.description.series_in_turn):
+            kinds = len(known.names) - NO_SERIES
+            one_series = study * kinds + tf.gather_nd(series, where) - NO_SERIES
 
         reach = tf.range(-settings.neighbours, settings.neighbours + 1)
-        own = tf.gather(study, shown)
-        first = tf.gather(start, own)
-        last = first + tf.gather(lengths, own) - 1
-        around = tf.clip_by_value(shown[:, None] + reach, first[:, None], last[:, None])
+        first, last = (tf.gather(end, shown)[:, None] for end in _ends_of_runs(one_series))
+        around = tf.clip_by_value(shown[:, None] + reach, first, last)
         if not settings.windows and self.description.bits == 16:  # by the study's own percentiles
             images = self._decoded(encoded, names)
-            ranges = quantile_ranges(images, study, tf.size(lengths), settings.percentiles)
-            ranges = tf.gather(ranges, own)
+            distinct, number = tf.unique(one_series)
+            by_channel = [
+                quantile_ranges(images[:, c], number, tf.size(distinct), settings.percentiles)
+                for c in range(channels)
+            ]
+            ranges = tf.gather(tf.stack(by_channel, axis=1), tf.gather(number, shown))
         else:
             wanted, around_wanted = tf.unique(tf.reshape(around, [-1]))
             images = self._decoded(tf.gather(encoded, wanted), tf.gather(names, wanted))
             around = tf.reshape(around_wanted, tf.shape(around))
-            ranges = tf.constant(self._fixed_ranges(), tf.float32)[None]
-        side = self.description.size
-        images = resize(images, side, side, settings.size, self.description)
-        images = tf.transpose(tf.gather(images, around), (0, 2, 3, 1))
-        width = 2 * settings.neighbours + 1
-        images = tf.ensure_shape(images, (None, settings.size, settings.size, width))
-        return to_input(images, ranges, settings)
+            ranges = tf.constant([[self._fixed_ranges()] * channels], tf.float32)
+        side, size = self.description.size, settings.size
+        images = tf.reshape(images, (-1, side, side))
+        images = resize(images, side, side, size, self.description)
+        images = tf.gather(tf.reshape(images, (-1, channels, size, size)), around)
+        pictures = (2 * settings.neighbours + 1) * channels
+        images = tf.reshape(images, (-1, pictures, size, size))
+        return to_input(tf.transpose(images, (0, 2, 3, 1)), ranges, settings)
 
     def _fixed_ranges(self) -> list[list[float]]:
         if self.recipe.input.windows:
@@ -359,17 +436,17 @@ class _Signatures:
         return [list(grey_levels(self.recipe.input))]
 
     def _decoded(self, encoded: tf.Tensor, names: tf.Tensor) -> tf.Tensor:
-        """Return intensities float32 (N, size, size) of slices as they are stored."""
+        """Return intensities float32 (N, channels, size, size) of slices as they are stored."""
 
         def decode_one(encoded_and_name: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             encoded, name = encoded_and_name
             return to_square(decode(encoded, name, self.description), self.description)
 
-        size = self.description.size
+        size, channels = self.description.size, self.description.channels
         return tf.map_fn(
             decode_one,
             (encoded, names),
-            fn_output_signature=tf.TensorSpec((size, size), tf.float32),
+            fn_output_signature=tf.TensorSpec((channels, size, size), tf.float32),
             parallel_iterations=SLICES_AT_ONCE,
         )
 

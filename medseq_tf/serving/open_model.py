@@ -17,8 +17,9 @@ from medseq_tf.errors import InputError
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.client import ServingClient, StudyProbabilities
-from medseq_tf.serving.covariates import Values, covariate_vector, signature_with_covariates
+from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
+from medseq_tf.serving.further_inputs import Told, further_inputs, further_names, signature_with
 from medseq_tf.serving.model import LoadedRun
 from medseq_tf.serving.refusals import RequestRefused, readable
 from medseq_tf.serving.saved_graph import check_saved_model
@@ -35,9 +36,13 @@ class Model(Protocol):
         """Return what the model says of itself."""
 
     def predict(
-        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+        self,
+        slices: Sequence[bytes],
+        running: bool = False,
+        covariates: Values | None = None,
+        series: Told | None = None,
     ) -> StudyProbabilities:
-        """Predict a study from its files, in scan order, and covariates, if it reads some.
+        """Predict a study from its files, in scan order; covariates and series, if it takes some.
 
         Raises:
             RequestRefused: there is no prediction for this study.
@@ -61,16 +66,21 @@ class GraphModel:
         return Description.from_json(outputs["description"].numpy()[0])
 
     def predict(
-        self, slices: Sequence[bytes], running: bool = False, covariates: Values | None = None
+        self,
+        slices: Sequence[bytes],
+        running: bool = False,
+        covariates: Values | None = None,
+        series: Told | None = None,
     ) -> StudyProbabilities:
         """Predict a study from its files, in scan order; or raise RequestRefused."""
         name = "serving_default" if running else "probability"
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
         inputs = {"image_bytes": files, "lengths": tf.constant([len(slices)])}
-        if covariates:
-            vector = covariate_vector(self.describe().covariates or [], covariates)
-            inputs["covariates"] = tf.constant(vector[None])
-            name = signature_with_covariates(running)
+        if covariates or series is not None:
+            description = self.describe()
+            further = further_inputs(description, len(slices), covariates, series)
+            inputs |= {name: tf.constant(value) for name, value in further.items()}
+            name = signature_with(further_names(description), running)
         try:
             outputs = self._signatures[name](**inputs)
         except tf.errors.OpError as error:

@@ -15,6 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -269,7 +270,9 @@ def _predictions(
     progress: bool,
 ) -> Iterator[Prediction]:
     sources = [study.study for study in studies]
-    spec = StorageSpec((), description.dtype, description.size, description.aspect)
+    spec = StorageSpec(
+        (), description.dtype, description.size, description.aspect, description.channels
+    )
     bar = click.progressbar(
         length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
     )
@@ -316,7 +319,9 @@ def _of_study(
         return
     files = list(decode_example(record.example)["slices"])
     try:
-        told = {"covariates": study.covariates} if study.covariates else {}
+        told: dict[str, Any] = {"covariates": study.covariates} if study.covariates else {}
+        if record.series:
+            told["series"] = record.series
         predicted = model.predict(files, running, **told).checked(len(files), description)
     except RequestRefused as error:
         yield dataclasses.replace(blank, slices=len(files), error=str(error))

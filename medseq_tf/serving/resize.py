@@ -23,27 +23,29 @@ def to_square(image: tf.Tensor, stored: Description) -> tf.Tensor:
     """Bring a slice to its stored size, as `study_record` does.
 
     Args:
-        image: float32 (H, W), whole numbers.
+        image: float32 (channels, H, W), whole numbers.
         stored: how slices are stored: the side, and whether to pad or to stretch.
 
     Returns:
-        float32 (size, size), whole numbers.
+        float32 (channels, size, size), whole numbers.
     """
-    height, width = tf.unstack(tf.shape(image))
+    _, height, width = tf.unstack(tf.shape(image))
     if stored.aspect == "pad":
         image = tf.cond(tf.equal(height, width), lambda: image, lambda: _padded(image, stored))
         height = width = tf.maximum(height, width)
-    return resize(image[None], height, width, stored.size, stored)[0]
+    return resize(image, height, width, stored.size, stored)
 
 
 def _padded(image: tf.Tensor, stored: Description) -> tf.Tensor:
-    """Put the slice in the middle of a square, on 0 or (16 bits) its own minimum."""
-    height, width = tf.unstack(tf.shape(image))
+    """Put each channel in the middle of a square, on 0 or (16 bits) its own minimum."""
+    _, height, width = tf.unstack(tf.shape(image))
     side = tf.maximum(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    edges = [[top, side - height - top], [left, side - width - left]]
-    value = 0.0 if stored.bits == 8 else tf.reduce_min(image)
-    return tf.pad(image, edges, constant_values=value)
+    edges = [[0, 0], [top, side - height - top], [left, side - width - left]]
+    if stored.bits == 8:
+        return tf.pad(image, edges)
+    least = tf.reduce_min(image, axis=(1, 2), keepdims=True)
+    return tf.pad(image - least, edges) + least
 
 
 def resize(
@@ -52,7 +54,7 @@ def resize(
     """Resize by area where both sides are `size` or more, else linearly, as OpenCV rounds it.
 
     Args:
-        images: float32 (N, H, W), whole numbers.
+        images: float32 (N, H, W), whole numbers; each channel is an image of its own.
         height: H.
         width: W.
         size: side of the result.
@@ -87,7 +89,10 @@ def resize(
 def _area_of_whole_pixels(
     images: tf.Tensor, down: Side, across: Side, size: int, stored: Description
 ) -> tf.Tensor:
-    """Return means over cells of `down` x `across` pixels; halves of a cell of 2 x 2 go up."""
+    """Return means over cells of `down` x `across` pixels.
+
+    Halves of a cell of 2 x 2 go up, but those of pictures of 2 channels to the even number.
+    """
     count = tf.shape(images)[0]
     if stored.bits > 8:  # sums in float32 would not be exact
         images = tf.cast(images, tf.int32)
@@ -95,7 +100,7 @@ def _area_of_whole_pixels(
     rows = tf.reduce_sum(rows, axis=2)
     cells = tf.reduce_sum(tf.reshape(rows, [count, size, size, across]), axis=3)
     means = tf.cast(cells, tf.float32) * (1.0 / tf.cast(down * across, tf.float32))
-    is_fourth = tf.equal(down, 2) & tf.equal(across, 2)
+    is_fourth = tf.equal(down, 2) & tf.equal(across, 2) & (stored.channels != 2)
     return tf.where(is_fourth, tf.floor(means + 0.5), tf.round(means))
 
 

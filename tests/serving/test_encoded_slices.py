@@ -13,8 +13,10 @@ import tensorflow as tf
 from PIL import Image
 from small_models import description_of
 
+from medseq_tf.dataset.records import png_channels
 from medseq_tf.input import slice_store
 from medseq_tf.readers.pictures import decode_picture
+from medseq_tf.readers.series import Series
 from medseq_tf.serving.encoded_slices import decode, quantile_ranges, require_pictures
 
 PHOTOGRAPH, CT = description_of("uint8"), description_of("int16")
@@ -66,14 +68,42 @@ def test_pictures_decode_as_the_reader_decodes_them(rng):
     for name, data in kinds(rng):
         require_pictures(tf.constant([data]), tf.constant(["a slice"]), 8)
         found = decode(tf.constant(data), tf.constant("a slice"), PHOTOGRAPH)
-        np.testing.assert_array_equal(found, decode_picture(data), err_msg=name)
+        np.testing.assert_array_equal(found[0], decode_picture(data), err_msg=name)
 
 
 def test_16_bits_are_intensities_plus_an_offset(rng):
     values = rng.integers(0, 2**16, (9, 7)).astype(np.uint16)
     data = cv2.imencode(".png", values)[1].tobytes()
     found = decode(tf.constant(data), tf.constant("a slice"), CT)
-    np.testing.assert_array_equal(found, values.astype(int) - 32768)
+    np.testing.assert_array_equal(found[0], values.astype(int) - 32768)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_channels_are_the_colours_of_a_png(rng, dtype, channels):
+    description = description_of(dtype, series=Series(tuple("abcd"[:channels]), "channels"))
+    values = rng.integers(0, 256 if dtype == "uint8" else 2**16, (9, 7, channels))
+    values = values.astype(np.uint8 if dtype == "uint8" else np.uint16)
+    in_file = values[..., png_channels(channels)]
+    if channels == 2:
+        in_file[..., 0] = 7  # blue, which is not read
+    data = cv2.imencode(".png", in_file)[1].tobytes()
+    require_pictures(tf.constant([data]), tf.constant(["x"]), description.bits, channels)
+    found = np.moveaxis(decode(tf.constant(data), tf.constant("x"), description), 0, -1)
+    np.testing.assert_array_equal(found, values.astype(int) + description.offset)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_picture_without_all_series_is_named(rng, bits, channels):
+    colour = {2: 2, 3: 2, 4: 6}[channels]
+    good = png_by_hand(rng, bits, colour)
+    wrong = [png_by_hand(rng, bits, other) for other in {0, 2, 4, 6} - {colour}]
+    wrong += [png_by_hand(rng, 24 - bits, colour), saved(Image.new("RGB", (9, 9)), "JPEG")]
+    for data in wrong:
+        names = tf.constant(["first", "second"])
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"second is no {bits}-bit RGB"):
+            require_pictures(tf.constant([good, data]), names, bits, channels)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

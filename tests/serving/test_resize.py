@@ -14,11 +14,13 @@ from small_models import description_of
 
 from medseq_tf.dataset.records import to_square
 from medseq_tf.input import slice_store
+from medseq_tf.readers.series import Series
 from medseq_tf.serving import resize
 
 
-def stored(dtype, size=16, aspect="pad"):
-    description = description_of(np.dtype(dtype).name)
+def stored(dtype, size=16, aspect="pad", channels=1):
+    series = Series(tuple("abcd"[:channels]), "channels") if channels > 1 else None
+    description = description_of(np.dtype(dtype).name, series=series)
     return dataclasses.replace(description, size=size, aspect=aspect)
 
 
@@ -31,10 +33,14 @@ def picture(rng, dtype, height, width):
 
 
 def opencv(image, size, aspect):
-    sides = image.shape
+    sides = image.shape[:2]
     shrinks = max(sides) >= size if aspect == "pad" else min(sides) >= size
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return to_square(image, size, aspect, method).astype(int)
+
+
+def channels_first(image):
+    return tf.constant(np.moveaxis(np.atleast_3d(image), -1, 0).astype(np.float32))
 
 
 @settings(max_examples=60)
@@ -44,30 +50,35 @@ def opencv(image, size, aspect):
     size=st.sampled_from([8, 16, 24, 32, 45]),
     dtype=st.sampled_from([np.uint8, np.int16, np.uint16]),
     aspect=st.sampled_from(["pad", "stretch"]),
+    channels=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_a_slice_becomes_the_prepared_one(height, width, size, dtype, aspect, seed):
-    image = picture(np.random.default_rng(seed), dtype, height, width)
-    how = stored(dtype, size, aspect)
-    found = resize.to_square(tf.constant(image.astype(np.float32)), how).numpy()
-    expected = opencv(image, size, aspect)
+def test_a_slice_becomes_the_prepared_one(height, width, size, dtype, aspect, channels, seed):
+    rng = np.random.default_rng(seed)
+    image = np.stack([picture(rng, dtype, height, width) for _ in range(channels)], axis=-1)
+    how = stored(dtype, size, aspect, channels)
+    found = resize.to_square(channels_first(image), how).numpy()
+    expected = channels_first(opencv(image if channels > 1 else image[..., 0], size, aspect))
     enlarged = dtype != np.uint8 and not (max if aspect == "pad" else min)(height, width) >= size
     # There OpenCV rounds as the processor's own library does, which may be one unit off.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1 if enlarged else 0)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(256, 256, 64), (512, 512, 192), (192, 192, 64), (128, 128, 64), (500, 600, 224), (96, 96, 9)],
 )
-def test_of_usual_sizes_noise_too(rng, dtype, height, width, size):
+def test_of_usual_sizes_noise_too(rng, dtype, height, width, size, channels):
     """Noise in whole numbers makes many exact halves, which OpenCV rounds one way or the other."""
     limits = np.iinfo(dtype)
-    image = rng.integers(limits.min, limits.max, (height, width), endpoint=True).astype(dtype)
-    graph = tf.function(lambda x: resize.to_square(x, stored(dtype, size)), autograph=False)
-    found = graph(tf.constant(image.astype(np.float32))).numpy()
-    np.testing.assert_array_equal(found, opencv(image, size, "pad"))
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    image = rng.integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
+    how = stored(dtype, size, channels=channels)
+    graph = tf.function(lambda x: resize.to_square(x, how), autograph=False)
+    found = graph(channels_first(image)).numpy()
+    np.testing.assert_array_equal(found, channels_first(opencv(image, size, "pad")))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
