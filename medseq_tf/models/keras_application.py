@@ -75,7 +75,7 @@ class KerasNetwork(Layer):
         if channels not in (1, 3):
             raise InputError(
                 f"{self.application} takes slices of 1 or 3 channels, got {channels}; set "
-                "input.windows or input.neighbours"
+                "input.windows or input.neighbours, or prepare other series as channels"
             )
         self.preprocess = applications.preprocessing(self.application)
         with applications.dtype_policy(self.dtype_policy):

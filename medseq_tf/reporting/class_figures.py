@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_table import ClassTable
-from medseq_tf.evaluation.explain.explanation import Explanation
+from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
 from medseq_tf.evaluation.metrics.interval_text import number
 from medseq_tf.readers.classes import Classes
 from medseq_tf.reporting.figures import COLORS, FAINT, QUIET, Drawing, panel
@@ -159,7 +159,7 @@ def slices(explanation: Explanation, label: str, called: str) -> Drawing:
     every = max(1, -(-len(own) // 20))
     axis.set_xticks(place[::every], own["slice"][::every])
     axis.set(xlabel="slice", ylabel="importance")
-    top = ", ".join(map(str, explanation.top(3, label)["slice"]))
+    top = ", ".join(map(slice_text, explanation.top(3, label).itertuples()))
     words = f"Importance of each slice for the class {label} (bars)"
     if own["running"].notna().any() and explanation.classes:
         other = axis.twinx()

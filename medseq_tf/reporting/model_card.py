@@ -8,9 +8,11 @@ from __future__ import annotations
 import pandas as pd
 
 from medseq_tf.dataset import leakage, selection
+from medseq_tf.dataset.prepared import series_of
 from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.files import write_text
+from medseq_tf.readers.series import series_text
 from medseq_tf.reporting import class_report
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
 from medseq_tf.runs.run import Run
@@ -24,6 +26,7 @@ def write(run: Run, audit: leakage.Audit | None = None) -> None:
 def card(run: Run, audit: leakage.Audit | None = None) -> str:
     """Return the model card of a finished run as Markdown."""
     recipe, dataset, classes = run.experiment, run.dataset, run.classes
+    series = series_of(dataset)
     scores = results_text.reported(run.metrics, classes)
     metrics = scores.assign(
         value=scores["value"].map(number),
@@ -37,6 +40,8 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         recipe=recipe,
         dataset=dataset,
         counts=dataset["counts"],
+        series=series_in_words(run),
+        channels=recipe.input.slice_shape(series.channels if series else 1)[-1],
         audit=audit,
         partitions=_partitions(run),
         augmentations=[name for name, value in recipe.augment if value is not None],
@@ -49,6 +54,16 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         classes=classes,
         **(class_report.sentences(classes) if classes else {"limits_of_use": LIMITS_OF_USE}),
     )
+
+
+def series_in_words(run: Run) -> str | None:
+    """Return the series of a study and how they are read; None where each is one stack."""
+    series = series_of(run.dataset)
+    if series is None:
+        return None
+    mark = "each slice with a learned mark of its series"
+    told = mark if run.experiment.model.series_mark else "not told apart by the model"
+    return series_text(series) + (f", {told}" if series.in_turn else "")
 
 
 def _partitions(run: Run) -> str:

@@ -23,11 +23,12 @@ from medseq_tf.evaluation import cross_validation, metrics, results_text, scorin
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.evaluate import read_costs
 from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
-from medseq_tf.evaluation.explain.explanation import Explanation
+from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import destination, write_text
 from medseq_tf.reporting import class_figures, class_report, class_tables, figures, tables
 from medseq_tf.reporting.figures import Drawing
+from medseq_tf.reporting.model_card import series_in_words
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, Picture, picture, render_html
 from medseq_tf.runs.run import Run, RunOrPath
 
@@ -190,6 +191,7 @@ def _data(run: Run, audit: leakage.Audit | None) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "counts": dataset["counts"],
+        "series": series_in_words(run),
         "label_counts": tables.labels(dataset["counts"]["labels"]),
         "splits": tables.splits(run) if audit is None else tables.table(audit.parts),
         "audit": audit,
@@ -303,7 +305,7 @@ def _explained(explanation: Explanation, images: bool) -> dict[str, Any]:
 
 def _explained_labels(explanation: Explanation, images: bool) -> Iterator[dict[str, Any]]:
     for label in explanation.labels:
-        slices = ", ".join(map(str, explanation.top(3, label)["slice"]))
+        slices = ", ".join(map(slice_text, explanation.top(3, label).itertuples()))
         words = (
             "Importance of each slice (bars) and the probability after each slice (line); "
             f"slices {slices} spoke most for {label}"

@@ -32,6 +32,8 @@ NOT_YET = "unsent:"
 """How the reference of a run begins that MLflow does not know yet."""
 SYSTEM_SECONDS = 5
 """Between two samples of the system's metrics; `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` first."""
+TEXTS = "texts"
+"""The type of a column of which each cell is a list of strings."""
 SCORING = "medseq_tf.serving.mlflow_model"
 """The module that MLflow asks about a registered model."""
 
@@ -328,7 +330,7 @@ def register_saved_model(
 
     It belongs to the MLflow run `run_id`, or to a new one where there is none. The `columns` are
     those of its answer, with MLflow's names of their types, `further` ones those that it may be
-    asked with besides slices (`texts`: a list of strings). The `example` shows how to ask; it is
+    asked with besides slices (`TEXTS`: a list of strings). The `example` shows how to ask; it is
     never a patient's study, for it is kept with the model.
 
     Raises:
@@ -376,7 +378,7 @@ def _signature(columns: Mapping[str, str], further: Mapping[str, str]) -> Any:
     from mlflow.types.schema import Array
 
     inputs = [ColSpec(Array(DataType.string), "slices"), ColSpec("string", "study", required=False)]
-    texts = {"texts": Array(DataType.string)}
+    texts = {TEXTS: Array(DataType.string)}
     inputs += [ColSpec(texts.get(k, k), column, required=False) for column, k in further.items()]
     outputs = [ColSpec(kind, column, required=False) for column, kind in columns.items()]
     return ModelSignature(Schema(inputs), Schema(outputs))

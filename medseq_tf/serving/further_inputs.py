@@ -67,7 +67,8 @@ def _number(names: Sequence[str], place: int, told: str | int | None) -> int:
         return NO_SERIES
     if isinstance(told, str) and told in names:
         return names.index(told)
-    if not isinstance(told, (str, bool)) and NO_SERIES <= told < len(names) and told == int(told):
+    is_number = isinstance(told, (int, np.integer)) and not isinstance(told, bool)
+    if is_number and NO_SERIES <= int(told) < len(names):
         return int(told)
     near = did_you_mean(told, names) if isinstance(told, str) else ""
     raise InputError(

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.errors import InputError
+from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_cmyk
 from medseq_tf.serving.description import Description
@@ -26,7 +27,6 @@ from medseq_tf.serving.open_model import Model, open_saved_model
 from medseq_tf.serving.refusals import RequestRefused
 
 SLICES, STUDY, COVARIATE, SERIES = "slices", "study", "covariate.", "series"
-TEXTS = "texts"
 
 
 def columns_of(description: Description) -> dict[str, str]:
@@ -44,13 +44,13 @@ def columns_of(description: Description) -> dict[str, str]:
 def further_inputs_of(description: Description) -> dict[str, str]:
     """Return the columns that requests may have besides, with MLflow's names of their types.
 
-    A column of lists of strings is one of `TEXTS`.
+    A list of strings is called `mlflow_store.TEXTS`.
     """
     columns = {
         f"{COVARIATE}{covariate['name']}": "string" if "categories" in covariate else "double"
         for covariate in description.covariates or []
     }
-    return {**columns, **({SERIES: TEXTS} if description.series_in_turn else {})}
+    return {**columns, **({SERIES: mlflow_store.TEXTS} if description.series_in_turn else {})}
 
 
 class Scorer:
@@ -87,7 +87,7 @@ class Scorer:
             "covariates": {name.removeprefix(COVARIATE): row[name] for name in covariates}
         }
         if SERIES in wanted and not _is_missing(row[SERIES]):
-            told["series"] = list(row[SERIES])
+            told["series"] = _listed(row[SERIES], "series is not a list of their names")
         return told
 
     def _rows(self, name: str, files: list[bytes], told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -123,9 +123,13 @@ def _is_missing(value: Any) -> bool:
 
 
 def _files(slices: Any) -> list[bytes]:
-    if not isinstance(slices, (list, tuple, np.ndarray)):
-        raise RequestRefused("slices is not a list of files in base64")
-    return [_file(text) for text in slices]
+    return [_file(text) for text in _listed(slices, "slices is not a list of files in base64")]
+
+
+def _listed(values: Any, otherwise: str) -> list[Any]:
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        raise RequestRefused(otherwise)
+    return list(values)
 
 
 def _file(text: str | bytes) -> bytes:

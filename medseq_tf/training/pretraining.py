@@ -12,6 +12,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, InputError
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import ConvFSMStack, SequenceClassifier
+from medseq_tf.readers.series import series_text
 from medseq_tf.recipe import Experiment, SyntheticLesions
 from medseq_tf.training.synthetic_lesions import add_lesion, vary
 
@@ -25,8 +26,14 @@ def healthy(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return those of `rows` whose labels are known and all 0.
 
     Raises:
-        InputError: there is none, or the labels are classes, of which every study has one.
+        InputError: there is none, the labels are classes, of which every study has one, or a slice
+            is of several series.
     """
+    if prepared.channels > 1:
+        raise InputError(
+            f"pretraining adds synthetic lesions to slices of one channel, these have "
+            f"{prepared.channels} ({series_text(prepared.series)}); set pretraining to null"
+        )
     if prepared.classes:
         raise InputError(
             "pretraining adds synthetic lesions to training studies without a finding, and of "

@@ -12,6 +12,7 @@ from medseq_tf import models
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.records import STORAGE
 from medseq_tf.readers.classes import Classes
+from medseq_tf.readers.series import Series
 from medseq_tf.serving.description import Description
 
 SIZE = 24
@@ -22,6 +23,7 @@ COVARIATES = [
     {"name": "age", "kind": "number"},
     {"name": "sex", "kind": "category", "categories": ["F", "M"]},
 ]
+SERIES = Series(("axial", "coronal"), "sequence")
 WITH_COVARIATES = {"model.covariates": ["age", "sex"]}
 NETWORK = {
     "input.size": 20,
@@ -77,7 +79,18 @@ def model_of(recipe, seed=0, outputs="labels"):
     shape = (recipe.input.size, recipe.input.size, recipe.input.channels)
     count = len(names_of(outputs))
     known = {covariate["name"]: covariate for covariate in COVARIATES}
-    model = models.build(recipe.model, shape, count, seed=seed, outputs=outputs, covariates=known)
+    model = models.build(
+        recipe.model,
+        shape,
+        count,
+        seed=seed,
+        outputs=outputs,
+        covariates=known,
+        series=SERIES.names if recipe.model.series_mark else (),
+    )
+    if recipe.model.series_mark:
+        marks = np.random.default_rng(seed).normal(size=model.series_mark.marks.shape)
+        model.series_mark.marks.assign(marks)
     if recipe.model.covariates:
         model.covariates.standardise(np.float32([[20, 0], [80, 1]]))
         model.covariates.missing.assign([0.5, 0.25, -0.5])

@@ -40,7 +40,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.explain.explainer import Explainer, check_label
-from medseq_tf.evaluation.explain.explanation import Explanation
+from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
 from medseq_tf.evaluation.explain.quality import Quality, measure_quality
 from medseq_tf.evaluation.metrics.interval_text import interval
 from medseq_tf.evaluation.unseen_data import with_labels_of
@@ -120,7 +120,7 @@ class Explained:
                     sampled = row.importance_high > row.importance_low
                     limits = f" ({interval(row.importance_low, row.importance_high, '+')})"
                     lines.append(
-                        f"    slice {row.slice:<4} importance {row.importance:+.3f}"
+                        f"    slice {slice_text(row):<4} importance {row.importance:+.3f}"
                         f"{limits if sampled else ''}   alone {row.alone:.3f}"
                     )
                 for row in explanation.covariates.itertuples():

@@ -16,7 +16,7 @@ from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, 
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
 from medseq_tf.evaluation.metrics import call
-from medseq_tf.evaluation.unseen_data import with_covariates_of, with_labels_of
+from medseq_tf.evaluation.unseen_data import check_series, with_covariates_of, with_labels_of
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
@@ -45,6 +45,7 @@ class Explainer:
             raise InputError(f"seed = {seed}: expected a whole number from 0 up")
         run.require_finished()
         self.prepared = prepared = with_labels_of(run, prepared)
+        check_series(run, prepared)
         self.row_of = {name: i for i, name in enumerate(prepared.studies["study_id"])}
         for name in studies:
             if name not in self.row_of:
@@ -145,6 +146,9 @@ class Explainer:
         marked = {name: numbers[name] for name in explained}
         heat, completeness, pixel_notes = self._pixel_maps(study, table, marked, pixels)
         notes += [*pixel_notes, *_notes_on_slices(study)]
+        if (series := self.prepared.series) and series.channels > 1:
+            first, whole = series.names[0], ", ".join(series.names)
+            notes.append(f"pictures show {first}; the model sees {whole}, and maps are of them all")
         if base_note:
             notes.append(base_note)
         table = table[table["label"].isin(numbers.values())]
@@ -156,7 +160,7 @@ class Explainer:
             {name: float(probabilities[numbers[name]]) for name in told},
             {} if classes else {name: run.thresholds[name] for name in told},
             {name: float(truth[numbers[name]]) for name in told},
-            table.assign(label=table["label"].map(lambda i: names[i])).reset_index(drop=True),
+            self._with_names(table, self.row_of[study_id]),
             study.images(),
             heat,
             completeness,
@@ -167,6 +171,15 @@ class Explainer:
             classes,
             covariate_effects(study, marked),
         )
+
+    def _with_names(self, table: pd.DataFrame, row: int) -> pd.DataFrame:
+        """Return a table of a study's slices with the names of labels, and of series where told."""
+        names = np.array(self.prepared.label_names, object)
+        table = table.assign(label=names[table["label"]]).reset_index(drop=True)
+        if series := self.prepared.marked_series:
+            of_slice = np.array(series, object)[self.prepared.series_of(row)]
+            table.insert(table.columns.get_loc("slice") + 1, "series", of_slice[table["slice"]])
+        return table
 
     def _pixel_maps(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from textwrap import fill
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,9 +39,10 @@ class Explanation:
         thresholds: by label; classes have none.
         truth: by label; nan where unknown.
         slices: one row a label and slice of the study, of classes for each of them: `slice` (from
-            0), `shown` (in how many of the sequences that the study is predicted by), `importance`
-            with its 95% interval `importance_low` to `importance_high` (the sampling's: none where
-            every subset of the slices was shown to the model), `occlusion`, `alone`, `attention`
+            0), `series` (its name, where several follow one another), `shown` (in how many of the
+            sequences that the study is predicted by), `importance` with its 95% interval
+            `importance_low` to `importance_high` (the sampling's: none where every subset of the
+            slices was shown to the model), `occlusion`, `alone`, `attention`
             (where the aggregator has weights), `running` (the probability of the slices up to this
             one) and, if asked for, `gradients` (integrated gradients of what is explained, summed
             over the slice; a share of the logit, which of a class is its log-odds).
@@ -211,7 +213,7 @@ class Explanation:
             axis.set(xlim=(-0.5, width - 0.5), ylim=(height + 1.6 * band, -0.5))
             axis.barh(height + band * 0.8, width, band, left=-0.5, color="#e6ebef")
             axis.barh(height + band * 0.8, abs(share) * width, band, left=-0.5, color=color)
-            axis.set_title(str(row.slice), fontsize=7, pad=2)
+            axis.set_title(slice_text(row), fontsize=7, pad=2)
         return figure
 
     def _smooth_heat(self, label: str, method: str | None) -> np.ndarray | None:
@@ -226,7 +228,7 @@ class Explanation:
     def alternative(self, label: str | None = None) -> str:
         """Return what the contact sheet shows, in words."""
         label = label or self.labels[0]
-        best = ", ".join(map(str, self.top(3, label)["slice"]))
+        best = ", ".join(map(slice_text, self.top(3, label).itertuples()))
         ties = self.ties.get(label)
         tied = f" (the first not told apart from {listed(ties)})" if ties else ""
         predicted = f"probability {self.probabilities[label]:.2f}"
@@ -238,6 +240,11 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return self.slices[self.slices["shown"] > 0].to_html(index=False)
+
+
+def slice_text(row: Any) -> str:
+    """Return the number of a row's slice in its study, and its series where there are several."""
+    return " ".join(map(str, (row.slice, getattr(row, "series", "")))).strip()
 
 
 def listed(slices: list[int], most: int = 5) -> str:

@@ -17,15 +17,15 @@ from medseq_tf.models import SequenceClassifier
 from medseq_tf.recipe import Experiment
 
 Told: TypeAlias = dict[str, Any]
-"""Inputs besides slices and lengths, by name, with one row."""
+"""Inputs besides slices and lengths, by name, with one row, or one a sequence."""
 
 
 class ModelGraphs:
     """A model as graphs, each traced once for all lengths, with a gradient in any case.
 
     A network that is frozen whole has no gradient inside its model, so it is called by itself. All
-    sequences of a call are of one study, of which `told` is what the model reads besides slices:
-    its `FurtherInputs`, with one row.
+    sequences of a call are of one study, of which `told` is what the model reads besides slices,
+    in one row for all of them; `series` perhaps in one row each.
 
     Attributes:
         model: a `SequenceClassifier`.
@@ -39,7 +39,7 @@ class ModelGraphs:
         label = tf.TensorSpec((), tf.int32)
         known = input_specs(model)
         self._told = {
-            name: tf.TensorSpec((1, *spec.shape[1:]), spec.dtype)
+            name: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype)
             for name, spec in known.items()
             if name not in ("slices", "lengths")
         }
@@ -69,7 +69,8 @@ class ModelGraphs:
         return self._graph(self._of_features, features, lengths, self._told)
 
     def _of_features(self, features: tf.Tensor, lengths: tf.Tensor, told: Told) -> tf.Tensor:
-        return self.model.classify(features, {"lengths": lengths, **_of_each(told, lengths)})
+        inputs = {"lengths": lengths, **_of_each(told, lengths)}
+        return self.model.classify(self.model.marked(features, inputs), inputs)
 
     def _of_slices(self, slices: tf.Tensor, lengths: tf.Tensor, told: Told) -> tf.Tensor:
         inputs = {"slices": slices, "lengths": lengths, **_of_each(told, lengths)}
@@ -130,7 +131,8 @@ class ModelGraphs:
 
 def _of_each(told: Told, lengths: tf.Tensor) -> Told:
     """Return one study's inputs, for each of its sequences."""
-    return {name: tf.repeat(value, tf.size(lengths), axis=0) for name, value in told.items()}
+    rows = tf.shape(lengths)
+    return {n: tf.broadcast_to(v, tf.concat([rows, tf.shape(v)[1:]], 0)) for n, v in told.items()}
 
 
 def last_feature_maps(encoder: Any) -> Any:

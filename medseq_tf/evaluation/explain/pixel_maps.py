@@ -35,10 +35,10 @@ def grad_cam(study: ShownStudy, label: int) -> np.ndarray:
     """
 
     def of_sequence(sequence: np.ndarray) -> np.ndarray:
-        slices = tf.gather(study.inputs, sequence)
+        slices, told = tf.gather(study.inputs, sequence), study.told_of(sequence[None])
         maps, gradient = (
             _by_slice(study, tensor.numpy(), len(sequence))
-            for tensor in study.graphs.maps_and_gradient(slices, label, study.told)
+            for tensor in study.graphs.maps_and_gradient(slices, label, told)
         )
         weights = gradient.mean(axis=(1, 2), keepdims=True)
         heat = np.maximum((weights * maps).sum(axis=-1), 0)
@@ -86,7 +86,7 @@ def integrated_gradients(
 def _integrated_gradients(
     study: ShownStudy, sequence: np.ndarray, label: int, steps: int
 ) -> tuple[np.ndarray, float]:
-    slices = tf.gather(study.inputs, sequence)
+    slices, told = tf.gather(study.inputs, sequence), study.told_of(sequence[None])
     black = tf.fill(tf.shape(slices), tf.cast(study.black, slices.dtype))
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = tf.zeros_like(slices)
@@ -95,10 +95,10 @@ def _integrated_gradients(
         share = (points[start : start + at_once].astype(np.float32) + 1) / 2
         path = black + (slices - black) * share[:, None, None, None, None]
         weight = weights[start : start + at_once].astype(np.float32) / 2
-        gradient = study.graphs.gradient(path, label, study.told)
+        gradient = study.graphs.gradient(path, label, told)
         total += tf.reduce_sum(gradient * weight[:, None, None, None, None], axis=0)
     gradients = ((slices - black) * total).numpy()
-    ends = study.graphs.whole_logits(tf.stack([slices, black]), study.told)[:, label].numpy()
+    ends = study.graphs.whole_logits(tf.stack([slices, black]), told)[:, label].numpy()
     difference = float(ends[0] - ends[1])
     missed = abs(float(gradients.sum()) - difference) / max(abs(difference), 1e-6)
     return gradients.sum(axis=-1), missed

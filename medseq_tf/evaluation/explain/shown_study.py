@@ -35,7 +35,7 @@ class ShownStudy:
     Attributes:
         study: its id.
         inputs: all slices of the study, (slices, height, width, channels), as the model takes them.
-        told: what the model reads of it besides slices, one row.
+        told: what the model reads of it besides slices, one row; their series are of each slice.
         sequences: positions of the slices of each sequence that the study is predicted by.
         distinct: positions of the slices that stand in any of them.
     """
@@ -46,6 +46,8 @@ class ShownStudy:
         self.inputs = study_input(store, row, Augment(), np.zeros(2, np.int32))
         whole = sampling.StudySequence(row, np.arange(len(self.inputs)))
         self.told = FurtherInputs(store.prepared, graphs.experiment).of([whole])
+        self._series = self.told.pop("series", None)
+        self._channels = store.prepared.channels
         self.study = store.prepared.studies["study_id"].iat[row]
         self.length = int(self.inputs.shape[0])
         self.sequences = sampling.evaluation_sequences(self.length, graphs.experiment.sequence)
@@ -54,11 +56,22 @@ class ShownStudy:
         self._features: tf.Tensor | None = None
 
     def images(self) -> np.ndarray:
-        """Return the slices in [0, 1], (slices, height, width), at the first window of several."""
+        """Return the slices in [0, 1], (slices, height, width), at the first window of several.
+
+        Of several series in a slice the first is shown.
+        """
         windows = len(self.settings.windows or [0])
-        channel = self.settings.neighbours * windows
+        channel = self.settings.neighbours * self._channels * windows
         shown = self.inputs[..., channel].numpy() * self.settings.std + self.settings.mean
         return np.clip(shown, 0, 1).astype(np.float32)
+
+    def told_of(self, positions: np.ndarray, told: Told | None = None) -> Told:
+        """Return what the model reads of sequences of positions (sequences, steps) besides slices.
+
+        `told` stands in place of the study's own.
+        """
+        told = self.told if told is None else told
+        return told if self._series is None else {**told, "series": self._series[0][positions]}
 
     def probabilities(self) -> np.ndarray:
         """Return the study's probabilities (labels,)."""
@@ -71,7 +84,6 @@ class ShownStudy:
 
         `told` stands in place of the study's own.
         """
-        told = self.told if told is None else told
         lengths = np.array([len(sequence) for sequence in sequences], np.int32)
         order = np.argsort(lengths, kind="stable")
         probabilities = np.empty((len(sequences), self.model.head.labels), np.float32)
@@ -80,7 +92,8 @@ class ShownStudy:
             padded = np.zeros((len(chunk), lengths[chunk].max()), np.int32)
             for place, number in enumerate(chunk):
                 padded[place, : lengths[number]] = sequences[number]
-            probabilities[chunk] = tf.sigmoid(self._logits(padded, lengths[chunk], told)).numpy()
+            logits = self._logits(padded, lengths[chunk], self.told_of(padded, told))
+            probabilities[chunk] = tf.sigmoid(logits).numpy()
         if not np.isfinite(probabilities).all():
             raise Diverged(f"study {self.study}: the model's probabilities are no numbers")
         return probabilities
@@ -192,6 +205,7 @@ class ShownStudy:
             return None
         lengths = np.array([len(sequence)], np.int32)
         features = self.model.encode(tf.gather(self.inputs, sequence)[None], lengths)
+        features = self.model.marked(features, self.told_of(sequence[None]))
         weights = np.asarray(attention_weights(features, lengths)).reshape(len(sequence))
         slices, places = np.unique(sequence, return_inverse=True)
         return np.bincount(places, weights, len(slices))[:, None]
@@ -201,7 +215,7 @@ class ShownStudy:
         inputs = {
             "slices": tf.gather(self.inputs, sequence)[None],
             "lengths": np.array([len(sequence)], np.int32),
-            **self.told,
+            **self.told_of(sequence[None]),
         }
         return tf.sigmoid(self.model.running(inputs)[0]).numpy()
 
