@@ -458,7 +458,7 @@ def _other_columns(info: dict[str, Any]) -> set[str]:
     """Name the columns of `studies.parquet` that are no labels."""
     columns, series = info.get("columns", {}), series_of(info)
     names = {f"{COVARIATE}{name}" for name in covariates_of(info)} | {"site", "date"} & set(columns)
-    return names | ({"series"} if series and series.read_as == "sequence" else set())
+    return names | ({"series"} if series and series.in_turn else set())
 
 
 def _check_shards(path: Path, info: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Series:
         """
         names, read_as = values["names"], values["read_as"]
         most = {"channels": MOST_CHANNELS, "sequence": MOST_SERIES}[read_as]
-        if not (are_texts(names) and 2 <= len(names) <= most):
+        if not (are_texts(names) and 2 <= len(set(names)) == len(names) <= most):
             raise ValueError("series have names")
         return cls(tuple(names), read_as)
 

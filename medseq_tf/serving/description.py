@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.intensities import DTYPES
-from medseq_tf.readers.series import Series, checked_series
+from medseq_tf.readers.series import Series
 from medseq_tf.serving.covariates import Covariate, check_covariates
 
 if TYPE_CHECKING:
@@ -181,8 +181,7 @@ class Description:
                 names = tuple(values.get("labels", ()))
                 values["classes"] = Classes(names=names, **values["classes"])
             if "series" in values:
-                told = values["series"]
-                values["series"] = checked_series(tuple(told["names"]), told["read_as"])
+                values["series"] = Series.from_json(values["series"])
             description = cls(**values)
         except (TypeError, ValueError, AttributeError, KeyError):
             raise ValueError("not the description of a model") from None

@@ -7,7 +7,6 @@ import errno
 import inspect
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -346,15 +345,6 @@ def test_an_unfinished_run(tmp_path):
     with pytest.raises(InputError, match="the run is stopped"):
         export(run, tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def test_a_model_that_is_told_the_series_of_slices_is_refused(tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(small_run().path, run)
-    recipe = recipes.load(run / "experiment.yaml", ["model.series_mark=true"])
-    (run / "experiment.yaml").write_text(recipe.to_yaml(), "utf-8")
-    with pytest.raises(InputError, match=r"the series of each slice \(model.series_mark\)"):
-        export(run, tmp_path / "model")
 
 
 @pytest.mark.slow
