@@ -153,7 +153,7 @@ def test_a_data_set_of_other_series_does_not_check_an_export(trained, tmp_path):
     _, data, run = trained
     without = {key: value for key, value in data.info.items() if key != "series"}
     other = dataclasses.replace(data, info=without)
-    with pytest.raises(InputError, match="has one series a study, the model reads the series dwi"):
+    with pytest.raises(InputError, match="studies are one stack each, those of the run series dwi"):
         export(run, tmp_path / NAME, data=other)
 
 
@@ -161,11 +161,12 @@ def test_a_cohort_of_other_series_is_one_line(trained):
     _, data, run = trained
     without = {key: value for key, value in data.info.items() if key != "series"}
     turned = {**data.info, "series": {**data.info["series"], "names": ["adc", "dwi"]}}
-    for info, has in ((without, "has one series a study"), (turned, "has the series adc, dwi")):
+    for info, has in ((without, "one stack each"), (turned, "series adc, dwi as")):
         other = dataclasses.replace(data, info=info)
-        with pytest.raises(InputError, match=f"{has}.*reads the series dwi, adc.*prepare it again"):
+        words = f"{has}.*the model knows series dwi, adc as.*prepare it again"
+        with pytest.raises(InputError, match=words):
             evaluate(run, other, split="all")
-        with pytest.raises(InputError, match=f"{has}.*reads the series dwi, adc.*prepare it again"):
+        with pytest.raises(InputError, match=words):
             Explainer(run, other, [])
 
 
@@ -231,8 +232,8 @@ def test_attention_is_that_of_marked_slices(scans, tmp_path):
 def test_the_report_and_the_model_card_say_the_series(trained):
     _, data, run = trained
     words = {
-        "sequence": "the series dwi, adc one after the other, each slice with a learned mark",
-        "channels": "the series dwi, adc as channels",
+        "sequence": "series dwi, adc as a sequence, each slice with a learned mark",
+        "channels": "series dwi, adc as channels",
     }[data.series.read_as]
     assert words in model_card.card(run)
     page = report(run, data, images=True).read_text("utf-8")

@@ -30,7 +30,7 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, Value, decode
 from medseq_tf.errors import InputError, note, printable
 from medseq_tf.readers.classes import LABELS, Classes
 from medseq_tf.readers.columns import COVARIATE
-from medseq_tf.readers.series import Series, are_texts
+from medseq_tf.readers.series import Series, are_texts, series_text
 
 FORMAT_VERSION = 2
 LABELS_FILE = "CSV"
@@ -208,7 +208,7 @@ class Prepared:
         own = self.series
         if own == series:
             return self
-        expected, has = (_series_text(s) for s in (series, own))
+        expected, has = (series_text(s) for s in (series, own))
         if own is None or series is None or own.read_as != series.read_as:
             raise InputError(
                 f"{self.path}: its studies are {has}, those that the model knows {expected}; "
@@ -383,13 +383,6 @@ def classes_of(info: dict[str, Any]) -> Classes | None:
 def covariates_of(info: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the covariates that a `dataset.json`, of a data set or a run, describes."""
     return dict(info.get("columns", {}).get("covariates", {}))
-
-
-def _series_text(series: Series | None) -> str:
-    if series is None:
-        return "one stack each"
-    read_as = "channels" if series.read_as == "channels" else "a sequence"
-    return f"series {', '.join(series.names)} as {read_as}"
 
 
 def series_of(info: dict[str, Any]) -> Series | None:

@@ -11,7 +11,6 @@ from medseq_tf.dataset.covariate_values import read_as
 from medseq_tf.dataset.prepared import Prepared, classes_of, covariates_of, series_of
 from medseq_tf.dataset.requirements import reading
 from medseq_tf.errors import InputError, note
-from medseq_tf.readers.series import series_text
 from medseq_tf.runs.run import Run
 
 
@@ -69,19 +68,8 @@ def with_covariates_of(run: Run, prepared: Prepared) -> Prepared:
     return read_as(prepared, covariates_of(run.dataset), names) if names else prepared
 
 
-def check_series(run: Run, prepared: Prepared) -> None:
-    """Raise an InputError for studies of other series, or that are read otherwise, than a run's."""
-    series = series_of(run.dataset)
-    if series != prepared.series:
-        raise InputError(
-            f"{prepared.path}: has {series_text(prepared.series)}, the run {run.path} reads "
-            f"{series_text(series)}; prepare it again as those were"
-        )
-
-
 def _check_reading(run: Run, prepared: Prepared) -> None:
     """Raise an InputError for data that were read otherwise than the run's own."""
-    check_series(run, prepared)
     trained, offered = reading(run.dataset), reading(prepared.info)
     differ = [
         name

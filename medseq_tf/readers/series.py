@@ -64,11 +64,10 @@ def are_texts(values: Any) -> bool:
 
 
 def series_text(series: Series | None) -> str:
-    """Return how series are read, in words."""
+    """Return what the slices of a study are, in words."""
     if series is None:
-        return "one series a study"
-    how = "as channels" if series.read_as == "channels" else "one after the other"
-    return f"the series {', '.join(series.names)} {how}"
+        return "one stack each"
+    return f"series {', '.join(series.names)} as {'a sequence' if series.in_turn else 'channels'}"
 
 
 def checked_series(names: Sequence[str], read_as: SeriesAs) -> Series | None:

@@ -227,8 +227,8 @@ def prepared_studies(
         )
     if prepared.series != description.series:
         raise InputError(
-            f"{prepared.path}: has {series_text(prepared.series)}, the model reads "
-            f"{series_text(description.series)}; prepare it as the data of the run"
+            f"{prepared.path}: its studies are {series_text(prepared.series)}, those of the run "
+            f"{series_text(description.series)}; prepare it as those"
         )
     counts = prepared.studies["slices"].to_numpy()
     usable = np.flatnonzero((counts >= 1) & (counts <= description.most_slices))

@@ -16,7 +16,7 @@ from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, 
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
 from medseq_tf.evaluation.metrics import call
-from medseq_tf.evaluation.unseen_data import check_series, with_covariates_of, with_labels_of
+from medseq_tf.evaluation.unseen_data import with_covariates_of, with_labels_of
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
 
@@ -45,7 +45,6 @@ class Explainer:
             raise InputError(f"seed = {seed}: expected a whole number from 0 up")
         run.require_finished()
         self.prepared = prepared = with_labels_of(run, prepared)
-        check_series(run, prepared)
         self.row_of = {name: i for i, name in enumerate(prepared.studies["study_id"])}
         for name in studies:
             if name not in self.row_of:
