@@ -152,7 +152,8 @@ def _class_confusion_text(confusion: pd.DataFrame, classes: Classes) -> str:
     for split, cells in confusion.groupby("split", sort=False):
         count = cells["count"].sum()
         chosen = f"   ({selection.LABEL})" if split == "validation" else ""
-        lines.append(f"{classes.column}, {count:.0f} {split} studies{chosen}")
+        part = "" if split == "all" else f" {split}"
+        lines.append(f"{classes.column}, {count:.0f}{part} studies{chosen}")
         lines.append(f"    {'':<{first}}" + "".join(f"{name:>{wide}}" for name in names))
         for true, row in cells.groupby("true", sort=False):
             of = row.set_index("called")

@@ -380,6 +380,12 @@ def _text(entry: AuditEntry) -> str:
 # ------------------------------------------------------------------------------------- for people
 
 
+_NONE_OF_THEM = "is called, also of a study that has none of the classes"
+CALLED = f"the most probable class {_NONE_OF_THEM}"
+CALLED_BY_COST = f"the class of least expected cost {_NONE_OF_THEM}"
+"""What is said below a table of calls of classes."""
+
+
 def table(predictions: Iterable[Prediction]) -> Iterator[str]:
     """Yield the lines of a table, as the predictions come; names are made printable."""
     yield from map(printable, _lines(iter(predictions)))
@@ -396,8 +402,8 @@ def _lines(predictions: Iterator[Prediction]) -> Iterator[str]:
     for row in itertools.chain([first], predictions):
         if row.operating_point:
             points[row.label] = row.operating_point
-        if row.expected_cost is not None:
-            points[row.label] = "the class of least expected cost is called"
+        if row.called:
+            points[row.label] = CALLED if row.expected_cost is None else CALLED_BY_COST
         if row.error:
             yield f"{row.study:<{width}}left out: {row.error}"
         else:

@@ -38,7 +38,7 @@ from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.open_model import GraphModel, open_model
-from medseq_tf.serving.predict import Prediction, predict, table
+from medseq_tf.serving.predict import CALLED, CALLED_BY_COST, Prediction, predict, table
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
 
@@ -479,7 +479,9 @@ def test_a_table_of_classes(tmp_path, with_bad_studies):
     assert [float(x[-1]) for x in steps] == pytest.approx(
         [float(match[1]) for match in called if match], abs=1e-3
     )
-    assert lines[-1] == f"{COLUMN}: the class of least expected cost is called"
+    assert lines[-1] == f"{COLUMN}: {CALLED_BY_COST}"
+    without_costs = list(table(predict(class_model(), sources() / "patients", workers=1)))
+    assert without_costs[-1] == f"{COLUMN}: {CALLED}"
 
 
 def test_classes_whose_probabilities_do_not_add_up_are_left_out():
