@@ -1,4 +1,4 @@
-"""Takes pictures with a folder a series in each patient's; prints whether a mark of the series helps.
+"""Takes pictures in a folder a series of each patient; prints whether a mark of the series helps.
 
 The slices of a patient's series follow one another. Each recipe is trained in repeated folds of
 patients, with and without `model.series_mark`, from the same weights; the last column is the
@@ -102,7 +102,8 @@ def _table(runs: dict[bool, Run]) -> pd.DataFrame:
 
 
 def _shown(row: dict) -> str:
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    value = row.get("difference", row.get("value"))
+    return f"{value:.3f} ({row['low']:.3f} to {row['high']:.3f})"
 
 
 if __name__ == "__main__":
