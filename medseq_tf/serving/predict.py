@@ -22,7 +22,7 @@ import numpy as np
 
 from medseq_tf.dataset.records import StorageSpec, StudyRecord, start_worker, study_record_of
 from medseq_tf.dataset.tfrecord import decode_example
-from medseq_tf.errors import InputError, printable
+from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
@@ -146,6 +146,9 @@ def predict(
     studies = _studies_of_paths([os.fspath(path) for path in paths], description)
     if participants is not None:
         studies = _with_covariates(participants, description, studies)
+    elif description.covariates:
+        names = ", ".join(covariate["name"] for covariate in description.covariates)
+        note(f"the model reads {names}; without participants they are missing for every study")
     return _predictions(opened, description, points, studies, running, workers, strict, progress)
 
 

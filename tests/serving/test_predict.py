@@ -545,6 +545,13 @@ def test_one_number_of_each_class_by_every_road():
             assert any("covariates missing" in w for w in row.warnings) != has_row
 
 
+def test_a_model_that_reads_covariates_says_that_it_was_told_none(capsys):
+    predict(class_run(), sources() / "patients", workers=1)
+    assert "the model reads sex, age; without participants they are missing" in (
+        capsys.readouterr().err
+    )
+
+
 def test_participants_of_dicom_are_told_by_their_ids(monkeypatch):
     asked = []
 
