@@ -75,6 +75,7 @@ def test_the_first_runs_of_0_1_0_say_less_and_open_as_well(tmp_path):
     row = {"label": "lesion", "metric": "auroc", "value": 0.9, "low": 0.8, "high": 1.0, "n": 40}
     table = [{"split": split, **row} for split in ("validation", "test")]
     (tmp_path / "metrics.json").write_text(json.dumps({"table": table}))
+    (tmp_path / "dataset.json").write_text(json.dumps({"label_names": ["lesion"]}))
     pd.DataFrame({"study": ["a"], "probability": [0.25]}).to_parquet(
         tmp_path / "predictions.parquet"
     )
