@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from medseq_tf.console import say
+from medseq_tf.console import DebugGroup, say
 
 FOLDER = click.Path(path_type=Path)
 
 
-@click.group()
+@click.group(cls=DebugGroup)
 def prepare() -> None:
     """Read a cohort once: decode, resize, audit, and write a prepared data set."""
 
