@@ -22,7 +22,7 @@ import numpy as np
 from medseq_tf.errors import InputError
 from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
-from medseq_tf.serving.further_inputs import Told, further_inputs, further_names, signature_with
+from medseq_tf.serving.further_inputs import Told, asked
 from medseq_tf.serving.over_rest import RestModel
 from medseq_tf.serving.refusals import RequestRefused, ServingError, TransientError, other_version
 
@@ -161,11 +161,10 @@ class ServingClient:
             raise RequestRefused("the study has no slices")
         refuse_cmyk(slices)
         inputs = {"image_bytes": [slices], "lengths": np.array([len(slices)], np.int32)}
-        signature = "serving_default" if running else "probability"
-        if covariates or series is not None:
-            description = self._description or self.describe()
-            inputs |= further_inputs(description, len(slices), covariates, series)
-            signature = signature_with(further_names(description), running)
+        signature, further = asked(
+            lambda: self._description or self.describe(), len(slices), running, covariates, series
+        )
+        inputs |= further
         wanted = ("probability", "running_probability") if running else ("probability",)
         outputs = self._call(signature, inputs, wanted)
         if not all(name in outputs for name in wanted):

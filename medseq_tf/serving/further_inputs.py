@@ -6,7 +6,7 @@ A model that takes some has two signatures more, which take all of them: `with_c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,34 @@ def further_names(description: Description) -> tuple[str, ...]:
 def signature_with(names: Sequence[str], running: bool) -> str:
     """Return the name of the signature that takes further inputs, too."""
     return ("" if running else "probability_") + "with_" + "_and_".join(names)
+
+
+def asked(
+    describe: Callable[[], Description],
+    slices: int,
+    running: bool,
+    covariates: Values | None,
+    series: Told | None,
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the signature that is asked about a study, and its further inputs, of one row.
+
+    A model is only asked what it is where there is something to tell it besides slices.
+
+    Args:
+        describe: gives the model's description.
+        slices: of the study.
+        running: whether the probability after each slice is wanted, too.
+        covariates: those that are known.
+        series: of each slice; None: not known.
+
+    Raises:
+        InputError: the model takes none of these, or not such values.
+    """
+    if not covariates and series is None:
+        return "serving_default" if running else "probability", {}
+    description = describe()
+    inputs = further_inputs(description, slices, covariates, series)
+    return signature_with(further_names(description), running), inputs
 
 
 def further_inputs(

@@ -6,6 +6,7 @@ Whatever it is, it predicts from the bytes of a study's JPEG or PNG files and sa
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.client import ServingClient, StudyProbabilities
 from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
-from medseq_tf.serving.further_inputs import Told, further_inputs, further_names, signature_with
+from medseq_tf.serving.further_inputs import Told, asked
 from medseq_tf.serving.model import LoadedRun
 from medseq_tf.serving.refusals import RequestRefused, readable
 from medseq_tf.serving.saved_graph import check_saved_model
@@ -62,6 +63,10 @@ class GraphModel:
 
     def describe(self) -> Description:
         """Return what the model says of itself."""
+        return self._description
+
+    @functools.cached_property
+    def _description(self) -> Description:
         outputs = self._signatures["describe"](question=tf.constant([b""]))
         return Description.from_json(outputs["description"].numpy()[0])
 
@@ -73,14 +78,11 @@ class GraphModel:
         series: Told | None = None,
     ) -> StudyProbabilities:
         """Predict a study from its files, in scan order; or raise RequestRefused."""
-        name = "serving_default" if running else "probability"
+        told = (covariates, series)
+        name, further = asked(lambda: self._description, len(slices), running, *told)
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
         inputs = {"image_bytes": files, "lengths": tf.constant([len(slices)])}
-        if covariates or series is not None:
-            description = self.describe()
-            further = further_inputs(description, len(slices), covariates, series)
-            inputs |= {name: tf.constant(value) for name, value in further.items()}
-            name = signature_with(further_names(description), running)
+        inputs |= {key: tf.constant(value) for key, value in further.items()}
         try:
             outputs = self._signatures[name](**inputs)
         except tf.errors.OpError as error:

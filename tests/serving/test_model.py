@@ -20,18 +20,18 @@ from small_models import (
     NETWORK,
     SIZE,
     WITH_COVARIATES,
+    Drawn,
+    InMemory,
     description_of,
     model_of,
     recipe_of,
 )
 
-from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, study_record
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.batches import evaluation_batches
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.pictures import decode_picture
-from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.model import ServingModel
 
@@ -54,20 +54,6 @@ PRETRAINED = [
     "model.aggregator.units=4",
     "sequence.evaluation.policy=paper",
 ]
-
-
-class Drawn(StudySource):
-    def __init__(self, images):
-        super().__init__("drawn", "nobody", {}, None)
-        object.__setattr__(self, "images", images)
-
-    def read(self):
-        return Slices(self.images)
-
-
-class InMemory(Prepared):
-    def record(self, row):
-        return self.studies["record"].iat[row]
 
 
 def prepared_road(model_list, recipe, dtype, studies, names=LABELS):

@@ -18,19 +18,19 @@ from small_models import (
     SERIES,
     SIZE,
     WITH_COVARIATES,
+    Drawn,
+    InMemory,
     description_of,
     model_of,
     recipe_of,
 )
 
 from medseq_tf import models
-from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import STORAGE, StorageSpec, png_channels, study_record
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.readers.series import Series
-from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.serving.client import ServingClient
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.mlflow_model import Scorer, further_inputs_of
@@ -169,20 +169,6 @@ def test_a_description_of_no_series_is_refused(series):
     values = json.loads(description_of("uint8", series=SERIES).to_json())
     with pytest.raises(ValueError, match="not the description of a model"):
         Description.from_json(json.dumps({**values, "series": series}))
-
-
-class Drawn(StudySource):
-    def __init__(self, images):
-        super().__init__("drawn", "nobody", {}, None)
-        object.__setattr__(self, "images", images)
-
-    def read(self):
-        return Slices(self.images)
-
-
-class InMemory(Prepared):
-    def record(self, row):
-        return self.studies["record"].iat[row]
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
