@@ -225,6 +225,14 @@ def test_a_dicom_series_is_not_read_as_two(tmp_path, read_as):
     assert [e.where[:6] for e in entries if e.kind == "study left out"] == ["study-"]
 
 
+def test_what_is_left_out_beside_dicom_series_is_counted(tmp_path):
+    dicom(tmp_path)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    _, entries = find_dicom_studies(tmp_path, series="T1*,ADC*", series_as="sequence")
+    assert [entry.kind for entry in entries].count("empty folder") == 2
+
+
 def test_a_file_is_of_the_series_of_the_longest_name():
     for names in (["adc", "b_adc"], ["b_adc", "adc"]):
         assert study_and_series(PurePosixPath("s1_b_adc.nii"), names) == ("s1", "b_adc")

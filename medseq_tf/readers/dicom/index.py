@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,11 +24,12 @@ from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.dicom.identity import RULES, STUDY_COLUMNS, Match, match_labels
 from medseq_tf.readers.dicom.series import (
     FIRST_FILE,
-    NO_SERIES,
     Stack,
     Studies,
+    best_of,
     choose_series,
     files_by_study,
+    usable_series,
 )
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder
@@ -158,22 +159,15 @@ def _stacks(
     audit_entries: list[AuditEntry],
 ) -> list[Stack]:
     """Return the series that are read, of several each by its study and pattern."""
-    settings = (modality, fewest_slices)
+    settings = (modality, fewest_slices, audit_entries)
     if series_as is None:
-        return list(choose_series(by_study, hashed, patterns[0], *settings, audit_entries))
-    by_name: dict[str, dict[str, Stack]] = defaultdict(dict)
-    entries = dict.fromkeys(audit_entries)
-    for pattern in patterns:
-        of_pattern: list[AuditEntry] = []
-        for stack in choose_series(by_study, hashed, pattern, *settings, of_pattern):
-            by_name[stack.name][pattern] = stack._replace(name=f"{stack.name}/{pattern}")
-        # What is odd about a file is found for each pattern; what a study lacks is told later.
-        entries |= dict.fromkeys(e for e in of_pattern if e.detail != NO_SERIES)
-    audit_entries[:] = entries
+        return list(choose_series(by_study, hashed, patterns[0], *settings))
     stacks: list[Stack] = []
-    for name, of_study in by_name.items():
+    for name, usable in usable_series(by_study, hashed, *settings):
+        found = {pattern: best_of(usable, pattern) for pattern in patterns}
+        of_study = {pattern: stack for pattern, stack in found.items() if stack}
         if len({stack.pictures[0].number for stack in of_study.values()}) == len(of_study):
-            stacks += of_study.values()
+            stacks += [s._replace(name=f"{name}/{pattern}") for pattern, s in of_study.items()]
         else:
             detail = f"{' and '.join(of_study)} are one series; give patterns that tell them apart"
             audit_entries.append(AuditEntry("study left out", name, detail))

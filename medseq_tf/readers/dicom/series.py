@@ -29,7 +29,7 @@ import fnmatch
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,28 +148,49 @@ def choose_series(
         fewest_slices: of a series that is used.
         audit_entries: what is left out is added.
     """
+    settings = (modality, fewest_slices, audit_entries, series == "all")
+    for name, stacks in usable_series(by_study, hashed, *settings):
+        if series == "all":
+            yield from stacks
+        elif best := best_of(stacks, "*" if series == "best" else series):
+            yield best
+        else:
+            audit_entries.append(AuditEntry("study left out", name, NO_SERIES))
+
+
+def usable_series(
+    by_study: Studies,
+    hashed: Callable[[str], str],
+    modality: str | None,
+    fewest_slices: int,
+    audit_entries: list[AuditEntry],
+    apart: bool = False,
+) -> Iterator[tuple[str, list[Stack]]]:
+    """Give each study's name, and the series of it that can be used.
+
+    They are called as the study or, where they are `apart`, by a name each. The other arguments are
+    those of `choose_series`.
+    """
     for study, by_series in by_study.items():
         name = f"study-{hashed(study)}"
         usable = []
         for series_uid, files in by_series.items():
             series_name = f"{name}/series-{hashed(series_uid)}"
             slices = _images_of_slices(files, series_name, audit_entries)
-            stack = _stack(slices, name if series != "all" else series_name) if slices else None
+            stack = _stack(slices, series_name if apart else name) if slices else None
             if stack and len(stack.pictures) < fewest_slices:
                 detail = f"{len(stack.pictures)} slices, fewer than {fewest_slices}"
                 audit_entries.append(AuditEntry("series of few slices", series_name, detail))
             elif stack and modality in (None, stack.modality):
                 usable.append(stack)
-        if series == "all":
-            yield from usable
-            continue
-        if series != "best":
-            pattern = series.casefold()
-            usable = [s for s in usable if fnmatch.fnmatchcase(s.description.casefold(), pattern)]
-        if usable:
-            yield max(usable, key=lambda stack: stack.rank)
-        else:
-            audit_entries.append(AuditEntry("study left out", name, NO_SERIES))
+        yield name, usable
+
+
+def best_of(stacks: Iterable[Stack], pattern: str) -> Stack | None:
+    """Return the best of the series whose description fits a pattern; None where none does."""
+    pattern = pattern.casefold()
+    fitting = [s for s in stacks if fnmatch.fnmatchcase(s.description.casefold(), pattern)]
+    return max(fitting, key=lambda stack: stack.rank, default=None)
 
 
 def _images_of_slices(
