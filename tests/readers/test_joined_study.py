@@ -233,6 +233,16 @@ def test_what_is_left_out_beside_dicom_series_is_counted(tmp_path):
     assert [entry.kind for entry in entries].count("empty folder") == 2
 
 
+@pytest.mark.parametrize("read_as", [None, "channels", "sequence", "separate"])
+def test_a_dicom_study_of_none_of_the_series_is_said_to_be_left_out(tmp_path, read_as):
+    dicom(tmp_path)
+    series = "FLAIR*" if read_as is None else "FLAIR*,T2*"
+    studies, entries = find_dicom_studies(tmp_path, series=series, series_as=read_as)
+    assert studies == []
+    (entry,) = [entry for entry in entries if entry.kind == "study left out"]
+    assert entry.detail == "no series that can be used"
+
+
 def test_a_file_is_of_the_series_of_the_longest_name():
     for names in (["adc", "b_adc"], ["b_adc", "adc"]):
         assert study_and_series(PurePosixPath("s1_b_adc.nii"), names) == ("s1", "b_adc")

@@ -24,6 +24,7 @@ from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.dicom.identity import RULES, STUDY_COLUMNS, Match, match_labels
 from medseq_tf.readers.dicom.series import (
     FIRST_FILE,
+    NO_SERIES,
     Stack,
     Studies,
     best_of,
@@ -166,7 +167,9 @@ def _stacks(
     for name, usable in usable_series(by_study, hashed, *settings):
         found = {pattern: best_of(usable, pattern) for pattern in patterns}
         of_study = {pattern: stack for pattern, stack in found.items() if stack}
-        if len({stack.pictures[0].number for stack in of_study.values()}) == len(of_study):
+        if not of_study:
+            audit_entries.append(AuditEntry("study left out", name, NO_SERIES))
+        elif len({stack.pictures[0].number for stack in of_study.values()}) == len(of_study):
             stacks += [s._replace(name=f"{name}/{pattern}") for pattern, s in of_study.items()]
         else:
             detail = f"{' and '.join(of_study)} are one series; give patterns that tell them apart"
