@@ -104,7 +104,9 @@ def _one_series_each(index: SourceIndex) -> SourceIndex:
             else:
                 index.audit_entries.append(AuditEntry("picture of no series", file, "left out"))
         studies += [
-            dataclasses.replace(study, source=f"{study.source}/{name}", files=tuple(files))
+            dataclasses.replace(
+                study, source=f"{study.source}/{name}".lstrip("/"), files=tuple(files)
+            )
             for name, files in by_series.items()
         ]
     return dataclasses.replace(index, studies=studies)

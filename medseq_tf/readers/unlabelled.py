@@ -144,7 +144,6 @@ def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _In
         if studies or not volumes:
             _refuse_nothing(path, modality, studies, audit_entries, bool(pictures))
             return studies, audit_entries
-    others = [AuditEntry(f.kind, str(path / f.where), f.detail) for f in folder.audit_entries]
     if pictures and modality == PHOTOGRAPH and (reader == "image-folder" or not volumes):
         studies, audit_entries = _picture_studies(path, pictures, preparation)
         left = volumes
@@ -156,15 +155,28 @@ def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _In
         _refuse_nothing(path, modality, studies, audit_entries, bool(pictures))
         return studies, audit_entries
     else:
-        counts = Counter(entry.kind for entry in others)
+        counts = Counter(entry.kind for entry in folder.audit_entries)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         raise InputError(
             f"{path}: holds no image ({', '.join(image_folder.EXTENSIONS)}), which is what this "
             "model reads" + (f"; found: {kinds}" if kinds else "")
         )
     detail = "of another kind than the studies that are read there"
-    return studies, audit_entries + others + [
-        AuditEntry("odd file", str(path / n), detail) for n in left
+    of_left = [AuditEntry("odd file", name, detail) for name in left]
+    return _shown(path, studies, [*audit_entries, *folder.audit_entries, *of_left])
+
+
+def _shown(
+    path: Path, studies: Sequence[StudySource], audit_entries: Sequence[AuditEntry]
+) -> _Indexed:
+    """Call what lies in a path, studies and audit entries, by the path too."""
+    named = [
+        dataclasses.replace(study, source=shown, patient=shown)
+        for study in studies
+        for shown in [str(path / study.source)]
+    ]
+    return named, [
+        AuditEntry(entry.kind, str(path / entry.where), entry.detail) for entry in audit_entries
     ]
 
 
@@ -213,14 +225,13 @@ def _volumes(
     is_atlas = preparation.get("reader") == "atlas"
     as_images = {name for name in names if is_atlas and is_image_name(PurePosixPath(name).name)}
     for name in names:
-        shown = str(path / name)
         if _is_mask(name, preparation):
-            audit_entries.append(AuditEntry("odd file", shown, "a lesion mask by its name"))
+            audit_entries.append(AuditEntry("odd file", name, "a lesion mask by its name"))
         elif as_images and name not in as_images:
             detail = "neither a T1 image nor a lesion mask by its name"
-            audit_entries.append(AuditEntry("odd file", shown, detail))
+            audit_entries.append(AuditEntry("odd file", name, detail))
         else:
-            studies.append(_volume(path, name, shown, modality, preparation))
+            studies.append(_volume(path, name, name, modality, preparation))
     if not studies:
         raise InputError(f"{path}: holds lesion masks, but no image")
     options = _settings(preparation)
@@ -228,29 +239,14 @@ def _volumes(
         return studies, audit_entries
     of_series, names = [], listed(options["series"])
     for study in studies:
-        place = study_and_series(PurePosixPath(study.source).relative_to(path), names)
+        place = study_and_series(PurePosixPath(study.source), names)
         if place is None:
             audit_entries.append(AuditEntry("file of no series", study.source, "left out"))
         else:
             of_series.append(dataclasses.replace(study, source="/".join(place)))
     index = SourceIndex(of_series, [], audit_entries=audit_entries)
-    return _shown(path, chosen_series(index, names, options["series_as"]))
-
-
-def _shown(path: Path, index: SourceIndex) -> _Indexed:
-    """Return studies, called by their place in the path, as those by which they are asked for."""
-    studies = [
-        dataclasses.replace(study, source=shown, patient=shown)
-        for study in index.studies
-        for shown in [str(path / study.source)]
-    ]
-    entries = [
-        entry
-        if entry.where.startswith(str(path))
-        else AuditEntry(entry.kind, str(path / entry.where), entry.detail)
-        for entry in index.audit_entries
-    ]
-    return studies, entries
+    index = chosen_series(index, names, options["series_as"])
+    return index.studies, index.audit_entries
 
 
 def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
@@ -300,20 +296,16 @@ def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any
     if "series_as" in options and _is_in_series(names, options["series"]):
         group = _as_one
     groups, left_out = group(names)
-    audit_entries = [AuditEntry("odd file", str(path / n), why) for n, why in left_out.items()]
+    audit_entries = [AuditEntry("odd file", name, why) for name, why in left_out.items()]
+    studies = [PictureStudy(n, n, {}, None, str(path), tuple(files)) for n, files in groups]
     if "series_as" in options:
-        studies = [PictureStudy(n, n, {}, None, str(path), tuple(files)) for n, files in groups]
         index = SourceIndex(studies, [], audit_entries=audit_entries, root=path)
-        series = in_series(index, options["series_as"], options["series"], all_there=False)
-        return _shown(path, series)
-    studies = []
-    for study, files in groups:
-        shown = str(path / study)
-        studies.append(PictureStudy(shown, shown, {}, None, str(path), tuple(files)))
+        index = in_series(index, options["series_as"], options["series"], all_there=False)
+        return index.studies, index.audit_entries
     is_unknown = layout is None and preparation.get("reader") == "image-folder"
     if is_unknown and len(groups) > len({PurePosixPath(name).parent for name in names}):
         detail = "studies are told apart by the names of their images; the run does not say how"
-        audit_entries.append(AuditEntry("layout not known", str(path), f"{detail} its own were"))
+        audit_entries.append(AuditEntry("layout not known", "", f"{detail} its own were"))
     return studies, audit_entries
 
 

@@ -205,6 +205,19 @@ def test_pictures_to_predict_are_read_as_what_was_prepared(tmp_path, rng, read_a
     assert [entry.kind for entry in entries] == ["picture of no series"]
 
 
+def test_what_lies_in_a_path_is_called_by_the_path(tmp_path, monkeypatch):
+    for file in ("p/p1/x/0.png", "p/p1/y/0.png", "p/p1/odd.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / file), np.eye(8, dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    for path in ("p", "p/p1"):
+        options = {"layout": "patient", "series_as": "separate", "series": ["x", "y"]}
+        preparation = {"reader": "image-folder", "resolved": options}
+        studies, (entry,) = find_studies(path, "photograph", preparation)
+        assert [study.source for study in studies] == ["p/p1/x", "p/p1/y"]
+        assert entry.where == "p/p1/odd.png"
+
+
 def test_one_dicom_series_alone_can_be_each_a_study(tmp_path):
     t1, _ = dicom(tmp_path)
     (study,) = index_dicom(tmp_path, series="T1*", series_as="separate").studies
