@@ -287,7 +287,7 @@ def _missing(studies: pd.DataFrame, rows: np.ndarray, classes: Classes | None) -
     chosen = studies.iloc[rows]
     kinds = kinds_of(studies, classes)
     names = [kind.name for kind in kinds]
-    missing = [kind for kind in kinds if not kind.is_in(chosen)]
+    missing = [kind for kind in kinds if not kind.of(chosen).any()]
     return sorted(missing, key=lambda kind: names.index(kind.name))
 
 

@@ -55,9 +55,9 @@ class Kind:
         """What can be done where nothing else helps."""
         return "leave the label out" if self.side else "join the class with another"
 
-    def is_in(self, studies: pd.DataFrame) -> bool:
-        """Whether a study is of this kind."""
-        return bool((studies[f"label.{self.name}"] == (self.side != "negative")).any())
+    def of(self, studies: pd.DataFrame) -> pd.Series:
+        """Whether each study is of this kind."""
+        return studies[f"label.{self.name}"] == (self.side != "negative")
 
 
 def kinds_of(studies: pd.DataFrame, classes: Classes | None) -> list[Kind]:
@@ -147,10 +147,7 @@ class _Groups:
 def _grouped(studies: pd.DataFrame, classes: Classes | None, by: str) -> _Groups:
     positions = patient_groups(studies, by)
     kinds = kinds_of(studies, classes)
-    values = np.stack(
-        [(studies[f"label.{kind.name}"] == (kind.side != "negative")).to_numpy() for kind in kinds],
-        axis=1,
-    )
+    values = np.stack([kind.of(studies).to_numpy() for kind in kinds], axis=1)
     if classes is not None:
         order = np.argsort(np.where(values.any(axis=0), values.argmax(axis=0), len(values)))
         kinds, values = [kinds[number] for number in order], values[:, order]
