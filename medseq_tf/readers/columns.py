@@ -204,28 +204,25 @@ def _refuse_absent(table: Table, names: Sequence[str]) -> None:
 
 
 def _by_key(
-    table: Table, names: Sequence[str], by_name: Mapping[str, Mapping[int, Any]]
+    table: Table, columns: Sequence[str], by_name: Mapping[str, Mapping[int, Any]]
 ) -> dict[str, Values]:
     """The values of each key's row.
 
     Raises:
         InputError: two rows of a key give two values of a column.
     """
-    first: dict[str, int] = {}
+    first = table.first_lines
     by_key: dict[str, Values] = {}
     for line in table.lines:
         values = {name: values[line.number] for name, values in by_name.items()}
-        other = first.setdefault(line.key, line.number)
-        for name, value, before in zip(
-            names, values.values(), by_key.get(line.key, values).values(), strict=True
-        ):
-            if value != before:
+        before = by_key.setdefault(line.key, values)
+        for column, name in zip(columns, values, strict=True):
+            if values[name] != before[name]:
                 raise InputError(
-                    f"{table.path} lines {other} and {line.number} give one patient, or study, two "
-                    f"values in column {table.column(name)}; one row a patient, or one a study "
-                    "with a column that is its key"
+                    f"{table.path} lines {first[line.key]} and {line.number} give one patient, or "
+                    f"study, two values in column {table.column(column)}; one row a patient, or "
+                    "one a study with a column that is its key"
                 )
-        by_key.setdefault(line.key, values)
     return by_key
 
 
@@ -234,15 +231,14 @@ def _known(table: Table, column: str, kind: str) -> dict[int, str]:
     texts = {line.number: line.values[column].strip() for line in table.lines}
     known = {number: text for number, text in texts.items() if not is_unknown(text)}
     if not known:
-        raise InputError(f"{table.path}: column {table.column(column)} has no {kind} in any row")
+        raise InputError(f"{table.where(column)} has no {kind} in any row")
     return known
 
 
 def _sites(table: Table, column: str) -> dict[int, str | None]:
     _known(table, column, "site")
     names = read_names(table, column, "site")
-    where = f"{table.path}: column {table.column(column)}"
-    refuse_misspelt(where, filter(None, names.values()), "site")
+    refuse_misspelt(table.where(column), filter(None, names.values()), "site")
     return names
 
 
@@ -255,8 +251,8 @@ def _days(table: Table, column: str) -> dict[int, float | None]:
         days[number] = read(text)
         if days[number] is None:
             raise InputError(
-                f"{table.path} line {number}, column {table.column(column)} is no date, or none as "
-                "the first is; write all as 2024-01-31 or 20240131, or all as numbers"
+                f"{table.where(column, number)} is no date, or none as the first is; write all as "
+                "2024-01-31 or 20240131, or all as numbers"
             )
     return days
 
@@ -276,7 +272,7 @@ def _covariate(table: Table, column: str) -> tuple[dict[str, Any], dict[int, flo
     """What a covariate is, and its value by line."""
     values: dict[int, float | str | None] = dict.fromkeys(line.number for line in table.lines)
     known = _known(table, column, "value")
-    where = f"{table.path}: column {table.column(column)}"
+    where = table.where(column)
     if 2 * sum(_day(text) is not None for text in known.values()) > len(known):
         raise InputError(f"{where} holds dates, which are not kept; give it as date")
     numbers = {number: number_of(text) for number, text in known.items()}

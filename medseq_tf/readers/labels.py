@@ -237,9 +237,8 @@ def _classes(
 ) -> tuple[Classes, _Labels]:
     """The classes in a column, and the labels in each line: one-hot."""
     names = read_names(table, column, "class")
-    where = f"{table.path}: column {table.column(column)}"
     known = [name for name in names.values() if name is not None]
-    classes, called = find_classes(where, column, known, ordered)
+    classes, called = find_classes(table.where(column), column, known, ordered)
     one_hot = {
         number: classes.one_hot(None if name is None else called[name])
         for number, name in names.items()
@@ -276,9 +275,9 @@ def _label(table: Table, line: Line, name: str) -> float:
         number = math.inf
     if number not in (0.0, 1.0):
         raise InputError(
-            f"{table.path} line {line.number}, column {table.column(name)} is not 0, 1 or empty; "
-            "if it is not a label, name the label columns with columns=; one column of names that "
-            "exclude each other is given by --classes NAME"
+            f"{table.where(name, line.number)} is not 0, 1 or empty; if it is not a label, name "
+            "the label columns with columns=; one column of names that exclude each other is given "
+            "by --classes NAME"
         )
     return number
 

@@ -41,15 +41,13 @@ def read_names(table: Table, column: str, kind: str) -> dict[int, str | None]:
     Raises:
         InputError: one is no name, or there are so many that they are ids or measurements.
     """
-    where = f"{table.path}: column {table.column(column)}"
     texts = {line.number: line.values[column] for line in table.lines}
     names = {n: None if is_unknown(text) else normal_name(text) for n, text in texts.items()}
     for number, name in names.items():
         if name is not None and (wrong := what_is_wrong(name)):
-            place = f"{table.path} line {number}, column {table.column(column)}"
-            raise InputError(f"{place} is no name of a {kind}: {wrong}")
+            raise InputError(f"{table.where(column, number)} is no name of a {kind}: {wrong}")
     known = [name for name in names.values() if name is not None]
-    refuse_as_many_as_rows(where, known, kind)
+    refuse_as_many_as_rows(table.where(column), known, kind)
     return names
 
 

@@ -27,9 +27,7 @@ def check_participants(values: ColumnValues, patients: Mapping[str, str]) -> lis
             f"of {', '.join(PATIENT_COLUMNS)}, must name the patients as the labels do"
         )
     table = values.table
-    lines: dict[str, int] = {}
-    for line in table.lines:
-        lines.setdefault(line.key, line.number)
+    lines = table.first_lines
     refuse_rivals(lines, table.rivals(), patients, "participants")
     repeated = [line.number for line in table.lines if line.number != lines[line.key]]
     near = lines_alike(lines)

@@ -67,6 +67,19 @@ class Table(NamedTuple):
         """What errors call a column: by number where the first line may be a patient's."""
         return repr(name) if self.key else str(self.header.index(name) + 1)
 
+    def where(self, column: str, line: int | None = None) -> str:
+        """What errors call the place of a column, or of its value in a line."""
+        place = f" line {line}," if line is not None else ":"
+        return f"{self.path}{place} column {self.column(column)}"
+
+    @property
+    def first_lines(self) -> dict[str, int]:
+        """The first line of each key."""
+        first: dict[str, int] = {}
+        for line in self.lines:
+            first.setdefault(line.key, line.number)
+        return first
+
     @property
     def columns(self) -> str:
         """The columns as errors list them."""
