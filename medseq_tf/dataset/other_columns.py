@@ -8,7 +8,7 @@ from typing import Any
 from medseq_tf.dataset.preparation import Preparation, digest
 from medseq_tf.readers import AuditEntry
 from medseq_tf.readers.columns import COVARIATE, OtherColumns
-from medseq_tf.readers.names import number_of
+from medseq_tf.readers.table import number_of
 
 
 def other_values(preparation: Preparation, sources: Iterable[str]) -> list[dict[str, Any]]:

@@ -26,12 +26,18 @@ from medseq_tf.readers.names import (
     MOST_NAMES,
     alphabetically,
     listed,
-    number_of,
     read_names,
     refuse_misspelt,
     what_is_wrong,
 )
-from medseq_tf.readers.table import PATIENT_COLUMNS, Table, column_name, is_unknown, read_table
+from medseq_tf.readers.table import (
+    PATIENT_COLUMNS,
+    Table,
+    column_name,
+    is_unknown,
+    number_of,
+    read_table,
+)
 
 COVARIATE = "covariate."
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.matching import alike
-from medseq_tf.readers.table import Table, is_unknown
+from medseq_tf.readers.table import Table, is_unknown, number_of
 
 MOST_CHARACTERS = 60
 MOST_NAMES = {"class": 100, "site": 1000, "category": 20}
@@ -96,15 +96,6 @@ def refuse_misspelt(where: str, names: Iterable[str], kind: str) -> None:
                 f"{where} holds {other!r} and {name!r}, which differ only in capitals, spaces or "
                 f"leading zeros; write one {kind} in one way"
             )
-
-
-def number_of(text: str) -> float | None:
-    """The finite number that a text is; None where it is none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if abs(number) < float("inf") else None
 
 
 def number_text(number: float) -> str:

@@ -259,12 +259,13 @@ def _is_data(header: Sequence[str], special: Collection[str]) -> bool:
         return False
     rest = [name.strip().lower() for name in header[1:]]
     empty = all(name in _UNKNOWN or name in SPLITS for name in rest)
-    return bool(rest) and (empty or any(map(is_number, rest)))
+    return bool(rest) and (empty or any(number_of(name) is not None for name in rest))
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is a finite number."""
+def number_of(text: str) -> float | None:
+    """The finite number that a text is; None where it is none."""
     try:
-        return math.isfinite(float(text))
+        number = float(text)
     except ValueError:
-        return False
+        return None
+    return number if math.isfinite(number) else None

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from medseq_tf.errors import InputError, did_you_mean, printable
-from medseq_tf.readers.names import normal_name, number_of
-from medseq_tf.readers.table import is_unknown
+from medseq_tf.readers.names import normal_name
+from medseq_tf.readers.table import is_unknown, number_of
 
 Covariate = dict[str, Any]
 Values = Mapping[str, Any]
