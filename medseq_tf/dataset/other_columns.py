@@ -42,10 +42,8 @@ def kinds(columns: OtherColumns) -> dict[str, str]:
         f"{COVARIATE}{name}": "numbers" if covariate["kind"] == "number" else "text"
         for name, covariate in columns.covariates.items()
     }
-    return {
-        name: {"site": "text", "date": "whole"}.get(name) or of_covariates[name]
-        for name in columns.names
-    }
+    every = {"site": "text", "date": "whole", **of_covariates}
+    return {name: every[name] for name in columns.names}
 
 
 def content(columns: OtherColumns, rows: list[dict[str, Any]]) -> tuple[Any, ...]:
