@@ -10,7 +10,7 @@ out and for tests; it is no model of disease.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from medseq_tf.phantom.lesions import Lesions
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.columns import OtherColumns
 
+Kind = Literal["labels", "classes", "grades"]
 LABELS = {
     1: ("lesion",),
     5: ("hemorrhage", "ischemia", "fracture", "mass", "edema"),
@@ -89,7 +90,7 @@ class DemoCohort:
     difficulty: float = 0.2
     lesion_size: float = 1.0
     contrast: float = 1.0
-    kind: Literal["labels", "classes", "grades"] = dataclasses.field(default="labels", repr=False)
+    kind: Kind = dataclasses.field(default="labels", repr=False)
     sites: int = dataclasses.field(default=0, repr=False)
 
     def __post_init__(self):
@@ -105,7 +106,7 @@ class DemoCohort:
             "lesion_size": (0.2 <= self.lesion_size <= 2, "0.2 to 2"),
             "contrast": (self.contrast > 0, "above 0"),
             "sites": (self.sites >= 0, "0 or more"),
-            "kind": (self.kind in ("labels", "classes", "grades"), "labels, classes or grades"),
+            "kind": (self.kind in get_args(Kind), "labels, classes or grades"),
         }
         if self.kind != "labels" and (self.labels != 1 or self.prevalence is not None):
             raise InputError(
@@ -150,9 +151,8 @@ class DemoCohort:
 
     def labels_of(self, patient: int) -> dict[str, float]:
         """Draw the patient's labels, without rendering."""
-        if self.kind != "labels":
-            drawn = self._generator(patient, 0).choice(self.label_names)
-            return {name: float(name == drawn) for name in self.label_names}
+        if classes := self.classes:
+            return classes.one_hot(self._generator(patient, 0).choice(classes.names))
         draws = self._generator(patient, 0).random(len(self.label_names))
         return {n: float(d < self.chance) for n, d in zip(self.label_names, draws, strict=True)}
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from medseq_tf.errors import InputError
-from medseq_tf.phantom.cohort import DemoCohort, patient_names, photographs
+from medseq_tf.phantom.cohort import DemoCohort, Kind, patient_names, photographs
 from medseq_tf.readers.study import Slices, SourceIndex, StudySource
 
 
@@ -34,7 +33,7 @@ def index_demo(
     difficulty: float = 0.2,
     lesion_size: float = 1.0,
     contrast: float = 1.0,
-    kind: Literal["labels", "classes", "grades"] | None = None,
+    kind: Kind | None = None,
     sites: int | None = None,
 ) -> SourceIndex:
     """List the patients of a `DemoCohort` with these settings; there is no source to read.
