@@ -23,10 +23,14 @@ from medseq_tf import cli
 from medseq_tf.cli import FoldCount
 from medseq_tf.dataset.prepare import READERS, prepare
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.records import Aspect
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.evaluation.predictions import SPLIT_NAMES
-from medseq_tf.readers import volumes
+from medseq_tf.phantom import cohort
+from medseq_tf.readers import image_folder, volumes
+from medseq_tf.readers.columns import SiteNames
 from medseq_tf.readers.dicom import identity
+from medseq_tf.readers.dicom.study import Tilt
 from medseq_tf.readers.labels import TableOptions
 from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.study import MODALITIES
@@ -73,7 +77,13 @@ def test_a_reader_s_options_have_the_defaults_of_its_scan_and_of_prepare(reader)
         (cli.prepare.commands["volumes"], "match", get_args(volumes.Match)),
         (cli.prepare.commands["volumes"], "modality", MODALITIES),
         (cli.prepare.commands["image-folder"], "series_as", get_args(SeriesAs)),
+        (cli.prepare.commands["image-folder"], "site_names", get_args(SiteNames)),
+        (cli.prepare.commands["image-folder"], "layout", get_args(image_folder.Layout)),
+        (cli.prepare.commands["image-folder"], "same_numbers", get_args(image_folder.SameNumbers)),
         (cli.prepare.commands["dicom"], "match", get_args(identity.Match)),
+        (cli.prepare.commands["dicom"], "tilt", get_args(Tilt)),
+        (cli.prepare.commands["demo"], "kind", get_args(cohort.Kind)),
+        (cli.prepare.commands["demo"], "aspect", get_args(Aspect)),
         (cli.evaluate, "split", SPLIT_NAMES),
     ],
 )
