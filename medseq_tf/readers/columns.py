@@ -127,9 +127,10 @@ class ColumnValues(NamedTuple):
 
 
 class Named(NamedTuple):
-    """The columns that options name: of sites, of dates, and of each covariate."""
+    """The columns that options name: of sites (kept by name or hashed), dates, each covariate."""
 
     site: str | None
+    site_names: SiteNames
     date: str | None
     covariates: list[str]
 
@@ -147,19 +148,17 @@ def columns_named(options: ColumnOptions) -> Named:
     """
     single = (options.get("site"), options.get("date"))
     site, day = (None if name is None else column_name(name) for name in single)
-    named = Named(
-        site, day, [column_name(name) for name in listed(options.get("covariates") or ())]
-    )
+    covariates = [column_name(name) for name in listed(options.get("covariates") or ())]
+    named = Named(site, options.get("site_names") or "keep", day, covariates)
     if twice := [name for name in named.all if named.all.count(name) > 1]:
         raise InputError(f"column {twice[0]!r} is named twice; it is one of site, date, covariates")
     if options.get("participants") is not None and not named.all:
         raise InputError(
             "participants are read for their columns; name them: site, date, covariates"
         )
-    site_names = options.get("site_names") or "keep"
-    if site_names not in get_args(SiteNames):
-        raise InputError(f"site_names={site_names!r} is unknown; valid: keep, hash")
-    if site_names != "keep" and site is None:
+    if named.site_names not in get_args(SiteNames):
+        raise InputError(f"site_names={named.site_names!r} is unknown; valid: keep, hash")
+    if named.site_names != "keep" and site is None:
         raise InputError("site_names says how sites are called; name their column with site")
     return named
 
@@ -193,8 +192,7 @@ def read_columns(options: ColumnOptions, labels: Table | None = None) -> ColumnV
     covariates: dict[str, dict[str, Any]] = {}
     for name in named.covariates:
         covariates[name], by_name[f"{COVARIATE}{name}"] = _covariate(table, name)
-    site_names = options.get("site_names") or "keep"
-    columns = OtherColumns(named.site, site_names, named.date, covariates)
+    columns = OtherColumns(named.site, named.site_names, named.date, covariates)
     return ColumnValues(columns, table, _by_key(table, named.all, by_name))
 
 
