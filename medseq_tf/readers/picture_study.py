@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from medseq_tf.errors import InputError
 from medseq_tf.readers.joined_study import chosen_series, series_of
 from medseq_tf.readers.names import listed
@@ -38,17 +40,18 @@ class PictureStudy(StudySource):
         """Decode every file that can be decoded; the others become audit entries."""
         if len(self.files) > MOST_SLICES:
             raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
-        images, names, audit_entries = [], [], []
+        images, names, places, audit_entries = [], [], [], []
         with silenced():
-            for name in self.files:
+            for place, name in enumerate(self.files):
                 try:
                     images.append(decode_picture(_read_bytes(os.path.join(self.root, name))))
                     names.append(name)
+                    places.append(place)
                 except UnreadablePicture as error:
                     audit_entries.append(AuditEntry("unreadable image", name, str(error)))
         if not images:
             raise UnreadableStudy("no slice can be read", audit_entries)
-        return Slices(images, audit_entries=audit_entries, names=names)
+        return Slices(images, audit_entries=audit_entries, names=names, grid=np.array(places))
 
 
 def _read_bytes(path: str) -> bytes:

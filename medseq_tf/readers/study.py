@@ -77,7 +77,7 @@ class Slices:
         names: what each image is called in the audit (its source-relative path); empty: its number.
         series: which of `SourceIndex.series` each is of; empty where they are no sequence.
         grid: where the slices lie in the patient, by which series are known to be registered: mm
-            and cosines, (numbers,); None where nothing tells.
+            and cosines, (numbers,), or each picture's place in the scan; None where nothing tells.
     """
 
     images: list[np.ndarray]

@@ -123,6 +123,25 @@ def test_an_unreadable_picture_parts_channels_and_not_a_sequence(folder):
     assert sequence.series_of(row_of(sequence, "a")).tolist() == [0, 0, 0, 1, 1]
 
 
+def test_pictures_that_lost_their_partners_are_no_channels(folder):
+    root, _ = folder
+    (root / "scans/a/dwi/0.png").write_bytes(b"no picture")
+    (root / "scans/a/adc/2.png").write_bytes(b"no picture")
+    data = prepared(root, series_as="channels", series=["dwi", "adc"])
+    assert data.studies["source"].tolist() == ["b"]
+    (entry,) = [e for e in data.audit["entries"] if e["where"] == "a"]
+    assert entry["detail"] == "series are not of one place, slice by slice: positions differ"
+
+
+def test_pictures_that_lost_their_partners_too_are_channels(folder):
+    root, pictures = folder
+    for series in ("dwi", "adc"):
+        (root / f"scans/a/{series}/1.png").write_bytes(b"no picture")
+    data = prepared(root, series_as="channels", series=["dwi", "adc"])
+    left = [np.stack([pictures["a", s, n] for s in ("dwi", "adc")], axis=-1) for n in (0, 2)]
+    np.testing.assert_array_equal(data.slices(row_of(data, "a")), left)
+
+
 def test_a_series_that_cannot_be_read_is_named(folder):
     root, _ = folder
     for number in range(3):
