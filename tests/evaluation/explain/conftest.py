@@ -7,7 +7,6 @@ from small_run import SMALL, run_small
 
 from medseq_tf import models
 from medseq_tf import recipe as recipes
-from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.explain.graphs import ModelGraphs
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
@@ -61,17 +60,6 @@ def shown_studies(prepared):
 def run(demo_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
     return run_small(demo_data, out, "fit.epochs=4", "optimizer.learning_rate=0.01")
-
-
-@pytest.fixture(scope="session")
-def class_data(tmp_path_factory):
-    """The folder of a prepared demo cohort of three kinds of lesion."""
-    out = tmp_path_factory.mktemp("prepared") / "classes"
-    prepare(
-        "demo", out=out, patients=40, size=32, difficulty=0.0, kind="classes", workers=1,
-        progress=False,
-    )  # fmt: skip
-    return out
 
 
 @pytest.fixture(scope="session")
