@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import pytest
+
 from medseq_tf.training.loop import Fitter
 
 
@@ -9,8 +13,9 @@ class Killed(BaseException):
     """What nothing catches, as nothing catches a kill."""
 
 
-def kill_after(patch, saves):
-    """Let training die after so many saves of its state, until `patch` is undone."""
+@contextlib.contextmanager
+def killed_after(monkeypatch, saves):
+    """Let the training inside die after so many saves of its state; it has to."""
     save, count = Fitter.save, 0
 
     def save_then_die(self):
@@ -20,4 +25,7 @@ def kill_after(patch, saves):
         if count == saves:
             raise Killed
 
-    patch.setattr(Fitter, "save", save_then_die)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitter, "save", save_then_die)
+        with pytest.raises(Killed):
+            yield

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
+from interrupted import killed_after
 from model_checks import (
     check_one_trace,
     check_padding,
@@ -211,29 +210,15 @@ def test_an_update_is_the_mean_over_all_slices_of_the_group(demo_data, tmp_path)
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-class Killed(Exception):
-    pass
-
-
 def test_it_resumes_to_the_same_bits(demo_data, tmp_path, monkeypatch):
     settings = ("fit.checkpoint_minutes=0", "model.head.dropout=0.5")
     whole = fitter(demo_data, tmp_path / "whole", *settings)
     whole.run()
     cut = fitter(demo_data, tmp_path / "cut", *settings)
-    save, saves = cut.save, []
-
-    def save_and_die():
-        save()
-        saves.append(cut.batch)
-        if len(saves) == 3:
-            raise Killed
-
-    monkeypatch.setattr(cut, "save", save_and_die)
-    with contextlib.suppress(Killed):
+    with killed_after(monkeypatch, 3):
         cut.run()
     again = fitter(demo_data, tmp_path / "cut", *settings)
     again.run()
-    assert len(saves) == 3
     assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
     for got, expected in zip(again.model.variables, whole.model.variables, strict=True):
         np.testing.assert_array_equal(got, expected)

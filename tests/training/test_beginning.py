@@ -9,7 +9,7 @@ import sys
 
 import keras
 import pytest
-from interrupted import Killed, kill_after
+from interrupted import killed_after
 from runs_compared import assert_same_weights
 from small_run import SMALL, run_small
 
@@ -27,10 +27,8 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(
 ):
     """The state is saved after every update; the run dies after some of the saves."""
     settings = ("fit.checkpoint_minutes=0",)
-    with monkeypatch.context() as patch:
-        kill_after(patch, saves)
-        with pytest.raises(Killed):
-            run_small(demo_data, tmp_path / "run", *settings)
+    with killed_after(monkeypatch, saves):
+        run_small(demo_data, tmp_path / "run", *settings)
     resumed = run_small(demo_data, tmp_path / "run", *settings, resume=True)
     assert_same_weights(finished, resumed)
     assert list(resumed.history["loss"]) == list(finished.history["loss"])

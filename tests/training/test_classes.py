@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from interrupted import Killed, kill_after
+from interrupted import killed_after
 from runs_compared import assert_same_weights
 from scipy import special
 from sklearn import metrics as reference
@@ -124,8 +123,7 @@ def test_the_names_of_classes_change_nothing_else(finished, class_data, tmp_path
 
 def test_killed_it_resumes_to_the_same_bits(finished, class_data, tmp_path, monkeypatch):
     settings = ("fit.checkpoint_minutes=0",)
-    with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        kill_after(patch, 3)
+    with killed_after(monkeypatch, 3):
         run_small(class_data, tmp_path / "run", *settings)
     assert not (tmp_path / "run" / "model.keras").exists()
     resumed = run_small(class_data, tmp_path / "run", *settings, resume=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_network
-from interrupted import Killed, kill_after
+from interrupted import Killed, killed_after
 
 from medseq_tf import models
 from medseq_tf.dataset.prepared import Prepared
@@ -270,8 +268,7 @@ def test_killed_after_any_save_it_resumes_to_the_same_bits(
     whole = fitted(prepared, tmp_path / "whole", *settings)
     for saves in (2, 8):
         folder = tmp_path / str(saves)
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            kill_after(patch, saves)
+        with killed_after(monkeypatch, saves):
             fitted(prepared, folder, *settings)
         assert not (folder / "model.keras").exists()
         assert_same_bits(whole, fitted(prepared, folder, *settings))
@@ -315,8 +312,7 @@ def test_stopped_while_features_are_computed_it_says_so_and_goes_on(
 
 
 def test_a_run_does_not_go_on_with_other_frozen_weights(prepared, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        kill_after(patch, 1)
+    with killed_after(monkeypatch, 1):
         fitted(prepared, tmp_path / "run")
     made = fitter(prepared, tmp_path / "run", digest="0" * 64)
     with pytest.raises(InputError, match="other weights of the frozen network than are there now"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny_network
 from covariate_columns import age_and_sex, with_covariates
-from interrupted import Killed, kill_after
+from interrupted import killed_after
 from runs_compared import assert_same_weights
 from scipy.special import logit
 from small_run import run_small
@@ -87,8 +86,7 @@ def test_what_stands_for_missing_values_is_learned(trained):
 
 def test_a_killed_run_resumes_to_bitwise_the_same_weights(told, trained, tmp_path, monkeypatch):
     settings = (BOTH, "fit.checkpoint_minutes=0")
-    with monkeypatch.context() as patch, contextlib.suppress(Killed):
-        kill_after(patch, 4)
+    with killed_after(monkeypatch, 4):
         run_small(told, tmp_path / "run", *settings)
     assert_same_weights(run_small(told, tmp_path / "run", *settings, resume=True), trained)
 
