@@ -34,15 +34,9 @@ class ModelGraphs:
 
     def __init__(self, model: SequenceClassifier, experiment: Experiment):
         self.model, self.experiment = model, experiment
-        slices = tf.TensorSpec((None, None, *model.slice_shape), tf.float32)
-        lengths = tf.TensorSpec((None,), tf.int32)
+        self._told = input_specs(model)
+        slices, lengths = self._told.pop("slices"), self._told.pop("lengths")
         label = tf.TensorSpec((), tf.int32)
-        known = input_specs(model)
-        self._told = {
-            name: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype)
-            for name, spec in known.items()
-            if name not in ("slices", "lengths")
-        }
         self.slice_logits = self._graph(self._of_slices, slices, lengths, self._told)
         self.whole_logits = self._graph(self._whole, slices, self._told)
         self.gradient = self._graph(self._gradient, slices, label, self._told)
