@@ -263,22 +263,23 @@ def _predict_folds(
     run: Run, store: SliceStore, split: str, costs: np.ndarray | None
 ) -> pd.DataFrame:
     """Return the predictions of each fold's model for the fold's own studies."""
-    per_repeat = len(run.folds) // run.repeats
-    tables = [
-        _predict_own(fold, store, split, costs).assign(
-            fold=number, repeat=(number - 1) // per_repeat + 1
-        )
-        for number, fold in enumerate(run.folds, start=1)
+    return of_folds([_predict_own(fold, store, split, costs) for fold in run.folds], run)
+
+
+def of_folds(tables: Sequence[pd.DataFrame], run: Run) -> pd.DataFrame:
+    """Return tables of a run's folds, in order, as one.
+
+    It has their `fold`, `repeat` and, where each leaves a site out, `site`.
+    """
+    per_repeat, sites = len(tables) // run.repeats, run.fold_sites
+    numbered = [
+        table.assign(fold=number, repeat=(number - 1) // per_repeat + 1)
+        for number, table in enumerate(tables, start=1)
     ]
-    return with_sites(pd.concat(tables, ignore_index=True), run)
-
-
-def with_sites(predictions: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Return a table of folds' predictions, with the `site` that each has left out, if it has."""
-    sites = run.fold_sites
+    table = pd.concat(numbered, ignore_index=True)
     if not sites:
-        return predictions
-    return predictions.assign(site=predictions["fold"].map(dict(enumerate(sites, start=1))))
+        return table
+    return table.assign(site=table["fold"].map(dict(enumerate(sites, start=1))))
 
 
 def _predict_own(run: Run, store: SliceStore, split: str, costs: np.ndarray | None) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.evaluation import operating_points
-from medseq_tf.evaluation.predictions import fit_temperatures, with_sites
+from medseq_tf.evaluation.predictions import fit_temperatures, of_folds
 from medseq_tf.evaluation.scoring import fold_summary
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
@@ -83,8 +83,8 @@ def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
 
 def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     """Write the results of all folds together."""
-    runs, folds = whole.folds, whole.info["folds"]
-    pooled = with_sites(_of_folds([run.predictions for run in runs], folds), whole)
+    runs = whole.folds
+    pooled = of_folds([run.predictions for run in runs], whole)
     tested = pooled[pooled["split"] == "test"]
     points = {}
     if not prepared.classes:
@@ -106,20 +106,11 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     ]
     files, alone = [run.path / COVARIATES_ALONE for run in runs], None
     if all(file.is_file() for file in files):
-        alone = with_sites(_of_folds([pd.read_parquet(file) for file in files], folds), whole)
+        alone = of_folds([pd.read_parquet(file) for file in files], whole)
     write_results(whole, prepared, Results(pooled, points, temperatures, notes, alone), tracker)
     for row in fold_summary(tested, prepared.classes).itertuples():
         name = f"test_{row.metric}{name_of_label(row.label, prepared)}"
         tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})
-
-
-def _of_folds(tables: Sequence[pd.DataFrame], folds: int) -> pd.DataFrame:
-    """Return tables of all folds, repeat by repeat, as one."""
-    numbered = [
-        table.assign(fold=number, repeat=(number - 1) // folds + 1)
-        for number, table in enumerate(tables, start=1)
-    ]
-    return pd.concat(numbered, ignore_index=True)
 
 
 def _by_fold(notes: Sequence[Sequence[str]], sites: Sequence[str]) -> list[str]:
