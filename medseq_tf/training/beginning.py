@@ -26,7 +26,7 @@ from medseq_tf.dataset.splits import (
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
 from medseq_tf.files import write_json, write_text
-from medseq_tf.models import losses
+from medseq_tf.models import SequenceClassifier, losses
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run
@@ -142,18 +142,10 @@ class Request:
             )
         if recipe.pretraining:
             healthy(prepared, rows)
-        labels = prepared.labels
-        losses.build(recipe.loss, labels[rows], prepared.outputs)
+        losses.build(recipe.loss, prepared.labels[rows], prepared.outputs)
         check_covariates(prepared, recipe.model.covariates)
         covariate_values(prepared, list(prepared.covariates))
-        models.build(
-            recipe.model,
-            recipe.input.slice_shape(prepared.channels),
-            labels.shape[1],
-            outputs=prepared.outputs,
-            covariates=prepared.covariates,
-            series=prepared.marked_series,
-        )
+        new_model(recipe, prepared)
 
     def begin(self, splits: Splits) -> None:
         """Write what a run begins with, `run.json` last."""
@@ -184,6 +176,19 @@ class Request:
         studies = self.prepared.studies
         tested = [split["test"] for split in splits if isinstance(split, dict)]
         return {"fold_sites": [sites.named(studies.iloc[rows]) for rows in tested]}
+
+
+def new_model(recipe: Experiment, prepared: Prepared, **arguments: Any) -> SequenceClassifier:
+    """Return a recipe's model for a data set; `arguments` are further ones of `models.build`."""
+    return models.build(
+        recipe.model,
+        recipe.input.slice_shape(prepared.channels),
+        len(prepared.label_names),
+        outputs=prepared.outputs,
+        covariates=prepared.covariates,
+        series=prepared.marked_series,
+        **arguments,
+    )
 
 
 def count_folds(prepared: Prepared, splits: Splits, repeats: int = 1) -> int | None:

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from medseq_tf import models
 from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped, is_interactive
@@ -36,6 +35,7 @@ from medseq_tf.models.applications import dtype_policy
 from medseq_tf.readers.classes import LABELS
 from medseq_tf.recipe import MINIMISED, Experiment
 from medseq_tf.runs.tracking import AnyTracker
+from medseq_tf.training.beginning import new_model
 from medseq_tf.training.pretraining import pretrain
 from medseq_tf.training.updates import Updates
 
@@ -90,15 +90,8 @@ class Fitter:
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
         labels = store.prepared.labels
         with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
-            self.model = models.build(
-                recipe.model,
-                input_shape=recipe.input.slice_shape(store.prepared.channels),
-                labels=labels.shape[1],
-                seed=recipe.seed,
-                skip_padding=not recipe.fit.jit,
-                outputs=store.prepared.outputs,
-                covariates=store.prepared.covariates,
-                series=store.prepared.marked_series,
+            self.model = new_model(
+                recipe, store.prepared, seed=recipe.seed, skip_padding=not recipe.fit.jit
             )
         constants = self._standardise()
         self.features = None
