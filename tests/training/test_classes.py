@@ -18,6 +18,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import make_holdout
 from medseq_tf.errors import InputError
+from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.recipe import MONITORS_OF
 from medseq_tf.runs.run import Run
@@ -179,8 +180,9 @@ def test_folds_are_ranked_apart_and_called_together(folded, class_data):
 
 
 def test_the_temperature_of_folds_is_fitted_on_all_held_out_patients(folded):
-    assert list(folded.temperatures) == ["lesion"]
-    assert folded.temperatures["lesion"] > 0
+    studies = arrays(folded)
+    expected = metrics.fit_class_temperature(studies.truth, studies.probabilities)
+    assert folded.temperatures == pytest.approx({"lesion": expected})
 
 
 # ----------------------------------------------------------------------------- what is refused

@@ -199,11 +199,11 @@ def test_a_run_keeps_what_covariates_alone_reach_on_the_patients_it_is_tested_on
         )
     assert table.loc["recall", "threshold"] == pytest.approx(threshold)
     model = trained.metrics.set_index(["split", "metric"])["value"]
-    for row in trained.beyond_covariates["differences"]:
-        if row["metric"] == "auroc":
-            expected = model["test", "auroc"] - own.loc["auroc", "value"]
-            assert row["difference"] == pytest.approx(expected)
-            assert "DeLong" in row["method"]
+    differences = trained.beyond_covariates["differences"]
+    (row,) = [row for row in differences if row["metric"] == "auroc"]
+    expected = model["test", "auroc"] - own.loc["auroc", "value"]
+    assert row["difference"] == pytest.approx(expected)
+    assert "DeLong" in row["method"]
     words = covariates_alone_text(trained.covariates_alone, trained.beyond_covariates)
     assert f"AUROC {own.loc['auroc', 'value']:.3f}" in words
     assert "covariates alone (age, sex; logistic regression)" in words
