@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 
 from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.class_table import ClassTable
-from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
+from medseq_tf.evaluation.explain.explanation import CLASS_COLORS, Explanation, slice_text
 from medseq_tf.evaluation.metrics.interval_text import number
 from medseq_tf.readers.classes import Classes
 from medseq_tf.reporting.figures import COLORS, FAINT, QUIET, Drawing, panel
 
-LINE_COLORS = (*COLORS, "#3c4650")
 DASHES = ("", "6 3", "2 2")
 """As SVG writes them: one pattern more each time that the colours are used up."""
 
@@ -49,9 +48,9 @@ class Line(NamedTuple):
 
 def lines(classes: Classes) -> list[Line]:
     """Return the line of each class, no two alike for up to 18 of them."""
-    colors, patterns = len(LINE_COLORS), len(DASHES)
+    colors, patterns = len(CLASS_COLORS), len(DASHES)
     return [
-        Line(name, LINE_COLORS[i % colors], DASHES[i // colors % patterns])
+        Line(name, CLASS_COLORS[i % colors], DASHES[i // colors % patterns])
         for i, name in enumerate(classes.names)
     ]
 
