@@ -162,7 +162,7 @@ def finish(fitter: Fitter) -> None:
 
 
 def _called(
-    prepared: Prepared, split: Rows, predicted: Mapping[str, Predictions], rule: Any
+    prepared: Prepared, split: Rows, predicted: Mapping[str, Predictions], rule: str
 ) -> tuple[dict[str, OperatingPoint], pd.DataFrame]:
     """Return operating points that validation chooses by a rule, and the table of predictions."""
     nothing = Predictions(np.empty((0, len(prepared.label_names))))
