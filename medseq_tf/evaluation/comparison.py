@@ -286,8 +286,7 @@ def _class_differences(
         first.patients,
         costs,
     )
-    order = np.argsort(table["label"] != classes.column, kind="stable")
-    return table.iloc[order].assign(question=cross_validation.FITTED)
+    return table.assign(question=cross_validation.FITTED)
 
 
 def _described(differences: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
