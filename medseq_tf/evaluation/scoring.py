@@ -229,19 +229,14 @@ def _calibration_row(metric: str, predictions: pd.DataFrame) -> dict[str, float 
     """Return one measure of calibration of one label's predictions, before and after scaling."""
     known = predictions[predictions["truth"].notna()]
     truth = known["truth"].to_numpy(float)
-    measure = metrics.CALIBRATION_MEASURES[metric]
-    of_folds = measure is not None and "fold" in known and known["fold"].nunique() > 1
+    arrays = (known["patient"].to_numpy(), known["study"].to_numpy())
+    has_interval = metrics.CALIBRATION_MEASURES[metric] is not None
+    of_folds = "fold" in known and known["fold"].nunique() > 1
     row: dict[str, float] = {}
-    notes = [PATIENTS_ALONE] if of_folds else []
+    notes = [PATIENTS_ALONE] if has_interval and of_folds else []
     for when, column in (("before", "probability"), ("after", "calibrated")):
         probability = known[column].to_numpy(float)
-        null = (np.nan, np.nan)
-        if measure is None:
-            value = metrics.expected_calibration_error(truth, probability)
-            estimate = metrics.Estimate(float(value))
-            null = metrics.null_calibration_error(probability, studies=known["study"].to_numpy())
-        else:
-            estimate = measure(truth, probability, known["patient"].to_numpy())
+        estimate, null = metrics.measure_calibration(metric, truth, probability, *arrays)
         row |= {when: estimate.value, f"{when}_low": estimate.low, f"{when}_high": estimate.high}
         row |= {f"{when}_null": null[0], f"{when}_null_high": null[1]}
         notes.append(estimate.note)

@@ -61,7 +61,11 @@ from medseq_tf.evaluation.metrics.estimates import (
     holm,
     multiplicity,
 )
-from medseq_tf.evaluation.metrics.label_estimates import CALIBRATION_MEASURES, brier_interval
+from medseq_tf.evaluation.metrics.label_estimates import (
+    CALIBRATION_MEASURES,
+    brier_interval,
+    measure_calibration,
+)
 from medseq_tf.evaluation.metrics.pixel_metrics import PIXEL_METRICS, evaluate_pixels, pixel_metrics
 from medseq_tf.evaluation.metrics.point_metrics import (
     Confusion,
@@ -118,6 +122,7 @@ __all__ = [
     "fit_temperature",
     "holm",
     "logits",
+    "measure_calibration",
     "multiplicity",
     "net_benefit",
     "null_calibration_error",

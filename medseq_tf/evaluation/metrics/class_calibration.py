@@ -11,14 +11,9 @@ import pandas as pd
 from scipy import special
 
 from medseq_tf.errors import InputError
-from medseq_tf.evaluation.metrics.calibration import (
-    expected_calibration_error,
-    most_likely_temperature,
-    null_calibration_error,
-)
+from medseq_tf.evaluation.metrics.calibration import most_likely_temperature
 from medseq_tf.evaluation.metrics.class_metrics import ClassPredictions
-from medseq_tf.evaluation.metrics.estimates import Estimate
-from medseq_tf.evaluation.metrics.label_estimates import CALIBRATION_MEASURES
+from medseq_tf.evaluation.metrics.label_estimates import CALIBRATION_MEASURES, measure_calibration
 from medseq_tf.evaluation.metrics.point_metrics import Array, owners_of
 from medseq_tf.readers.classes import Classes
 
@@ -78,13 +73,7 @@ def _calibration_row(
     metric: str, labels: Array, probabilities: Array, owners: Array, studies: Array
 ) -> dict[str, float | str]:
     """One measure of one label."""
-    measure, null = CALIBRATION_MEASURES[metric], (np.nan, np.nan)
-    if measure is None:
-        estimate = Estimate(float(expected_calibration_error(labels, probabilities)))
-        known = ~np.isnan(labels)
-        null = null_calibration_error(probabilities[known], studies=studies[known])
-    else:
-        estimate = measure(labels, probabilities, owners)
+    estimate, null = measure_calibration(metric, labels, probabilities, owners, studies)
     bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     return {**bounds, "null": null[0], "null_high": null[1], "note": estimate.note}
 

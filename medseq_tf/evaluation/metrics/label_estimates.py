@@ -27,10 +27,12 @@ from medseq_tf.evaluation.metrics.auc_intervals import delong_interval
 from medseq_tf.evaluation.metrics.calibration import (
     calibration_intercept,
     calibration_slope,
+    expected_calibration_error,
+    null_calibration_error,
     observed_expected,
 )
 from medseq_tf.evaluation.metrics.catalogue import CATALOGUE, PARTS, Metric, all_metrics
-from medseq_tf.evaluation.metrics.estimates import OUTSIDE, Estimate, few_patients, is_share
+from medseq_tf.evaluation.metrics.estimates import NAN, OUTSIDE, Estimate, few_patients, is_share
 from medseq_tf.evaluation.metrics.point_metrics import (
     Array,
     brier,
@@ -246,3 +248,19 @@ CALIBRATION_MEASURES = {
     "expected_calibration_error": None,
 }
 """The rows of a table of calibration, in its order, and what gives their interval."""
+
+
+def measure_calibration(
+    metric: str, labels: Array, probabilities: Array, patients: Array, studies: Array
+) -> tuple[Estimate, tuple[float, float]]:
+    """One of `CALIBRATION_MEASURES`, and what right probabilities would have of it by chance.
+
+    That is the median and the 95th percentile, of the expected calibration error alone. `studies`
+    (studies,) are ids, as `null_calibration_error` takes them.
+    """
+    measure = CALIBRATION_MEASURES[metric]
+    if measure is not None:
+        return measure(labels, probabilities, patients), (NAN, NAN)
+    known = ~np.isnan(labels)
+    null = null_calibration_error(probabilities[known], studies=studies[known])
+    return Estimate(float(expected_calibration_error(labels, probabilities))), null
