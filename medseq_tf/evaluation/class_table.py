@@ -51,6 +51,13 @@ class ClassTable:
         studies = wide[0].index.to_frame(index=False)
         return cls(classes, studies, truth, probabilities, calibrated, called)
 
+    def spread(self, values: np.ndarray, predictions: pd.DataFrame) -> np.ndarray:
+        """Give each row of the table of predictions that this is of its own of (rows, classes)."""
+        keys = predictions[list(self.studies.columns)]
+        row = pd.MultiIndex.from_frame(self.studies).get_indexer(pd.MultiIndex.from_frame(keys))
+        number = predictions["label"].map({name: i for i, name in enumerate(self.classes.names)})
+        return values[row, number.to_numpy(int)]
+
     def __len__(self) -> int:
         return len(self.studies)
 

@@ -192,7 +192,11 @@ def calibrated(
     """
     scaled = pd.Series(np.nan, predictions.index)
     if classes:
-        scaled[:] = _scaled_classes(predictions, temperatures.get(classes.column, 1.0), classes)
+        table = ClassTable.of(predictions, classes)
+        temperature = temperatures.get(classes.column, 1.0)
+        scaled[:] = table.spread(
+            metrics.scale_classes(table.probabilities, temperature), predictions
+        )
     else:
         for label, rows in predictions.groupby("label", sort=False):
             scaled[rows.index] = metrics.scale(rows["probability"], temperatures.get(label, 1.0))
@@ -200,18 +204,6 @@ def calibrated(
     columns = list(predictions.drop(columns="calibrated", errors="ignore").columns)
     columns.insert(at, "calibrated")
     return predictions.assign(calibrated=scaled)[columns]
-
-
-def _scaled_classes(predictions: pd.DataFrame, temperature: float, classes: Classes) -> np.ndarray:
-    """Return the scaled probability of each row of a table."""
-    table = ClassTable.of(predictions, classes)
-    scaled = metrics.scale_classes(table.probabilities, temperature)
-    keys = list(table.studies.columns)
-    row = pd.MultiIndex.from_frame(table.studies).get_indexer(
-        pd.MultiIndex.from_frame(predictions[keys])
-    )
-    number = predictions["label"].map({name: i for i, name in enumerate(classes.names)})
-    return scaled[row, number.to_numpy(int)]
 
 
 # ------------------------------------------------------------------------------ those of a run

@@ -46,10 +46,9 @@ def with_calls(
     if costs is None:
         return predictions
     table = ClassTable.of(predictions, classes)
-    called = np.array(classes.names, object)[metrics.call(table.probabilities, costs)]
-    keys = list(table.studies.columns)
-    called_of = predictions[keys].merge(table.studies.assign(called=called), on=keys)["called"]
-    return predictions.assign(positive=predictions["label"].to_numpy() == called_of.to_numpy())
+    called = metrics.call(table.probabilities, costs)
+    is_called = called[:, None] == np.arange(len(classes.names))
+    return predictions.assign(positive=table.spread(is_called, predictions))
 
 
 def calls_of(predictions: pd.DataFrame, classes: Classes) -> dict[str, str]:
