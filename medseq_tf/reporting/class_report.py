@@ -100,10 +100,11 @@ def summary(scores: pd.DataFrame, tested: ClassTable) -> dict[str, Any]:
     shown = [*(KEY_METRICS_OF_GRADES if tested.classes.ordered else KEY_METRICS)]
     shown += rows.index.intersection(["expected_cost"]).tolist()
     patients = _patients_by_class(tested)
+    few = any(0 < of < metrics.FEW_PATIENTS for of in patients.values())
     return {
         "key_metrics": [tables.key_metric(short_name(name), rows.loc[name]) for name in shown],
         "result": _result(rows, tested, patients),
-        "chance": _against_chance(rows.loc["auroc"], patients),
+        "chance": tables.against_chance(rows.loc["auroc"], few),
         "auroc_note": rows.loc["auroc", "note"],
         "few_patients": metrics.FEW_PATIENTS,
         "untested_classes": [name for name, of in patients.items() if not of],
@@ -133,19 +134,6 @@ def _result(rows: pd.DataFrame, tested: ClassTable, patients: dict[str, int]) ->
         "most_frequent": tested.classes.names[most],
         "share_of_most_frequent": number(by_class[most] / studies),
     }
-
-
-def _against_chance(auroc: pd.Series, patients: dict[str, int]) -> str:
-    """Return how the macro AUROC compares with chance, as far as it can be said."""
-    if pd.isna(auroc["value"]):
-        return "unknown"
-    if pd.isna(auroc["low"]):
-        return "no interval"
-    if min(of for of in patients.values() if of) < metrics.FEW_PATIENTS:
-        return "few"
-    if auroc["low"] <= 0.5 <= auroc["high"]:
-        return "not better"
-    return "worse" if auroc["high"] < 0.5 else "better"
 
 
 def metric_tables(

@@ -213,23 +213,10 @@ def _summary(scores: pd.DataFrame) -> dict[str, Any]:
         ],
         "averaged_labels": of_labels["label"].nunique() if several else 0,
         "known_studies": f"{of_labels['n'].max():.0f}",
-        "chance": _against_chance(auroc, of_labels),
+        "chance": tables.against_chance(auroc, _few_patients(of_labels)),
         "auroc_note": str(auroc["note"]),
         "few_patients": metrics.FEW_PATIENTS,
     }
-
-
-def _against_chance(auroc: pd.Series, of_labels: pd.DataFrame) -> str:
-    """Return how the AUROC compares with chance, as far as it can be said."""
-    if pd.isna(auroc["value"]):
-        return "unknown"
-    if pd.isna(auroc["low"]):
-        return "no interval"
-    if _few_patients(of_labels):
-        return "few"
-    if auroc["low"] <= 0.5 <= auroc["high"]:
-        return "not better"
-    return "worse" if auroc["high"] < 0.5 else "better"
 
 
 def _few_patients(of_labels: pd.DataFrame) -> bool:

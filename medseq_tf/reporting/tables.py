@@ -94,6 +94,19 @@ def key_metric(name: str, row: pd.Series) -> dict[str, str]:
     return {"name": name, "value": number(row["value"]), "interval": words}
 
 
+def against_chance(auroc: pd.Series, few: bool) -> str:
+    """Return how an AUROC compares with chance, as far as it can be said of `few` patients."""
+    if pd.isna(auroc["value"]):
+        return "unknown"
+    if pd.isna(auroc["low"]):
+        return "no interval"
+    if few:
+        return "few"
+    if auroc["low"] <= 0.5 <= auroc["high"]:
+        return "not better"
+    return "worse" if auroc["high"] < 0.5 else "better"
+
+
 def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """Count positive, negative and unknown studies by label."""
     return table(pd.DataFrame([{"label": name, **count} for name, count in counts.items()]))
