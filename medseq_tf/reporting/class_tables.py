@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from medseq_tf.evaluation import class_scoring, scoring
+from medseq_tf.evaluation import class_scoring
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.readers.classes import Classes
 from medseq_tf.reporting import tables
@@ -115,17 +115,8 @@ def class_counts(
 
 def metric_rows(scores: pd.DataFrame) -> Table:
     """List metrics of all classes together, as `together` gives them, with their intervals."""
-    return tables.table(
-        pd.DataFrame(
-            {
-                "metric": scores.index.map(metric_name),
-                "value": scores["value"].map(number),
-                "95% interval": tables.intervals(scores),
-                "method": scores["interval"].fillna(""),
-                "note": scores["note"].fillna(""),
-            }
-        )
-    )
+    columns = tables.metric_columns(scores.reset_index(), metric_name)
+    return tables.table(pd.DataFrame(columns))
 
 
 def by_class(scores: pd.DataFrame, classes: Classes) -> Table:
@@ -210,11 +201,7 @@ def folds(predictions: pd.DataFrame, classes: Classes) -> Table:
     by_fold = class_scoring.class_fold_table(predictions, classes).set_index("fold")
     values = by_fold.drop(columns=["label", "studies"]).T
     summary = {"mean": values.mean(axis=1), "sd": values.std(axis=1)}
-    if "repeat" in predictions and predictions["repeat"].nunique() > 1:
-        values = values.T.groupby(predictions.groupby("fold")["repeat"].first()).mean().T
-        values.columns = [f"repeat {name}" for name in values.columns]
-    else:
-        values.columns = values.columns.map(scoring.fold_names(predictions))
+    values = tables.by_fold_or_repeat(values, predictions)
     shown = values.assign(**summary).map(number).rename_axis("metric").reset_index()
     return tables.table(shown.assign(metric=shown["metric"].map(metric_name)))
 
@@ -225,10 +212,7 @@ def subgroups(scores: pd.DataFrame, classes: Classes) -> Table:
     of_all = scores if scores.empty else scores[scores["label"] == classes.column]
     for (subgroup, group), own in of_all.groupby(["subgroup", "group"], sort=False):
         row = {"subgroup": subgroup, "group": group, "studies": count(own["n"].iat[0])}
-        for score, words in zip(own.to_dict("records"), tables.intervals(own), strict=True):
-            row[short_name(score["metric"])] = f"{number(score['value'])} ({words})"
-        notes = dict.fromkeys(note for note in own["note"] if note)
-        rows.append({**row, "note": "; ".join(notes)})
+        rows.append(row | tables.group_cells(own, short_name))
     return tables.table(pd.DataFrame(rows))
 
 

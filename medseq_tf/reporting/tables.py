@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -127,18 +127,18 @@ def splits(run: Run) -> Table:
 def metric_rows(scores: pd.DataFrame) -> Table:
     """List a run's metrics with their intervals."""
     shown = results_text.reported(scores)
-    return table(
-        pd.DataFrame(
-            {
-                "label": shown["label"],
-                "metric": shown["metric"].map(metric_name),
-                "value": shown["value"].map(number),
-                "95% interval": intervals(shown),
-                "method": shown["interval"].fillna(""),
-                "note": shown["note"].fillna(""),
-            }
-        )
-    )
+    return table(pd.DataFrame({"label": shown["label"], **metric_columns(shown, metric_name)}))
+
+
+def metric_columns(scores: pd.DataFrame, name: Callable[[str], str]) -> dict[str, Any]:
+    """Return metrics by their `name` with their intervals, a column each of a table."""
+    return {
+        "metric": scores["metric"].map(name),
+        "value": scores["value"].map(number),
+        "95% interval": intervals(scores),
+        "method": scores["interval"].fillna(""),
+        "note": scores["note"].fillna(""),
+    }
 
 
 def beside_covariates(
@@ -166,14 +166,18 @@ def folds(predictions: pd.DataFrame) -> Table:
     by_fold = scoring.fold_table(tested).melt(["fold", "label"], shown, var_name="metric")
     wide = by_fold.pivot_table("value", ["label", "metric"], "fold", sort=False, dropna=False)
     summary = scoring.fold_summary(tested).set_index(["label", "metric"])
-    repeat_of = tested.groupby("fold")["repeat"].first() if "repeat" in tested else None
-    if repeat_of is not None and repeat_of.nunique() > 1:
-        wide = wide.T.groupby(repeat_of).mean().T
-        wide.columns = [f"repeat {repeat}" for repeat in wide.columns]
-    else:
-        wide.columns = wide.columns.map(scoring.fold_names(tested))
+    wide = by_fold_or_repeat(wide, tested)
     wide = wide.assign(mean=summary["mean"], sd=summary["sd"]).map(number).reset_index()
     return table(wide.assign(metric=wide["metric"].map(metric_name)))
+
+
+def by_fold_or_repeat(values: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """Name the columns of values by fold; of repeated folds take the mean of each repeat."""
+    repeat_of = predictions.groupby("fold")["repeat"].first() if "repeat" in predictions else None
+    if repeat_of is not None and repeat_of.nunique() > 1:
+        means = values.T.groupby(repeat_of).mean().T
+        return means.set_axis([f"repeat {repeat}" for repeat in means.columns], axis=1)
+    return values.rename(columns=scoring.fold_names(predictions))
 
 
 def calibration(predictions: pd.DataFrame, selected: str, classes: Classes | None = None) -> Table:
@@ -197,13 +201,16 @@ def subgroups(scores: pd.DataFrame) -> Table:
     ):
         count = f"{of_group['n'].iat[0]} ({of_group['positives'].iat[0]})"
         row = {"subgroup": subgroup, "group": group, "label": label, "studies (positive)": count}
-        for score, words in zip(
-            of_group.to_dict(orient="records"), intervals(of_group), strict=True
-        ):
-            row[metric_name(score["metric"])] = f"{number(score['value'])} ({words})"
-        notes = dict.fromkeys(note for note in of_group["note"] if note)
-        rows.append({**row, "note": "; ".join(notes)})
+        rows.append(row | group_cells(of_group, metric_name))
     return table(pd.DataFrame(rows))
+
+
+def group_cells(scores: pd.DataFrame, name: Callable[[str], str]) -> dict[str, str]:
+    """Return a subgroup's metrics by their `name`, and what is to be said of them."""
+    of_group = zip(scores.to_dict("records"), intervals(scores), strict=True)
+    cells = {name(row["metric"]): f"{number(row['value'])} ({words})" for row, words in of_group}
+    notes = dict.fromkeys(note for note in scores["note"] if note)
+    return {**cells, "note": "; ".join(notes)}
 
 
 def subgroup_scores(
