@@ -239,6 +239,8 @@ def test_folds_have_a_report(made_up, repeats):
     matrix = rows_of(page, "<h2 id='calls'>")[2:]
     counts = [float(cell.split()[0]) for row in matrix for cell in row[1:]]
     assert sum(counts) == pytest.approx(60, abs=0.5)
+    calls = page.partition("<h2 id='calls'>")[2].partition("<h2 ")[0]
+    assert "what training varies by is counted" in calls
     assert "by the model that had not seen it" in " ".join(page.split())
 
 
