@@ -109,12 +109,12 @@ def reliability_of_calls(tested: ClassTable, bins: int = 8) -> Drawing:
         xlabel="probability of the most probable class", ylabel="share that is right", **UNIT
     )
     axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
-    words, true = [], tested.truth.argmax(axis=1)
+    words = []
     for probabilities, name, style in (
         (tested.probabilities, "as predicted", {"linestyle": "--", "alpha": 0.5}),
         (tested.calibrated, "scaled", {"linestyle": "-"}),
     ):
-        top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == true
+        right, top = metrics.top_class(tested.truth, probabilities)
         curve = metrics.reliability_curve(right, top, bins)
         axis.plot(curve["probability"], curve["observed"], marker="o", color=COLORS[0],
                   markersize=5, label=name, **style)  # fmt: skip
