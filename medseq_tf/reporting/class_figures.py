@@ -18,12 +18,10 @@ from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.explain.explanation import CLASS_COLORS, Explanation, slice_text
 from medseq_tf.evaluation.metrics.interval_text import number
 from medseq_tf.readers.classes import Classes
-from medseq_tf.reporting.figures import COLORS, FAINT, QUIET, Drawing, panel
+from medseq_tf.reporting.figures import COLORS, FAINT, QUIET, Drawing, unit_panel
 
 DASHES = ("", "6 3", "2 2")
 """As SVG writes them: one pattern more each time that the colours are used up."""
-
-UNIT = {"xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01)}
 
 
 class Line(NamedTuple):
@@ -64,8 +62,7 @@ def evaluation(tested: ClassTable) -> list[Drawing]:
 
 def roc(tested: ClassTable) -> Drawing:
     """Draw each class against the rest; of folds the mean of their curves; a dot for the calls."""
-    figure, axis = panel(xlabel="1 - specificity", ylabel="sensitivity", **UNIT)
-    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    figure, axis = unit_panel(xlabel="1 - specificity", ylabel="sensitivity")
     for i, line in _rankable(tested):
         axis.plot(*_mean_curve(tested, i), **line.style)
         has, called = tested.truth[:, i] == 1, tested.called == i
@@ -105,10 +102,9 @@ def _rankable(tested: ClassTable) -> Iterator[tuple[int, Line]]:
 
 def reliability_of_calls(tested: ClassTable, bins: int = 8) -> Drawing:
     """Draw how often the most probable class is right, by its probability, before and after."""
-    figure, axis = panel(
-        xlabel="probability of the most probable class", ylabel="share that is right", **UNIT
+    figure, axis = unit_panel(
+        xlabel="probability of the most probable class", ylabel="share that is right"
     )
-    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
     words = []
     for probabilities, name, style in (
         (tested.probabilities, "as predicted", {"linestyle": "--", "alpha": 0.5}),
@@ -134,8 +130,7 @@ def reliability_of_calls(tested: ClassTable, bins: int = 8) -> Drawing:
 
 def reliability(tested: ClassTable, bins: int = 6) -> Drawing:
     """Draw how often each class is the true one, by its scaled probability."""
-    figure, axis = panel(xlabel="scaled probability", ylabel="share that has the class", **UNIT)
-    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    figure, axis = unit_panel(xlabel="scaled probability", ylabel="share that has the class")
     for i, line in _rankable(tested):
         curve = metrics.reliability_curve(tested.truth[:, i], tested.calibrated[:, i], bins)
         axis.plot(curve["probability"], curve["observed"], marker="o", markersize=4, **line.style)

@@ -39,6 +39,13 @@ def panel(**settings: Any) -> tuple[Figure, Any]:
     return figure, axis
 
 
+def unit_panel(**settings: Any) -> tuple[Figure, Any]:
+    """Return a panel of two shares, with the diagonal where they are equal."""
+    figure, axis = panel(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), **settings)
+    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    return figure, axis
+
+
 def _legend(axis: Any, **settings: Any) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize="small", **settings)
@@ -94,10 +101,7 @@ def training(runs: Sequence[Run]) -> list[Drawing]:
 
 def roc(predictions: pd.DataFrame, labels: Sequence[str], resamples: int = 2000) -> Drawing:
     """Draw the ROC curve of each label, with its band, and the operating point."""
-    figure, axis = panel(
-        xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
-    )
-    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    figure, axis = unit_panel(xlabel="1 - specificity", ylabel="sensitivity")
     words = []
     for label, color, rows in _rankable(predictions, labels):
         for fold in _folds(rows):
@@ -149,13 +153,7 @@ def precision_recall(
 
 def reliability(predictions: pd.DataFrame, labels: Sequence[str], bins: int = 8) -> Drawing:
     """Draw the observed share of positives by predicted probability, before and after scaling."""
-    figure, axis = panel(
-        xlabel="predicted probability",
-        ylabel="observed share of positives",
-        xlim=(-0.01, 1.01),
-        ylim=(-0.01, 1.01),
-    )
-    axis.plot([0, 1], [0, 1], color=FAINT, zorder=0)
+    figure, axis = unit_panel(xlabel="predicted probability", ylabel="observed share of positives")
     words = []
     for label, color, rows in _rankable(predictions, labels):
         before = metrics.reliability_curve(*_arrays(rows), bins)
