@@ -27,6 +27,8 @@ import pandas as pd
 
 import medseq_tf
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.evaluation.metrics.interval_text import with_interval
+from medseq_tf.evaluation.scoring import confusion_table
 from medseq_tf.recipe import Experiment
 from medseq_tf.recipe.loading import from_values
 from medseq_tf.runs.run import Run
@@ -90,7 +92,7 @@ def main() -> None:
             minutes = (time.monotonic() - started) / 60
             print(f"{cohort}, {name}: {minutes:.1f} minutes", flush=True)
             tables[name] = _figures(run)
-            print(_confusion(run, prepared), flush=True)
+            print(_confusion(run), flush=True)
         counts = prepared.info["counts"]
         print(
             f"\n{cohort}: {counts['patients']} persons, {options.repeats} x {options.folds} folds"
@@ -138,32 +140,22 @@ def _figures(run: Run) -> dict[str, str]:
     table = run.metrics
     rows = table[(table["split"] == "test") & (table["label"] == "diagnosis")].set_index("metric")
     return {
-        name: f"{rows.at[name, 'value']:.3f} ({rows.at[name, 'low']:.3f} to "
-        f"{rows.at[name, 'high']:.3f})"
+        name: with_interval(*rows.loc[name, ["value", "low", "high"]])
         for name in SHOWN
         if name in rows.index
     }
 
 
-def _confusion(run: Run, prepared: Prepared) -> str:
+def _confusion(run: Run) -> str:
     """Return the mean confusion matrix of a repeat, as counts and shares of each row."""
-    tested = run.predictions[run.predictions["split"] == "test"]
-    names = prepared.label_names
-    wide = tested.pivot(index=["repeat", "study"], columns="label", values=["truth", "positive"])
-    truth = wide["truth"][names].to_numpy(float).argmax(1)
-    called = wide["positive"][names].to_numpy(float).argmax(1)
-    counts = pd.crosstab(truth, called).reindex(
-        index=range(len(names)), columns=range(len(names)), fill_value=0
-    )
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    cells = {
-        name: [
-            f"{counts.iat[i, j] / run.repeats:.1f} ({shares.iat[i, j]:.0%})"
-            for i in range(len(names))
-        ]
-        for j, name in enumerate(names)
-    }
-    return pd.DataFrame(cells, index=names).rename_axis("true \\ called").to_string()
+    cells = confusion_table(run.predictions[run.predictions["split"] == "test"], run.classes)
+    cells["cell"] = [
+        f"{count:.1f} ({share:.0%})"
+        for count, share in zip(cells["count"], cells["share"], strict=True)
+    ]
+    names = list(run.classes.names)
+    matrix = cells.pivot(index="true", columns="called", values="cell").loc[names, names]
+    return matrix.rename_axis("true \\ called").rename_axis(columns=None).to_string()
 
 
 if __name__ == "__main__":

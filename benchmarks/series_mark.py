@@ -27,6 +27,7 @@ import medseq_tf
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.evaluation.comparison import compare
+from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.runs.run import Run
 
 SHOWN = ("accuracy", "auroc", "log_loss")
@@ -103,7 +104,7 @@ def _table(runs: dict[bool, Run]) -> pd.DataFrame:
 
 def _shown(row: dict) -> str:
     value = row.get("difference", row.get("value"))
-    return f"{value:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return with_interval(value, row["low"], row["high"])
 
 
 if __name__ == "__main__":
