@@ -41,6 +41,7 @@ from medseq_tf.evaluation.metrics.class_estimates import ClassFigures, one_again
 from medseq_tf.evaluation.metrics.class_metrics import CLASS_METRICS, ClassPredictions
 from medseq_tf.evaluation.metrics.estimates import NAN, Estimate, difference_row, metric_row
 from medseq_tf.evaluation.metrics.point_metrics import Array
+from medseq_tf.evaluation.metrics.resampling import variance_of_mean
 from medseq_tf.readers.classes import Classes
 
 RANKING = ("auroc", "auroc_pairwise")
@@ -274,8 +275,7 @@ def _share(hits: Array, own: Array, folds: ClassFolds) -> Estimate:
     count = len(owners[0])
     if count < 2:
         return Estimate(value)
-    sums = np.bincount(owners[1], hits - value) / len(hits)
-    patients = float((sums**2).sum()) * count / (count - 1)
+    patients = variance_of_mean(hits - value, owners[1])
     of_fold = pd.Series(hits).groupby(folds.folds[own]).mean().to_dict()
     repeats = dict(zip(folds.folds, folds.repeats, strict=True))
     between = between_folds(of_fold, repeats, patients)

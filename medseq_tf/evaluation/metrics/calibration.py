@@ -31,6 +31,7 @@ from medseq_tf.evaluation.metrics.point_metrics import (
     ratio,
 )
 from medseq_tf.evaluation.metrics.proportions import effective_interval, wilson_interval
+from medseq_tf.evaluation.metrics.resampling import variance_of_mean
 
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest that `fit_temperature` gives."""
@@ -58,10 +59,8 @@ def observed_expected(
         return Estimate(note="no study, or no probability above 0")
     observed = float(known.labels.mean())
     rest = known.labels - observed / expected * known.probabilities
-    count = known.patients
-    sums = np.bincount(known.owners, rest) / len(rest)
-    variance = float((sums**2).sum()) * count / max(count - 1, 1)
-    low, high = effective_interval(observed, variance, count)
+    variance = variance_of_mean(rest, known.owners)
+    low, high = effective_interval(observed, variance, known.patients)
     value, low, high = (float(share / expected) for share in (observed, low, high))
     return Estimate(value, low, high)
 

@@ -18,6 +18,7 @@ from medseq_tf.evaluation.metrics.proportions import (
     effective_interval,
     wilson_interval,
 )
+from medseq_tf.evaluation.metrics.resampling import variance_of_mean
 from medseq_tf.evaluation.metrics.tables import label_difference
 from medseq_tf.readers.classes import Classes
 
@@ -177,8 +178,5 @@ def _share(hits: Array, owners: Array) -> Estimate:
     if count == len(hits):
         low, high = wilson_interval(hits.sum(), count)
         return Estimate(value, float(low), float(high), method="Wilson")
-    sums = np.bincount(owners, hits - value) / len(hits)
-    variance = float((sums**2).sum()) * count / (count - 1)
-    return Estimate(
-        value, *effective_interval(value, variance, count), method="Wilson, effective n"
-    )
+    bounds = effective_interval(value, variance_of_mean(hits - value, owners), count)
+    return Estimate(value, *bounds, method="Wilson, effective n")

@@ -156,3 +156,13 @@ def jackknife_variance(influence: Array) -> float:
     """The variance of a metric from its influences (groups,)."""
     count = len(influence)
     return float((influence**2).sum() / (count * (count - 1))) if count > 1 else float("nan")
+
+
+def variance_of_mean(deviations: Array, owners: Array) -> float:
+    """The variance over patients of a mean of studies, from their deviations (studies,) from it.
+
+    `owners` (studies,) number the patients from 0, leaving no number out.
+    """
+    sums = np.bincount(owners, deviations) / len(deviations)
+    count = len(sums)
+    return float((sums**2).sum()) * count / max(count - 1, 1)
