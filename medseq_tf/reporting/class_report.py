@@ -51,10 +51,9 @@ def with_calls(
     return predictions.assign(positive=table.spread(is_called, predictions))
 
 
-def calls_of(predictions: pd.DataFrame, classes: Classes) -> dict[str, str]:
+def calls_of(table: ClassTable) -> dict[str, str]:
     """Return the called class by study; of repeated folds that of the first repeat."""
-    table = ClassTable.of(predictions, classes)
-    names = pd.Series(np.array(classes.names, object)[table.called], table.studies["study"])
+    names = pd.Series(np.array(table.classes.names, object)[table.called], table.studies["study"])
     return names[~names.index.duplicated()].to_dict()
 
 
@@ -150,13 +149,16 @@ def metric_tables(
 
 def calls(
     run: Run,
-    classes: Classes,
+    table: ClassTable,
     predictions: pd.DataFrame,
     groups: pd.DataFrame | None,
     selected: str,
 ) -> dict[str, Any]:
-    """Return what is said of the calls: the confusion matrix, calibration, subgroups, studies."""
-    table = ClassTable.of(predictions, classes)
+    """Return what is said of the calls: the confusion matrix, calibration, subgroups, studies.
+
+    `table` are the predictions as arrays.
+    """
+    classes = table.classes
     by_group = tables.subgroup_scores(predictions, classes.names, groups, selected, classes)
     fitted = [model.temperatures.get(classes.column, 1.0) for model in run.folds or [run]]
     return {

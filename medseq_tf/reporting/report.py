@@ -98,7 +98,7 @@ def _explain_chosen(run: Run, prepared: Prepared, costs: np.ndarray | None) -> l
     if classes := run.classes:
         predictions = class_report.with_calls(run.predictions, classes, costs)
         chosen = choose_studies(predictions, classes=classes)
-        called = class_report.calls_of(predictions, classes)
+        called = class_report.calls_of(ClassTable.of(predictions, classes))
         return explain_studies(run, prepared, [(study, called[study]) for study in chosen])
     labels = prepared.label_names
     wrong = 3 if len(labels) == 1 else 1
@@ -159,15 +159,16 @@ def page(
     drawings = figures.training(run.folds or [run])
     if not predictions.empty:
         if classes:
-            tested = ClassTable.of(predictions, classes)
-            evaluated = class_figures.evaluation(tested.known)
+            table = ClassTable.of(predictions, classes)
+            known = table.known
+            evaluated = class_figures.evaluation(known)
             context |= {
-                **class_report.summary(scores, tested.known),
+                **class_report.summary(scores, known),
                 **class_report.metric_tables(run, classes, scores, predictions),
                 **_common(run, scores),
-                **class_report.calls(run, classes, predictions, groups, selected),
+                **class_report.calls(run, table, predictions, groups, selected),
             }
-            called = class_report.calls_of(predictions, classes)
+            called = class_report.calls_of(table)
             explained = [
                 class_report.explained(study, called[study.study], images) for study in explanations
             ]
