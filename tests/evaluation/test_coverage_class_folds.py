@@ -6,25 +6,16 @@ more of them.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "coverage_class_folds.py"
+from benchmark_modules import benchmark
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    specification = importlib.util.spec_from_file_location("coverage_class_folds", SOURCE)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["coverage_class_folds"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["coverage_class_folds"]
+    with benchmark("coverage_class_folds") as module:
+        yield module
 
 
 @pytest.mark.parametrize("name", ["nothing to learn", "hard", "many features"])

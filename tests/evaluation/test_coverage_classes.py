@@ -6,26 +6,17 @@ The standard error of a coverage of 0.95 is 0.013 with 300 draws and 0.022 with 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from benchmark_modules import benchmark
 
 from medseq_tf.evaluation import metrics
-
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "coverage_classes.py"
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    specification = importlib.util.spec_from_file_location("coverage_classes", SOURCE)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["coverage_classes"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["coverage_classes"]
+    with benchmark("coverage_classes") as module:
+        yield module
 
 
 def check(tables, floor, mean):

@@ -6,29 +6,20 @@ them. Everything goes through `scoring.score` and `comparison.compare_tables`.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from benchmark_modules import benchmark
 
 from medseq_tf.evaluation import comparison, scoring
-
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "coverage_folds.py"
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    specification = importlib.util.spec_from_file_location("coverage_folds", SOURCE)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["coverage_folds"] = module
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["coverage_folds"]
+    with benchmark("coverage_folds") as module:
+        yield module
 
 
 def table(scores, folds, repeats, half):
