@@ -13,7 +13,7 @@ from keras import ops
 from medseq_tf.layers import RecurrentLayer
 from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice, child_seeds
 from medseq_tf.models.aggregator import Aggregator
-from medseq_tf.models.pooling import GatedAttention, Pooling, SliceScores
+from medseq_tf.models.pooling import GatedAttention, Pooling, SliceScores, Statistics
 from medseq_tf.models.transformer import Transformer
 from medseq_tf.models.volume import VolumeNetwork
 from medseq_tf.recipe import BACKWARD_READOUTS, AnyAggregator, choices
@@ -143,6 +143,7 @@ AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
     "max": partial(Pooling, mode="max"),
     "sum": partial(Pooling, mode="sum"),
     "log_sum_exp": partial(Pooling, mode="log_sum_exp"),
+    "statistics": Statistics,
     "attention": GatedAttention,
     "transformer": Transformer,
     "slice_scores": partial(SliceScores, dtype="float32"),  # as the head's logits

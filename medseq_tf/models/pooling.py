@@ -1,12 +1,13 @@
 """Aggregators that take no notice of order.
 
-Fixed summaries of features (mean, sum, maximum, log-sum-exp) or of each slice's scores, and gated
-attention.
+Fixed summaries of features (mean, sum, maximum, log-sum-exp, several statistics at once) or of each
+slice's scores, and gated attention.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -15,9 +16,9 @@ from keras import ops
 from medseq_tf.layers.layer import Shape, Tensor, Training, check_choice, child_seeds, dense
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models.aggregator import Aggregator
+from medseq_tf.recipe import STATISTICS, choices
 from medseq_tf.recipe import Pooling as PoolingSettings
 from medseq_tf.recipe import SliceScores as SliceScoresSettings
-from medseq_tf.recipe import choices
 
 MODES = choices(PoolingSettings, "name")
 
@@ -62,6 +63,54 @@ class Pooling(Aggregator):
         powers = zero_padding(ops.exp(self.sharpness * over), mask)
         count = ops.cast(ops.expand_dims(lengths, 1), features.dtype)
         return highest + ops.log(ops.sum(powers, axis=1) / count) / self.sharpness
+
+
+@keras.saving.register_keras_serializable(package="medseq_tf")
+class Statistics(Aggregator):
+    """Mean, maximum and standard deviation of each feature over the real slices, and their number.
+
+    The standard deviation is that of the population, the root of the mean squared distance from the
+    mean: 0 for one slice, where it has no gradient. Neither the order of the slices nor padding
+    changes anything.
+
+    Args:
+        of: which of `mean`, `max`, `std` and `count`, in the order that they have in the vector.
+
+    Returns:
+        `(B, F * (those of mean, max, std) + (1 with count))`.
+    """
+
+    def __init__(self, of: Sequence[str], **kwargs: Any):
+        super().__init__(**kwargs)
+        for statistic in of:
+            check_choice("of", statistic, STATISTICS)
+        self.of = list(of)
+        self.mean = Pooling("mean", name="mean", dtype=self.dtype_policy)
+        self.max = Pooling("max", name="max", dtype=self.dtype_policy)
+        self.mean_square = Pooling("mean", name="mean_square", dtype="float32")
+
+    def call(self, features: Tensor, lengths: Tensor, training: Training = None) -> Tensor:
+        """Return the statistics of the real slices, side by side."""
+        mean = self.mean(features, lengths)
+        vectors = {
+            "mean": mean,
+            "max": self.max(features, lengths),
+            "std": self._deviation(features, mean, lengths),
+            "count": ops.expand_dims(lengths, 1),
+        }
+        chosen = [ops.cast(vectors[statistic], features.dtype) for statistic in self.of]
+        return ops.concatenate(chosen, axis=-1)
+
+    def _deviation(self, features: Tensor, mean: Tensor, lengths: Tensor) -> Tensor:
+        distance = ops.cast(features - ops.expand_dims(mean, 1), "float32")
+        variance = self.mean_square(ops.square(distance), lengths)
+        varies = variance > 0  # the root has no gradient at 0
+        return ops.where(varies, ops.sqrt(ops.where(varies, variance, 1.0)), 0.0)
+
+    def compute_output_shape(self, features_shape: Shape) -> Shape:
+        """Return the shape of the vectors."""
+        width = sum(1 if statistic == "count" else features_shape[-1] for statistic in self.of)
+        return (features_shape[0], width)
 
 
 @keras.saving.register_keras_serializable(package="medseq_tf")

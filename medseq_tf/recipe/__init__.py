@@ -28,6 +28,7 @@ from medseq_tf.recipe.loading import (
 from medseq_tf.recipe.model import (
     BACKWARD_READOUTS,
     KINDS,
+    STATISTICS,
     AnyAggregator,
     AnyEncoder,
     Attention,
@@ -43,6 +44,7 @@ from medseq_tf.recipe.model import (
     Recurrent,
     Segmenter,
     SliceScores,
+    Statistics,
     Transformer,
 )
 from medseq_tf.recipe.settings import (
@@ -72,6 +74,7 @@ __all__ = [
     "MONITORS",
     "MONITORS_OF",
     "PIXEL_LOSSES",
+    "STATISTICS",
     "AnyAggregator",
     "AnyEncoder",
     "Attention",
@@ -108,6 +111,7 @@ __all__ = [
     "Settings",
     "SliceScores",
     "Split",
+    "Statistics",
     "SyntheticLesions",
     "Transformer",
     "check_meaning",

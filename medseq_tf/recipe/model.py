@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from medseq_tf.recipe.settings import (
     Count,
@@ -18,10 +18,17 @@ from medseq_tf.recipe.settings import (
     Stages,
     Units,
     choices,
+    distinct,
     settings_in,
 )
 
 Activation = Literal["relu", "selu", "gelu", "elu", "silu", "tanh", "linear"]
+
+
+Statistic = Literal["mean", "max", "std", "count"]
+STATISTICS: tuple[str, ...] = get_args(Statistic)
+
+SomeStatistics = Annotated[list[Statistic], Field(min_length=1), AfterValidator(distinct)]
 
 
 class FeatureSimilaritySettings(Settings):
@@ -159,6 +166,15 @@ class Pooling(Settings):
     """Of `log_sum_exp`: near 0 it is the mean, large the maximum; read only there."""
 
 
+class Statistics(Settings):
+    """Several fixed summaries of the features of all slices side by side, whatever their order."""
+
+    name: Literal["statistics"] = "statistics"
+    of: SomeStatistics = ["mean", "max", "std"]
+    """`mean`, `max` and `std`, the standard deviation, of each feature over the slices (0 for one
+    slice); `count`: the number of slices."""
+
+
 class Attention(Settings):
     """Gated attention (Ilse et al. 2018): a learned weighted mean of the slices, in any order."""
 
@@ -229,7 +245,7 @@ class Head(Settings):
 
 
 AnyEncoder = ConvFSM | KerasApplication | Pixels | Segmenter
-AnyAggregator = Recurrent | Pooling | Attention | Transformer | SliceScores | Cnn3D
+AnyAggregator = Recurrent | Pooling | Statistics | Attention | Transformer | SliceScores | Cnn3D
 
 
 class Model(Settings):

@@ -43,6 +43,13 @@ def ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def distinct(values: list[str]) -> list[str]:
+    """Return values of which none is there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("names one twice")
+    return values
+
+
 Range = Annotated[tuple[float, float], pydantic.AfterValidator(ordered)]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from model_checks import aggregator
 from scipy.special import logsumexp, softmax
 
-from medseq_tf.models.pooling import Pooling
+from medseq_tf.models.applications import dtype_policy
+from medseq_tf.models.pooling import Pooling, Statistics
 
 LENGTHS = np.array([5, 1, 3], "int32")
 ORDER_BLIND = {
@@ -15,6 +18,7 @@ ORDER_BLIND = {
     "max": {},
     "sum": {},
     "log_sum_exp": {"sharpness": 3.0},
+    "statistics": {"of": ["std", "count", "mean"]},
     "attention": {"units": 4, "dropout": 0.5},
     "transformer": {"units": 8, "heads": 2, "feed_forward": 6},
 }
@@ -45,6 +49,43 @@ def test_log_sum_exp_does_not_overflow(features):
     np.testing.assert_allclose(got, Pooling("max")(features * 1e4, LENGTHS), rtol=1e-4)
 
 
+STATISTICS = {
+    "mean": lambda x: x.mean(0),
+    "max": lambda x: x.max(0),
+    "std": lambda x: x.std(0),
+    "count": lambda x: [len(x)],
+}
+
+
+@pytest.mark.parametrize("of", [["mean", "max", "std"], ["count", "std", "max"], ["std"]])
+def test_statistics_are_those_of_the_real_slices_in_the_order_that_is_asked_for(features, of):
+    got = np.asarray(aggregator("statistics", of=of)(features, LENGTHS))
+    for study, length, vector in zip(features, LENGTHS, got, strict=True):
+        expected = np.concatenate([STATISTICS[name](study[:length]) for name in of])
+        np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+
+def test_features_that_do_not_vary_have_a_deviation_of_0_and_a_finite_gradient(features):
+    features[2] = features[2, 0]
+    layer = aggregator("statistics", of=["std"])
+    with tf.GradientTape() as tape:
+        studies = tf.constant(features)
+        tape.watch(studies)
+        deviations = layer(studies, LENGTHS)
+    assert not np.asarray(deviations)[1].any(), "one slice"
+    np.testing.assert_allclose(np.asarray(deviations)[2], 0, atol=1e-6)
+    gradient = np.asarray(tape.gradient(deviations, studies))
+    assert np.isfinite(gradient).all()
+    assert not gradient[1].any()
+
+
+def test_a_deviation_does_not_overflow_in_half_precision(features):
+    with dtype_policy(keras.DTypePolicy("mixed_float16")):
+        layer = aggregator("statistics", of=["std"])
+    got = np.asarray(layer(features * 1e3, LENGTHS), "float32")
+    np.testing.assert_allclose(got[0], 1e3 * features[0].std(0), rtol=5e-3)
+
+
 def test_gated_attention_is_the_equation_of_the_paper(features):
     layer = aggregator("attention", units=4)
     vectors = np.asarray(layer(features, LENGTHS))
@@ -71,3 +112,5 @@ def test_order_changes_nothing(features, name, rng):
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="mode is one of mean, max, sum, log_sum_exp"):
         Pooling("median")
+    with pytest.raises(ValueError, match="of is one of mean, max, std, count, got 'median'"):
+        Statistics(["mean", "median"])

@@ -16,6 +16,7 @@ ORDER_BLIND = {
     "sum": {"name": "sum"},
     "max": {"name": "max"},
     "log_sum_exp": {"name": "log_sum_exp"},
+    "statistics": {"name": "statistics", "of": ["mean", "max", "std", "count"]},
     "attention": {"name": "attention", "units": 4},
     "transformer": {"name": "transformer", "units": 8, "heads": 2, "feed_forward": 6},
     "slice_scores": {"name": "slice_scores"},
