@@ -38,7 +38,7 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
         has = f"{count} classes of {printable(classes.column)}" if classes else str(count)
         wrong.append(f"{_labels(needs.labels)} (it has {has})")
         options.append("--column NAME")
-    lacks_masks = needs.masks and not _has_masks(prepared)
+    lacks_masks = needs.masks and not has_masks(prepared)
     if lacks_masks:
         wrong.append("lesion masks (it has none; the readers atlas and demo store them)")
     if wrong:
@@ -84,5 +84,6 @@ def _labels(count: int) -> str:
     return "1 label" if count == 1 else f"{count} labels"
 
 
-def _has_masks(prepared: Prepared) -> bool:
+def has_masks(prepared: Prepared) -> bool:
+    """Whether any study has lesion masks."""
     return any(prepared.masks(row, [0]) is not None for row in range(len(prepared)))

@@ -1,0 +1,251 @@
+"""The plan: what it is made of, that it is the same again, and what is wrong in an edited one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from medseq_tf.automl.candidates import CT_WINDOWS, Candidate, candidates_for
+from medseq_tf.automl.fingerprint import fingerprint_of
+from medseq_tf.automl.plan import Plan, load_plan, make_plan
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def demo(demo_data):
+    return Prepared.load(demo_data)
+
+
+@pytest.fixture(scope="module")
+def plan(demo):
+    return make_plan(demo)
+
+
+def changed(prepared, **columns):
+    """The same data set with other columns in its table of studies."""
+    return dataclasses.replace(prepared, studies=prepared.studies.assign(**columns))
+
+
+def with_positive(prepared, count):
+    labels = np.arange(len(prepared)) < count
+    return changed(prepared, **{"label.lesion": labels.astype(float)})
+
+
+def edited(plan, tmp_path, **changes):
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(plan.to_yaml()) | changes))
+    return file
+
+
+def test_a_fingerprint_says_what_the_data_set_holds(demo):
+    cohort = fingerprint_of(demo)
+    studies = demo.studies
+    assert cohort.patients == studies["patient_id"].nunique() == 40
+    assert cohort.kinds == {
+        "lesion positive": int((studies["label.lesion"] == 1).sum()),
+        "lesion negative": int((studies["label.lesion"] == 0).sum()),
+    }
+    assert cohort.slices[2] == studies["slices"].median()
+    assert (cohort.slices[0], cohort.slices[4]) == (
+        studies["slices"].min(),
+        studies["slices"].max(),
+    )
+    assert cohort.masks
+    assert cohort.volumes
+    assert cohort.healthy == cohort.kinds["lesion negative"]
+
+
+def test_a_patient_of_two_studies_counts_once(demo):
+    patients = demo.studies["patient_id"].to_numpy().copy()
+    patients[:10] = patients[0]
+    cohort = fingerprint_of(changed(demo, patient_id=patients))
+    assert (cohort.studies, cohort.patients) == (40, 31)
+
+
+def test_classes_are_counted_by_class(class_data):
+    prepared = Prepared.load(class_data)
+    cohort = fingerprint_of(prepared)
+    assert list(cohort.kinds) == prepared.label_names
+    assert sum(cohort.kinds.values()) == 40
+    assert cohort.healthy == 0
+
+
+def test_the_same_data_give_the_same_plan(demo, demo_data, plan):
+    again = make_plan(Prepared.load(demo_data))
+    assert again.to_yaml().encode() == plan.to_yaml().encode()
+    assert again.digest() == plan.digest()
+    other = make_plan(demo, seed=1)
+    assert other.digest() != plan.digest()
+    assert (other.fold_of(demo) != plan.fold_of(demo)).any()
+
+
+def test_a_plan_is_read_back_equal(plan, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(plan.to_yaml())
+    assert load_plan(file) == plan
+
+
+def test_every_patient_is_in_one_fold_of_each_repeat(demo, plan):
+    folds = plan.fold_of(demo)
+    assert folds.shape == (5, 40)
+    for of_repeat in folds:
+        assert set(of_repeat) == set(range(plan.folds))
+        positives = np.bincount(of_repeat, weights=demo.labels[:, 0])
+        assert np.ptp(positives) <= 1
+    assert len({tuple(of_repeat) for of_repeat in folds}) == 5
+
+
+@pytest.mark.parametrize(("positive", "folds", "conclude"), [(9, 4, False), (10, 4, True)])
+def test_few_patients_have_fewer_folds_and_no_conclusion(demo, positive, folds, conclude):
+    plan = make_plan(with_positive(demo, positive))
+    assert (plan.folds, plan.conclude) == (folds, conclude)
+    assert any("nothing is concluded" in note for note in plan.notes) == (not conclude)
+
+
+def test_25_patients_of_the_rarer_kind_have_five_folds(demo):
+    copy = demo.studies.assign(
+        patient_id=demo.studies["patient_id"] + "b",
+        study_id=demo.studies["study_id"] + "b",
+        slice_hashes=[None] * len(demo),
+    )
+    twice = dataclasses.replace(demo, studies=pd.concat([demo.studies, copy], ignore_index=True))
+    assert fingerprint_of(twice).rarest >= 25
+    assert make_plan(twice).folds == 5
+
+
+def test_too_few_patients_are_refused(demo):
+    with pytest.raises(InputError, match="lesion positive has 3 patients, and 4 folds take"):
+        make_plan(with_positive(demo, 3))
+    assert make_plan(with_positive(demo, 3), folds=3).folds == 3
+
+
+def test_arguments_that_mean_nothing_are_refused(demo):
+    with pytest.raises(InputError, match=r"minutes = 0: should be above 0"):
+        make_plan(demo, minutes=0)
+    with pytest.raises(InputError, match=r"folds = 2: .* at least 3"):
+        make_plan(demo, folds=2)
+
+
+def test_sites_are_kept_whole(demo):
+    sites = np.array(["A", "B", "C", "D", "E", "F"], object)[np.arange(40) % 6]
+    prepared = changed(demo, site=sites)
+    plan = make_plan(prepared)
+    assert (plan.by, plan.repeats) == ("site", 1)
+    folds = plan.fold_of(prepared)[0]
+    assert all(len(set(folds[sites == site])) == 1 for site in set(sites))
+    with pytest.raises(InputError, match="whole sites are divided in one way"):
+        make_plan(prepared, repeats=2)
+
+
+def test_sites_that_fill_no_folds_are_noted(demo):
+    prepared = changed(demo, site=np.where(np.arange(40) < 20, "A", "B"))
+    plan = make_plan(prepared)
+    assert plan.by == "patient"
+    assert any("2 sites cannot be kept whole" in note for note in plan.notes)
+
+
+def test_the_data_sets_own_test_patients_take_no_part(demo):
+    split = np.array(["train"] * 30 + ["test"] * 10, object)
+    plan = make_plan(changed(demo, split=split))
+    assert plan.cohort.set_aside == 10
+    folds = plan.fold_of(changed(demo, split=split))
+    assert (folds[:, 30:] == -1).all()
+    assert (folds[:, :30] >= 0).all()
+
+
+def test_candidates_stand_from_the_simplest_to_the_most_complex(plan):
+    assert [candidate.complexity for candidate in plan.candidates] == list(
+        range(len(plan.candidates))
+    )
+    kinds = [candidate.kind for candidate in plan.candidates]
+    assert kinds == sorted(kinds)  # linear before network
+    assert plan.candidates[0].role == "reference"
+    minutes = [c.minutes for c in plan.candidates if c.kind == "network"]
+    assert sum(minutes) == pytest.approx(0.7 * plan.minutes, abs=0.2)
+
+
+def test_settings_follow_the_fingerprint(demo):
+    cohort = fingerprint_of(demo)
+    ct = cohort.model_copy(update={"unit": "HU", "modality": "CT", "size": 128, "masks": False})
+    made = {c.name: c for c in candidates_for(ct, 3, 10.0, has_weights=False)}
+    recipe = made["fsm_bilstm"].experiment()
+    assert [list(window) for window in recipe.input.windows] == CT_WINDOWS
+    assert (recipe.input.size, recipe.seed) == (64, 3)
+    assert "segmenter" not in made
+    many = cohort.model_copy(update={"patients": 5000})
+    made = {c.name: c for c in candidates_for(many, 0, 10.0, has_weights=False)}
+    assert made["fsm_bilstm"].experiment().sequence.per_study == 1
+
+
+def test_overrides_reach_the_recipe_as_they_are():
+    values = {"input.windows": [[40, 80]], "fit.monitor": "loss", "optimizer.learning_rate": 1e-5}
+    candidate = Candidate(
+        name="one", kind="network", recipe="fsm_bilstm", overrides=values, complexity=0, reason=""
+    )
+    recipe = candidate.experiment()
+    assert recipe.name == "one"
+    assert recipe.input.windows == [(40.0, 80.0)]
+    assert recipe.optimizer.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fold": 5}, r"fold: unknown key \(did you mean folds\?\); valid: seed, folds"),
+        ({"folds": 2}, r"folds = 2: should be greater than or equal to 3"),
+        ({"seed": "x"}, r"seed = 'x': should be a valid integer"),
+        ({"candidates": []}, r"candidates: List should have at least 1 item"),
+    ],
+)
+def test_an_edited_plan_that_is_wrong_is_one_line(plan, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_plan(edited(plan, tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_candidate_that_is_wrong_is_one_line(plan, demo, tmp_path):
+    values = yaml.safe_load(plan.to_yaml())["candidates"]
+    values[1]["recipes"] = values[1].pop("recipe")
+    with pytest.raises(InputError, match=r"candidates.1.recipe: is missing|unknown key"):
+        load_plan(edited(plan, tmp_path, candidates=values))
+    values = yaml.safe_load(plan.to_yaml())["candidates"]
+    with pytest.raises(InputError, match="handcrafted stands twice"):
+        load_plan(edited(plan, tmp_path, candidates=[values[1], values[1]]))
+    with pytest.raises(InputError, match="one of kind linear and role baseline is needed"):
+        load_plan(edited(plan, tmp_path, candidates=values[2:]))
+    values[-1]["overrides"]["fit.epoch"] = 3
+    broken = load_plan(edited(plan, tmp_path, candidates=values[-1:] + values[1:2]))
+    with pytest.raises(
+        InputError, match=r"candidate fsm_bilstm: unknown key fit.epoch .did you mean epochs"
+    ):
+        broken.check(demo)
+
+
+def test_a_plan_for_another_cohort_is_refused(plan, demo, class_data):
+    with pytest.raises(InputError, match="was made for another data set"):
+        plan.check(Prepared.load(class_data))
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "folds: 5\nfolds: 6"])
+def test_what_is_no_plan_is_one_line(tmp_path, text):
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"plan\.yaml: ") as caught:
+        load_plan(file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_plan(tmp_path / "none.yaml")
+
+
+def test_the_text_gives_every_candidate_with_its_reason(plan):
+    text = plan.text()
+    for candidate in plan.candidates:
+        assert candidate.name in text
+        assert candidate.reason in text
+    assert plan.digest()[:12] in text
+    assert isinstance(plan, Plan)
