@@ -176,6 +176,12 @@ def _limits(metric: str, labels: list[LabelFolds]) -> list[str]:
     ]
 
 
+def auroc_estimate(labels: list[LabelFolds]) -> Estimate:
+    """The mean AUROC of labels, or of classes each against the rest, with its interval."""
+    remarks = [words for label in labels for words in label.left_out]
+    return _estimate("auroc", labels, *_components("auroc", labels, None, False), remarks)
+
+
 # ----------------------------------------------------------------------------- two recipes
 
 
