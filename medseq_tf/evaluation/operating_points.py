@@ -136,11 +136,15 @@ def unseen(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_folds(
-    predictions: pd.DataFrame, labels: Sequence[str], rule: str = DEFAULT_RULE
+    predictions: pd.DataFrame,
+    labels: Sequence[str],
+    rule: str = DEFAULT_RULE,
+    exported: int | None = None,
 ) -> dict[str, OperatingPoint]:
     """Choose thresholds on all patients, and measure them with each fold left out of the choice.
 
-    The predictions are as for `unseen`, the rule is `fit.threshold` of the recipe.
+    The predictions are as for `unseen`, the rule is `fit.threshold` of the recipe, and `exported`
+    how many models' mean the run exports, if it is not one a fold.
     """
     table = unseen(predictions).assign(threshold=0.5, split="test", repeat=1)
     points = {}
@@ -162,7 +166,7 @@ def of_folds(
             "" if note else _by(rule, HELD_OUT),
             *_patients(truth, table.loc[own, "patient"].to_numpy()),
             models=int(predictions["repeat"].nunique()),
-            members=int(predictions["fold"].nunique()),
+            members=int(predictions["fold"].nunique()) if exported is None else exported,
             note=note,
         )
     held_out = cross_validation.held_out(table, labels)
@@ -250,7 +254,9 @@ def measured(point: Mapping[str, Any]) -> str:
         if value is not None
     )
     one = "one model" if point["models"] == 1 else f"the mean of {point['models']} models"
+    members = point["members"]
+    exported = f"mean of all {members}" if members != 1 else "one that learned from all patients"
     return (
         f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
-        f"mean of all {point['members']}, which is exported, was not measured itself"
+        f"{exported}, which is exported, was not measured itself"
     )

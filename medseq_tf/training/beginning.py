@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -69,16 +70,8 @@ class Request:
             InputError: the folder is in use, or the run there is another.
         """
         folder = self.folder
-        if not (folder / "run.json").is_file():
-            # run.json is written last: without it, the others are of a run that never began.
-            taken = not folder.is_dir() or any(
-                f.name not in BEGINNING and not f.name.startswith(".") for f in folder.iterdir()
-            )
-            if folder.exists() and taken:
-                raise InputError(f"{folder}: is in use and holds no run; choose another --out")
+        if not has_begun(folder, self.resume):
             return {}
-        if not self.resume:
-            raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
         run = Run.open(folder)
         self._check_same(run)
         return run.info
@@ -147,8 +140,8 @@ class Request:
         covariate_values(prepared, list(prepared.covariates))
         new_model(recipe, prepared)
 
-    def begin(self, splits: Splits) -> None:
-        """Write what a run begins with, `run.json` last."""
+    def begin(self, splits: Splits, **about: Any) -> None:
+        """Write what a run begins with, `run.json` last, with what else is to stand in it."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "experiment.yaml", self.recipe.to_yaml())
@@ -163,6 +156,7 @@ class Request:
                 "folds": len(splits) // self.repeats if isinstance(splits, list) else None,
                 "repeats": self.repeats,
                 **self._sites(splits),
+                **about,
                 **environment(),
             },
         )
@@ -176,6 +170,25 @@ class Request:
         studies = self.prepared.studies
         tested = [split["test"] for split in splits if isinstance(split, dict)]
         return {"fold_sites": [sites.named(studies.iloc[rows]) for rows in tested]}
+
+
+def has_begun(folder: Path, resume: bool, beginning: Sequence[str] = BEGINNING) -> bool:
+    """Return whether a run is in a folder, to be resumed; `beginning`: what one begins with.
+
+    Raises:
+        InputError: the folder is in use, or there is a run, and none is to be resumed.
+    """
+    if not (folder / "run.json").is_file():
+        # run.json is written last: without it, the others are of a run that never began.
+        taken = not folder.is_dir() or any(
+            f.name not in beginning and not f.name.startswith(".") for f in folder.iterdir()
+        )
+        if folder.exists() and taken:
+            raise InputError(f"{folder}: is in use and holds no run; choose another --out")
+        return False
+    if not resume:
+        raise InputError(f"{folder}: a run is there already; choose another --out, or --resume")
+    return True
 
 
 def new_model(recipe: Experiment, prepared: Prepared, **arguments: Any) -> SequenceClassifier:

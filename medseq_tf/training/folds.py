@@ -85,21 +85,9 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     """Write the results of all folds together."""
     runs = whole.folds
     pooled = of_folds([run.predictions for run in runs], whole)
-    tested = pooled[pooled["split"] == "test"]
-    points = {}
-    if not prepared.classes:
-        rule = whole.experiment.fit.threshold
-        points = operating_points.of_folds(tested, prepared.label_names, rule)
-    studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
-    if selection.note(whole.experiment, studies):
-        points = operating_points.without_intervals(points)
-    unseen = operating_points.unseen(tested).assign(split="validation")
-    temperatures, unscaled = fit_temperatures(unseen, prepared.classes)
     origins = set(selection.origins(whole.experiment))
     notes = [
-        *operating_points.notes(points),
         *operating_points.notes_of_folds([run.operating_points for run in runs]),
-        *(note.replace("validation's", "the held-out patients'") for note in unscaled),
         *_by_fold(
             [[note for note in run.notes if note not in origins] for run in runs], whole.fold_sites
         ),
@@ -107,7 +95,42 @@ def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:
     files, alone = [run.path / COVARIATES_ALONE for run in runs], None
     if all(file.is_file() for file in files):
         alone = of_folds([pd.read_parquet(file) for file in files], whole)
-    write_results(whole, prepared, Results(pooled, points, temperatures, notes, alone), tracker)
+    write_pooled(whole, prepared, pooled, notes, alone, tracker)
+
+
+def write_pooled(
+    whole: Run,
+    prepared: Prepared,
+    pooled: pd.DataFrame,
+    notes: Sequence[str],
+    alone: pd.DataFrame | None,
+    tracker: AnyTracker,
+    exported: int | None = None,
+) -> None:
+    """Write the results of all folds of a run, called by its held-out predictions of all patients.
+
+    Args:
+        whole: the run.
+        prepared: its data set.
+        pooled: the predictions of all folds, as `of_folds` joins them.
+        notes: what is to be said of them.
+        alone: what is predicted from covariates alone, of the same studies.
+        tracker: where figures go.
+        exported: how many models' mean the run exports, if it is not one a fold.
+    """
+    tested = pooled[pooled["split"] == "test"]
+    points = {}
+    if not prepared.classes:
+        rule = whole.experiment.fit.threshold
+        points = operating_points.of_folds(tested, prepared.label_names, rule, exported)
+    studies = prepared.studies[prepared.studies["study_id"].isin(tested["study"])]
+    if selection.note(whole.experiment, studies):
+        points = operating_points.without_intervals(points)
+    unseen = operating_points.unseen(tested).assign(split="validation")
+    temperatures, unscaled = fit_temperatures(unseen, prepared.classes)
+    unscaled = [note.replace("validation's", "the held-out patients'") for note in unscaled]
+    said = [*operating_points.notes(points), *unscaled, *notes]
+    write_results(whole, prepared, Results(pooled, points, temperatures, said, alone), tracker)
     for row in fold_summary(tested, prepared.classes).itertuples():
         name = f"test_{row.metric}{name_of_label(row.label, prepared)}"
         tracker.metrics({f"{name}_fold_mean": row.mean, f"{name}_fold_sd": row.sd})
