@@ -1,0 +1,331 @@
+"""The linear head that is solved, not trained: L2 logistic regression on one vector a study.
+
+The vectors are standardised by the studies that it learns from. What is minimised is what
+scikit-learn's `LogisticRegression` minimises: the sum of the weighted losses times the strength C,
+plus half the sum of the squared weights; the bias is free. It is solved by L-BFGS-B (Byrd et al.
+1995) in the principal axes of the vectors, of which there are no more than studies and in which the
+minimum is the same, each axis scaled by the curvature that it begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp, softmax
+
+from medseq_tf.models.losses import class_weights, label_weights
+from medseq_tf.readers.classes import LABELS
+
+STRENGTHS = np.logspace(-2, 4, 13)
+"""Those that `auto` tries, each over the number of features that vary: so the spread of a logit
+does not depend on that number."""
+
+DEFAULT_STRENGTH = 1.0
+"""Likewise, where too few patients are known to choose one, see `fit_linear`."""
+
+INNER_FOLDS = 5
+
+RISES = 3
+"""Strengths in a row at which the loss is above the least so far, after which no more are tried."""
+
+VARIES = 1e-5
+"""A feature whose deviation is not above this share of its mean is left out."""
+
+TOLERANCE = 1e-7
+INNER_TOLERANCE = 1e-3
+"""Largest derivative, by an axis scaled to a curvature of 1, that is left of the summed loss."""
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A fitted linear head.
+
+    Attributes:
+        kernel: `(features, outputs)` float64, of vectors as they are, not standardised.
+        bias: `(outputs,)`.
+        strength: C of each label, or the one of the classes.
+        outputs: what the vectors tell of: `labels`, or classes.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    strength: tuple[float, ...]
+    outputs: str
+
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the log-odds of labels, or the scores of classes that a softmax takes.
+
+        Args:
+            vectors: `(studies, features)`.
+
+        Returns:
+            `(studies, outputs)`.
+        """
+        return np.asarray(vectors, np.float64) @ self.kernel + self.bias
+
+    def probabilities(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the probability of each label or class, `(studies, outputs)`."""
+        logits = self.logits(vectors)
+        return expit(logits) if self.outputs == LABELS else softmax(logits, axis=1)
+
+
+def fit_linear(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    outputs: str,
+    patients: Sequence[str] | np.ndarray,
+    strength: Literal["auto"] | float = "auto",
+    weights: str | list[float] = "none",
+    seed: int = 0,
+) -> LinearFit:
+    """Fit a linear head to the vectors of some studies.
+
+    Labels are fitted one by one, each to the studies of which it is known; classes together, by the
+    softmax, two classes as one label.
+
+    `auto` is the strength of a fixed grid with the least log loss of the studies that are left out,
+    with all of their patient's, in five stratified folds; the vectors are standardised once for all
+    of them. Who is the only patient of a class is never left out. Unless two classes have two
+    patients, the strength is 1 over the number of features that vary.
+
+    Where nothing is known of a class, or of one side of a label, it gets the probability that half
+    a study would give it, whatever the vector.
+
+    Args:
+        vectors: `(studies, features)`.
+        labels: `(studies, outputs)`, 1 and 0, NaN where unknown; of classes one-hot.
+        outputs: `labels`, or `classes` or `ordered`, whose order is not read.
+        patients: `(studies,)`, the patient of each.
+        strength: C, or `auto`.
+        weights: as `recipe.Loss.weights`.
+        seed: decides who is left out together.
+    """
+    task = _Task(_Axes(vectors), np.asarray(patients), strength, seed)
+    labels = np.asarray(labels, np.float64)
+    if outputs == LABELS:
+        each = zip(labels.T, *label_weights(labels, weights), strict=True)
+        columns, chosen = zip(*(task.of_label(*of_one) for of_one in each), strict=True)
+        coefficients = np.stack(columns, axis=1)
+    else:
+        coefficients, one_strength = task.of_classes(labels, class_weights(labels, weights))
+        chosen = (one_strength,)
+    return LinearFit(*task.axes.back(coefficients), chosen, outputs)
+
+
+class _Axes:
+    """Vectors `(studies, features)`, standardised, in their principal axes.
+
+    Attributes:
+        varies: `(features,)`, which features are not left out.
+        values: `(studies, axes)`.
+        sizes: `(axes,)`, the sum of the squares of each.
+    """
+
+    def __init__(self, vectors: np.ndarray):
+        vectors = np.asarray(vectors, np.float64)
+        mean, deviation = vectors.mean(axis=0), vectors.std(axis=0)
+        self.varies = deviation > VARIES * np.abs(mean)
+        self._mean, self._deviation = mean[self.varies], deviation[self.varies]
+        self._standardised = (vectors[:, self.varies] - self._mean) / self._deviation
+        self._are_many = len(vectors) <= self.varies.sum()
+        rows = self._standardised if self._are_many else self._standardised.T
+        sizes, axes = np.linalg.eigh(rows @ rows.T)
+        kept = sizes > 1e-12 * sizes.max(initial=0.0)
+        self.sizes, self._axes = sizes[kept], axes[:, kept]
+        if self._are_many:
+            self.values = self._axes * np.sqrt(self.sizes)
+        else:
+            self.values = self._standardised @ self._axes
+
+    def back(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return kernel `(features, outputs)` and bias `(outputs,)` of vectors as they are.
+
+        Args:
+            coefficients: `(axes + 1, outputs)`, the bias last.
+        """
+        by_axis, bias = coefficients[:-1], coefficients[-1]
+        if self._are_many:
+            by_study = self._axes @ (by_axis / np.sqrt(self.sizes)[:, None])
+            by_feature = self._standardised.T @ by_study
+        else:
+            by_feature = self._axes @ by_axis
+        kernel = np.zeros((len(self.varies), by_axis.shape[1]))
+        kernel[self.varies] = by_feature / self._deviation[:, None]
+        return kernel, bias - self._mean @ kernel[self.varies]
+
+
+class _Task(NamedTuple):
+    """What is to be fitted, but for labels or classes: see `fit_linear`."""
+
+    axes: _Axes
+    patients: np.ndarray
+    strength: Literal["auto"] | float
+    seed: int
+
+    def of_label(
+        self, labels: np.ndarray, positive_weight: float, negative_weight: float
+    ) -> tuple[np.ndarray, float]:
+        """Return coefficients `(axes + 1,)` and strength of one label `(studies,)`."""
+        positive, negative = labels == 1, labels == 0
+        if not (positive.any() and negative.any()):
+            constant = np.zeros(len(self.axes.sizes) + 1)
+            constant[-1] = np.log((positive.sum() + 0.5) / (negative.sum() + 0.5))
+            return constant, self._scaled(DEFAULT_STRENGTH)
+        kind = np.where(positive, 1, np.where(negative, 0, -1))
+        weights = positive_weight * positive + negative_weight * negative
+        coefficients, strength = self._solve(positive[:, None].astype(float), weights, kind)
+        return coefficients[:, 0], strength
+
+    def of_classes(self, classes: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return coefficients `(axes + 1, classes)` and strength of one-hot classes."""
+        known = ~np.isnan(classes).any(axis=1)
+        classes = np.where(known[:, None], classes, 0.0)
+        there = np.flatnonzero(classes.any(axis=0))
+        coefficients = np.zeros((len(self.axes.sizes) + 1, classes.shape[1]))
+        strength = self._scaled(DEFAULT_STRENGTH)
+        if len(there) == 2:
+            lower, upper = there
+            label = np.where(known, classes[:, upper], np.nan)
+            half, strength = self.of_label(label, weight[upper], weight[lower])
+            coefficients[:, there] = half[:, None] / 2 * [-1, 1]
+        elif len(there) > 2:
+            kind = np.where(known, classes.argmax(axis=1), -1)
+            coefficients[:, there], strength = self._solve(
+                classes[:, there], classes @ weight, kind
+            )
+        absent = np.setdiff1d(np.arange(classes.shape[1]), there)
+        if len(there) and len(absent):
+            scores = _scores(self.axes.values, coefficients[:, there])
+            sums = logsumexp(scores, axis=1)
+            coefficients[-1, absent] = sums.mean() - np.log(2 * known.sum())
+        return coefficients, strength
+
+    def _scaled(self, strength: float) -> float:
+        """Return a strength over the number of features that vary, where `auto` is asked for."""
+        if self.strength != "auto":
+            return self.strength
+        return float(strength / max(self.axes.varies.sum(), 1))
+
+    def _solve(
+        self, targets: np.ndarray, weights: np.ndarray, kind: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """Return coefficients `(axes + 1, outputs)` and strength.
+
+        Args:
+            targets: `(studies, outputs)`: one output of 1 and 0, or several, one-hot.
+            weights: `(studies,)` of the loss, 0 where it is unknown.
+            kind: `(studies,)`, the number of the class or the label's side; -1 where unknown.
+        """
+        strength = self._scaled(DEFAULT_STRENGTH)
+        folds = _inner_folds(kind, self.patients, self.seed)
+        if self.strength == "auto" and folds is not None:
+            strength = self._choose(targets, weights, folds)
+        start = np.zeros((len(self.axes.sizes) + 1, 1, targets.shape[1]))
+        solved = _minimum(self.axes, targets, weights[:, None], strength, start, TOLERANCE)
+        return solved[:, 0], strength
+
+    def _choose(self, targets: np.ndarray, weights: np.ndarray, folds: np.ndarray) -> float:
+        """Return the strength of the least loss of the studies that are left out."""
+        left_out = folds[:, None] == np.arange(INNER_FOLDS)
+        shown = weights[:, None] * ~left_out
+        coefficients = np.zeros((len(self.axes.sizes) + 1, INNER_FOLDS, targets.shape[1]))
+        losses: list[float] = []
+        for strength in STRENGTHS:
+            strength = self._scaled(strength)
+            coefficients = _minimum(
+                self.axes, targets, shown, strength, coefficients, INNER_TOLERANCE
+            )
+            by_study, _ = _losses(_scores(self.axes.values, coefficients), targets)
+            losses.append(float(weights @ (by_study * left_out).sum(axis=1)))
+            if len(losses) - np.argmin(losses) > RISES:
+                break
+        return self._scaled(STRENGTHS[np.argmin(losses)])
+
+
+def _inner_folds(kind: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray | None:
+    """Return in which fold each study is left out, -1: in none; None where that tells nothing.
+
+    Patients are dealt out at random, kind by kind; a patient of several kinds is of the highest.
+    """
+    names, number = np.unique(patients, return_inverse=True)
+    of_patient = np.full(len(names), -1)
+    np.maximum.at(of_patient, number, kind)
+    counts = np.bincount(of_patient[of_patient >= 0])
+    if (counts >= 2).sum() < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(of_patient[order], kind="stable")]
+    order = order[(of_patient[order] >= 0) & (counts[of_patient[order]] >= 2)]
+    fold = np.full(len(names), -1)
+    fold[order] = np.arange(len(order)) % INNER_FOLDS
+    return fold[number]
+
+
+def _scores(values: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    """Return `(studies, ...)` of values `(studies, axes)` and coefficients `(axes + 1, ...)`."""
+    return np.tensordot(values, coefficients[:-1], 1) + coefficients[-1]
+
+
+def _losses(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return losses `(studies, problems)` and their derivatives by the scores, as these.
+
+    Args:
+        scores: `(studies, problems, outputs)`.
+        targets: `(studies, outputs)`: one output of 1 and 0, or several, one-hot.
+    """
+    targets = targets[:, None]
+    if targets.shape[-1] == 1:
+        losses = np.logaddexp(0.0, scores) - targets * scores
+        return losses[..., 0], expit(scores) - targets
+    scores = scores - scores.max(axis=-1, keepdims=True)
+    powers = np.exp(scores)
+    sums = powers.sum(axis=-1, keepdims=True)
+    losses = np.log(sums[..., 0]) - (targets * scores).sum(axis=-1)
+    return losses, powers / sums - targets
+
+
+def _minimum(
+    axes: _Axes,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    strength: float,
+    start: np.ndarray,
+    tolerance: float,
+) -> np.ndarray:
+    """Minimise the weighted sums of the losses plus the penalty, of several problems side by side.
+
+    Args:
+        axes: the vectors.
+        targets: as of `_losses`.
+        weights: `(studies, problems)`.
+        strength: C.
+        start: coefficients `(axes + 1, problems, outputs)`, the bias last.
+        tolerance: largest derivative that is left, by coefficients that are scaled by `scale`.
+
+    Returns:
+        Coefficients, as `start`.
+    """
+    outputs = max(targets.shape[1], 2)
+    curvature = (outputs - 1) / outputs**2  # of the loss where all classes are as likely
+    sizes = np.append(axes.sizes / len(weights), 1.0)
+    penalty = np.append(np.full(len(axes.sizes), 1 / strength), 0.0)[:, None, None]
+    scale = 1 / np.sqrt(curvature * np.outer(sizes, weights.sum(axis=0))[..., None] + penalty)
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        coefficients = flat.reshape(start.shape) * scale
+        losses, derivatives = _losses(_scores(axes.values, coefficients), targets)
+        derivatives *= weights[..., None]
+        shrunk = penalty * coefficients
+        slope = np.empty_like(coefficients)
+        slope[:-1] = np.tensordot(axes.values.T, derivatives, 1)
+        slope[-1] = derivatives.sum(axis=0)
+        total = (weights * losses).sum() + (shrunk * coefficients).sum() / 2
+        return total, ((slope + shrunk) * scale).ravel()
+
+    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000, "maxcor": 20}
+    found = minimize(value, (start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(start.shape) * scale
