@@ -1,4 +1,4 @@
-"""Networks of `keras.applications`, up to one output, with their weights."""
+"""Networks of `keras.applications`, and one like them, up to some outputs, with their weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,11 @@ import numpy as np
 
 from medseq_tf.errors import InputError, did_you_mean
 from medseq_tf.layers.layer import child_seeds
+from medseq_tf.models import efficientnet_lite
 
 POOLINGS = {"average": "avg", "max": "max"}
+OURS = {"EfficientNetLite0": efficientnet_lite.EfficientNetLite0}
+"""Networks that `keras.applications` lacks."""
 
 # The statistics that Keras's EfficientNet files hold as mean and variance (RGB).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,30 +30,33 @@ PIXELS = 2 * 224 * 224
 
 
 def find(name: str) -> Callable[..., keras.Model]:
-    """Return the function of `keras.applications` that makes the network of this name.
+    """Return the function, of `keras.applications` or `OURS`, that makes the network of this name.
 
     Raises:
         InputError: if there is none, with the names most like it.
     """
-    function = getattr(keras.applications, name, None)
+    function = OURS.get(name) or getattr(keras.applications, name, None)
     if inspect.isfunction(function):
         return function
-    known = [n for n, f in vars(keras.applications).items() if inspect.isfunction(f)]
+    known = sorted(n for n, f in vars(keras.applications).items() if inspect.isfunction(f))
     raise InputError(
         f"model.encoder.network = {name}: keras.applications has no such network"
-        f"{did_you_mean(name, known)}; it has {', '.join(sorted(known))}"
+        f"{did_you_mean(name, [*known, *OURS])}; it has {', '.join(known)}; there is also "
+        f"{', '.join(OURS)}"
     )
 
 
 def preprocessing(name: str) -> Callable[[Any], Any]:
     """Return what turns pictures in 0..255 into the network's input, its module's own."""
+    if name in OURS:
+        return efficientnet_lite.preprocess_input
     module = find(name).__module__.rpartition(".")[2]
     return getattr(keras.applications, module).preprocess_input
 
 
 def network(
     name: str,
-    output: str,
+    output: str | Sequence[str],
     input_shape: tuple[int, int, int],
     weights: str | None = "none",
     seed: int | None = None,
@@ -58,11 +64,12 @@ def network(
     """Return a network from preprocessed pictures to features, under the dtype policy set.
 
     Args:
-        name: in `keras.applications`.
+        name: in `keras.applications` or `OURS`.
         output: `average` or `max`: the last feature map, pooled over height and width; or a layer's
             name: its output, pooled by `average` where it is a map. A layer of the classification
             top needs pictures of the network's own size. Names that Keras numbers through a
-            session (`activation_94`) are counted from the network's first.
+            session (`activation_94`) are counted from the network's first. Several names give
+            their features one after the other, in this order.
         input_shape: `(H, W, 3)`.
         weights: `imagenet`, a file's path, `none` (random, see `randomize`), or None: whatever
             Keras draws, for weights that are set later.
@@ -75,12 +82,17 @@ def network(
         InputError: if there is no such network or layer, `input_shape` does not fit, or the weights
             cannot be had or do not fit.
     """
-    whole, options = _unweighted(name, output, input_shape)
-    if weights == "imagenet":
+    outputs = [output] if isinstance(output, str) else list(output)
+    whole, options = _unweighted(name, outputs, input_shape)
+    if weights is None or weights == "none":
+        pass
+    elif name in OURS and (weights == "imagenet" or os.fspath(weights).endswith(".pth")):
+        efficientnet_lite.load_weights(whole, weights)
+    elif weights == "imagenet":
         whole = _download(name, options)
-    elif weights not in (None, "none"):
+    else:
         _load(whole, name, os.fspath(weights), options)
-    model = whole if output in POOLINGS else _up_to(output, whole, name)
+    model = whole if "pooling" in options else _up_to(outputs, whole, name)
     if weights == "none":
         randomize(model, preprocessing(name), seed)
     generators = [g for g in map(_seed_generator, model.layers) if g is not None]
@@ -98,15 +110,15 @@ def _seed_generator(layer: keras.layers.Layer) -> Any:
 
 
 def _unweighted(
-    name: str, output: str, input_shape: tuple[int, int, int]
+    name: str, outputs: list[str], input_shape: tuple[int, int, int]
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """Return the whole network that has this output, and the options that it is made with.
+    """Return the whole network that has these outputs, and the options that it is made with.
 
-    It has its classification top only where the output is a layer of that.
+    It has its classification top only where an output is a layer of that.
     """
     options: dict[str, Any] = {"include_top": False, "input_shape": input_shape}
-    if output in POOLINGS:
-        options["pooling"] = POOLINGS[output]
+    if len(outputs) == 1 and outputs[0] in POOLINGS:
+        options["pooling"] = POOLINGS[outputs[0]]
     try:
         whole = _construct(name, None, options)
     except ValueError as error:
@@ -114,22 +126,31 @@ def _unweighted(
         raise InputError(
             f"input.size: slices of {height} x {width} do not fit {name}: {_first_line(error)}"
         ) from None
-    if output in POOLINGS or output in named_layers(whole):
+    layers = [output for output in outputs if output not in POOLINGS]
+    above = [output for output in layers if output not in named_layers(whole)]
+    if not above:
         return whole, options
+    last_map = [*named_layers(whole)][-1]
     options = {"include_top": True}
     whole = _construct(name, None, options)
     known = named_layers(whole)
-    if output not in known:
-        raise InputError(
-            f"model.encoder.output = {output}: {name} has no such layer"
-            f"{did_you_mean(output, known)}; give average, max or a layer's name"
-        )
+    for output in above:
+        if output not in known:
+            raise InputError(
+                f"model.encoder.output = {output}: {name} has no such layer"
+                f"{did_you_mean(output, known)}; give average, max or a layer's name"
+            )
     own, asked = whole.input_shape[1:3], input_shape[:2]
     if own != asked:
         raise InputError(
-            f"model.encoder.output = {output}: this layer of {name} needs slices of {own[0]} x "
+            f"model.encoder.output = {above[0]}: this layer of {name} needs slices of {own[0]} x "
             f"{own[1]}, got {asked[0]} x {asked[1]}; set input.size={own[0]}, or "
             "model.encoder.output=average for any size"
+        )
+    if layers != outputs:
+        raise InputError(
+            f"model.encoder.output = [{', '.join(outputs)}]: average and max cannot be joined with "
+            f"{above[0]}, a layer of the classification top; name {last_map} in their place"
         )
     return whole, options
 
@@ -138,6 +159,8 @@ def _construct(name: str, weights: str | None, options: dict[str, Any]) -> keras
     with warnings.catch_warnings():
         # MobileNet warns that at sizes of one's own it takes the weights of 224 pixels, as wanted.
         warnings.simplefilter("ignore")
+        if name in OURS:
+            return find(name)(**options)
         return find(name)(weights=weights, **options)
 
 
@@ -173,16 +196,29 @@ def _automatic_name(layer: keras.layers.Layer) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _up_to(output: str, whole: keras.Model, name: str) -> keras.Model:
-    features = named_layers(whole)[output].output
+def _up_to(outputs: list[str], whole: keras.Model, name: str) -> keras.Model:
+    """Return the network up to these outputs, made vectors and joined."""
+    if len(outputs) == 1:
+        features = _vectors(outputs[0], whole, name, "average")
+    else:
+        vectors = [_vectors(output, whole, name, f"{output}_pooled") for output in outputs]
+        features = keras.layers.Concatenate(name="joined")(vectors)
+    return keras.Model(whole.input, features, name=whole.name)
+
+
+def _vectors(output: str, whole: keras.Model, name: str, pooling: str) -> Any:
+    """Return one output, by a layer of the name `pooling` where it is a map."""
+    features = whole.output if output in POOLINGS else named_layers(whole)[output].output
     if len(features.shape) == 4:
-        features = keras.layers.GlobalAveragePooling2D(name="average")(features)
+        kinds = {"max": keras.layers.GlobalMaxPooling2D}
+        pool = kinds.get(output, keras.layers.GlobalAveragePooling2D)
+        features = pool(name=pooling)(features)
     if len(features.shape) != 2:
         raise InputError(
             f"model.encoder.output = {output}: this layer of {name} gives neither a vector nor a "
             "map; give average, max or another layer's name"
         )
-    return keras.Model(whole.input, features, name=whole.name)
+    return features
 
 
 @contextmanager

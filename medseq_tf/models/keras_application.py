@@ -22,7 +22,7 @@ CHUNK = 16
 
 @keras.saving.register_keras_serializable(package="medseq_tf")
 class KerasNetwork(Layer):
-    """A network of `keras.applications` up to one output, for slices in [0, 1].
+    """A network as those of `keras.applications` up to its outputs, for slices in [0, 1].
 
     It brings its own preprocessing, and has no part in lengths and padding: it sees slices one by
     one. Frozen layers are never trained, and batch normalisation among them keeps its moving
@@ -33,8 +33,8 @@ class KerasNetwork(Layer):
     weights. Set `source` ahead of `build` for others than random ones.
 
     Args:
-        application: name of the network in `keras.applications`.
-        output_name: `average`, `max` or a layer's name, see `applications.network`.
+        application: name of the network, see `applications.find`.
+        output_name: `average`, `max` or a layer's name, or several, see `applications.network`.
         frozen: `all`, `none`, or how many of its layers, from the first.
         seed: seed of random weights and of the network's own dropout.
 
@@ -57,14 +57,14 @@ class KerasNetwork(Layer):
     def __init__(
         self,
         application: str,
-        output_name: str,
+        output_name: str | Sequence[str],
         frozen: str | int,
         seed: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.application = application
-        self.output_name = output_name
+        self.output_name = output_name if isinstance(output_name, str) else list(output_name)
         self.frozen = frozen
         self.seed = seed
         self.source: str | None = "none"

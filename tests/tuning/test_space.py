@@ -57,6 +57,14 @@ def test_a_point_is_a_recipe():
     assert made.base == recipes.load("fsm_bilstm", ["fit.epochs=7"])
 
 
+def test_depths_of_an_encoder_are_a_choice():
+    depths = {"model.encoder.output": {"choice": ["average", ["block3_pool", "average"]]}}
+    made = Space.load(space(depths, recipe="vgg19_lstm"))
+    first, second = (made.experiment({"model.encoder.output": e}) for e in made.settings[0].ends)
+    assert first.model.encoder.output == "average"
+    assert second.model.encoder.output == ["block3_pool", "average"]
+
+
 def test_null_switches_a_setting_off():
     assert Space.load(space(SOME)).experiment({"augment.rotation": "null"}).augment.rotation is None
 
