@@ -49,3 +49,19 @@ def no_server(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def automatic(demo_data, tmp_path_factory):
+    """A finished automatic run of one label, whose members read slices in different ways."""
+    from automatic_run import automatic_run
+
+    return automatic_run(demo_data, tmp_path_factory.mktemp("automatic") / "auto")
+
+
+@pytest.fixture(scope="session")
+def automatic_classes(class_data, tmp_path_factory):
+    """The same of three classes."""
+    from automatic_run import automatic_run
+
+    return automatic_run(class_data, tmp_path_factory.mktemp("automatic") / "auto")

@@ -5,6 +5,7 @@ Of a segmenter also how many pixels of each study's lesion it finds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,6 +142,13 @@ def study_probabilities(
     check_finite(total, store.prepared, rows)
     with np.errstate(invalid="ignore"):
         return total / count[:, None]
+
+
+def weighted_mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Return the mean of arrays of one shape by weights that add up to 1."""
+    if len(set(weights)) == 1:
+        return np.mean(values, axis=0)
+    return np.tensordot(np.asarray(weights), np.asarray(values), axes=1)
 
 
 def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray) -> None:

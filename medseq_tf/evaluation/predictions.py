@@ -17,10 +17,10 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation import metrics, operating_points
 from medseq_tf.evaluation.class_table import ClassTable
-from medseq_tf.evaluation.inference import Predictions, study_predictions
+from medseq_tf.evaluation.inference import Predictions, study_predictions, weighted_mean
 from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.evaluation.unseen_data import fitting
-from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.input.slice_store import SliceStore, SliceStores
 from medseq_tf.readers.classes import Classes
 from medseq_tf.runs.run import Run
 
@@ -76,6 +76,17 @@ def _is_called(probabilities: np.ndarray, costs: np.ndarray | None) -> np.ndarra
     known = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     is_called[known, metrics.call(probabilities[known], costs)] = True
     return is_called
+
+
+def with_calls(
+    predictions: pd.DataFrame, classes: Classes | None, costs: np.ndarray | None
+) -> pd.DataFrame:
+    """Return predictions with the calls of least expected cost; as they are without costs."""
+    if costs is None or classes is None:
+        return predictions
+    table = ClassTable.of(predictions, classes)
+    is_called = _is_called(table.probabilities, costs)
+    return predictions.assign(positive=table.spread(is_called, predictions))
 
 
 def by_study(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -214,6 +225,7 @@ def predict_split(
 ) -> pd.DataFrame:
     """Return a run's predictions, as `Evaluation.predictions`, of one split of a data set.
 
+    Those of an automatic run for its own data are the out-of-fold ones that it keeps.
     Classes are called by what a wrong call costs, `costs` (true, called), if that is given.
 
     Raises:
@@ -222,18 +234,20 @@ def predict_split(
     if split not in SPLIT_NAMES:
         raise InputError(f"split = {split!r}: expected one of {', '.join(SPLIT_NAMES)}")
     run.require_finished()
-    if run.folds and split == "validation":
-        raise InputError(
-            f"{run.path}: the folds' validation studies overlap; evaluate a fold by itself, such "
-            f"as {run.path / 'fold_1'}"
-        )
-    store = SliceStore(fitting(run, prepared, split), (run.folds or [run])[0].experiment)
+    if run.cross_validated and split == "validation":
+        overlap = "the folds' validation studies overlap"
+        instead = f"; evaluate a fold by itself, such as {run.path / 'fold_1'}" if run.folds else ""
+        raise InputError(f"{run.path}: {overlap}{instead}")
+    prepared = fitting(run, prepared, split)
     if split == "all":
-        predictions = _predict_all(run, store, costs)
-    elif run.folds:
-        predictions = _predict_folds(run, store, split, costs)
-    else:
+        predictions = _predict_all(run, prepared, costs)
+    elif not run.cross_validated:
+        store = SliceStore(prepared, run.experiment)
         predictions = _predict_own(run, store, split, costs)
+    elif run.folds:
+        predictions = _predict_folds(run, SliceStore(prepared, run.experiment), split, costs)
+    else:
+        predictions = with_calls(stored_predictions(run, split), run.classes, costs)
     if predictions.empty:
         raise InputError(f"{run.path}: the run has no {split} study; choose another --split")
     return predictions
@@ -243,7 +257,7 @@ def stored_predictions(run: Run, split: str) -> pd.DataFrame:
     """Return the predictions of one split that a run keeps, with its cuts."""
     predictions = run.predictions
     of_split = predictions[predictions["split"] == split]
-    return of_split if run.folds else with_cuts(of_split, stored_cuts(run))
+    return of_split if run.cross_validated else with_cuts(of_split, stored_cuts(run))
 
 
 def stored_cuts(run: Run) -> dict[str, dict[str, float]]:
@@ -283,16 +297,17 @@ def _predict_own(run: Run, store: SliceStore, split: str, costs: np.ndarray | No
     return with_cuts(calibrated(table, run.temperatures, run.classes), stored_cuts(run))
 
 
-def _predict_all(run: Run, store: SliceStore, costs: np.ndarray | None) -> pd.DataFrame:
-    """Return the mean of a run's models, at the run's own thresholds, as `export` writes it."""
-    rows = np.arange(len(store.prepared))
-    members = [
-        study_predictions(member.model(), store, rows, member.experiment)
-        for member in run.folds or [run]
-    ]
-    mean = members[0]
-    if len(members) > 1:  # there is no mask that the folds have in common
-        mean = Predictions(np.mean([member.probabilities for member in members], axis=0))
-    table = predictions_table(store.prepared, rows, mean, "all", run.thresholds, costs)
-    cuts = {} if run.folds else stored_cuts(run)
+def _predict_all(run: Run, prepared: Prepared, costs: np.ndarray | None) -> pd.DataFrame:
+    """Return the weighted mean of a run's members, at its own thresholds, as `export` writes it."""
+    rows, members, stores = np.arange(len(prepared)), run.require_members(), SliceStores(prepared)
+    predicted = []
+    for member, _ in members:
+        recipe = member.experiment
+        predicted.append(study_predictions(member.model(), stores.of(recipe), rows, recipe))
+    mean = predicted[0]
+    if len(members) > 1:  # there is no mask that they have in common
+        weights = [member.weight for member in members]
+        mean = Predictions(weighted_mean([one.probabilities for one in predicted], weights))
+    table = predictions_table(prepared, rows, mean, "all", run.thresholds, costs)
+    cuts = {} if run.cross_validated else stored_cuts(run)
     return with_cuts(calibrated(table, run.temperatures, run.classes), cuts)

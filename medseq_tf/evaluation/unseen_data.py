@@ -57,14 +57,14 @@ def fitting(run: Run, prepared: Prepared, split: str) -> Prepared:
 
 
 def with_covariates_of(run: Run, prepared: Prepared) -> Prepared:
-    """Return a data set whose covariates are read as a run's recipe and data set have them.
+    """Return a data set whose covariates are read as a run's members and data set have them.
 
     What it lacks, or has as a category that the run does not know, is missing, and noted.
 
     Raises:
         InputError: a number there is a category here, or the other way round.
     """
-    names = run.experiment.model.covariates
+    names = run.covariates
     return read_as(prepared, covariates_of(run.dataset), names) if names else prepared
 
 
@@ -124,11 +124,12 @@ def _check_unseen(run: Run, prepared: Prepared) -> None:
 def audit_splits(run: Run, prepared: Prepared) -> leakage.Audit:
     """Return what the splits, or the folds, of a run share."""
     fitting(run, prepared, "test")
-    if not run.folds:
+    if not run.cross_validated:
         return leakage.audit(prepared, run.splits)
+    splits, folds = run.splits_by_fold, run.info["folds"]
     audits = [
-        leakage.audit(prepared, [fold.splits for fold in run.of_repeat(repeat)])
-        for repeat in range(1, run.repeats + 1)
+        leakage.audit(prepared, splits[start : start + folds])
+        for start in range(0, len(splits), folds)
     ]
     if len(audits) == 1:
         return audits[0]

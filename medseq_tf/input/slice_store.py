@@ -153,6 +153,29 @@ class SliceStore:
         return ranges
 
 
+class SliceStores:
+    """The slices of a prepared data set for several recipes, a store for each kind of input.
+
+    Args:
+        prepared: The prepared data set.
+    """
+
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+        self._stores: dict[str, SliceStore] = {}
+
+    def of(self, experiment: Experiment) -> SliceStore:
+        """Return the slices as a recipe asks for them.
+
+        Raises:
+            InputError: See `SliceStore`.
+        """
+        kind = experiment.input.model_dump_json()
+        if kind not in self._stores:
+            self._stores[kind] = SliceStore(self.prepared, experiment)
+        return self._stores[kind]
+
+
 def _intensity_dtype(prepared: Prepared) -> np.dtype:
     storage = prepared.info["storage"]
     return np.dtype(np.int16 if storage["offset"] else storage["dtype"])

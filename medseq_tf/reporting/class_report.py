@@ -39,18 +39,6 @@ def sentences(classes: Classes) -> dict[str, str]:
     }
 
 
-def with_calls(
-    predictions: pd.DataFrame, classes: Classes, costs: np.ndarray | None
-) -> pd.DataFrame:
-    """Return predictions with the calls of least expected cost; as they are without costs."""
-    if costs is None:
-        return predictions
-    table = ClassTable.of(predictions, classes)
-    called = metrics.call(table.probabilities, costs)
-    is_called = called[:, None] == np.arange(len(classes.names))
-    return predictions.assign(positive=table.spread(is_called, predictions))
-
-
 def calls_of(table: ClassTable) -> dict[str, str]:
     """Return the called class by study; of repeated folds that of the first repeat."""
     names = pd.Series(np.array(table.classes.names, object)[table.called], table.studies["study"])
@@ -143,7 +131,7 @@ def metric_tables(
         "metric_table": class_tables.metric_rows(together(scores, classes)),
         "class_metric_table": class_tables.by_class(scores, classes),
         "interval_methods": class_tables.interval_methods(scores, classes),
-        "fold_table": class_tables.folds(predictions, classes) if run.folds else None,
+        "fold_table": class_tables.folds(predictions, classes) if run.cross_validated else None,
     }
 
 

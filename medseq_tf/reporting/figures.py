@@ -67,6 +67,8 @@ def _arrays(rows: pd.DataFrame, column: str = "probability") -> tuple[np.ndarray
 
 def training(runs: Sequence[Run]) -> list[Drawing]:
     """Draw loss and monitored metric by epoch, a line per run."""
+    if not runs:
+        return []
     monitor = runs[0].experiment.fit.monitor
     name = "AUROC" if monitor == "auroc" else monitor.replace("_", " ")
     losses, left = panel(xlabel="epoch", ylabel="loss")

@@ -36,7 +36,7 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
     return render_markdown(
         "model_card.md.j2",
         run=run,
-        folds=run.folds,
+        folds=run.cross_validated,
         recipe=recipe,
         dataset=dataset,
         counts=dataset["counts"],
@@ -68,11 +68,11 @@ def series_in_words(run: Run) -> str | None:
 
 def _partitions(run: Run) -> str:
     """Return how the patients are divided."""
-    if not run.folds:
+    if not run.cross_validated:
         return ", ".join(f"{split} {len(ids)}" for split, ids in run.splits.items()) + " studies"
     if run.fold_sites:
         return f"each site tested by a model trained without it: {', '.join(run.fold_sites)}"
-    folds = f"{len(run.folds) // run.repeats} folds over all patients, each tested once"
+    folds = f"{run.info['folds']} folds over all patients, each tested once"
     return folds if run.repeats == 1 else f"{folds} in each of {run.repeats} repeats"
 
 

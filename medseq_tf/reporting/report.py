@@ -24,6 +24,7 @@ from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.evaluation.evaluate import read_costs
 from medseq_tf.evaluation.explain.explain import choose_studies, explain_studies
 from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
+from medseq_tf.evaluation.predictions import with_calls
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import destination, write_text
 from medseq_tf.reporting import class_figures, class_report, class_tables, figures, tables
@@ -96,7 +97,7 @@ def _is_report(path: Path) -> bool:
 def _explain_chosen(run: Run, prepared: Prepared, costs: np.ndarray | None) -> list[Explanation]:
     """Explain three surest wrong calls and a right one of each class; of many labels, one each."""
     if classes := run.classes:
-        predictions = class_report.with_calls(run.predictions, classes, costs)
+        predictions = with_calls(run.predictions, classes, costs)
         chosen = choose_studies(predictions, classes=classes)
         called = class_report.calls_of(ClassTable.of(predictions, classes))
         return explain_studies(run, prepared, [(study, called[study]) for study in chosen])
@@ -142,7 +143,7 @@ def page(
     classes = run.classes
     context = {
         "run": run,
-        "folds": run.folds,
+        "folds": run.cross_validated,
         "split": split,
         "title_suffix": TITLE_SUFFIX,
         "limits_of_use": LIMITS_OF_USE,
@@ -153,10 +154,10 @@ def page(
         **_data(run, audit),
     }
     if classes:
-        predictions = class_report.with_calls(predictions, classes, costs)
+        predictions = with_calls(predictions, classes, costs)
         scores = class_report.with_scores(run, classes, predictions, scores, costs)
         context |= class_report.data(run, classes, predictions, split, costs)
-    drawings = figures.training(run.folds or [run])
+    drawings = figures.training([member.run for member in run.members])
     if not predictions.empty:
         if classes:
             table = ClassTable.of(predictions, classes)
@@ -231,7 +232,7 @@ def _metrics(run: Run, scores: pd.DataFrame) -> dict[str, Any]:
     """Return the table of metrics, and that of the folds."""
     return {
         "metric_table": tables.metric_rows(scores),
-        "fold_table": tables.folds(run.predictions) if run.folds else None,
+        "fold_table": tables.folds(run.predictions) if run.cross_validated else None,
     }
 
 

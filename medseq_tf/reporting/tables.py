@@ -114,10 +114,10 @@ def labels(counts: Mapping[str, Mapping[str, int]]) -> Table:
 
 def splits(run: Run) -> Table:
     """Count the studies of each split, or the test studies of each fold."""
-    if folds := run.folds:
+    if run.cross_validated:
         names = [f"site {site}" for site in run.fold_sites]
-        names = names or [f"fold {number}" for number in range(1, len(folds) + 1)]
-        tested = [len(fold.splits["test"]) for fold in folds]
+        tested = [len(fold["test"]) for fold in run.splits_by_fold]
+        names = names or [f"fold {number}" for number in range(1, len(tested) + 1)]
         rows = list(zip(names, tested, strict=True))
     else:
         rows = [(split, len(studies)) for split, studies in run.splits.items()]

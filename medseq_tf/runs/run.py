@@ -10,18 +10,22 @@ covariates_alone.parquet   the same, of a regression on the data set's covariate
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
 fold_1/ ...          with --folds: one such run per fold, of all repeats, the pooled figures above
+plan.yaml            of an automatic run: what it tried; the runs that it predicts with are
+                     `members` in its run.json, and lie below it
+candidates.parquet   of an automatic run: out-of-fold probabilities of every candidate
 """
 
 from __future__ import annotations
 
 import html
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 
@@ -36,11 +40,24 @@ from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
 COVARIATES_ALONE = "covariates_alone.parquet"
+CANDIDATES = "candidates.parquet"
 METRICS_COLUMNS = [
     *("split", "label", "metric", "value", "low", "high", "interval", "n", "positives"),
     *("patients", "threshold", "note", "question"),
 ]
 """Of a table of metrics, one row per split, label and metric."""
+
+
+class Member(NamedTuple):
+    """One of the models that a run predicts with.
+
+    Attributes:
+        run: it, a run with a model of its own.
+        weight: its share of the run's probability; those of all members add up to 1.
+    """
+
+    run: Run
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,79 @@ class Run:
         return [Run(folder) for folder in sorted(own, key=lambda folder: int(number[folder]))]
 
     @property
+    def cross_validated(self) -> bool:
+        """Whether its predictions are out of folds, each by a model that had not seen the study."""
+        return bool(self.info.get("folds"))
+
+    @property
+    def automatic(self) -> dict[str, Any] | None:
+        """How `auto` chose what the run predicts with; None of a run that was trained otherwise."""
+        return self.info.get("auto")
+
+    @property
+    def members(self) -> list[Member]:
+        """The models whose probabilities, weighted and added up, are the run's.
+
+        Itself of a single run, the folds of a cross-validated one, each as much as any other; of an
+        automatic run those that were chosen, none where nothing was better than chance. They may
+        read slices each in its own way, but predict the same labels, or classes.
+
+        Raises:
+            InputError: `run.json` names something else.
+        """
+        parts = self._parts
+        if parts is None:
+            folds = self.folds
+            return [Member(fold, 1 / len(folds)) for fold in folds] or [Member(self, 1.0)]
+        return [
+            Member(member.run, part.weight * member.weight)
+            for part in parts
+            for member in part.run.members
+        ]
+
+    @property
+    def heaviest(self) -> Run:
+        """A member of what has the largest share; of equal ones, such as folds, the first."""
+        if parts := self._parts:
+            return max(parts, key=lambda part: part.weight).run.heaviest
+        return self.require_members()[0].run
+
+    def require_members(self) -> list[Member]:
+        """Return the members; an InputError if the run has none."""
+        if members := self.members:
+            return members
+        sentence = (self.automatic or {}).get("sentence") or "nothing better than chance was found"
+        raise InputError(
+            f"{self.path}: has no model, since {sentence.rstrip('.')}; auto --deploy-anyway keeps "
+            "the best of the linear ones"
+        )
+
+    @property
+    def _parts(self) -> list[Member] | None:
+        """The runs below this one that `run.json` names as its members, if it names any."""
+        named = self.info.get("members")
+        if named is None:
+            return None
+        try:
+            weights = {str(part["run"]): float(part["weight"]) for part in named}
+            sound = not named or math.isclose(sum(weights.values()), 1, abs_tol=1e-6)
+            sound &= all(weight > 0 for weight in weights.values())
+        except (TypeError, KeyError, ValueError):
+            sound = False
+        if not sound or not all(map(_lies_below, weights)):
+            raise InputError(
+                f"{self.path / 'run.json'}: is damaged; its members should be runs below it with "
+                "weights that add up to 1"
+            )
+        return [Member(Run.open(self.path / place), weight) for place, weight in weights.items()]
+
+    @property
+    def covariates(self) -> list[str]:
+        """The names of the covariates that a member reads, in the order of the members."""
+        read = (name for one in self.members for name in one.run.experiment.model.covariates)
+        return list(dict.fromkeys(read))
+
+    @property
     def fold_sites(self) -> list[str]:
         """The site that each fold leaves out; empty where folds are of patients."""
         return self.info.get("fold_sites") or []
@@ -119,15 +209,16 @@ class Run:
         """How often the patients were divided into folds."""
         return int(self.info.get("repeats") or 1)
 
-    def of_repeat(self, repeat: int) -> list[Run]:
-        """Return the folds of a repeat, counted from 1."""
-        count = len(self.folds) // self.repeats
-        return self.folds[(repeat - 1) * count : repeat * count]
-
     @property
     def splits(self) -> dict[str, list[str]]:
-        """Study ids by `train`, `validation` and `test`."""
+        """Study ids by `train`, `validation` and `test`, of a single run."""
         return self._json("splits.json")
+
+    @property
+    def splits_by_fold(self) -> list[dict[str, list[str]]]:
+        """The splits of each fold, in order, repeat by repeat; of a single run its own alone."""
+        stored = self._json("splits.json")
+        return stored if isinstance(stored, list) else [stored]
 
     @property
     def history(self) -> pd.DataFrame:
@@ -220,7 +311,15 @@ class Run:
         return load_model_file(self._file("model.keras"))
 
     def require_finished(self) -> None:
-        """Raise an InputError unless the run, and each of its folds, was trained to its end."""
+        """Raise an InputError unless the run, and all of its members, were trained to their end."""
+        parts = self._parts
+        if parts is not None:
+            status = self.info["status"]
+            if status != "finished":
+                raise InputError(f"{self.path}: the run is {status}; auto --resume finishes it")
+            for part in parts:
+                part.run.require_finished()
+            return
         missing = [run for run in (self, *self.folds) if run.info["status"] != "finished"]
         if missing or len(self.folds) != (self.info.get("folds") or 0) * self.repeats:
             status = missing[0].info["status"] if missing else "without some of its folds"
@@ -237,6 +336,8 @@ class Run:
             raise InputError(f"{path} is missing: the folder is no whole run")
         if self.folds:
             raise InputError(f"{path}: a cross-validated run has none; take one of its folds")
+        if self.automatic is not None:
+            raise InputError(f"{path}: an automatic run has none; take one of its members")
         raise InputError(
             f"{path} is missing; the run's status is {self.info['status']}: finish it with train "
             "--resume"
@@ -261,6 +362,12 @@ class Run:
     def _repr_html_(self) -> str:
         title = f"{html.escape(self.name)} ({self.info['status']})"
         return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
+
+
+def _lies_below(place: str) -> bool:
+    """Whether a relative path names a folder inside the one that it starts from."""
+    folder = PurePosixPath(place)
+    return not folder.is_absolute() and bool(folder.parts) and ".." not in folder.parts
 
 
 def _metrics_table(rows: list[dict[str, Any]], classes: Classes | None) -> pd.DataFrame:

@@ -292,7 +292,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
         )
         outcome = _score(finished, job["metric"])
         _tell(tracker, finished, outcome, job["metric"])
-        for part in finished.folds or [finished]:
+        for part, _ in finished.members:
             (part.path / "model.keras").unlink(missing_ok=True)  # the best recipe is trained anew
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
@@ -341,7 +341,7 @@ def _score(run: Any, metric: str) -> dict[str, Any]:
     scores = by_fold[metric]
     if scores.isna().any():
         raise InputError(f"{metric} cannot be scored in fold {scores.index[scores.isna()][0]}")
-    epochs = [int(part.history["epoch"].iloc[-1]) for part in run.folds or [run]]
+    epochs = [int(part.history["epoch"].iloc[-1]) for part, _ in run.members]
     return {
         "status": "finished",
         "reason": "",
@@ -387,7 +387,7 @@ def log_figures(tracker: Any, run: Any) -> None:
     predictions, labels = run.predictions, run.dataset["label_names"]
     part = "test" if (predictions["split"] == "test").any() else "validation"
     scored = predictions[predictions["split"] == part].assign(selected=part == "validation")
-    drawings = figures.training(run.folds or [run])
+    drawings = figures.training([member.run for member in run.members])
     if run.classes:
         drawings += class_figures.evaluation(ClassTable.of(scored, run.classes).known)
     else:

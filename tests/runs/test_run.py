@@ -25,6 +25,96 @@ def test_folds_are_in_order_and_a_copy_of_one_is_none(tmp_path):
     assert [fold.name for fold in Run.open(tmp_path).folds] == ["fold_1", "fold_2", "fold_10"]
 
 
+def write_run(folder, **info):
+    """Write as much of a run as says what it predicts with."""
+    folder.mkdir(parents=True)
+    (folder / "experiment.yaml").write_text("{}")
+    (folder / "run.json").write_text(json.dumps({"status": "finished", **info}))
+    return Run.open(folder)
+
+
+def shares(run):
+    return {str(one.path.relative_to(run.path)): weight for one, weight in run.members}
+
+
+def test_a_single_run_predicts_with_itself_and_folds_each_as_much(tmp_path):
+    single = write_run(tmp_path / "single")
+    assert shares(single) == {".": 1.0}
+    assert not single.cross_validated
+    folded = write_run(tmp_path / "folded", folds=3)
+    for number in range(1, 4):
+        write_run(folded.path / f"fold_{number}")
+    assert shares(folded) == dict.fromkeys(["fold_1", "fold_2", "fold_3"], 1 / 3)
+    assert folded.cross_validated
+    assert folded.heaviest.name == "fold_1"
+
+
+def automatic(folder, members, **info):
+    return write_run(folder, folds=2, members=members, auto={"sentence": "It is so."}, **info)
+
+
+def test_members_of_members_share_their_weight(tmp_path):
+    named = [{"run": "members/a", "weight": 0.4}, {"run": "candidates/b/round_1", "weight": 0.6}]
+    run = automatic(tmp_path / "auto", named)
+    write_run(run.path / "members" / "a")
+    folded = write_run(run.path / "candidates" / "b" / "round_1", folds=2)
+    for number in (1, 2):
+        write_run(folded.path / f"fold_{number}")
+    b = "candidates/b/round_1"
+    assert shares(run) == {"members/a": 0.4, f"{b}/fold_1": 0.3, f"{b}/fold_2": 0.3}
+    assert sum(weight for _, weight in run.members) == pytest.approx(1)
+    assert run.heaviest.path == folded.path / "fold_1"  # of the two that have 0.6
+    assert run.cross_validated
+    assert run.folds == []
+    run.require_finished()
+    (folded.path / "fold_2" / "run.json").write_text('{"status": "stopped"}')
+    with pytest.raises(InputError, match=r"round_1: the run is stopped"):
+        run.require_finished()
+
+
+def test_a_run_of_no_members_says_why(tmp_path):
+    run = automatic(tmp_path / "auto", [])
+    run.require_finished()
+    assert run.members == []
+    for refuse in (run.require_members, lambda: run.heaviest):
+        with pytest.raises(InputError, match=r"has no model, since It is so; auto --deploy-anyway"):
+            refuse()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [{"run": "members/a", "weight": 0.5}],
+        [{"run": "members/a", "weight": 1.5}, {"run": "members/b", "weight": -0.5}],
+        [{"run": "members/a", "weight": float("nan")}],
+        [{"run": "../elsewhere", "weight": 1}],
+        [{"run": "members/../../elsewhere", "weight": 1}],
+        [{"run": "/elsewhere", "weight": 1}],
+        [{"run": ".", "weight": 1}],
+        [{"run": "", "weight": 1}],
+        [{"run": "members/a"}],
+        ["members/a"],
+        {"members/a": 1},
+        7,
+    ],
+)
+def test_members_that_are_none_are_refused_in_one_line(tmp_path, members):
+    run = automatic(tmp_path / "auto", members)
+    write_run(run.path / "members" / "a")
+    write_run(tmp_path / "elsewhere")
+    with pytest.raises(
+        InputError, match=r"run\.json: is damaged; its members should be"
+    ) as refused:
+        _ = run.members
+    assert "\n" not in str(refused.value)
+
+
+def test_a_member_that_is_not_there_is_named(tmp_path):
+    run = automatic(tmp_path / "auto", [{"run": "members/a", "weight": 1}])
+    with pytest.raises(InputError, match=r"members/a: no run folder"):
+        run.require_finished()
+
+
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     with locked(tmp_path / "run"):
         refused = pytest.raises(InputError, match="another process is training there")

@@ -46,7 +46,8 @@ def test_repeats_divide_anew_and_start_from_other_weights(folded, demo_data, tmp
     assert [fold.name for fold in run.folds] == ["fold_1", "fold_2", "fold_3", "fold_4"]
     everyone = sorted(Prepared.load(demo_data).studies["study_id"])
     for repeat in (1, 2):
-        tested = [name for fold in run.of_repeat(repeat) for name in fold.splits["test"]]
+        folds = run.splits_by_fold[2 * (repeat - 1) : 2 * repeat]
+        tested = [name for fold in folds for name in fold["test"]]
         assert sorted(tested) == everyone
     first, second, again = run.folds[0], run.folds[2], once.folds[0]
     assert first.splits == again.splits != second.splits

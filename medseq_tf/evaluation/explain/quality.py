@@ -133,9 +133,8 @@ def measure_quality(
 
 def _studies(run: Run, prepared: Prepared, split: str) -> list[str]:
     """Return the studies of a run's split, or of its folds', that a data set holds."""
-    splits = [fold.splits for fold in run.folds] or [run.splits]
     known = set(prepared.studies["study_id"])
-    named = (name for parts in splits for name in parts[split] if name in known)
+    named = (name for parts in run.splits_by_fold for name in parts[split] if name in known)
     return list(dict.fromkeys(named))  # repeated folds name a study once each
 
 
