@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "serving.predict",
     "track": "runs.track",
     "cache": "evaluation.feature_cache",
+    "doctor": "reporting.doctor",
 }
 """Command -> the module that holds its function, of the same name."""
 

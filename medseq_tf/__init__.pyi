@@ -2,6 +2,7 @@ from medseq_tf.dataset.prepare import prepare as prepare
 from medseq_tf.evaluation.evaluate import evaluate as evaluate
 from medseq_tf.evaluation.explain.explain import explain as explain
 from medseq_tf.evaluation.feature_cache import cache as cache
+from medseq_tf.reporting.doctor import doctor as doctor
 from medseq_tf.reporting.report import report as report
 from medseq_tf.runs.track import track as track
 from medseq_tf.serving.export import export as export

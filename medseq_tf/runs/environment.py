@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import medseq_tf
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 
 def environment() -> dict[str, Any]:
@@ -49,24 +54,77 @@ def environment() -> dict[str, Any]:
     }
 
 
+def requirements() -> list[tuple[Requirement, str]]:
+    """Return what this package needs, and what it can use: each with its extra, or with ""."""
+    from packaging.requirements import Requirement
+
+    here = _of_checkout(Path(__file__).parents[2])
+    if here is not None:  # an editable installation's metadata are as old as the installation
+        return [(Requirement(line), extra) for extra, lines in here.items() for line in lines]
+    metadata = importlib.metadata.metadata("medseq_tf")
+    extras = metadata.get_all("Provides-Extra") or []
+    needed = map(Requirement, metadata.get_all("Requires-Dist") or [])
+    found = [(requirement, _extra(requirement, extras)) for requirement in needed]
+    return [(requirement, extra) for requirement, extra in found if extra is not None]
+
+
+def _of_checkout(root: Path) -> dict[str, list[str]] | None:
+    """Return the requirements of a checkout by extra, or None if the package lies in none."""
+    declared = configparser.ConfigParser(interpolation=None)
+    declared.read(root / "setup.cfg", "utf-8")
+    if declared.get("metadata", "name", fallback=None) != "medseq_tf":
+        return None
+    always = (root / "requirements.txt").read_text("utf-8")
+    texts = {"": always, **declared["options.extras_require"]}
+    return {
+        extra: [line for line in text.splitlines() if line and not line.startswith("#")]
+        for extra, text in texts.items()
+    }
+
+
+def _extra(requirement: Requirement, extras: Iterable[str]) -> str | None:
+    """Return the extra that a requirement is of, "" if it is always needed, None if never here."""
+    marker = requirement.marker
+    return next((e for e in ("", *extras) if not marker or marker.evaluate({"extra": e})), None)
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a library that is here, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def pinned_requirements() -> list[str]:
     """Return the libraries that this package needs, each in the version that is here.
 
     This package itself is none of them: it goes with the model, and PyPI's name is not ours.
     """
-    from packaging.requirements import Requirement
+    return [_pinned(requirement) for requirement, extra in requirements() if not extra]
 
-    try:
-        needed = importlib.metadata.requires("medseq_tf") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        lines = (Path(__file__).parents[2] / "requirements.txt").read_text("utf-8").splitlines()
-        needed = [line for line in lines if line.strip() and not line.startswith("#")]
-    pinned = []
-    for requirement in map(Requirement, needed):
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+
+def _pinned(requirement: Requirement) -> str:
+    version = installed_version(requirement.name)
+    return requirement.name + (f"=={version}" if version else str(requirement.specifier))
+
+
+def all_pinned() -> list[str]:
+    """Return every library that this package needs, or that they need, as it is here."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pinned: dict[str, str] = {}
+    waiting = [requirement for requirement, extra in requirements() if not extra]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in pinned:
             continue
-        try:
-            pinned.append(f"{requirement.name}=={importlib.metadata.version(requirement.name)}")
-        except importlib.metadata.PackageNotFoundError:
-            pinned.append(str(requirement))
-    return pinned
+        pinned[name] = _pinned(requirement)
+        if installed_version(name):
+            needed = map(Requirement, importlib.metadata.requires(name) or [])
+            waiting += [
+                further for further in needed if _extra(further, requirement.extras) is not None
+            ]
+    return sorted(pinned.values())
