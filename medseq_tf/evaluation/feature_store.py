@@ -58,6 +58,14 @@ def join(batches: Sequence[tuple[Inputs, np.ndarray]]) -> tuple[Inputs, np.ndarr
     return {name: np.concatenate(values) for name, values in parts.items()}, labels
 
 
+def no_numbers(study: str, experiment: Experiment) -> InputError:
+    """Return the error of a study whose features are NaN or infinite."""
+    return InputError(
+        f"study {study}: the network's features are no finite numbers; set another "
+        f"model.encoder.weights, or fit.precision (now {experiment.fit.precision})"
+    )
+
+
 class FeatureStore:
     """The features of a prepared data set, by study and view, computed when they are first needed.
 
@@ -252,10 +260,7 @@ class FeatureStore:
                     f"study {study}: the network's features are too large for {self.dtype}; set "
                     "features.dtype=float32"
                 )
-            raise InputError(
-                f"study {study}: the network's features are no finite numbers; set another "
-                f"model.encoder.weights, or fit.precision (now {self.experiment.fit.precision})"
-            )
+            raise no_numbers(study, self.experiment)
         return features
 
     # ---------------------------------------------------------------------- disk and memory

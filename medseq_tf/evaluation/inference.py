@@ -5,15 +5,15 @@ Of a segmenter also how many pixels of each study's lesion it finds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.errors import Diverged
-from medseq_tf.evaluation.feature_store import FeatureStore
+from medseq_tf.errors import Diverged, Stopped
+from medseq_tf.evaluation.feature_store import FeatureStore, no_numbers
 from medseq_tf.input.batches import evaluation_batches, readable
 from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.input.slice_store import SliceStore
@@ -126,15 +126,8 @@ def study_probabilities(
     total = np.zeros((len(rows), len(store.prepared.label_names)))
     count = np.zeros(len(rows))
     position = {int(row): i for i, row in enumerate(rows)}
-    if features is None:
-        kind = "slices"
-        batches = evaluation_batches(store.prepared, rows, experiment, store=store)
-        batches = readable(batches, store)
-    else:
-        kind = "features"
-        batches = features.evaluation_batches(rows)
-    forward = _forward(model, kind)
-    for inputs, _, batch_rows in batches:
+    forward = _forward(model, "slices" if features is None else "features")
+    for inputs, _, batch_rows in _batches(store, rows, experiment, features):
         probabilities = forward(inputs).numpy()
         at = [position[int(row)] for row in np.asarray(batch_rows)]
         np.add.at(total, at, probabilities)
@@ -149,6 +142,52 @@ def weighted_mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
     if len(set(weights)) == 1:
         return np.mean(values, axis=0)
     return np.tensordot(np.asarray(weights), np.asarray(values), axes=1)
+
+
+def _batches(
+    store: SliceStore, rows: np.ndarray, experiment: Experiment, features: FeatureStore | None
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield inputs, labels and rows of the sequences that studies are evaluated on."""
+    if features is not None:
+        return features.evaluation_batches(rows)
+    return readable(evaluation_batches(store.prepared, rows, experiment, store=store), store)
+
+
+def model_vectors(
+    model: Any,
+    store: SliceStore,
+    rows: np.ndarray,
+    experiment: Experiment,
+    features: FeatureStore | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Return the vector of each study that the model's head takes, `(studies, V)` float32.
+
+    Args:
+        model: a `SequenceClassifier` that reads the head's vector from one sequence of a study.
+        store: the prepared data set's slices.
+        rows: rows of the prepared data set, `(studies,)`.
+        experiment: the recipe, which evaluates a study on one sequence.
+        features: read in place of the slices.
+        stopped: asked after every batch.
+
+    Raises:
+        InputError: a study cannot be read, or its vector holds what is no number.
+        Stopped: `stopped` said so.
+    """
+    kind = "slices" if features is None else "features"
+    signature = [input_specs(model, kind)]
+    forward = tf.function(model.vectors, input_signature=signature, autograph=False)
+    by_row: dict[int, np.ndarray] = {}
+    for inputs, _, batch_rows in _batches(store, np.asarray(rows, np.int64), experiment, features):
+        vectors = tf.cast(forward(inputs), tf.float32).numpy()
+        by_row |= zip(np.asarray(batch_rows).tolist(), vectors, strict=True)
+        if stopped():
+            raise Stopped(f"stopped at {len(by_row)}/{len(rows)} studies")
+    found = np.stack([by_row[int(row)] for row in rows])
+    for row in np.asarray(rows)[~np.isfinite(found).all(axis=1)]:
+        raise no_numbers(store.prepared.studies["study_id"].iat[row], experiment)
+    return found
 
 
 def check_finite(probabilities: np.ndarray, prepared: Prepared, rows: np.ndarray) -> None:

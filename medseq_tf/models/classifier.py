@@ -156,20 +156,31 @@ class SequenceClassifier(keras.Model):
         vectors = self.aggregator(features, lengths, training=training)
         return self._logits(vectors, inputs, training)
 
+    def vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what the head takes of each study, `(B, V)`, covariates included; as in the call.
+
+        An aggregator `of_scores` gives none.
+        """
+        features = self._features(inputs)
+        return self._joined(self.aggregator(features, inputs["lengths"], training=False), inputs)
+
     def _logits(
         self, vectors: Tensor, inputs: Mapping[str, Tensor], training: bool = False
     ) -> Tensor:
         """Return the logits of vectors `(B, F)` or `(B, T, F)`, joined by the covariates."""
-        if self.covariates is not None:
-            shape = ops.shape(vectors)
-            values = inputs.get("covariates")
-            if values is None:
-                values = ops.full((shape[0], len(self.covariates.names)), math.nan, "float32")
-            joined = ops.cast(self.covariates(values), vectors.dtype)
-            if len(shape) == 3:
-                joined = ops.repeat(ops.expand_dims(joined, 1), shape[1], axis=1)
-            vectors = ops.concatenate([vectors, joined], axis=-1)
-        return self.head(vectors, training=training)
+        return self.head(self._joined(vectors, inputs), training=training)
+
+    def _joined(self, vectors: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        if self.covariates is None:
+            return vectors
+        shape = ops.shape(vectors)
+        values = inputs.get("covariates")
+        if values is None:
+            values = ops.full((shape[0], len(self.covariates.names)), math.nan, "float32")
+        joined = ops.cast(self.covariates(values), vectors.dtype)
+        if len(shape) == 3:
+            joined = ops.repeat(ops.expand_dims(joined, 1), shape[1], axis=1)
+        return ops.concatenate([vectors, joined], axis=-1)
 
     def examples(self, inputs: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a training step compares, in training mode: logits and their labels.

@@ -13,7 +13,14 @@ import yaml
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from medseq_tf.recipe.input import Augment, Input, Sequence
-from medseq_tf.recipe.model import ConvFSM, KerasApplication, Model, Segmenter
+from medseq_tf.recipe.model import (
+    ConvFSM,
+    KerasApplication,
+    Model,
+    Pooling,
+    Segmenter,
+    Statistics,
+)
 from medseq_tf.recipe.settings import Settings
 from medseq_tf.recipe.training import (
     PIXEL_LOSSES,
@@ -85,6 +92,8 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("model", "covariates"): [],
     ("split", "by"): Split().by,
     ("model", "series_mark"): False,
+    ("fit", "solver"): Fit().solver,
+    ("fit", "strength"): Fit().strength,
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 
@@ -185,6 +194,38 @@ class Experiment(Settings):
                     f"input.neighbours give {self.input.channels}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _a_head_alone_is_solved(self):
+        if self.fit.solver == "lbfgs":
+            for setting, fits in self._needs_of_lbfgs().items():
+                if not fits:
+                    raise ValueError(f"fit.solver=lbfgs solves the head alone: {setting}")
+        elif self.fit.strength != "auto":
+            raise ValueError("fit.strength is for fit.solver=lbfgs")
+        return self
+
+    def _needs_of_lbfgs(self) -> dict[str, bool]:
+        """Return what to set that `fit.solver=lbfgs` needs, and whether it is."""
+        model, loss, shown = self.model, self.loss, self.sequence
+        fixed = (Pooling, Statistics)
+        return {
+            "set an encoder in which nothing is trained, such as keras_application with "
+            "frozen=all, dense=[] and dropout=0": not getattr(model.encoder, "learns", True),
+            "set model.aggregator.name to one without weights, such as statistics or mean": (
+                isinstance(model.aggregator, fixed)
+            ),
+            "set model.head.units=[]": not model.head.units,
+            "set model.head.dropout=0": not model.head.dropout,
+            "set model.series_mark=false, whose marks are trained": not model.series_mark,
+            "set loss.name=binary_cross_entropy": loss.name == "binary_cross_entropy",
+            "set loss.label_smoothing=0": not loss.label_smoothing,
+            "set augment to null, as every study is seen once": self.augment == Augment(),
+            "set sequence.policy and sequence.evaluation.policy both to all or both to even, as a "
+            "study is learned from as it is evaluated": (
+                shown.policy == shown.evaluation.policy != "paper"
+            ),
+        }
 
     @model_validator(mode="after")
     def _fixed_length_where_weights_are_per_position(self):

@@ -121,6 +121,11 @@ class KerasApplication(Settings):
     dropout: Fraction = 0.0
     """Of the features, after the dense layers."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether training changes anything of it, or draws on chance."""
+        return self.frozen != "all" or bool(self.dense) or self.dropout > 0
+
 
 class Pixels(Settings):
     """The slices themselves, without a network: for an aggregator that reads pixels (`cnn_3d`)."""

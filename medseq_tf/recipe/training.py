@@ -228,8 +228,20 @@ class Features(Settings):
 
 
 class Fit(Settings):
-    """How long and in what portions to train."""
+    """How to train: by gradients, for how long and in what portions, or a linear head at once.
 
+    `lbfgs` reads `strength`, `threshold`, `precision`, `cache` and `cache_limit_mib` alone.
+    """
+
+    solver: Literal["gradient", "lbfgs"] = "gradient"
+    """`gradient`: by `optimizer`, epoch by epoch; `lbfgs`: the head, of one layer, is an L2
+    logistic regression (of classes a softmax) on the vectors of the training studies, solved to
+    convergence, of a model in which nothing else is trained. Validation then chooses thresholds
+    alone."""
+    strength: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Of `lbfgs`: C of scikit-learn's `LogisticRegression`, on standardised vectors, the smaller
+    the simpler; `auto`: the one of a grid with the least log loss in five inner folds of the
+    training patients."""
     epochs: Epochs = 20
     batch_size: Batch = 16
     """Sequences that pass through the model at once."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import keras
 import numpy as np
 
 from medseq_tf import models
@@ -26,8 +27,12 @@ from medseq_tf.dataset.splits import (
 )
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
+from medseq_tf.evaluation.feature_store import FeatureStore
 from medseq_tf.files import write_json, write_text
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier, losses
+from medseq_tf.models.applications import dtype_policy
+from medseq_tf.readers.classes import ORDERED
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run
@@ -122,6 +127,12 @@ class Request:
                 f"{prepared.path}: has classes ({prepared.classes.column}); a segmenter tells only "
                 "whether there is a lesion: choose another model.encoder.name"
             )
+        softmax = recipe.model.ordered == "softmax"
+        if recipe.fit.solver == "lbfgs" and prepared.outputs == ORDERED and not softmax:
+            raise InputError(
+                f"{prepared.path}: has ordered classes, which fit.solver=lbfgs tells apart by a "
+                "softmax alone: set model.ordered=softmax"
+            )
         recipes.check_meaning("fit.monitor", recipe.fit.monitor, prepared.outputs)
         each = splits if isinstance(splits, list) else [splits]
         for split in each:
@@ -202,6 +213,24 @@ def new_model(recipe: Experiment, prepared: Prepared, **arguments: Any) -> Seque
         series=prepared.marked_series,
         **arguments,
     )
+
+
+def model_and_features(
+    recipe: Experiment, store: SliceStore, features: Path | None = None, verbose: bool = False
+) -> tuple[SequenceClassifier, FeatureStore | None]:
+    """Return a recipe's model for a data set and, where the recipe uses them, its features.
+
+    Args:
+        recipe: the recipe, whose seed and precision are those of the model.
+        store: the prepared data set's slices.
+        features: the folder for stored features; None: in memory alone.
+        verbose: show progress.
+    """
+    with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
+        model = new_model(recipe, store.prepared, seed=recipe.seed, skip_padding=not recipe.fit.jit)
+    if not recipe.uses_features:
+        return model, None
+    return model, FeatureStore(model, store, recipe, features, verbose)
 
 
 def count_folds(prepared: Prepared, splits: Splits, repeats: int = 1) -> int | None:

@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, softmax
 
+from medseq_tf.evaluation.inference import model_vectors
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models.losses import class_weights, label_weights
 from medseq_tf.readers.classes import LABELS
+from medseq_tf.recipe import Experiment
+from medseq_tf.training.beginning import model_and_features
 
 STRENGTHS = np.logspace(-2, 4, 13)
 """Those that `auto` tries, each over the number of features that vary: so the spread of a logit
@@ -71,6 +76,32 @@ class LinearFit:
         """Return the probability of each label or class, `(studies, outputs)`."""
         logits = self.logits(vectors)
         return expit(logits) if self.outputs == LABELS else softmax(logits, axis=1)
+
+
+def study_vectors(
+    recipe: Experiment,
+    store: SliceStore,
+    features: Path | None = None,
+    rows: np.ndarray | None = None,
+    verbose: bool = False,
+) -> np.ndarray:
+    """Return the vectors of studies that a recipe's linear head is fitted to and called with.
+
+    Covariates among them are as they are, and 0 where they are missing.
+
+    Args:
+        recipe: with `fit.solver` = `lbfgs`.
+        store: the prepared data set's slices.
+        features: the folder for stored features; None: in memory alone.
+        rows: of the prepared data set, `(studies,)`; None: all.
+        verbose: show progress.
+
+    Returns:
+        `(studies, features)` float32.
+    """
+    model, stored = model_and_features(recipe, store, features, verbose)
+    rows = np.arange(len(store.prepared)) if rows is None else rows
+    return model_vectors(model, store, rows, recipe, stored)
 
 
 def fit_linear(

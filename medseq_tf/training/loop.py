@@ -6,36 +6,27 @@ import itertools
 import json
 import math
 import os
-import signal
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 
-from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import Diverged, InputError, Stopped, is_interactive
-from medseq_tf.evaluation import metrics
 from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
-from medseq_tf.evaluation.inference import study_predictions
-from medseq_tf.evaluation.scoring import point_metrics
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
-from medseq_tf.models.applications import dtype_policy
-from medseq_tf.readers.classes import LABELS
 from medseq_tf.recipe import MINIMISED, Experiment
 from medseq_tf.runs.tracking import AnyTracker
-from medseq_tf.training.beginning import new_model
+from medseq_tf.training.fitting import Fitting, interrupts
 from medseq_tf.training.pretraining import pretrain
 from medseq_tf.training.updates import Updates
 
@@ -45,7 +36,7 @@ SAVING_SHARE = 0.05
 """Of the time that epochs take: no more goes into saving the state after each."""
 
 
-class Fitter:
+class Fitter(Fitting):
     """The training loop of one run.
 
     An update is the gradient of the mean loss over all known labels of `fit.accumulate` batches:
@@ -62,18 +53,8 @@ class Fitter:
     last one whole; without what never changes: a network that is frozen whole, and the constants
     that standardise covariates. `model.keras` is written once, at the end.
 
-    Args:
-        recipe: the recipe.
-        store: the prepared data set's slices.
-        split: rows of the prepared data set, by `train`, `validation` and perhaps `test`.
-        folder: the run folder.
-        tracker: where figures go.
-        verbose: show progress.
-        features: the folder for stored features; None: in memory alone.
-
-    Attributes:
-        model: the `SequenceClassifier`; after `run`, that of the best epoch.
-        features: its `FeatureStore`, or None.
+    Arguments and attributes are those of `Fitting`; the model is, after `run`, that of the best
+    epoch.
     """
 
     def __init__(
@@ -86,23 +67,14 @@ class Fitter:
         verbose: bool = True,
         features: Path | None = None,
     ):
-        self.recipe, self.store, self.split = recipe, store, split
-        self.folder, self.tracker, self.verbose = folder, tracker, verbose
+        super().__init__(recipe, store, split, folder, tracker, verbose, features)
         labels = store.prepared.labels
-        with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
-            self.model = new_model(
-                recipe, store.prepared, seed=recipe.seed, skip_padding=not recipe.fit.jit
-            )
-        constants = self._standardise()
-        self.features = None
-        if recipe.uses_features:
-            self.features = FeatureStore(self.model, store, recipe, features, verbose)
         self.network = frozen_network(self.model)
         self.digest = weights_digest(self.network) if self.network is not None else None
         if recipe.pretraining:
             self.model.encoder.backbone.trainable = not recipe.pretraining.frozen
-        constants += self.network.variables if self.network is not None else []
-        fixed = {id(v) for v in constants}
+        network = self.network.variables if self.network is not None else []
+        fixed = {id(v) for v in [*self.constants, *network]}
         self.variables = [v for v in self.model.variables if id(v) not in fixed]
         joined = self.network is not None and not holds_statistics(self.variables)
         self.together = recipe.fit.accumulate if joined else 1
@@ -127,16 +99,6 @@ class Fitter:
         self.loss_sum, self.known = 0.0, 0.0
         self.seconds = 0.0
         self.saved, self.saving_seconds = time.monotonic(), 0.0
-        self.history: list[dict[str, float]] = []
-
-    def _standardise(self) -> list[keras.Variable]:
-        """Take the covariates' constants from the training studies; return them."""
-        layer = self.model.covariates
-        if layer is None:
-            return []
-        values = covariate_values(self.store.prepared, layer.names)
-        layer.standardise(values[self.split["train"]])
-        return list(layer.non_trainable_variables)
 
     def run(self) -> None:
         """Train to the last epoch, or until `fit.patience` runs out; write the best epoch's model.
@@ -148,7 +110,7 @@ class Fitter:
         """
         restored = self.restore()
         self.saved = time.monotonic()
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             if self.recipe.pretraining and not restored:
                 self._pretrain(interrupted)
             try:
@@ -160,8 +122,7 @@ class Fitter:
                 self._stream = None  # and with it the batches that are made ahead
         for variable, value in zip(self.variables, self.best, strict=True):
             variable.assign(value)
-        with atomic(self.folder / "model.keras") as temporary:
-            self.model.save(temporary)
+        self.save_model()
 
     def _pretrain(self, interrupted: list[bool]) -> None:
         rows = self.split["train"]
@@ -171,11 +132,9 @@ class Fitter:
 
     def _prepare_features(self, features: FeatureStore, interrupted: list[bool]) -> None:
         validation = [(int(row), None) for row in self.split["validation"]]
-        try:
+        with self.going_on():
             features.prepare_training(self.split["train"], self.epoch, lambda: bool(interrupted))
             features.prepare(validation, lambda: bool(interrupted))
-        except Stopped as stop:
-            raise Stopped(f"{self.folder}: {stop}; --resume goes on") from None
 
     def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
         """Yield what is left of the epoch; of features, `together` batches as one."""
@@ -266,27 +225,11 @@ class Fitter:
             (k, row[k]) for k in ("loss", "val_loss", f"val_{self.recipe.fit.monitor}") if k in row
         ]
         bar.update(self.steps, shown, finalize=True)
-        self.history.append(row)
+        self.note_epoch(row)
         if self.best_epoch() == len(self.history):
             self.best = [variable.numpy() for variable in self.variables]
         self.epoch, self.batch = self.epoch + 1, 0
         self.loss_sum = self.known = self.seconds = 0.0
-        with atomic(self.folder / "history.csv") as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
-        self.tracker.metrics({k: v for k, v in row.items() if k != "epoch"}, step=self.epoch)
-
-    def _validate(self) -> dict[str, float]:
-        rows = self.split["validation"]
-        if len(rows) == 0:
-            return {}
-        predictions = study_predictions(self.model, self.store, rows, self.recipe, self.features)
-        labels, outputs = self.store.prepared.labels[rows], self.store.prepared.outputs
-        values = epoch_metrics(labels, predictions.probabilities, self.loss, outputs)
-        if predictions.pixels is not None:
-            means = metrics.pixel_metrics(*predictions.pixels.T)
-            values["loss"] = predictions.loss
-            values |= {name: float(means[name]) for name in metrics.PIXEL_METRICS}
-        return {f"val_{k}": v for k, v in values.items()}
 
     def best_epoch(self) -> int:
         """Return the number of the best epoch so far: by the monitor, then by validation loss."""
@@ -371,31 +314,6 @@ class Fitter:
             )
 
 
-def epoch_metrics(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    loss: losses.LabelLoss | losses.ClassLoss | losses.PixelLoss,
-    outputs: str = LABELS,
-) -> dict[str, float]:
-    """Return the loss and, as means over the labels, the metrics at a threshold of 0.5.
-
-    Args:
-        labels: `(studies, labels)`, NaN where unknown.
-        probabilities: `(studies, labels)`, NaN for a study that was left out.
-        loss: the training loss; that of pixels says nothing of probabilities.
-        outputs: what the labels are; the metrics of classes are of all of them together.
-    """
-    kept = ~np.isnan(probabilities).any(1)
-    if isinstance(loss, losses.PixelLoss):
-        return point_metrics(labels[kept], probabilities[kept])
-    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    logits = np.log(clipped) - np.log1p(-clipped)
-    elements, known = loss.elementwise(labels[kept], logits[kept])
-    count = float(np.sum(known))
-    values = {"loss": float(np.sum(elements)) / count if count else float("nan")}
-    return values | point_metrics(labels[kept], probabilities[kept], outputs=outputs)
-
-
 def holds_statistics(variables: list[keras.Variable]) -> bool:
     """Return whether variables hold moving statistics, apart from seeds of dropout."""
     return any(not v.trainable and np.issubdtype(v.dtype, np.floating) for v in variables)
@@ -403,24 +321,3 @@ def holds_statistics(variables: list[keras.Variable]) -> bool:
 
 def _or_worst(value: float) -> float:
     return value if value == value else -np.inf
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[bool]]:
-    """Collect Ctrl-C instead of raising, so that an update is never cut in two; twice raises."""
-    caught: list[bool] = []
-
-    def note(signum: int, frame: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(True)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: KeyboardInterrupt cannot come here either
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)

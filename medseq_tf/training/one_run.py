@@ -34,6 +34,8 @@ from medseq_tf.reporting import model_card, report
 from medseq_tf.runs.run import COVARIATES_ALONE, SLICES, Run
 from medseq_tf.runs.tracking import AnyTracker, Section, Tracker
 from medseq_tf.training.beginning import Request
+from medseq_tf.training.fitting import Fitting
+from medseq_tf.training.linear_fitting import LinearFitting
 from medseq_tf.training.loop import CHECKPOINT, Fitter
 
 LOGGED = (
@@ -95,7 +97,7 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
         tracker.params({**recipe.flat(), **class_params(prepared)})
         profile = {**prepared.info["counts"], **counts}
         tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
-        fitter = Fitter(
+        fitter = (Fitter if recipe.fit.solver == "gradient" else LinearFitting)(
             recipe, store, split, request.folder, tracker, options.verbose, options.features
         )
         fitter.run()
@@ -136,7 +138,7 @@ def tracked(folder: Path, options: Options) -> Iterator[AnyTracker]:
         run.update_info(mlflow_run_id=tracker.run_id)
 
 
-def finish(fitter: Fitter) -> None:
+def finish(fitter: Fitting) -> None:
     """Choose thresholds on validation, predict validation and test, score, report."""
     prepared, split = fitter.store.prepared, fitter.split
     predicted = {

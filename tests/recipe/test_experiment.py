@@ -72,7 +72,8 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
     }
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}
-    assert other.to_yaml(identity=True) == other.to_yaml()
+    left_out = set(other.to_yaml().splitlines()) - set(other.to_yaml(identity=True).splitlines())
+    assert left_out == {"  solver: gradient", "  strength: auto"}
 
 
 def depths(output):
@@ -103,3 +104,59 @@ def test_outputs_that_cannot_be_are_one_line(output, message):
     with pytest.raises(InputError, match=message) as caught:
         depths(output)
     assert "\n" not in str(caught.value)
+
+
+LBFGS = {
+    "input": {"mean": 0, "std": 1},
+    "model": {
+        "encoder": {"name": "keras_application"},
+        "aggregator": {"name": "statistics"},
+        "head": {"units": [], "dropout": 0},
+    },
+    "sequence": {"policy": "all", "evaluation": {"policy": "all"}},
+    "fit": {"solver": "lbfgs"},
+}
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("model.encoder.frozen=none", "set an encoder in which nothing is trained, such as keras_"),
+        ("model.encoder.frozen=50", "set an encoder in which nothing is trained"),
+        ("model.encoder.dense=[{units: 4}]", "set an encoder in which nothing is trained"),
+        ("model.encoder.dropout=0.1", "set an encoder in which nothing is trained"),
+        ("model.encoder.name=conv_fsm", "set an encoder in which nothing is trained"),
+        ("model.aggregator.name=attention", "set model.aggregator.name to one without weights"),
+        ("model.aggregator.name=slice_scores", "set model.aggregator.name to one without weights"),
+        ("model.head.units=[4]", r"set model\.head\.units=\[\]"),
+        ("model.head.dropout=0.1", r"set model\.head\.dropout=0"),
+        ("model.series_mark=true", r"set model\.series_mark=false"),
+        ("loss.name=focal", r"set loss\.name=binary_cross_entropy"),
+        ("loss.label_smoothing=0.1", r"set loss\.label_smoothing=0"),
+        ("augment.flip.p=0.5", "set augment to null"),
+        ("sequence.policy=window", "set sequence.policy and sequence.evaluation.policy both"),
+        ("sequence.evaluation.policy=even", "set sequence.policy and sequence.evaluation.policy"),
+        ("fit.strength=0", "greater than 0"),
+        ("fit.strength=best", "should be 'auto'"),
+    ],
+)
+def test_what_contradicts_a_head_that_is_solved_is_one_line(override, remedy):
+    recipe = recipes.from_values(LBFGS)
+    with pytest.raises(InputError, match=remedy) as caught:
+        recipes.load(recipe, [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "max", "sum", "log_sum_exp", "statistics"])
+def test_a_head_is_solved_on_what_has_no_weights(aggregator):
+    recipe = recipes.load(recipes.from_values(LBFGS), [f"model.aggregator.name={aggregator}"])
+    assert recipes.from_values(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipe.identity()["fit.solver"] == "lbfgs"
+    assert "fit.strength" not in recipe.identity()
+    stronger = recipes.load(recipe, ["fit.strength=0.1"])
+    assert stronger.identity() == {**recipe.identity(), "fit.strength": 0.1}
+
+
+def test_a_strength_is_of_a_head_that_is_solved():
+    with pytest.raises(InputError, match=r"fit\.strength is for fit\.solver=lbfgs"):
+        recipes.load(recipes.Experiment(), ["fit.strength=0.1"])

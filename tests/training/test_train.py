@@ -19,7 +19,8 @@ from medseq_tf.errors import Diverged, InputError
 from medseq_tf.evaluation.evaluate import evaluate
 from medseq_tf.models import losses
 from medseq_tf.runs.run import Run
-from medseq_tf.training.loop import Fitter, epoch_metrics
+from medseq_tf.training.fitting import epoch_metrics
+from medseq_tf.training.loop import Fitter
 
 
 def test_a_run_leaves_everything_that_is_needed_to_repeat_it(finished, demo_data):
