@@ -27,7 +27,6 @@ from medseq_tf import __version__
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import training_plan
 from medseq_tf.input.sampling import StudySequence, study_key
-from medseq_tf.models import PretrainedEncoder
 from medseq_tf.recipe import Augment, Experiment
 
 FORMAT_VERSION = 1
@@ -44,11 +43,12 @@ View = tuple[int, Draw]
 
 
 def frozen_network(model: Any) -> Any:
-    """Return a model's network of `keras.applications` if it is frozen whole, else None."""
-    encoder = getattr(model, "encoder", None)
-    if isinstance(encoder, PretrainedEncoder) and encoder.network.frozen == "all":
-        return encoder.network
-    return None
+    """Return the layer that makes a model's features of slices, if it is frozen whole, else None.
+
+    That is a network of `keras.applications`, or a layer without weights.
+    """
+    layer = getattr(getattr(getattr(model, "encoder", None), "backbone", None), "layer", None)
+    return layer if getattr(layer, "frozen", None) == "all" else None
 
 
 def weights_digest(network: Any) -> str:
@@ -95,7 +95,7 @@ class FeatureViews:
                 ],
                 "storage": prepared.info["storage"],
                 "input": experiment.input.model_dump(mode="json"),
-                "network": [network.application, network.output_name, list(slice_shape)],
+                "network": [*network.made_by, list(slice_shape)],
                 "precision": network.dtype_policy.name,
                 "weights": weights_digest(network),
                 "dtype": np.dtype(experiment.features.dtype).name,

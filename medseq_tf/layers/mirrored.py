@@ -55,7 +55,7 @@ class Mirrored(Layer):
         axis.
         """
         _, height, width, _ = slices.shape
-        weights = self._outline(slices)
+        weights = self.outline(slices)
         total = ops.sum(weights, axis=(1, 2))
         some = ops.maximum(total, 1e-6)
         x = ops.arange(width, dtype="float32") - (width - 1) / 2
@@ -69,7 +69,7 @@ class Mirrored(Layer):
         covariance = products - centre_x * centre_y
         return centre_x, centre_y, self._tilt(var_x, var_y, covariance)
 
-    def _outline(self, slices: Tensor) -> Tensor:
+    def outline(self, slices: Tensor) -> Tensor:
         """Return `(B, H, W)` weights in [0, 1]; 0 for a slice of one grey value."""
         grey = ops.cast(ops.mean(ops.stop_gradient(slices), axis=-1), "float32")
         darkest = ops.min(grey, axis=(1, 2), keepdims=True)

@@ -13,6 +13,7 @@ from medseq_tf.models.aggregators import AGGREGATORS, Recurrent, build_aggregato
 from medseq_tf.models.classifier import SequenceClassifier
 from medseq_tf.models.covariates import Covariates
 from medseq_tf.models.encoders import ENCODERS, ConvFSMStack, Encoder
+from medseq_tf.models.handcrafted import HandcraftedFeatures
 from medseq_tf.models.head import Head
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
@@ -31,6 +32,7 @@ __all__ = [
     "ConvFSMStack",
     "Covariates",
     "Encoder",
+    "HandcraftedFeatures",
     "Head",
     "KerasNetwork",
     "LesionArea",

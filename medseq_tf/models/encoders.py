@@ -16,10 +16,12 @@ from medseq_tf.layers import (
     TimeDistributed,
 )
 from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds, dense
+from medseq_tf.models.handcrafted import HandcraftedFeatures
 from medseq_tf.models.keras_application import keras_application
 from medseq_tf.models.lesion_area import LesionArea
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.recipe import ConvFSM as ConvFSMSettings
+from medseq_tf.recipe import Handcrafted as HandcraftedSettings
 from medseq_tf.recipe import Pixels as PixelsSettings
 from medseq_tf.recipe import Segmenter as SegmenterSettings
 from medseq_tf.recipe import choices
@@ -253,6 +255,13 @@ def conv_fsm(settings: ConvFSMSettings, seed: int | None, skip_padding: bool) ->
     return Encoder(layer, settings.dropout, dropout_seed, name="encoder")
 
 
+def handcrafted(settings: HandcraftedSettings, seed: int | None, skip_padding: bool) -> Encoder:
+    """Return the encoder that measures slices; nothing is drawn from `seed`."""
+    measures = HandcraftedFeatures(settings.features, settings.bins, name="handcrafted")
+    layer = TimeDistributed(measures, skip_padding=skip_padding, name="measured")
+    return Encoder(layer, 0.0, name="encoder")
+
+
 def pixels(settings: PixelsSettings, seed: int | None, skip_padding: bool) -> Encoder:
     """Return every slice as it is, flattened; nothing is drawn from `seed` or left out."""
     flatten = keras.layers.Flatten(name="flatten")
@@ -271,6 +280,7 @@ def segmenter(settings: SegmenterSettings, seed: int | None, skip_padding: bool)
 ENCODERS: dict[str, Callable[[Any, int | None, bool], Layer]] = {
     "conv_fsm": conv_fsm,
     "keras_application": keras_application,
+    "handcrafted": handcrafted,
     "pixels": pixels,
     "segmenter": segmenter,
 }

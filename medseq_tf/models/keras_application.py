@@ -111,6 +111,11 @@ class KerasNetwork(Layer):
         return self.model(self.preprocess(255.0 * images), training=training)
 
     @property
+    def made_by(self) -> list[Any]:
+        """What decides on the features, besides weights and the shape of a slice."""
+        return [self.application, self.output_name]
+
+    @property
     def learns_statistics(self) -> bool:
         """Whether training changes the moving statistics of a batch normalisation."""
         return any(

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from medseq_tf.recipe.input import Augment, Input, Sequence
 from medseq_tf.recipe.model import (
     ConvFSM,
+    Handcrafted,
     KerasApplication,
     Model,
     Pooling,
@@ -127,10 +128,10 @@ class Experiment(Settings):
 
     @property
     def uses_features(self) -> bool:
-        """Whether training reads stored features of a frozen network instead of slices."""
+        """Whether training reads stored features, of what is never trained, instead of slices."""
         encoder = self.model.encoder
         frozen = isinstance(encoder, KerasApplication) and encoder.frozen == "all"
-        return frozen and self.features.use == "auto"
+        return (frozen or isinstance(encoder, Handcrafted)) and self.features.use == "auto"
 
     @property
     def segments(self) -> bool:
@@ -181,18 +182,18 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _input_fits_the_network(self):
-        if isinstance(self.model.encoder, KerasApplication):
-            if (self.input.mean, self.input.std) != (0.0, 1.0):
-                raise ValueError(
-                    "model.encoder keras_application has its own preprocessing and takes slices "
-                    f"in [0, 1]; set input.mean=0 and input.std=1, got {self.input.mean} and "
-                    f"{self.input.std}"
-                )
-            if self.input.channels not in (1, 3):
-                raise ValueError(
-                    f"model.encoder keras_application takes 1 or 3 channels, input.windows and "
-                    f"input.neighbours give {self.input.channels}"
-                )
+        encoder = self.model.encoder
+        as_they_are = (self.input.mean, self.input.std) == (0.0, 1.0)
+        if isinstance(encoder, (KerasApplication, Handcrafted)) and not as_they_are:
+            raise ValueError(
+                f"model.encoder {encoder.name} takes slices in [0, 1] as they are; set "
+                f"input.mean=0 and input.std=1, got {self.input.mean} and {self.input.std}"
+            )
+        if isinstance(encoder, KerasApplication) and self.input.channels not in (1, 3):
+            raise ValueError(
+                f"model.encoder keras_application takes 1 or 3 channels, input.windows and "
+                f"input.neighbours give {self.input.channels}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,9 @@ STATISTICS: tuple[str, ...] = get_args(Statistic)
 SomeStatistics = Annotated[list[Statistic], Field(min_length=1), AfterValidator(distinct)]
 
 
+Measures = Literal["histogram", "asymmetry", "texture", "shape", "acquisition"]
+
+
 class FeatureSimilaritySettings(Settings):
     """The feature similarity module after the convolutions (paper 1, figure 8)."""
 
@@ -125,6 +128,32 @@ class KerasApplication(Settings):
     def learns(self) -> bool:
         """Whether training changes anything of it, or draws on chance."""
         return self.frozen != "all" or bool(self.dense) or self.dropout > 0
+
+
+class Handcrafted(Settings):
+    """Measures of every slice by formulas, without weights: there is nothing to train.
+
+    It measures slices in [0, 1], so `input.mean` is 0 and `input.std` is 1; of HU, intensities
+    within `input.windows`. `HandcraftedFeatures` lists the formulas.
+    """
+
+    name: Literal["handcrafted"] = "handcrafted"
+    features: Annotated[list[Measures], Field(min_length=1), AfterValidator(distinct)] = [
+        "histogram",
+        "asymmetry",
+        "texture",
+        "shape",
+    ]
+    """Groups: intensities in the head, or whatever is bright; how its halves differ, turned
+    upright; variation from pixel to pixel at three scales; area, place, moments and outline; and,
+    for comparison, what a scanner leaves: corners, border, whole-slice quantiles."""
+    bins: Annotated[int, Field(ge=2, le=256)] = 16
+    """Of the histograms."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether training changes anything of it: it does not."""
+        return False
 
 
 class Pixels(Settings):
@@ -264,7 +293,7 @@ class Head(Settings):
     dropout: Fraction = 0.2
 
 
-AnyEncoder = ConvFSM | KerasApplication | Pixels | Segmenter
+AnyEncoder = ConvFSM | KerasApplication | Handcrafted | Pixels | Segmenter
 AnyAggregator = Recurrent | Pooling | Statistics | Attention | Transformer | SliceScores | Cnn3D
 
 
