@@ -41,6 +41,8 @@ from medseq_tf.runs.model_file import load_model_file
 SLICES = "slices.parquet"
 COVARIATES_ALONE = "covariates_alone.parquet"
 CANDIDATES = "candidates.parquet"
+OF_CANDIDATES = "candidates"
+"""The folder of an automatic run in which its candidates' runs lie, each in one of its name."""
 METRICS_COLUMNS = [
     *("split", "label", "metric", "value", "low", "high", "interval", "n", "positives"),
     *("patients", "threshold", "note", "question"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Fitting:
         tracker: where figures go.
         verbose: show progress.
         features: the folder for stored features; None: in memory alone.
+        stop: asked after every update; once true, training stops as after Ctrl-C.
 
     Attributes:
         model: the `SequenceClassifier`.
@@ -58,9 +59,11 @@ class Fitting:
         tracker: AnyTracker,
         verbose: bool = True,
         features: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
         self.recipe, self.store, self.split = recipe, store, split
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
+        self.stop = stop
         self.model, self.features = model_and_features(recipe, store, features, verbose)
         self.constants = self._standardise()
         self.history: list[dict[str, float]] = []
@@ -135,9 +138,15 @@ def epoch_metrics(
 
 
 @contextmanager
-def interrupts() -> Iterator[list[bool]]:
-    """Collect Ctrl-C instead of raising, so that an update is never cut in two; twice raises."""
+def interrupts(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Collect Ctrl-C instead of raising, so that an update is never cut in two; twice raises.
+
+    What is yielded tells whether it came, or `stop` says so.
+    """
     caught: list[bool] = []
+
+    def interrupted() -> bool:
+        return bool(caught) or stop()
 
     def note(signum: int, frame: Any) -> None:
         if caught:
@@ -147,9 +156,9 @@ def interrupts() -> Iterator[list[bool]]:
     try:
         before = signal.signal(signal.SIGINT, note)
     except ValueError:  # not the main thread: KeyboardInterrupt cannot come here either
-        yield caught
+        yield interrupted
         return
     try:
-        yield caught
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)

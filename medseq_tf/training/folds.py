@@ -12,6 +12,7 @@ import pandas as pd
 from medseq_tf.dataset import selection
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.stratification import Rows
+from medseq_tf.errors import Stopped
 from medseq_tf.evaluation import operating_points
 from medseq_tf.evaluation.predictions import fit_temperatures, of_folds
 from medseq_tf.evaluation.scoring import fold_summary
@@ -54,6 +55,10 @@ def cross_validate(
             if not earlier:
                 fold.begin(split)
             if earlier.get("status") != "finished":
+                if options.stop():
+                    raise Stopped(
+                        f"{request.folder}: stopped before fold {number}; --resume goes on"
+                    )
                 train_one(fold, store, split, _of_fold(options, number, tracker))
                 gc.collect()
         _pool(whole, prepared, tracker)

@@ -29,12 +29,12 @@ class LinearFitting(Fitting):
 
         Raises:
             InputError: a study cannot be read.
-            Stopped: interrupted with Ctrl-C; `resume` goes on.
+            Stopped: interrupted with Ctrl-C, or by `stop`; `resume` goes on.
         """
         started, prepared, rows = time.monotonic(), self.store.prepared, self.split["train"]
         labels, outputs = prepared.labels[rows], prepared.outputs
-        with interrupts() as interrupted, self.going_on():
-            vectors = self._vectors(lambda: bool(interrupted))
+        with interrupts(self.stop) as interrupted, self.going_on():
+            vectors = self._vectors(interrupted)
         fit = fit_linear(
             vectors,
             labels,

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ class Fitter(Fitting):
         tracker: AnyTracker,
         verbose: bool = True,
         features: Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
-        super().__init__(recipe, store, split, folder, tracker, verbose, features)
+        super().__init__(recipe, store, split, folder, tracker, verbose, features, stop)
         labels = store.prepared.labels
         self.network = frozen_network(self.model)
         self.digest = weights_digest(self.network) if self.network is not None else None
@@ -106,11 +107,11 @@ class Fitter(Fitting):
         Raises:
             Diverged: the loss became NaN or infinite.
             InputError: a study cannot be read, or the saved state not be gone on with.
-            Stopped: interrupted with Ctrl-C.
+            Stopped: interrupted with Ctrl-C, or by `stop`.
         """
         restored = self.restore()
         self.saved = time.monotonic()
-        with interrupts() as interrupted:
+        with interrupts(self.stop) as interrupted:
             if self.recipe.pretraining and not restored:
                 self._pretrain(interrupted)
             try:
@@ -124,17 +125,17 @@ class Fitter(Fitting):
             variable.assign(value)
         self.save_model()
 
-    def _pretrain(self, interrupted: list[bool]) -> None:
+    def _pretrain(self, interrupted: Callable[[], bool]) -> None:
         rows = self.split["train"]
-        pretrain(self.model, self.store, rows, self.recipe, self.verbose, lambda: bool(interrupted))
-        if interrupted:
+        pretrain(self.model, self.store, rows, self.recipe, self.verbose, interrupted)
+        if interrupted():
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
-    def _prepare_features(self, features: FeatureStore, interrupted: list[bool]) -> None:
+    def _prepare_features(self, features: FeatureStore, interrupted: Callable[[], bool]) -> None:
         validation = [(int(row), None) for row in self.split["validation"]]
         with self.going_on():
-            features.prepare_training(self.split["train"], self.epoch, lambda: bool(interrupted))
-            features.prepare(validation, lambda: bool(interrupted))
+            features.prepare_training(self.split["train"], self.epoch, interrupted)
+            features.prepare(validation, interrupted)
 
     def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
         """Yield what is left of the epoch; of features, `together` batches as one."""
@@ -166,7 +167,7 @@ class Fitter(Fitting):
         others = {name: v.numpy() for name, v in inputs.items() if name != "slices"}
         return {"features": features, **others}, labels.numpy()
 
-    def _run_epoch(self, interrupted: list[bool]) -> None:
+    def _run_epoch(self, interrupted: Callable[[], bool]) -> None:
         recipe, started = self.recipe.fit, time.monotonic()
         before = self.seconds
         bar = self._bar()
@@ -184,16 +185,17 @@ class Fitter(Fitting):
             self.known += float(known)
             bar.update(self.batch, [("loss", self.loss_sum / max(self.known, 1.0))], finalize=False)
             self.seconds = before + time.monotonic() - started
-            if interrupted:
+            if interrupted():
                 self.save()
                 raise Stopped(f"{self.folder}: stopped in epoch {self.epoch + 1}; --resume goes on")
             if time.monotonic() - self.saved > recipe.checkpoint_minutes * 60:
                 self.save()
         self.seconds = before + time.monotonic() - started
         self._end_epoch(bar)
-        if interrupted or self._over() or self._is_time_to_save():
+        stops = interrupted()
+        if stops or self._over() or self._is_time_to_save():
             self.save()
-        if interrupted:
+        if stops:
             raise Stopped(f"{self.folder}: stopped after epoch {self.epoch}; --resume goes on")
 
     def _bar(self) -> keras.utils.Progbar:

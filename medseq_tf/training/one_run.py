@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import atomic, write_json
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.reporting import model_card, report
-from medseq_tf.runs.run import COVARIATES_ALONE, SLICES, Run
+from medseq_tf.runs.run import COVARIATES_ALONE, OF_CANDIDATES, SLICES, Run
 from medseq_tf.runs.tracking import AnyTracker, Section, Tracker
 from medseq_tf.training.beginning import Request
 from medseq_tf.training.fitting import Fitting
@@ -80,6 +80,7 @@ class Options:
         verbose: show progress.
         features: where features of a network that is frozen whole are kept.
         parent: what names the MLflow run that this one belongs to.
+        stop: asked after every update; once true, training stops as after Ctrl-C.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Options:
     verbose: bool
     features: Path | None
     parent: str | None = None
+    stop: Callable[[], bool] = lambda: False
 
 
 def train_one(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
@@ -98,7 +100,14 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
         profile = {**prepared.info["counts"], **counts}
         tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
         fitter = (Fitter if recipe.fit.solver == "gradient" else LinearFitting)(
-            recipe, store, split, request.folder, tracker, options.verbose, options.features
+            recipe,
+            store,
+            split,
+            request.folder,
+            tracker,
+            options.verbose,
+            options.features,
+            options.stop,
         )
         fitter.run()
         finish(fitter)
@@ -269,6 +278,9 @@ def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
 
 
 def _is_fold(run: Run) -> bool:
-    """Whether a run is a part of a cross-validation."""
-    above = run.path.parent / "run.json"
-    return above.is_file() and bool(Run(above.parent).info["folds"])
+    """Whether a run is a part of a cross-validation, or of a candidate of an automatic choice."""
+    whole = run.path.parent
+    if whole.parent.name == OF_CANDIDATES:
+        whole = whole.parents[1]
+    above = whole / "run.json"
+    return above.is_file() and bool(Run(whole).info["folds"])

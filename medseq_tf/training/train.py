@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ def train(
     features: str | os.PathLike | None = None,
     track: bool | AnyTracker = True,
     verbose: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Train a recipe on a prepared data set.
 
@@ -63,6 +64,7 @@ def train(
           and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
         track: log to MLflow; a tracker: into its run, which is not ended.
         verbose: show progress.
+        stop: asked after every update; once true, training stops as after Ctrl-C.
 
     Returns:
         The finished run.
@@ -70,7 +72,7 @@ def train(
     Raises:
         InputError: the recipe or the data cannot be used, or `out` is taken.
         Diverged: the loss became NaN or infinite.
-        Stopped: interrupted with Ctrl-C; `resume` goes on.
+        Stopped: interrupted with Ctrl-C, or by `stop`; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
     prepared = Prepared.open(data)
@@ -89,7 +91,7 @@ def train(
     if not earlier:
         request.check(run_splits)
         gc.collect()  # a model is a cycle, and a pretrained one is large
-    options = Options(name or folder.name, track, verbose, features_folder)
+    options = Options(name or folder.name, track, verbose, features_folder, stop=stop)
     with locked(folder):
         now = request.earlier()
         if now.get("status") == "finished":
