@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from medseq_tf.automl.ensembles import ALIKE, TruthProbabilities, greedy, spread
-from medseq_tf.evaluation import cross_validation
-from medseq_tf.evaluation.cross_validation import HeldOut, LabelFolds
+from medseq_tf.automl.observed import Observed
 from medseq_tf.evaluation.metrics.estimates import Estimate
+from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.evaluation.metrics.point_metrics import Array
 
 AVERAGE = "average"
-"""The name of the average of all linear candidates, in equal shares."""
+"""The name of the average of candidates, in the table of scores."""
 
-GREEDY = "greedy"
-"""The name of the average by greedy selection."""
+FARTHEST = 2.0
+"""Standard errors; what is farther behind the best has no share."""
 
 Shares = dict[str, float]
 """Of candidates by name, adding up to 1."""
@@ -48,9 +46,9 @@ class Score(NamedTuple):
     """What a candidate, or an average of several, has reached.
 
     Attributes:
-        name: of the candidate, `average`, `greedy`, or of a network and what it was averaged with.
+        name: of the candidate, `average`, or of a network and what it was averaged with.
         weights: shares of the candidates.
-        log_loss: mean over the studies, and over several labels.
+        log_loss: mean over the studies, and over several labels; it chooses nothing.
         auroc: mean over the folds, and over several labels or classes.
         chosen: whether it is the choice.
     """
@@ -76,65 +74,20 @@ class Choice(NamedTuple):
     scores: tuple[Score, ...]
 
 
-@dataclass(frozen=True)
-class Observed:
-    """Patients with what is known of them, a row a study and repeat.
+def shares_of(behind: Array) -> Array:
+    """The share of each candidate in the average, (candidates,).
 
-    Attributes:
-        truth: (rows, outputs) 0, 1 or nan.
-        outputs: `labels`, `classes` or `ordered`.
-        patients: (rows,) owners.
-        folds: (rows,) which rows are of one model, a number unique over all repeats.
-        repeats: (rows,).
+    It is as the likelihood that the candidate is as good as the best: a standard error behind it
+    has 0.61 of its share. So where the patients do not tell the candidates apart all have nearly
+    the same, which is hard to beat by any weights that are learned (Smith and Wallis 2009), and
+    where they do it is the one-standard-error rule (Breiman et al. 1984) by degrees. It was chosen
+    by simulation, see `benchmarks/automl_rules.py`.
+
+    Args:
+        behind: (candidates,) how far each is behind the best, in standard errors.
     """
-
-    truth: Array
-    outputs: str
-    patients: Array
-    folds: Array
-    repeats: Array
-
-    def where(self, rows: Array) -> Observed:
-        """The same of some rows (rows,) bool."""
-        arrays = (self.patients[rows], self.folds[rows], self.repeats[rows])
-        return Observed(self.truth[rows], self.outputs, *arrays)
-
-    def ranked(self, probabilities: Array) -> list[LabelFolds]:
-        """Probabilities (rows, outputs) of each label, or class against the rest, that has both."""
-        names = [str(number) for number in range(self.truth.shape[1])]
-        nowhere = np.full(self.truth.shape, np.nan)
-        rows = (np.arange(len(self.truth)), self.folds, self.repeats)
-        held_out = HeldOut(names, self.truth, probabilities, nowhere, self.patients, *rows)
-        labels = [held_out.of(number) for number in range(len(names))]
-        return [label for label in labels if label.has_both_classes]
-
-    def aurocs(self, probabilities: Array) -> Array:
-        """The mean AUROC over the folds, and over the outputs, of several (averages,).
-
-        Args:
-            probabilities: (averages, rows, outputs).
-        """
-        means = []
-        for column in range(self.truth.shape[1]):
-            truth, values = self.truth[:, column], probabilities[:, :, column]
-            of_folds = []
-            for fold in np.unique(self.folds):
-                positive, negative = ((self.folds == fold) & (truth == kind) for kind in (1, 0))
-                if positive.any() and negative.any():
-                    apart = values[:, positive, None] - values[:, None, negative]
-                    of_folds.append((np.sign(apart).mean(axis=(1, 2)) + 1) / 2)
-            if of_folds:
-                means.append(np.mean(of_folds, axis=0))
-        return np.mean(means, axis=0) if means else np.full(len(probabilities), np.nan)
-
-    def auroc(self, probabilities: Array) -> Estimate:
-        """The mean AUROC of probabilities (rows, outputs), with its interval."""
-        return cross_validation.auroc_estimate(self.ranked(probabilities))
-
-    def lead(self, first: Array, second: Array) -> Estimate:
-        """By how much the AUROC of the first probabilities (rows, outputs) is ahead."""
-        pairs = [*zip(self.ranked(first), self.ranked(second), strict=True)]
-        return cross_validation.auroc_difference(pairs)[0] if pairs else Estimate()
+    likelihood = np.where(behind <= FARTHEST, np.exp(-(behind**2) / 2), 0.0)
+    return likelihood / likelihood.sum()
 
 
 def choose(
@@ -148,11 +101,8 @@ def choose(
 ) -> Choice:
     """Choose by predictions of patients whom no candidate was trained on.
 
-    Of the linear candidates each one, the average of all in equal shares, and the average by greedy
-    selection are held against each other by the log loss. What is simplest is chosen of those that
-    are not worse than the best by more than a standard error of the difference, over patients
-    (Breiman et al. 1984). A network is chosen, alone or averaged with that, where the paired 95%
-    interval of its AUROC lies above that of the linear choice.
+    The linear candidates are averaged, each with its share by `shares_of`. A network is chosen,
+    alone or averaged with these, where the paired 95% interval of its AUROC lies above theirs.
 
     Args:
         truth: (rows, outputs) 0, 1 or nan; a row a study, or a study and repeat.
@@ -174,18 +124,16 @@ def choose(
         for one in sorted(candidates, key=lambda one: (one.complexity, one.name))
         if one.role != "reference"
         and one.name in predictions
-        and _rows([predictions[one.name]]).any()
+        and _predicted([predictions[one.name]]).any()
     ]
     linear = [one.name for one in competing if one.kind == "linear"]
     networks = [one.name for one in competing if one.kind != "linear"]
     if not competing:
         return Choice({}, "no candidate predicts", ())
-    base = linear or networks
-    scores, why = _among(base, predictions, observed)
-    if linear and networks:
-        scores, why = _challenged(scores, why, networks, predictions, observed)
-    chosen = next(score for score in scores if score.chosen)
-    return Choice(chosen.weights, why, tuple(scores))
+    average = _averaged(linear or networks, predictions, observed)
+    if not (linear and networks):
+        return average
+    return _challenged(average, networks, predictions, observed)
 
 
 def combine(choice: Choice, predictions: Mapping[str, Array]) -> Array:
@@ -194,85 +142,77 @@ def combine(choice: Choice, predictions: Mapping[str, Array]) -> Array:
     Raises:
         ValueError: nothing is chosen.
     """
+    if not choice.weights:
+        raise ValueError("nothing is chosen")
     return _mean(choice.weights, predictions)
 
 
 def _mean(weights: Shares, predictions: Mapping[str, Array]) -> Array:
-    if not weights:
-        raise ValueError("nothing is chosen")
     return np.sum([share * predictions[name] for name, share in weights.items()], axis=0)
 
 
-def _rows(predictions: Sequence[Array]) -> Array:
+def _predicted(predictions: Sequence[Array]) -> Array:
     """Which rows all predict, (rows,) bool."""
     return np.logical_and.reduce([np.isfinite(one).all(axis=1) for one in predictions])
 
 
-def _among(
-    names: Sequence[str], predictions: Mapping[str, Array], observed: Observed
-) -> tuple[list[Score], str]:
-    """Choose among candidates, from the simplest, and their averages, by the log loss."""
-    rows = _rows([predictions[name] for name in names])
+def _averaged(names: Sequence[str], predictions: Mapping[str, Array], observed: Observed) -> Choice:
+    """Average candidates by the rows that all of them predict."""
+    rows = _predicted([predictions[name] for name in names])
     observed = observed.where(rows)
     stacked = np.stack([predictions[name][rows] for name in names])
-    of_truth = TruthProbabilities.of(observed.truth, stacked, observed.outputs, observed.patients)
-    shares = np.eye(len(names))
-    titles = [*names]
-    if len(names) > 1:
-        shares = np.vstack([shares, np.full(len(names), 1 / len(names)), greedy(of_truth)])
-        titles += [AVERAGE, GREEDY]
-    by_patient = of_truth.losses(shares)
-    losses = by_patient.sum(axis=1)
-    best = int(np.flatnonzero(losses <= losses.min() + ALIKE)[0])
-    behind = losses - losses[best]
-    near = behind <= spread(by_patient - by_patient[best]) + ALIKE
-    chosen = int(np.flatnonzero(near)[0])
-    why = f"{titles[chosen]} has the lowest log loss"
-    if chosen != best:
+    behind = observed.ranking(stacked).behind_the_best()
+    shares = shares_of(behind)
+    weights = {name: float(share) for name, share in zip(names, shares, strict=True) if share}
+    tried = {name: {name: 1.0} for name in names}
+    if len(weights) > 1:
+        tried[AVERAGE] = weights
+        mean = np.einsum("c,cro->ro", shares, stacked)
+        stacked = np.concatenate([stacked, mean[None]])
+    losses, aurocs = observed.log_losses(stacked), observed.ranking(stacked).aurocs
+    scores = tuple(
+        Score(name, own, float(loss), float(auroc), own == weights)
+        for (name, own), loss, auroc in zip(tried.items(), losses, aurocs, strict=True)
+    )
+    best = names[int(np.argmin(behind))]
+    why = f"{best} ranks best, all others are more than {FARTHEST:g} standard errors behind"
+    if len(names) == 1:
+        why = f"{best} is the only one"
+    elif len(weights) > 1:
         why = (
-            f"{titles[chosen]} is the simplest whose log loss is within a standard error of "
-            f"that of {titles[best]}"
+            f"the average of {', '.join(weights)}, of which none ranks more than {FARTHEST:g} "
+            f"standard errors behind {best}"
         )
-    aurocs = observed.aurocs(np.einsum("ac,cro->aro", shares, stacked))
-    scores = []
-    for number, title in enumerate(titles):
-        weights = {name: float(w) for name, w in zip(names, shares[number], strict=True) if w}
-        auroc = float(aurocs[number])
-        scores.append(Score(title, weights, float(losses[number]), auroc, number == chosen))
-    return scores, why
+    return Choice(weights, why, scores)
 
 
 def _challenged(
-    scores: list[Score],
-    why: str,
+    linear: Choice,
     networks: Sequence[str],
     predictions: Mapping[str, Array],
     observed: Observed,
-) -> tuple[list[Score], str]:
+) -> Choice:
     """Let networks, alone and averaged with the linear choice, stand against the linear choice."""
-    linear = next(score for score in scores if score.chosen)
-    before, found, leads = _mean(linear.weights, predictions), [], []
+    title = next(score.name for score in linear.scores if score.chosen)
+    before = combine(linear, predictions)
+    found: list[tuple[Estimate, Score]] = []
     for name in networks:
-        halves = {name: 0.5} | {other: w / 2 for other, w in linear.weights.items()}
-        for title, weights in ((name, {name: 1.0}), (f"{name} with {linear.name}", halves)):
+        halves = {name: 0.5} | {other: share / 2 for other, share in linear.weights.items()}
+        for tried, weights in ((name, {name: 1.0}), (f"{name} with {title}", halves)):
             own = _mean(weights, predictions)
-            rows = _rows([own, before])
+            rows = _predicted([own, before])
             seen = observed.where(rows)
-            of_truth = TruthProbabilities.of(
-                seen.truth, own[None, rows], seen.outputs, seen.patients
-            )
-            loss = float(of_truth.losses(np.ones((1, 1))).sum())
-            auroc = float(seen.aurocs(own[None, rows])[0])
-            found.append(Score(title, weights, loss, auroc, False))
-            leads.append(seen.lead(own[rows], before[rows]))
-    lows = np.nan_to_num([lead.low for lead in leads], nan=-1.0)
-    best = int(lows.argmax())
-    if lows[best] <= 0:
-        return [*scores, *found], f"{why}; no network is ahead of it by a paired 95% interval"
-    scores = [score._replace(chosen=False) for score in scores]
-    found[best] = found[best]._replace(chosen=True)
-    low, high = leads[best].low, leads[best].high
-    return [*scores, *found], (
-        f"{found[best].name} is ahead of {linear.name} by an AUROC of {leads[best].value:.3f} "
-        f"({low:.3f} to {high:.3f})"
+            loss = float(seen.log_losses(own[None, rows])[0])
+            auroc = float(seen.ranking(own[None, rows]).aurocs[0])
+            lead = seen.lead(own[rows], before[rows])
+            found.append((lead, Score(tried, weights, loss, auroc, chosen=False)))
+    lead, best = max(found, key=lambda one: float(np.nan_to_num(one[0].low, nan=-1.0)))
+    scores = tuple(score for _, score in found)
+    if not lead.low > 0:
+        why = f"{linear.reason}; no network is ahead of that by a paired 95% interval"
+        return Choice(linear.weights, why, linear.scores + scores)
+    scores = tuple(
+        score._replace(chosen=score.name == best.name) for score in (*linear.scores, *scores)
     )
+    words = with_interval(lead.value, lead.low, lead.high)
+    return Choice(best.weights, f"the AUROC of {best.name} is ahead by {words}", scores)

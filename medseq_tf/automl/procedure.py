@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseq_tf.automl.choice import Choice, Competitor, Observed, choose, combine
+from medseq_tf.automl.choice import Choice, Competitor, choose, combine
+from medseq_tf.automl.observed import Observed
 from medseq_tf.evaluation.metrics.estimates import Estimate
 from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.evaluation.metrics.point_metrics import Array
@@ -92,7 +93,7 @@ def procedure(
             choices[repeat].append(choice)
             tested = {name: one.outer[~others] for name, one in own.items()}
             outer[repeat, ~others] = combine(choice, tested)
-    observed = _repeated(truth, outputs, patients, fold_of[counting])
+    observed = repeated(truth, outputs, patients, fold_of[counting])
     auroc = observed.auroc(np.concatenate(outer[counting]))
     stacked = {
         name: np.concatenate([predictions[repeat][name].outer for repeat in counting])
@@ -129,7 +130,7 @@ def _whole(
     return admitted, [repeat for repeat, own in enumerate(whole) if own and own == admitted]
 
 
-def _repeated(truth: Array, outputs: str, patients: Array, fold_of: Array) -> Observed:
+def repeated(truth: Array, outputs: str, patients: Array, fold_of: Array) -> Observed:
     """The patients once a repeat; `fold_of` (repeats, studies)."""
     count = len(fold_of)
     numbers = np.arange(count)[:, None]

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from sklearn.metrics import log_loss, roc_auc_score
 
-from medseq_tf.automl.choice import AVERAGE, GREEDY, Observed, choose, combine
-from medseq_tf.automl.ensembles import TruthProbabilities, greedy
-from medseq_tf.evaluation import cross_validation
+from medseq_tf.automl.choice import AVERAGE, choose, combine, shares_of
+from medseq_tf.automl.observed import Observed
+from medseq_tf.evaluation import cross_validation, metrics
 from medseq_tf.evaluation.class_table import ClassTable
 from medseq_tf.readers.classes import Classes
 
@@ -52,7 +51,7 @@ def score_of(choice, name):
 
 def test_scores_are_those_of_scikit_learn():
     truth, patients, folds = labels_of(60), np.arange(60), np.arange(60) % 3
-    predictions = {"a": told(truth, 1.0, 1), "b": told(truth, 0.5, 2)}
+    predictions = {"a": told(truth, 1.0, 1), "b": told(truth, 0.9, 2)}
     choice = choose(
         truth, predictions, [Named("a"), Named("b", 1)], "labels", patients, folds=folds
     )
@@ -61,7 +60,7 @@ def test_scores_are_those_of_scikit_learn():
         assert score.log_loss == pytest.approx(log_loss(truth, own))
         by_fold = [roc_auc_score(truth[folds == k], own[folds == k]) for k in range(3)]
         assert score.auroc == pytest.approx(np.mean(by_fold))
-    mean = (predictions["a"] + predictions["b"]) / 2
+    mean = combine(choice, predictions)
     assert score_of(choice, AVERAGE).log_loss == pytest.approx(log_loss(truth, mean))
 
 
@@ -137,31 +136,60 @@ def test_the_interval_is_the_one_that_evaluate_prints(outputs):
     assert found == pytest.approx((printed["value"], printed["low"], printed["high"]), rel=1e-9)
 
 
-def test_the_greedy_selection_is_near_the_best_average_there_is():
-    truth = labels_of(200)
-    stacked = np.stack([told(truth, strength, seed) for seed, strength in enumerate((1, 0.8, 0))])
-    of_truth = TruthProbabilities.of(truth, stacked, "labels", np.arange(200))
-    shares = greedy(of_truth)
+def test_the_ranking_is_that_of_mean_auroc():
+    rng, rows = np.random.default_rng(0), 60
+    truth = labels_of(rows, outputs=2)
+    truth[:9, 1] = np.nan
+    patients, folds = np.arange(rows) // 2, np.arange(rows) // 2 % 3
+    observed = Observed(truth, "labels", patients, folds, np.ones(rows))
+    stacked = np.stack([told(truth, 1.0, 1), rng.random(truth.shape).round(1)])
+    stacked[np.isnan(stacked)] = 0.3
+    ranking = observed.ranking(stacked)
+    for number, own in enumerate(stacked):
+        held_out = cross_validation.HeldOut(
+            ["a", "b"], truth, own, truth, patients, np.arange(rows), folds, np.ones(rows)
+        )
+        mean = cross_validation.mean_auroc([held_out.of(0), held_out.of(1)])
+        assert ranking.aurocs[number] == pytest.approx(mean.value)
+        np.testing.assert_allclose(ranking.parts[number], mean.shares.sum(axis=(0, 1)), atol=1e-12)
 
-    def loss(logits):
-        weights = np.exp(logits) / np.exp(logits).sum()
-        return log_loss(truth, np.einsum("c,cro->ro", weights, stacked))
 
-    best = minimize(loss, np.zeros(3), method="Nelder-Mead").fun
+def test_standard_errors_behind_the_best_are_those_of_delongs_test():
+    truth, patients = labels_of(80), np.arange(80)
+    stacked = np.stack([told(truth, strength, i) for i, strength in enumerate((0.3, 1.5))])
+    ones = np.ones(80)
+    found = Observed(truth, "labels", patients, ones, ones).ranking(stacked).behind_the_best()
+    test = metrics.delong_test(truth[:, 0], stacked[1, :, 0], stacked[0, :, 0])
+    assert found == pytest.approx([test.z, 0], rel=0.01)  # DeLong counts each class's patients
+
+
+def test_shares_fall_with_the_distance_from_the_best():
+    shares = shares_of(np.array([0.0, 1.0, 1.9, 2.1, 0.0]))
     assert shares.sum() == pytest.approx(1)
-    found = of_truth.losses(shares[None]).sum()
-    assert best - 1e-9 <= found <= best + 2e-3
-    assert found <= of_truth.losses(np.eye(3)).sum(axis=1).min()
+    assert shares[0] == shares[4]
+    assert shares[1] / shares[0] == pytest.approx(np.exp(-0.5))
+    assert shares[2] > 0
+    assert shares[3] == 0
 
 
-def test_a_clear_winner_is_chosen_and_of_equals_the_simplest():
+def test_where_no_fold_can_rank_all_have_the_same_share():
+    truth, patients = np.ones((20, 1)), np.arange(20)
+    predictions = {name: told(truth, 1.0, seed) for seed, name in enumerate("abc")}
+    choice = choose(truth, predictions, [Named(name) for name in "abc"], "labels", patients)
+    assert choice.weights == pytest.approx(dict.fromkeys("abc", 1 / 3))
+    assert np.isnan(choice.scores[0].auroc)
+
+
+def test_a_clear_winner_is_chosen_alone_and_equals_share_alike():
     truth, patients = labels_of(100), np.arange(100)
     good, poor = told(truth, 3.0, 1), told(truth, 0.1, 2)
     names = [Named("simple", 0), Named("good", 1)]
     chosen = choose(truth, {"simple": poor, "good": good}, names, "labels", patients)
-    assert chosen.weights.get("good", 0) > 0.8
+    assert chosen.weights == {"good": 1.0}
+    assert "good ranks best" in chosen.reason
     alike = choose(truth, {"simple": good, "good": good}, names, "labels", patients)
-    assert alike.weights == {"simple": 1.0}
+    assert alike.weights == {"simple": 0.5, "good": 0.5}
+    assert "average of simple, good" in alike.reason
 
 
 def test_a_reference_is_never_chosen_however_good():
@@ -219,7 +247,7 @@ def test_copies_of_studies_of_the_same_patient_decide_nothing():
         "labels",
         np.tile(patients, 9),
     )
-    assert often.weights == once.weights
+    assert often.weights == pytest.approx(once.weights)
     assert often.reason == once.reason
 
 
@@ -241,7 +269,7 @@ def test_neither_the_order_of_patients_nor_of_candidates_decides(seed):
         patients[order],
         folds[order],
     )
-    assert second.weights == first.weights
+    assert second.weights == pytest.approx(first.weights)
     assert second.reason == first.reason
     assert sum(first.weights.values()) == pytest.approx(1)
 
@@ -253,4 +281,3 @@ def test_combine_is_the_weighted_mean():
     choice = choice._replace(weights={"a": 0.25, "b": 0.75})
     mean = 0.25 * predictions["a"] + 0.75 * predictions["b"]
     np.testing.assert_allclose(combine(choice, predictions), mean)
-    assert GREEDY in [score.name for score in choice.scores]
