@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,11 @@ from medseq_tf.layers.layer import child_seeds
 from medseq_tf.models import efficientnet_lite
 
 POOLINGS = {"average": "avg", "max": "max"}
+POOLS = {
+    3: (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalMaxPooling1D),
+    4: (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D),
+}
+"""Axes of an output -> its pooling by average and by maximum over all positions."""
 OURS = {"EfficientNetLite0": efficientnet_lite.EfficientNetLite0}
 """Networks that `keras.applications` lacks."""
 
@@ -92,14 +97,21 @@ def network(
         whole = _download(name, options)
     else:
         _load(whole, name, os.fspath(weights), options)
-    model = whole if "pooling" in options else _up_to(outputs, whole, name)
+    model = whole
+    if "pooling" not in options:
+        model = up_to(outputs, whole, name, lambda layer: named_layers(whole)[layer].output)
     if weights == "none":
         randomize(model, preprocessing(name), seed)
-    generators = [g for g in map(_seed_generator, model.layers) if g is not None]
+    seed_dropout(model.layers, seed)
+    return model, whole.layers
+
+
+def seed_dropout(layers: Iterable[keras.layers.Layer], seed: int | None) -> None:
+    """Let each layer that draws at random draw by a seed of its own, or anew for None."""
+    generators = [g for g in map(_seed_generator, layers) if g is not None]
     for generator, child in zip(generators, child_seeds(seed, len(generators)), strict=True):
         if child is not None:
             generator.state.assign([child, 0])
-    return model, whole.layers
 
 
 def _seed_generator(layer: keras.layers.Layer) -> Any:
@@ -196,24 +208,35 @@ def _automatic_name(layer: keras.layers.Layer) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-def _up_to(outputs: list[str], whole: keras.Model, name: str) -> keras.Model:
-    """Return the network up to these outputs, made vectors and joined."""
+def up_to(
+    outputs: list[str], whole: keras.Model, name: str, output_of: Callable[[str], Any]
+) -> keras.Model:
+    """Return a network up to some outputs, made vectors and joined.
+
+    Args:
+        outputs: `average` or `max` of the last output, or names of others.
+        whole: the network.
+        name: what it is called in errors.
+        output_of: gives the output of a name.
+    """
     if len(outputs) == 1:
-        features = _vectors(outputs[0], whole, name, "average")
+        features = _vectors(outputs[0], whole, name, output_of, "average")
     else:
-        vectors = [_vectors(output, whole, name, f"{output}_pooled") for output in outputs]
+        vectors = [_vectors(one, whole, name, output_of, f"{one}_pooled") for one in outputs]
         features = keras.layers.Concatenate(name="joined")(vectors)
     return keras.Model(whole.input, features, name=whole.name)
 
 
-def _vectors(output: str, whole: keras.Model, name: str, pooling: str) -> Any:
-    """Return one output, by a layer of the name `pooling` where it is a map."""
-    features = whole.output if output in POOLINGS else named_layers(whole)[output].output
-    if len(features.shape) == 4:
-        kinds = {"max": keras.layers.GlobalMaxPooling2D}
-        pool = kinds.get(output, keras.layers.GlobalAveragePooling2D)
-        features = pool(name=pooling)(features)
-    if len(features.shape) != 2:
+def _vectors(
+    output: str, whole: keras.Model, name: str, output_of: Callable[[str], Any], pooling: str
+) -> Any:
+    """Return one output, by a layer of the name `pooling` where it has positions."""
+    features = whole.output if output in POOLINGS else output_of(output)
+    rank = len(features.shape)
+    if rank in POOLS:
+        by_average, by_max = POOLS[rank]
+        features = (by_max if output == "max" else by_average)(name=pooling)(features)
+    elif rank != 2:
         raise InputError(
             f"model.encoder.output = {output}: this layer of {name} gives neither a vector nor a "
             "map; give average, max or another layer's name"

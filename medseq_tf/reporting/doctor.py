@@ -32,13 +32,13 @@ KERAS_FILES = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package that is needed, or of use, and what is here of it."""
+    """A package that is needed, or of use (for what), and what is here of it."""
 
     name: str
     tested: str
     version: str | None
     state: str
-    extra: str = ""
+    purpose: str = ""
 
 
 @dataclass
@@ -155,7 +155,8 @@ def _packages(found: Checkup) -> None:
             state = "ok"
         else:
             state = "outside the tested range"
-        package = Package(requirement.name, str(requirement.specifier), version, state, extra)
+        purpose = f"[{extra}]" if extra else ""
+        package = Package(requirement.name, str(requirement.specifier), version, state, purpose)
         if extra in DEVELOPMENT:
             continue
         (found.optional if extra else found.needed).append(package)
@@ -164,13 +165,16 @@ def _packages(found: Checkup) -> None:
                 f"{requirement.name} is missing: pip install '{requirement.name}"
                 f"{requirement.specifier}'"
             )
+    hub = installed_version("keras-hub")
+    state = "ok" if hub else "missing"
+    found.optional.append(Package("keras-hub", "", hub, state, "network: keras_hub"))
 
 
 def _package_lines(title: str, packages: list[Package]) -> list[str]:
     lines = [
         f"  {package.name:<34} {package.version or '-':<12} "
         + (f"{package.state} ({package.tested})" if package.tested else package.state)
-        + (f", of [{package.extra}]" if package.extra else "")
+        + (f", for {package.purpose}" if package.purpose else "")
         for package in packages
     ]
     return [title, *lines, ""]

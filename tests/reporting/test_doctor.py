@@ -44,8 +44,9 @@ def test_all_is_well_here(folders):
     }
     assert not (folders / "features").exists()
     assert found.text().endswith("all that is needed is there")
-    assert {package.extra for package in found.optional} >= {"gpu", "pretrained"}
-    assert "test" not in {package.extra for package in found.optional}
+    purposes = {package.purpose for package in found.optional}
+    assert purposes >= {"[gpu]", "[pretrained]", "network: keras_hub"}
+    assert "[test]" not in purposes
 
 
 def test_files_that_keras_has_downloaded(folders):

@@ -13,7 +13,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.evaluation.explain import pixel_maps, slice_values
 from medseq_tf.evaluation.explain.covariate_effects import covariate_effects
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
-from medseq_tf.evaluation.explain.graphs import ModelGraphs
+from medseq_tf.evaluation.explain.graphs import ModelGraphs, last_maps_of
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
 from medseq_tf.evaluation.metrics import call
 from medseq_tf.evaluation.unseen_data import with_covariates_of, with_labels_of
@@ -192,9 +192,9 @@ class Explainer:
         Integrated gradients are added to `table`, summed over each slice.
         """
         if methods is None:
-            pretrained = hasattr(study.model.encoder, "network")
-            first = self.pixel_methods[:1]
-            methods = first if self.segments or pretrained else ["integrated_gradients"]
+            network = getattr(study.model.encoder, "network", None)
+            is_fit = self.segments or (network is not None and last_maps_of(network) is not None)
+            methods = self.pixel_methods[:1] if is_fit else ["integrated_gradients"]
         heat, completeness, notes = {}, {}, []
         for name, number in labels.items():
             if LESION_MAP in methods:

@@ -142,11 +142,22 @@ def last_feature_maps(encoder: Any) -> Any:
                 "model.encoder pixels has no feature maps for grad_cam; use integrated_gradients"
             )
         return stack.fsm or stack.stages[-1]
+    layer = last_maps_of(network)
+    if layer is None:
+        raise InputError(
+            f"{network.application} has no feature maps for grad_cam; use integrated_gradients"
+        )
+    return layer
+
+
+def last_maps_of(network: Any) -> Any:
+    """Return the layer of `last_feature_maps` of a pretrained network, or None: it has tokens."""
     for layer in reversed(network.model.layers):
         shape: tuple[int, ...] = getattr(layer.output, "shape", ())
-        if len(shape) == 4 and shape[1] > 1 and "Pooling" not in type(layer).__name__:
+        is_map = len(shape) == 4 and shape[1] > 1
+        if is_map and not any(kind in type(layer).__name__ for kind in ("Pooling", "InputLayer")):
             return layer
-    raise InputError(f"{network.application}: has no feature maps for Grad-CAM")
+    return None
 
 
 @contextlib.contextmanager
