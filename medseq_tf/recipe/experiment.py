@@ -211,7 +211,7 @@ class Experiment(Settings):
         model, loss, shown = self.model, self.loss, self.sequence
         fixed = (Pooling, Statistics)
         return {
-            "set an encoder in which nothing is trained, such as keras_application with "
+            "set an encoder in which nothing is trained, handcrafted or keras_application with "
             "frozen=all, dense=[] and dropout=0": not getattr(model.encoder, "learns", True),
             "set model.aggregator.name to one without weights, such as statistics or mean": (
                 isinstance(model.aggregator, fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -11,18 +12,24 @@ import tiny_network
 from covariate_columns import age_and_sex, with_covariates
 from linear_recipe import linear_recipe
 from runs_compared import assert_same_weights
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.evaluate import evaluate
+from medseq_tf.evaluation.explain.explain import explain_study
 from medseq_tf.evaluation.predictions import predict_split
 from medseq_tf.input.batches import evaluation_batches
 from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.models import applications
 from medseq_tf.runs.run import Run
+from medseq_tf.serving.export import export
 from medseq_tf.training.linear_head import fit_linear, study_vectors
 from medseq_tf.training.train import train
+
+NETWORK = applications.network
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -238,3 +245,40 @@ def test_features_that_are_no_numbers_are_told_by_study(demo_data, tmp_path, mon
     monkeypatch.setattr("medseq_tf.models.applications.network", broken)
     with pytest.raises(InputError, match="features are no finite numbers"):
         solved(demo_data, tmp_path / "run", "features.use=never")
+
+
+def test_the_importance_of_slices_is_that_of_the_definition(demo_data, tmp_path):
+    even = ("sequence.policy=even", "sequence.evaluation.policy=even", "sequence.length=5")
+    run = solved(demo_data, tmp_path / "run", *even)
+    prepared, model = Prepared.open(demo_data), run.model()
+    (study, *_), ids = run.splits["test"], prepared.studies["study_id"]
+    batches = evaluation_batches(prepared, np.flatnonzero(ids == study), run.experiment)
+    inputs, _, _ = next(iter(batches))
+    features = np.asarray(model.extract(inputs["slices"], inputs["lengths"]))[0]
+    kernel, bias = (np.asarray(value) for value in model.head.logits.get_weights())
+
+    def probability(shown):
+        kept = features[shown]
+        return expit(np.concatenate([kept.mean(0), kept.max(0), kept.std(0)]) @ kernel + bias)[0]
+
+    explanation = explain_study(run, prepared, study)
+    (nothing,) = explanation.base_values.values()
+    subsets = np.array(list(itertools.product([False, True], repeat=5)))
+    worth = [probability(shown) if shown.any() else nothing for shown in subsets]
+    expected = np.where(subsets, 1.0, -1.0).T @ worth / 16
+    found = explanation.slices["importance"].dropna()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_it_is_served_as_it_is(finished, tmp_path):
+    assert export(finished, tmp_path / "served").difference <= 1e-5
+
+
+def test_the_preset_trains_on_the_demo_cohort(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(applications, "network", NETWORK)
+    overrides = ["model.encoder.weights=none", "input.size=32"]
+    told = {"track": False, "verbose": False}
+    run = train("frozen_linear", demo_data, tmp_path / "run", overrides=overrides, **told)
+    assert run.model().head.logits.kernel.shape == (3 * (80 + 112), 1)
+    assert np.isfinite(run.predictions["probability"]).all()
+    assert any("eight depths" in note for note in run.notes)

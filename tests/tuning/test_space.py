@@ -256,4 +256,5 @@ def test_every_preset_has_its_space():
         "vgg19_lstm",
         "densenet121_lstm",
         "vgg19_bilstm",
+        "frozen_linear",
     }
