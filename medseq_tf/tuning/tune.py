@@ -214,6 +214,10 @@ def _check(space: Space, tuner: str, trials: int | None, minutes: float | None) 
             raise InputError(f"{name} = {value}: should be above 0")
     if tuner == "hyperband" and any("fit.epochs" in setting.keys for setting in space.settings):
         raise InputError("hyperband sets fit.epochs itself; leave it out of the space")
+    if tuner == "hyperband" and space.base.fit.solver == "lbfgs":
+        raise InputError(
+            "hyperband sets fit.epochs, of which fit.solver=lbfgs has none: take another tuner"
+        )
 
 
 def _cluster(cluster: str | int | None) -> tuple[str, str]:

@@ -95,6 +95,30 @@ def test_there_is_one_epoch_with_the_strength_that_was_chosen(finished):
     assert finished.thresholds
 
 
+class Logged:
+    """A tracker that keeps the metrics of each step."""
+
+    run_id = reference = None
+
+    def __init__(self):
+        self.steps = {}
+
+    def metrics(self, values, step=0):
+        self.steps.setdefault(step, {}).update(values)
+
+    def params(self, *values, **settings):
+        pass
+
+    dataset = artifact = tags = params
+
+
+def test_the_strength_is_logged(demo_data, finished, tmp_path):
+    logged = Logged()
+    solved(demo_data, tmp_path / "run", track=logged)
+    assert logged.steps[1]["strength"] == finished.history["strength"].item()
+    assert "val_auroc" in logged.steps[1]
+
+
 def test_the_training_loss_is_that_of_the_training_studies(demo_data, finished):
     prepared = Prepared.open(demo_data)
     expected = expected_probabilities(finished, prepared, prepared.labels[:, 0])
