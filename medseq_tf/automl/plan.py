@@ -42,6 +42,7 @@ from medseq_tf.recipe.yaml_text import read_yaml
 FOLDS, REPEATS = 5, 5
 FEW_FOLDS, FOLDS_FROM = 4, 25
 """Folds where the rarest kind has fewer patients than so many."""
+MOST_MINUTES = 1_000_000
 CONCLUDE_FROM = 10
 """Patients of the rarest kind below which figures are given and nothing is concluded."""
 LEAST_FOLDS = 3
@@ -67,7 +68,7 @@ class Plan(Settings):
     folds: Annotated[int, Field(ge=LEAST_FOLDS, le=100)]
     repeats: Annotated[int, Field(ge=1, le=100)]
     by: Literal["patient", "site"] = "patient"
-    minutes: Annotated[float, Field(gt=0, le=1e6)]
+    minutes: Annotated[float, Field(gt=0, le=MOST_MINUTES)]
     conclude: bool
     candidates: Annotated[list[Candidate], Field(min_length=1, max_length=50)]
     notes: list[str] = []
@@ -161,8 +162,8 @@ def make_plan(
     Raises:
         InputError: there are too few patients, or the arguments mean nothing.
     """
-    if minutes <= 0:
-        raise InputError(f"minutes = {minutes:g}: should be above 0")
+    if not 0 < minutes <= MOST_MINUTES:
+        raise InputError(f"minutes = {minutes:g}: should be above 0, at most {MOST_MINUTES:,}")
     cohort = fingerprint_of(prepared)
     notes: list[str] = []
     folds = _checked_folds(cohort, folds)
