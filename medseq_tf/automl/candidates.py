@@ -18,6 +18,8 @@ from medseq_tf.recipe import Experiment, Settings
 
 CT_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [40.0, 380.0]]
 """Of CT in HU, (centre, width): brain, blood beside the skull, soft tissue."""
+CT_RANGE = 100.0
+"""HU; where intensities span less, it is no usual CT, and they are shown whole."""
 FEW, MANY = 150, 600
 """Patients below and above which networks are trained otherwise."""
 NETWORK = "EfficientNetLite0"
@@ -26,6 +28,8 @@ DEPTHS = ["stage_4", "stage_5"]
 MEASURED, FROZEN, SMALL_FROZEN, TRAINED = 128, 160, 96, 64
 """Sides in pixels of what is measured by formulas, shown to the frozen network (the second where
 slices are stored smaller than the first), and learned from nothing."""
+LEAST_HEALTHY = 10
+"""Studies without any finding, into which synthetic lesions are put."""
 MOST_SLICES = 64
 """Of a study, for what reads them all; more are thinned evenly."""
 SLICES_A_SECOND = 20
@@ -160,9 +164,9 @@ def _networks(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Ca
         yield _attention(cohort, frozen)
     if cohort.masks and cohort.outputs == "labels" and len(cohort.kinds) == 2:
         yield _segmenter(cohort)
-    if cohort.volumes and cohort.median_slices >= 8:
+    elif cohort.volumes and cohort.median_slices >= 8:
         yield _cnn_3d(cohort)
-    yield _end_to_end(cohort)
+    yield _pretrained(cohort) if _can_be_pretrained(cohort) else _end_to_end(cohort)
 
 
 def _attention(cohort: Fingerprint, frozen: dict[str, Any]) -> Candidate:
@@ -216,9 +220,29 @@ def _cnn_3d(cohort: Fingerprint) -> Candidate:
     )
 
 
+def _can_be_pretrained(cohort: Fingerprint) -> bool:
+    """Whether synthetic lesions can teach a network: in the heads of a few healthy patients."""
+    is_head = cohort.inside is not None and cohort.unit == "grey level" and cohort.channels == 1
+    is_few = cohort.patients < FEW and cohort.healthy >= LEAST_HEALTHY
+    return is_head and is_few and not cohort.series and cohort.size >= TRAINED
+
+
+def _pretrained(cohort: Fingerprint) -> Candidate:
+    centre, spread = (255 * value for value in cohort.inside or (0.5, 0.3))
+    return Candidate(
+        name="fsm_bilstm_ct",
+        kind="network",
+        recipe="fsm_bilstm_ct",
+        overrides={"input.grey_window": [round(centre), round(max(2 * spread, 60.0))]},
+        complexity=0,
+        reason="an encoder that has learned to find synthetic lesions in the healthy heads, and a "
+        "small Bi-LSTM: few patients",
+    )
+
+
 def _end_to_end(cohort: Fingerprint) -> Candidate:
     length = min(max(cohort.median_slices, 8), 24)
-    small = cohort.size < TRAINED
+    small = cohort.size < TRAINED or cohort.binary
     return Candidate(
         name="fsm_bilstm",
         kind="network",
@@ -231,10 +255,11 @@ def _end_to_end(cohort: Fingerprint) -> Candidate:
             "sequence.evaluation.length": length,
             "sequence.per_study": _draws(cohort),
             **(FINE if small else {}),
+            **({"input.size": min(32, cohort.size)} if cohort.binary else {}),
         },
         complexity=0,
         reason="convolutions and a Bi-LSTM, trained on these patients alone"
-        + (", at full resolution first: the slices are small" if small else ""),
+        + (", at full resolution first" if small else ""),
     )
 
 
@@ -253,8 +278,14 @@ FINE = {
 
 
 def _shown(cohort: Fingerprint) -> dict[str, Any]:
-    """Return how slices of a unit become an input."""
-    return {"input.windows": CT_WINDOWS} if cohort.unit == "HU" and cohort.channels == 1 else {}
+    """Return how slices of a unit become an input: of HU, by windows that show something."""
+    if cohort.unit != "HU":
+        return {}
+    low, _, high = cohort.intensities
+    width = max(high - low, 1.0)
+    is_ct = low < 0 and width > CT_RANGE
+    of_all = [[round(low + width / 2, 1), round(width, 1)]]
+    return {"input.windows": CT_WINDOWS if is_ct and cohort.channels == 1 else of_all}
 
 
 def _all_slices(cohort: Fingerprint, most: int) -> dict[str, Any]:
