@@ -1,0 +1,297 @@
+"""The command `auto`: from a prepared data set to the best honest model, by itself.
+
+What is tried, on which folds, stands in the plan before anything is learned. All linear candidates
+are fitted on all folds, networks are trained as far as the time goes; then the choice is made in
+every fold anew, measured on the patients of that fold, and made once more with all of them. That
+choice is deployed: a linear model, trained on all patients, unless something is ahead of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseq_tf.automl.budget import Budget
+from medseq_tf.automl.candidates import Candidate
+from medseq_tf.automl.conclusion import conclude
+from medseq_tf.automl.kept import PLAN, Kept
+from medseq_tf.automl.linear import linear_predictions
+from medseq_tf.automl.networks import network_predictions
+from medseq_tf.automl.plan import Plan, load_plan, make_plan
+from medseq_tf.automl.predicted import Candidates
+from medseq_tf.automl.procedure import CandidatePredictions
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.requirements import check_requirements
+from medseq_tf.errors import InputError, Stopped
+from medseq_tf.evaluation.feature_folder import feature_folder
+from medseq_tf.files import destination, write_text
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.recipe import Experiment
+from medseq_tf.runs.run import Run, locked
+from medseq_tf.runs.tracking import AnyTracker, Tracker
+from medseq_tf.training.linear_head import study_vectors
+from medseq_tf.training.one_run import Options, class_params, tracked
+
+MINUTES = 60.0
+END_SHARE = 0.05
+"""Of the minutes, kept for what ends the run: the choice, the members and the report."""
+
+
+def auto(
+    data: str | os.PathLike | Prepared,
+    out: str | os.PathLike | None = None,
+    minutes: float = MINUTES,
+    plan: str | os.PathLike | Plan | None = None,
+    seed: int = 0,
+    folds: int | None = None,
+    repeats: int | None = None,
+    resume: bool = False,
+    plan_only: bool = False,
+    deploy_anyway: bool = False,
+    features: str | os.PathLike | None = None,
+    track: bool = True,
+    verbose: bool = True,
+) -> Run | None:
+    """Find, measure and deploy the best model for a prepared data set.
+
+    The plan says which candidates are tried; it is made from the data set's fingerprint, without a
+    look at any outcome, and may be edited. Each candidate predicts every patient by models that
+    were not trained on him. The figure of the run is that of the whole procedure, its choice among
+    candidates included. No outcome decides what is computed: time alone does, and of networks only.
+
+    Args:
+        data: the folder of a prepared data set.
+        out: the run's new folder; default `runs/auto`.
+        minutes: that the whole command may take, over all its resumptions. Linear candidates are
+          fitted in any case.
+        plan: a YAML file, such as `--plan-only` writes, in place of the plan that would be made;
+          then `minutes`, `seed`, `folds` and `repeats` are the plan's.
+        seed: of the folds and the candidates.
+        folds: default: 5, or 4 where the rarest class has fewer than 25 patients.
+        repeats: of the folds; default: 5, or 1 where sites are kept whole.
+        resume: go on with an interrupted run in `out`, to the same result.
+        plan_only: print the plan, write it into `out` and do nothing else.
+        deploy_anyway: where nothing beats chance, deploy the best linear candidate all the same.
+        features: the folder where features of frozen networks are kept, for this run and others;
+          default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
+        track: log to MLflow: a run, and a child of it for every candidate.
+        verbose: show what runs and what is left.
+
+    Returns:
+        The finished run; None with `plan_only`.
+
+    Raises:
+        InputError: the data or the plan cannot be used, or `out` is taken.
+        Stopped: interrupted with Ctrl-C; `resume` goes on.
+    """
+    prepared = Prepared.open(data)
+    folder = destination(out if out is not None else Path("runs") / "auto")
+    asked = {"minutes": minutes, "seed": seed, "folds": folds, "repeats": repeats}
+    made = _plan(plan, folder, prepared, resume, asked)
+    kept = Kept(folder)
+    begun = kept.has_begun(made, prepared, resume)
+    if plan_only:
+        print(made.text(), flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / PLAN, made.to_yaml())
+        return None
+    if begun and _is_whole(kept.run, deploy_anyway):
+        return Run.open(folder)
+    prepared.verify()
+    for candidate in made.candidates:
+        check_requirements(candidate.experiment(), prepared)
+    fold_of = made.fold_of(prepared)
+    uses_features = any(c.experiment().uses_features for c in made.candidates)
+    options = Options(
+        folder.name, track, verbose, feature_folder(features) if uses_features else None
+    )
+    with locked(folder):
+        if not begun and kept.has_begun(made, prepared, resume):
+            raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
+        if not begun:
+            kept.begin(made, prepared, fold_of)
+        budget = Budget(made.minutes, kept.auto["seconds"])
+        budget.reserve = 60 * made.minutes * END_SHARE
+        with tracked(folder, options) as tracker, _noting_time(kept, budget):
+            work = _Work(made, prepared, fold_of, kept, budget, tracker, options)
+            work.begin()
+            predictions = work.candidates()
+            conclude(kept, predictions, tracker, options, deploy_anyway)
+    return Run.open(folder)
+
+
+def _plan(
+    given: str | os.PathLike | Plan | None,
+    folder: Path,
+    prepared: Prepared,
+    resume: bool,
+    asked: dict[str, float | int | None],
+) -> Plan:
+    """Return the plan that is given, that of the run to resume, or a new one."""
+    if given is None and resume and (folder / PLAN).is_file():
+        given = folder / PLAN
+    if given is None:
+        return make_plan(prepared, **asked)  # type: ignore[arg-type]
+    plan = given if isinstance(given, Plan) else load_plan(given)
+    defaults = {"minutes": MINUTES, "seed": 0, "folds": None, "repeats": None}
+    for name, value in asked.items():
+        if value != defaults[name] and value != getattr(plan, name):
+            raise InputError(
+                f"{name} = {value}: the plan {'' if isinstance(given, Plan) else f'{given} '}has "
+                f"{getattr(plan, name)}; leave it out, or change the plan"
+            )
+    plan.check(prepared)
+    return plan
+
+
+def _is_whole(run: Run, deploy_anyway: bool) -> bool:
+    """Whether a run is finished, and has what is asked for."""
+    info = run.info
+    return info["status"] == "finished" and (bool(info["members"]) or not deploy_anyway)
+
+
+@contextlib.contextmanager
+def _noting_time(kept: Kept, budget: Budget) -> Iterator[None]:
+    """Keep what time is gone, however the block ends, and say how an interrupted run goes on."""
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        raise Stopped(f"{kept.folder}: stopped; --resume goes on") from None
+    finally:
+        kept.note(seconds=round(budget.used, 1))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The computing of what all candidates predict."""
+
+    plan: Plan
+    prepared: Prepared
+    fold_of: np.ndarray
+    kept: Kept
+    budget: Budget
+    tracker: AnyTracker
+    options: Options
+
+    def say(self, text: str) -> None:
+        """Print a line of progress."""
+        if self.options.verbose:
+            print(text, flush=True)
+
+    def begin(self) -> None:
+        """Say what will be done, and log it."""
+        plan, prepared = self.plan, self.prepared
+        self.say(plan.text())
+        about = plan.model_dump(mode="json", include={"seed", "folds", "repeats", "by", "minutes"})
+        names = [candidate.name for candidate in plan.candidates]
+        self.tracker.params(
+            {**class_params(prepared), **about, "plan": plan.digest(), "candidates": names}
+        )
+        if isinstance(self.tracker, Tracker):
+            self.tracker.tags({"medseq_tf.kind": "auto"})
+        self.tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
+        self.tracker.artifact(self.kept.folder / PLAN)
+
+    def candidates(self) -> Candidates:
+        """Return what every candidate predicts in every repeat, as far as time allows."""
+        found: Candidates = Candidates(self.plan, self.prepared, self.fold_of)
+        linear = [c for c in self.plan.candidates if c.kind == "linear"]
+        networks = [c for c in self.plan.candidates if c.kind == "network"]
+        for number, candidate in enumerate([*linear, *networks], start=1):
+            began = time.monotonic()
+            self.say(f"{number}/{len(self.plan.candidates)} {candidate.name}, {candidate.kind}")
+            if candidate.kind == "linear":
+                found.add(candidate.name, self._linear(candidate))
+            else:
+                predictions, note = self._network(candidate)
+                found.add(candidate.name, predictions, note)
+                self.say(f"    {note}")
+            self.kept.note(seconds=round(self.budget.used, 1))
+            self.say(
+                f"    {time.monotonic() - began:.0f} s; {max(self.budget.left, 0) / 60:.1f} of "
+                f"{self.plan.minutes:g} minutes are left for candidates"
+            )
+            gc.collect()
+        return found
+
+    def _linear(self, candidate: Candidate) -> list[CandidatePredictions]:
+        """Return a linear candidate's predictions in all repeats."""
+        kept = [self.kept.predictions(candidate.name, r) for r in range(self.plan.repeats)]
+        known = [one for one in kept if one is not None]
+        if len(known) == len(kept):
+            return known
+        recipe = candidate.experiment()
+        with self._child(candidate):
+            vectors = self._vectors(recipe)
+            for repeat, folds in enumerate(self.fold_of):
+                if kept[repeat] is None:
+                    one = linear_predictions(recipe, self.prepared, folds, vectors)
+                    self.kept.keep(candidate.name, repeat, one)
+                    kept[repeat] = one
+        return [one for one in kept if one is not None]
+
+    def _vectors(self, recipe: Experiment) -> np.ndarray:
+        """Return the vectors (studies, features) of who takes part; NaN of the others."""
+        rows, options = np.flatnonzero(self.fold_of[0] >= 0), self.options
+        store = SliceStore(self.prepared, recipe)
+        own = study_vectors(recipe, store, options.features, rows, options.verbose)
+        vectors = np.full((len(self.prepared), own.shape[1]), np.nan, np.float32)
+        vectors[rows] = own
+        return vectors
+
+    def _network(self, candidate: Candidate) -> tuple[list[CandidatePredictions], str]:
+        """Return a network's predictions in the repeats that it had time for, and what to say."""
+        rounds: dict[str, dict[str, Any]] = self.kept.auto["rounds"]
+        if candidate.name not in rounds:
+            with self._child(candidate) as child:
+                done = network_predictions(
+                    candidate,
+                    self.prepared,
+                    self.fold_of,
+                    self.kept.place(candidate.name),
+                    lambda: self.budget.left,
+                    tracker=child,
+                    features=self.options.features,
+                    say=lambda text: self.say(f"    {text}"),
+                )
+            for repeat, one in enumerate(done.predictions):
+                self.kept.keep(candidate.name, repeat, one)
+            of_this = {"repeats": len(done.predictions), "note": done.note}
+            rounds = {**rounds, candidate.name: of_this}
+            self.kept.note(rounds=rounds)
+        decided = rounds[candidate.name]
+        kept = [self.kept.predictions(candidate.name, r) for r in range(decided["repeats"])]
+        return [one for one in kept if one is not None], decided["note"]
+
+    @contextlib.contextmanager
+    def _child(self, candidate: Candidate) -> Iterator[Tracker]:
+        """Yield a candidate's MLflow run, the one that it began with."""
+        runs: dict[str, str | None] = self.kept.auto.get("mlflow", {})
+        folder = self.kept.place(candidate.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        child = Tracker(
+            folder,
+            f"{self.options.name} {candidate.name}",
+            parent=self.tracker.reference,
+            run_id=runs.get(candidate.name),
+            enabled=bool(self.options.track),
+        )
+        status = "FAILED"
+        try:
+            self.kept.note(mlflow={**runs, candidate.name: child.run_id})
+            child.params({**candidate.experiment().flat(), "role": candidate.role})
+            yield child
+            status = "FINISHED"
+        except (Stopped, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            child.end(status)

@@ -1,0 +1,84 @@
+"""The linear candidates' predictions: by models that saw neither fold, as an independent fit's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from linear_recipe import linear_recipe
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from medseq_tf.automl.linear import linear_predictions
+from medseq_tf.dataset.prepared import Prepared
+
+FOLDS = 4
+
+
+@pytest.fixture(scope="module")
+def prepared(demo_data):
+    return Prepared.load(demo_data)
+
+
+@pytest.fixture
+def fold_of(rng, prepared):
+    return rng.permutation(np.arange(len(prepared)) % FOLDS)
+
+
+@pytest.fixture
+def vectors(rng, prepared):
+    """Seven features of which two tell something."""
+    noise = rng.normal(size=(len(prepared), 7)).astype(np.float32)
+    noise[:, :2] += prepared.labels
+    return noise
+
+
+def with_labels(prepared, labels):
+    studies = prepared.studies.assign(**{"label.lesion": labels})
+    return dataclasses.replace(prepared, studies=studies)
+
+
+def test_predictions_are_those_of_scikit_learn(prepared, fold_of, vectors):
+    found = linear_predictions(linear_recipe("fit.strength=0.3"), prepared, fold_of, vectors)
+
+    def fitted(*left_out):
+        rows = ~np.isin(fold_of, left_out)
+        scaler = StandardScaler().fit(vectors[rows].astype(float))
+        model = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000)
+        model.fit(scaler.transform(vectors[rows].astype(float)), prepared.labels[rows, 0])
+        return model.predict_proba(scaler.transform(vectors.astype(float)))[:, 1:]
+
+    for fold in range(FOLDS):
+        own = fold_of == fold
+        np.testing.assert_allclose(found.outer[own], fitted(fold)[own], atol=1e-5)
+        assert np.isnan(found.inner[fold, own]).all()
+        for other in set(range(FOLDS)) - {fold}:
+            there = fold_of == other
+            both = fitted(fold, other)
+            np.testing.assert_allclose(found.inner[fold, there], both[there], atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", ["auto", "1.0"])
+def test_what_a_fold_is_told_depends_on_no_truth_of_it(prepared, fold_of, vectors, strength):
+    settings = linear_recipe(f"fit.strength={strength}")
+    found = linear_predictions(settings, prepared, fold_of, vectors)
+    fold, own = 1, fold_of == 1
+    labels = np.where(own, 1 - prepared.labels[:, 0], prepared.labels[:, 0])
+    turned = linear_predictions(settings, with_labels(prepared, labels), fold_of, vectors)
+    np.testing.assert_array_equal(turned.outer[own], found.outer[own])
+    np.testing.assert_array_equal(turned.inner[fold], found.inner[fold])
+    assert (turned.outer[~own] != found.outer[~own]).any()
+
+
+def test_who_takes_no_part_is_neither_learned_from_nor_predicted(prepared, fold_of, vectors):
+    aside, lost = np.arange(len(prepared)) < 3, np.arange(len(prepared)) == 7
+    folds = np.where(aside, -1, fold_of)
+    vectors[lost] = np.nan
+    found = linear_predictions(linear_recipe(), prepared, folds, vectors)
+    assert np.isnan(found.outer[aside | lost]).all()
+    assert np.isfinite(found.outer[~(aside | lost)]).all()
+    labels = np.where(aside | lost, 1 - prepared.labels[:, 0], prepared.labels[:, 0])
+    turned = linear_predictions(linear_recipe(), with_labels(prepared, labels), folds, vectors)
+    np.testing.assert_array_equal(turned.outer, found.outer)
+    np.testing.assert_array_equal(turned.inner, found.inner)
