@@ -18,11 +18,24 @@ from medseq_tf.recipe import Experiment, Settings
 
 CT_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [40.0, 380.0]]
 """Of CT in HU, (centre, width): brain, blood beside the skull, soft tissue."""
+CT_RANGE = 100.0
+"""HU; where intensities span less, it is no usual CT, and they are shown whole."""
 FEW, MANY = 150, 600
 """Patients below and above which networks are trained otherwise."""
 NETWORK = "EfficientNetLite0"
-DEPTHS = {"middle": "block4c", "last": "average"}
-"""Outputs of the frozen network that are candidates of their own."""
+DEPTHS = ["stage_4", "stage_5"]
+"""Of the frozen network: its middle layers, which tell more of such pictures than its last."""
+MEASURED, FROZEN, SMALL_FROZEN, TRAINED = 128, 160, 96, 64
+"""Sides in pixels of what is measured by formulas, shown to the frozen network (the second where
+slices are stored smaller than the first), and learned from nothing."""
+LEAST_HEALTHY = 10
+"""Studies without any finding, into which synthetic lesions are put."""
+MOST_SLICES = 64
+"""Of a study, for what reads them all; more are thinned evenly."""
+SLICES_A_SECOND = 20
+"""That the frozen network reads, about, on a small machine: what plans are made for."""
+ENCODING_SHARE, NETWORKS_SHARE = 0.2, 0.7
+"""Of the minutes, for the frozen network's features, and for networks that are trained."""
 
 
 class Candidate(Settings):
@@ -76,93 +89,106 @@ def candidates_for(
     Args:
         cohort: its fingerprint.
         seed: of the networks.
-        minutes: that all networks may take together.
+        minutes: of the whole command.
         has_weights: whether the weights of the frozen network are there.
     """
-    made = [*_linear(cohort, has_weights), *_networks(cohort, has_weights)]
-    networks = sum(candidate.kind == "network" for candidate in made)
+    frozen = _frozen(cohort, minutes) if has_weights else None
+    made = [*_linear(cohort, frozen), *_networks(cohort, frozen)]
+    share = round(minutes * NETWORKS_SHARE / max(1, sum(c.kind == "network" for c in made)), 1)
     return [
-        candidate.model_copy(
-            update={"complexity": number}
-            | (
-                {
-                    "minutes": round(minutes / networks, 1),
-                    "overrides": {**candidate.overrides, "seed": seed},
-                }
-                if candidate.kind == "network"
-                else {}
-            )
-        )
+        candidate.model_copy(update={"complexity": number, **_of_network(candidate, seed, share)})
         for number, candidate in enumerate(made)
     ]
 
 
-def _linear(cohort: Fingerprint, has_weights: bool) -> Iterator[Candidate]:
-    shown = _shown(cohort)
+def _of_network(candidate: Candidate, seed: int, share: float) -> dict[str, Any]:
+    """Return what a network has besides: its share of the minutes, and the seed."""
+    if candidate.kind != "network":
+        return {}
+    return {"minutes": max(share, 0.1), "overrides": {**candidate.overrides, "seed": seed}}
+
+
+def _linear(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Candidate]:
+    """Yield what is fitted by a regression alone; `frozen`: settings of a frozen network."""
+    measured = {
+        **_shown(cohort),
+        **_all_slices(cohort, MOST_SLICES),
+        "input.size": min(MEASURED, max(16, cohort.size)),
+        **({"model.ordered": "softmax"} if cohort.outputs == "ordered" else {}),
+    }
+    linear: dict[str, Any] = {"kind": "linear", "complexity": 0}
     yield Candidate(
         name="acquisition",
-        kind="linear",
         role="reference",
         recipe="acquisition",
-        overrides=shown,
-        complexity=0,
-        reason="what a scanner leaves in the pictures: if nothing is ahead of it, confounding is "
-        "not excluded",
+        overrides=measured,
+        reason="corners, borders, brightness and number of slices: if nothing is ahead of what a "
+        "scanner leaves, confounding is not excluded",
+        **linear,
+    )
+    yield Candidate(
+        name="histogram",
+        role="baseline",
+        recipe="handcrafted",
+        overrides={
+            **measured,
+            "model.encoder.features": ["histogram"],
+            "model.aggregator.of": ["mean", "std"],
+        },
+        reason="how bright is what is inside the outline: few numbers, for few patients",
+        **linear,
     )
     yield Candidate(
         name="handcrafted",
-        kind="linear",
         role="baseline",
         recipe="handcrafted",
-        overrides=shown,
-        complexity=0,
-        reason="histogram, asymmetry, texture and shape of the slices and a regression",
+        overrides=measured,
+        reason="histogram, asymmetry, texture and shape of every slice",
+        **linear,
     )
-    if has_weights and _fits_three_channels(cohort):
-        for depth, output in DEPTHS.items():
-            yield Candidate(
-                name=f"frozen_{depth}",
-                kind="linear",
-                role="baseline",
-                recipe="frozen_linear",
-                overrides={**shown, "model.encoder.output": output},
-                complexity=0,
-                reason=f"features of a network trained on photographs, its {depth} layers, and a "
-                "regression",
-            )
+    if frozen is not None:
+        ordered = {"model.ordered": "softmax"} if cohort.outputs == "ordered" else {}
+        yield Candidate(
+            name="frozen_linear",
+            role="baseline",
+            recipe="frozen_linear",
+            overrides={**frozen, **ordered},
+            reason=f"the middle layers of {NETWORK}, trained on photographs",
+            **linear,
+        )
 
 
-def _networks(cohort: Fingerprint, has_weights: bool) -> Iterator[Candidate]:
-    if has_weights and _fits_three_channels(cohort):
-        yield _sequence_on_frozen(cohort)
+def _networks(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Candidate]:
+    """Yield what is trained, epoch by epoch; `frozen`: settings of a frozen network."""
+    if frozen is not None:
+        yield _attention(cohort, frozen)
     if cohort.masks and cohort.outputs == "labels" and len(cohort.kinds) == 2:
         yield _segmenter(cohort)
-    elif cohort.volumes and cohort.median_slices >= 16:
+    elif cohort.volumes and cohort.median_slices >= 8:
         yield _cnn_3d(cohort)
-    yield _end_to_end(cohort)
+    yield _pretrained(cohort) if _can_be_pretrained(cohort) else _end_to_end(cohort)
 
 
-def _sequence_on_frozen(cohort: Fingerprint) -> Candidate:
+def _attention(cohort: Fingerprint, frozen: dict[str, Any]) -> Candidate:
     few = cohort.patients < FEW
     return Candidate(
         name="frozen_attention",
         kind="network",
         recipe="frozen_linear",
         overrides={
-            **_shown(cohort),
-            "model.encoder.output": DEPTHS["middle"],
+            **frozen,
             "model.aggregator.name": "attention",
             "model.aggregator.units": 32 if few else 64,
             "model.aggregator.dropout": 0.25,
             "fit.solver": "gradient",
-            "fit.epochs": 40 if few else 30,
+            "fit.epochs": 40,
             "fit.batch_size": 8 if few else 16,
             "fit.monitor": "loss",
             "fit.patience": 8,
             "optimizer.learning_rate": 1e-3,
         },
         complexity=0,
-        reason="a learned weighted mean of the slices' frozen features",
+        reason="a learned weighted mean of the same frozen features of the slices",
     )
 
 
@@ -173,7 +199,7 @@ def _segmenter(cohort: Fingerprint) -> Candidate:
         recipe="unet",
         overrides={
             **_shown(cohort),
-            "input.size": min(96, cohort.size // 16 * 16),
+            "input.size": max(16, min(96, cohort.size // 16 * 16)),
             "model.encoder.width": 8,
             "fit.epochs": 30,
             "fit.patience": 8,
@@ -188,57 +214,111 @@ def _cnn_3d(cohort: Fingerprint) -> Candidate:
         name="cnn_3d",
         kind="network",
         recipe="cnn_3d",
-        overrides={**_shown(cohort), **_small(cohort)},
+        overrides={**_shown(cohort), **_trained(cohort)},
         complexity=0,
         reason="the studies are whole volumes",
     )
 
 
+def _can_be_pretrained(cohort: Fingerprint) -> bool:
+    """Whether synthetic lesions can teach a network: in the heads of a few healthy patients."""
+    is_head = cohort.inside is not None and cohort.unit == "grey level" and cohort.channels == 1
+    is_few = cohort.patients < FEW and cohort.healthy >= LEAST_HEALTHY
+    return is_head and is_few and not cohort.series and cohort.size >= TRAINED
+
+
+def _pretrained(cohort: Fingerprint) -> Candidate:
+    centre, spread = (255 * value for value in cohort.inside or (0.5, 0.3))
+    return Candidate(
+        name="fsm_bilstm_ct",
+        kind="network",
+        recipe="fsm_bilstm_ct",
+        overrides={"input.grey_window": [round(centre), round(max(2 * spread, 60.0))]},
+        complexity=0,
+        reason="an encoder that has learned to find synthetic lesions in the healthy heads, and a "
+        "small Bi-LSTM: few patients",
+    )
+
+
 def _end_to_end(cohort: Fingerprint) -> Candidate:
-    length = min(max(cohort.median_slices, 4), 24)
+    length = min(max(cohort.median_slices, 8), 24)
+    small = cohort.size < TRAINED or cohort.binary
     return Candidate(
         name="fsm_bilstm",
         kind="network",
         recipe="fsm_bilstm",
         overrides={
             **_shown(cohort),
-            **_small(cohort),
+            **_trained(cohort),
+            **({"model.series_mark": True} if cohort.series else {}),
             "sequence.length": length,
             "sequence.evaluation.length": length,
             "sequence.per_study": _draws(cohort),
+            **(FINE if small else {}),
+            **({"input.size": min(32, cohort.size)} if cohort.binary else {}),
         },
         complexity=0,
-        reason="convolutions and a Bi-LSTM, trained on the cohort alone",
+        reason="convolutions and a Bi-LSTM, trained on these patients alone"
+        + (", at full resolution first" if small else ""),
     )
 
 
 # ----------------------------------------------------------------------- settings by fingerprint
 
+FINE = {
+    "model.encoder.filters": [8, 16, 32],
+    "model.encoder.kernels": [3, 3, 3],
+    "model.encoder.strides": [1, 2, 2],
+    "model.encoder.paddings": [1, 1, 1],
+    "model.encoder.fsm": None,
+    "model.encoder.pooling": "average",
+    "model.aggregator.layers": 1,
+}
+"""Convolutions for slices that the preset's would leave nothing of."""
+
 
 def _shown(cohort: Fingerprint) -> dict[str, Any]:
-    """Return how slices of a unit become an input, and what else a study is."""
-    settings: dict[str, Any] = {}
-    if cohort.unit == "HU" and cohort.channels == 1:
-        settings["input.windows"] = CT_WINDOWS
-    return settings
+    """Return how slices of a unit become an input: of HU, by windows that show something."""
+    if cohort.unit != "HU":
+        return {}
+    low, _, high = cohort.intensities
+    width = max(high - low, 1.0)
+    is_ct = low < 0 and width > CT_RANGE
+    of_all = [[round(low + width / 2, 1), round(width, 1)]]
+    return {"input.windows": CT_WINDOWS if is_ct and cohort.channels == 1 else of_all}
 
 
-def _small(cohort: Fingerprint) -> dict[str, Any]:
+def _all_slices(cohort: Fingerprint, most: int) -> dict[str, Any]:
+    """Return settings that show all slices of a study up to `most`, and of more as many."""
+    if cohort.slices[4] <= most:
+        return {}
+    return {"sequence.length": most, "sequence.evaluation.length": most}
+
+
+def _frozen(cohort: Fingerprint, minutes: float) -> dict[str, Any] | None:
+    """Return settings of the frozen network; None if slices cannot be shown to three channels."""
+    if cohort.channels not in (1, 3):
+        return None
+    side = FROZEN if cohort.size >= MEASURED else SMALL_FROZEN
+    slices = 60 * minutes * ENCODING_SHARE * SLICES_A_SECOND * (FROZEN / side) ** 2
+    most = max(8, min(MOST_SLICES, int(slices / cohort.studies)))
+    return {
+        **_shown(cohort),
+        **_all_slices(cohort, most),
+        "input.size": side,
+        "model.encoder.output": DEPTHS,
+    }
+
+
+def _trained(cohort: Fingerprint) -> dict[str, Any]:
     """Return settings of a network that is trained from nothing, for few patients or many."""
     return {
-        "input.size": min(64, cohort.size),
+        "input.size": min(TRAINED, cohort.size),
         "fit.epochs": 30 if cohort.patients < MANY else 20,
         "fit.batch_size": 8 if cohort.patients < FEW else 16,
-        "fit.monitor": "loss",
-        "fit.patience": 8,
     }
 
 
 def _draws(cohort: Fingerprint) -> int:
     """Return how many sequences of a study are drawn an epoch: some 600 in all."""
     return max(1, min(4, round(600 / cohort.patients)))
-
-
-def _fits_three_channels(cohort: Fingerprint) -> bool:
-    """Whether slices can be shown to a network of three channels."""
-    return cohort.channels in (1, 3)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from medseq_tf.automl.pictures import look_at
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import has_masks, reading
 from medseq_tf.dataset.stratification import kinds_of, patient_groups
@@ -36,6 +37,10 @@ class Fingerprint(Settings):
         unit: of the intensities: `grey level`, `HU` or `arbitrary`.
         size: side of the stored slices in pixels.
         channels: of a stored slice.
+        intensities: percentiles 1, 50 and 99 of middle slices.
+        binary: whether slices show a shape, in two intensities.
+        inside: median and spread inside a bright shell, such as the skull in CT; None: there is
+            none; see `pictures`.
         volumes: whether studies are whole stacks, evenly spaced.
         axis: how volumes are cut; None where they are not.
         masks: whether there are lesion masks.
@@ -56,6 +61,9 @@ class Fingerprint(Settings):
     unit: str
     size: int
     channels: int
+    intensities: tuple[float, float, float]
+    binary: bool
+    inside: tuple[float, float] | None
     volumes: bool
     axis: str | int | None
     masks: bool
@@ -83,7 +91,9 @@ class Fingerprint(Settings):
             f"slices a study: {fewest} to {most}, quartiles {low:g}, {median:g} and {high:g}; "
             f"{self.modality} in {self.unit}, {self.size} pixels{channels}"
         )
-        has = ["whole volumes" if self.volumes else "single slices, perhaps not all"]
+        looks = ["shapes"] if self.binary else []
+        looks += ["a bright shell, as a skull in CT"] if self.inside else []
+        has = [*looks, "whole volumes" if self.volumes else "single slices, perhaps not all"]
         has += ["lesion masks"] if self.masks else []
         has += [f"{self.sites} sites"] if self.sites > 1 else []
         has += [f"series {', '.join(self.series)}"] if self.series else []
@@ -127,6 +137,7 @@ def fingerprint_of(prepared: Prepared) -> Fingerprint:
         unit=stored["unit"],
         size=stored["size"],
         channels=prepared.channels,
+        **look_at(prepared, np.flatnonzero(part))._asdict(),
         volumes=prepared.info["preparation"].get("reader") in READ_WHOLE,
         axis=stored["axis"],
         masks=has_masks(prepared),

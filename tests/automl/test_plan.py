@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
+from medseq_tf.automl import plan as plan_module
 from medseq_tf.automl.candidates import CT_WINDOWS, Candidate, candidates_for
 from medseq_tf.automl.fingerprint import fingerprint_of
 from medseq_tf.automl.plan import Plan, load_plan, make_plan
@@ -107,15 +107,12 @@ def test_few_patients_have_fewer_folds_and_no_conclusion(demo, positive, folds, 
     assert any("nothing is concluded" in note for note in plan.notes) == (not conclude)
 
 
-def test_25_patients_of_the_rarer_kind_have_five_folds(demo):
-    copy = demo.studies.assign(
-        patient_id=demo.studies["patient_id"] + "b",
-        study_id=demo.studies["study_id"] + "b",
-        slice_hashes=[None] * len(demo),
-    )
-    twice = dataclasses.replace(demo, studies=pd.concat([demo.studies, copy], ignore_index=True))
-    assert fingerprint_of(twice).rarest >= 25
-    assert make_plan(twice).folds == 5
+@pytest.mark.parametrize(("rarer", "folds"), [(24, 4), (25, 5)])
+def test_25_patients_of_the_rarer_kind_have_five_folds(demo, monkeypatch, rarer, folds):
+    counted = {"lesion positive": rarer, "lesion negative": 90}
+    cohort = fingerprint_of(demo).model_copy(update={"kinds": counted})
+    monkeypatch.setattr(plan_module, "fingerprint_of", lambda prepared: cohort)
+    assert make_plan(demo).folds == folds
 
 
 def test_too_few_patients_are_refused(demo):
@@ -169,17 +166,71 @@ def test_candidates_stand_from_the_simplest_to_the_most_complex(plan):
     assert sum(minutes) == pytest.approx(0.7 * plan.minutes, abs=0.2)
 
 
-def test_settings_follow_the_fingerprint(demo):
-    cohort = fingerprint_of(demo)
-    ct = cohort.model_copy(update={"unit": "HU", "modality": "CT", "size": 128, "masks": False})
-    made = {c.name: c for c in candidates_for(ct, 3, 10.0, has_weights=False)}
-    recipe = made["fsm_bilstm"].experiment()
+def names(cohort, has_weights=False, **changes):
+    """The candidates of a cohort that is another in some ways, by name."""
+    other = cohort.model_copy(update=changes)
+    return {c.name: c for c in candidates_for(other, 3, 60.0, has_weights)}
+
+
+@pytest.fixture(scope="module")
+def cohort(demo):
+    return fingerprint_of(demo)
+
+
+CT = {"unit": "HU", "modality": "CT", "size": 128, "masks": False, "inside": None}
+
+
+def test_ct_is_seen_through_windows(cohort):
+    usual = names(cohort, **CT, intensities=(-1000.0, 20.0, 900.0))
+    for candidate in usual.values():
+        assert candidate.overrides["input.windows"] == CT_WINDOWS
+    recipe = usual["fsm_bilstm"].experiment()
     assert [list(window) for window in recipe.input.windows] == CT_WINDOWS
     assert (recipe.input.size, recipe.seed) == (64, 3)
-    assert "segmenter" not in made
-    many = cohort.model_copy(update={"patients": 5000})
-    made = {c.name: c for c in candidates_for(many, 0, 10.0, has_weights=False)}
-    assert made["fsm_bilstm"].experiment().sequence.per_study == 1
+
+
+def test_what_is_called_hu_and_spans_little_is_seen_whole(cohort):
+    shapes = names(cohort, **CT, intensities=(0.0, 0.0, 1.0), binary=True)
+    recipe = shapes["fsm_bilstm"].experiment()
+    assert recipe.input.windows == [(0.5, 1.0)]
+    assert recipe.input.size == 32
+    assert recipe.model.encoder.strides[0] == 1
+
+
+def test_what_a_cohort_has_decides_who_is_tried(cohort):
+    assert "segmenter" in names(cohort)
+    assert "segmenter" not in names(cohort, kinds={"a positive": 9, "a negative": 9, "b": 9})
+    assert "cnn_3d" in names(cohort, masks=False)
+    assert "cnn_3d" not in names(cohort, masks=False, volumes=False)
+    frozen = names(cohort, has_weights=True)
+    assert {"frozen_linear", "frozen_attention"} <= frozen.keys()
+    assert "frozen_linear" not in names(cohort, has_weights=True, channels=2)
+
+
+def test_a_few_heads_with_healthy_ones_are_pretrained_on(cohort):
+    heads = {"size": 128, "inside": (0.45, 0.14), "healthy": 20}
+    candidate = names(cohort, **heads)["fsm_bilstm_ct"]
+    assert candidate.experiment().input.grey_window == (115.0, 71.0)
+    for other in ({"inside": None}, {"healthy": 3}, {"patients": 500}, {"unit": "HU"}):
+        assert "fsm_bilstm" in names(cohort, **{**heads, **other})
+
+
+def test_more_patients_and_slices_cost_no_more_than_they_may(cohort):
+    many = names(
+        cohort, has_weights=True, patients=5000, studies=5000, slices=(10, 50, 90, 99, 300)
+    )
+    assert many["fsm_bilstm"].experiment().sequence.per_study == 1
+    assert many["handcrafted"].overrides["sequence.evaluation.length"] == 64
+    assert many["frozen_linear"].overrides["sequence.evaluation.length"] < 64
+    few = names(cohort, has_weights=True)
+    assert "sequence.evaluation.length" not in few["frozen_linear"].overrides
+
+
+def test_ordered_classes_are_a_softmax_to_a_regression(cohort):
+    made = names(cohort, has_weights=True, outputs="ordered", kinds={"a": 9, "b": 9, "c": 9})
+    for candidate in made.values():
+        softmax = candidate.overrides.get("model.ordered") == "softmax"
+        assert softmax == (candidate.kind == "linear")
 
 
 def test_overrides_reach_the_recipe_as_they_are():
@@ -209,21 +260,25 @@ def test_an_edited_plan_that_is_wrong_is_one_line(plan, tmp_path, changes, messa
 
 
 def test_a_candidate_that_is_wrong_is_one_line(plan, demo, tmp_path):
-    values = yaml.safe_load(plan.to_yaml())["candidates"]
-    values[1]["recipes"] = values[1].pop("recipe")
-    with pytest.raises(InputError, match=r"candidates.1.recipe: is missing|unknown key"):
-        load_plan(edited(plan, tmp_path, candidates=values))
-    values = yaml.safe_load(plan.to_yaml())["candidates"]
-    with pytest.raises(InputError, match="handcrafted stands twice"):
-        load_plan(edited(plan, tmp_path, candidates=[values[1], values[1]]))
-    with pytest.raises(InputError, match="one of kind linear and role baseline is needed"):
-        load_plan(edited(plan, tmp_path, candidates=values[2:]))
-    values[-1]["overrides"]["fit.epoch"] = 3
-    broken = load_plan(edited(plan, tmp_path, candidates=values[-1:] + values[1:2]))
-    with pytest.raises(
-        InputError, match=r"candidate fsm_bilstm: unknown key fit.epoch .did you mean epochs"
-    ):
-        broken.check(demo)
+    def wrong(change, message):
+        values = {c["name"]: c for c in yaml.safe_load(plan.to_yaml())["candidates"]}
+        chosen = change(values)
+        with pytest.raises(InputError, match=message) as caught:
+            load_plan(edited(plan, tmp_path, candidates=chosen)).check(demo)
+        assert "\n" not in str(caught.value)
+
+    def misspelt(values):
+        values["histogram"]["recipes"] = values["histogram"].pop("recipe")
+        return [values["histogram"]]
+
+    def unknown_setting(values):
+        values["fsm_bilstm"]["overrides"]["fit.epoch"] = 3
+        return [values["fsm_bilstm"], values["histogram"]]
+
+    wrong(misspelt, r"candidates\.0\.recipe: is missing \(and 1 more\)")
+    wrong(lambda values: [values["histogram"]] * 2, "candidates: histogram stands twice")
+    wrong(lambda values: [values["fsm_bilstm"]], "one of kind linear and role baseline is needed")
+    wrong(unknown_setting, "candidate fsm_bilstm: unknown key fit.epoch .did you mean epochs")
 
 
 def test_a_plan_for_another_cohort_is_refused(plan, demo, class_data):
