@@ -65,7 +65,15 @@ class HubNetwork(KerasNetwork):
     @property
     def made_by(self) -> list[Any]:
         """What decides on the features, besides weights and the shape of a slice."""
-        return [*super().made_by, self.settings, self.scale, self.offset]
+        import keras_hub
+
+        return [
+            *super().made_by,
+            self.settings,
+            self.scale,
+            self.offset,
+            keras_hub.__version__,
+        ]
 
     def _preprocessing(self) -> Callable[[Any], Any]:
         scale, offset = (keras.ops.array(value, "float32") for value in (self.scale, self.offset))

@@ -150,7 +150,7 @@ def _packages(found: Checkup) -> None:
     for requirement, extra in requirements():
         version = installed_version(requirement.name)
         if version is None:
-            state = "missing"
+            state = "not installed" if extra else "missing"
         elif requirement.specifier.contains(version, prereleases=True):
             state = "ok"
         else:
@@ -160,13 +160,13 @@ def _packages(found: Checkup) -> None:
         if extra in DEVELOPMENT:
             continue
         (found.optional if extra else found.needed).append(package)
-        if state == "missing" and not extra:
+        if state == "missing":
             found.problems.append(
                 f"{requirement.name} is missing: pip install '{requirement.name}"
                 f"{requirement.specifier}'"
             )
     hub = installed_version("keras-hub")
-    state = "ok" if hub else "missing"
+    state = "ok" if hub else "not installed"
     found.optional.append(Package("keras-hub", "", hub, state, "network: keras_hub"))
 
 
@@ -247,7 +247,7 @@ def _carry(found: Checkup) -> None:
                 "network": network,
                 "output": output,
                 "address": address,
-                "place": str(keras_cache() / address.rpartition("/")[2]),
+                "place": f"~/.keras/models/{address.rpartition('/')[2]}",
             }
             for (network, output), address in KERAS_FILES.items()
         ],

@@ -143,12 +143,15 @@ def test_a_saved_model_needs_no_preset(preset, slices, tmp_path):
     assert loaded.encoder.network.made_by == model.encoder.network.made_by
 
 
-def test_what_scales_pictures_belongs_to_the_features_name(preset):
+def test_what_scales_pictures_and_the_version_belong_to_the_features_name(preset, hub):
     before = build(preset).encoder.network.made_by
     (preset / "image_converter.json").write_text(json.dumps({**SCALING, "config": {}}))
     network = build(preset).encoder.network
     assert network.made_by != before
     assert (network.scale, network.offset) == (1.0, 0.0)
+    before = network.made_by
+    hub.__version__ = "1"
+    assert network.made_by != before
 
 
 # ------------------------------------------------------------------------------------ refused

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
+from pathlib import Path
 
 import medseq_tf
-from medseq_tf.runs.environment import environment, pinned_requirements
+from medseq_tf.runs import environment as module
+from medseq_tf.runs.environment import environment, pinned_requirements, requirements
 
 
 def test_every_library_is_pinned_to_the_version_that_is_here():
     pinned = dict(line.split("==") for line in pinned_requirements())
     assert pinned["keras"] == importlib.metadata.version("keras")
     assert not {"medseq_tf", "medseq-tf", "pytest"} & set(pinned)
+
+
+def test_requirements_are_those_of_the_checkout_or_of_the_installed_package(monkeypatch, tmp_path):
+    root = Path(medseq_tf.__file__).parents[1]
+    lines = (root / "requirements.txt").read_text("utf-8").splitlines()
+    names = {re.split("[<>=]", line)[0] for line in lines if not line.startswith("#")}
+    told = requirements()
+    assert {requirement.name for requirement, extra in told if not extra} == names
+    assert {extra for _, extra in told} >= {"gpu", "pretrained", "test"}
+    (tmp_path / "setup.cfg").write_text("[metadata]\nname = another\n")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "medseq_tf" / "runs" / "module.py"))
+    installed = {requirement.name for requirement, extra in requirements() if not extra}
+    assert {"keras", "tensorflow"} <= installed
+    assert "pytest" not in installed
 
 
 def test_the_commit_is_that_of_the_package_s_own_checkout(tmp_path, monkeypatch):
