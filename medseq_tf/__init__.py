@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 COMMANDS = {
     "prepare": "dataset.prepare",
     "train": "training.train",
+    "auto": "automl.auto",
     "tune": "tuning.tune",
     "evaluate": "evaluation.evaluate",
     "explain": "evaluation.explain.explain",

@@ -1,3 +1,4 @@
+from medseq_tf.automl.auto import auto as auto
 from medseq_tf.dataset.prepare import prepare as prepare
 from medseq_tf.evaluation.evaluate import evaluate as evaluate
 from medseq_tf.evaluation.explain.explain import explain as explain

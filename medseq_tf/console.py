@@ -23,6 +23,7 @@ _GOES_ON = {
     "prepare": "the same command goes on",
     "train": "--resume goes on",
     "tune": "the same command goes on",
+    "auto": "--resume goes on",
     "track": "the same command goes on",
     "export": "nothing was written",
 }

@@ -154,6 +154,57 @@ def tune(**arguments: Any) -> None:
 
 
 @cli.command()
+@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.option("--out", type=FOLDER, help="The run's new folder; default: runs/auto.")
+@click.option(
+    "--minutes", type=float, default=60.0, show_default=True, help="Of it all; linear ones finish."
+)
+@click.option("--plan", type=FOLDER, metavar="FILE.yaml", help="A plan to run, perhaps edited.")
+@click.option("--plan-only", is_flag=True, help="Print the plan, write OUT/plan.yaml, and stop.")
+@click.option(
+    "--folds",
+    type=click.IntRange(3),
+    metavar="N",
+    help="Default: 5, or 4 where the rarest class has fewer than 25 patients.",
+)
+@click.option("--repeats", type=click.IntRange(1), help="Of the folds; default: 5.")
+@click.option("--seed", default=0, show_default=True, help="Of the folds and the candidates.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option(
+    "--deploy-anyway",
+    is_flag=True,
+    help="Where nothing beats chance, keep the best linear model all the same.",
+)
+@click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
+@click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
+def auto(**arguments: Any) -> None:
+    """From a prepared data set to the best honest model, by itself.
+
+    A plan is made from the cohort: regressions on measures of the slices, networks as time allows.
+    Candidates are compared on the same patient-level folds and joined where that pays. The figure
+    is that of the whole procedure, on patients whom neither models nor choices saw.
+    """
+    if arguments["plan"] is not None:
+        from medseq_tf.automl.plan import load_plan
+
+        load_plan(arguments["plan"])  # its errors come at once
+    import_tensorflow_quietly()
+    from medseq_tf.automl.auto import auto as run
+    from medseq_tf.evaluation.results_text import headline_text
+    from medseq_tf.runs.mlflow_store import public_uri
+
+    done = run(**arguments)
+    if done is None:
+        return
+    say(headline_text(done.metrics, done.classes))
+    say(done.info["auto"]["sentence"])
+    say(f"run:    {done.path}")
+    say(f"report: {done.path / 'report.html'}")
+    if arguments["track"] and done.info["mlflow_run_id"]:
+        say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+
+
+@cli.command()
 @click.argument("run", type=FOLDER)
 @click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
 @click.option(

@@ -49,6 +49,14 @@ def metrics_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
     return "\n".join(filter(None, [*lines, metrics.multiplicity(len(having))]))
 
 
+def headline_text(table: pd.DataFrame, classes: Classes | None = None) -> str:
+    """Return the AUROC on test patients, of all labels or classes together, with its interval."""
+    rows = table[(table["split"] == "test") & (table["metric"] == "auroc")]
+    together = rows["label"].isin(("macro", classes.column if classes else ""))
+    row = (rows[together] if together.any() else rows).iloc[0]
+    return f"AUROC {with_interval(row['value'], row['low'], row['high'])}: {row['label']}"
+
+
 def folds_text(predictions: pd.DataFrame, classes: Classes | None = None) -> str:
     """Return the folds' own test metrics as text: mean and standard deviation."""
     tested = predictions[predictions["split"] == "test"]
