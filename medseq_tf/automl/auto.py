@@ -24,7 +24,7 @@ from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.conclusion import conclude
 from medseq_tf.automl.kept import PLAN, Kept
 from medseq_tf.automl.linear import linear_predictions
-from medseq_tf.automl.networks import network_predictions
+from medseq_tf.automl.networks import network_predictions, share_of
 from medseq_tf.automl.plan import Plan, load_plan, make_plan
 from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import CandidatePredictions
@@ -258,6 +258,7 @@ class _Work:
                     self.fold_of,
                     self.kept.place(candidate.name),
                     lambda: self.budget.left,
+                    share_of(candidate, self.plan.candidates, self.budget.left),
                     tracker=child,
                     features=self.options.features,
                     say=lambda text: self.say(f"    {text}"),

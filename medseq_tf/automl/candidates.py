@@ -52,7 +52,8 @@ class Candidate(Settings):
         complexity: of two that are as good, the one with less is taken.
         reason: why it is tried, and at these settings.
         repeats: of the folds in which a network is trained.
-        minutes: what a network may cost; None: no limit of its own.
+        minutes: that a network may take, more where others before it took less; None: all that
+            is left.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=60)]

@@ -70,8 +70,6 @@ def conclude(
         deployed_because(plan, outcome, shares),
         *(against_reference(candidates, outcome, repeats) if concluded else []),
     ]
-    if options.verbose:
-        print(*sentences, sep="\n", flush=True)
     recipe = _recipe(plan, candidates, chosen)
     write_text(run.path / "experiment.yaml", recipe.to_yaml())
     splits = fold_splits(candidates.fold_of[repeats])

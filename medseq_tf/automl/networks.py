@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,13 +49,23 @@ class Rounds(NamedTuple):
     note: str
 
 
+def share_of(candidate: Candidate, candidates: Sequence[Candidate], left: float) -> float:
+    """Return how much of the time that is left is a network's, by its minutes in the plan.
+
+    It is shared among this one and those that stand after it, so what one leaves the others have.
+    """
+    to_come = candidates[candidates.index(candidate) :]
+    minutes = sum(other.minutes or 0.0 for other in to_come if other.kind == "network")
+    return left * candidate.minutes / minutes if candidate.minutes else left
+
+
 def network_predictions(
     candidate: Candidate,
     prepared: Prepared,
     fold_of: np.ndarray,
     folder: Path,
     left: Callable[[], float],
-    share: float | None = None,
+    share: float = float("inf"),
     tracker: Tracker | None = None,
     features: Path | None = None,
     say: Callable[[str], None] = print,
@@ -70,7 +80,7 @@ def network_predictions(
         fold_of: (repeats, studies) the plan's folds; -1 for a study that takes no part.
         folder: the candidate's own.
         left: seconds that are left for all candidates.
-        share: seconds of them that are this one's; default: `candidate.minutes`.
+        share: seconds of them that are this one's.
         tracker: the candidate's MLflow run.
         features: the folder for features of a frozen network.
         say: what is told of progress, a line at a time.
@@ -79,8 +89,6 @@ def network_predictions(
         Stopped: interrupted with Ctrl-C.
     """
     recipe, folds = candidate.experiment(), int(fold_of[0].max()) + 1
-    if share is None:
-        share = 60 * candidate.minutes if candidate.minutes else float("inf")
     ends = time.monotonic() + share
     rounds = list(_rounds(candidate, folds))
     took, finished, why = _Took(folder), list[_Round](), ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medseq_tf.automl.candidates import Candidate
-from medseq_tf.automl.networks import network_predictions
+from medseq_tf.automl.networks import network_predictions, share_of
 from medseq_tf.automl.plan import make_plan
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Stopped
@@ -114,6 +114,17 @@ def test_a_further_round_begins_only_if_it_ends_in_time(finished, demo, fold_of,
     assert [run.path.name for run in made.runs] == ["round_1"]
     assert np.isfinite(made.predictions[0].outer).all()
     assert np.isnan(made.predictions[0].inner).mean() == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_what_a_network_leaves_the_others_have():
+    one, two, three = (candidate(name=f"n{i}", minutes=m) for i, m in enumerate((10, 10, 20)))
+    linear = candidate(name="l", kind="linear")
+    everyone = [linear, one, two, three]
+    assert share_of(one, everyone, 40 * 60) == 10 * 60
+    assert share_of(two, everyone, 39 * 60) == 13 * 60
+    assert share_of(three, everyone, 26 * 60) == 26 * 60
+    endless = candidate(name="e")
+    assert share_of(endless, [endless, one], 100.0) == 100.0
 
 
 def test_every_repeat_has_its_first_round_before_any_has_a_second(demo, fold_of, tmp_path):
