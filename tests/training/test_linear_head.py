@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import expit, log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -118,11 +119,11 @@ def left_out_loss(vectors, classes, folds, strength):
         model.fit(standardised[~out], kind[~out])
         scores = log_softmax(model.predict_log_proba(standardised[out]), axis=1)
         losses.append(-scores[np.arange(out.sum()), kind[out]])
-    return np.concatenate(losses).mean()
+    return np.concatenate(losses).sum()
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_strength_has_the_least_loss_of_patients_that_are_left_out(rng, count):
+def test_the_strength_has_the_least_loss_of_patients_left_out_and_the_best_prior(rng, count):
     vectors, kind = cohort(rng, features=100, classes=count)
     by_kind = np.argsort(kind, kind="stable")
     vectors, kind, owners = vectors[by_kind], kind[by_kind], np.repeat(patients(30), 2)
@@ -130,10 +131,21 @@ def test_the_strength_has_the_least_loss_of_patients_that_are_left_out(rng, coun
     fit = fit_linear(vectors, classes, "classes", owners, seed=3)
     folds = linear_head._inner_folds(kind, owners, seed=3)
     losses = [left_out_loss(vectors, classes, folds, c) for c in STRENGTHS / 100]
+    prior = stats.norm.logpdf(np.log10(STRENGTHS), loc=0.5, scale=0.5)
     (strength,) = fit.strength
-    assert strength == pytest.approx(STRENGTHS[np.argmin(losses)] / 100)
+    assert strength == pytest.approx(STRENGTHS[np.argmin(losses - prior)] / 100)
     fixed = fit_linear(vectors, classes, "classes", owners, strength)
     np.testing.assert_array_equal(fit.kernel, fixed.kernel)
+
+
+def test_few_patients_leave_the_strength_near_the_default_and_many_do_not(rng):
+    def chosen(studies):
+        vectors, kind = rng.normal(size=(studies, 50)), np.arange(studies) % 2
+        fit = fit_linear(vectors, kind[:, None], "labels", patients(studies))
+        return fit.strength[0] * 50
+
+    assert 0.5 < np.exp(np.mean([np.log(chosen(16)) for _ in range(20)])) < 5
+    assert chosen(900) == pytest.approx(STRENGTHS[0]), "noise"
 
 
 def test_inner_folds_keep_patients_whole_and_classes_shared_out(rng):
