@@ -69,14 +69,14 @@ class Observed:
 
         The figures are those of `cross_validation.mean_auroc`, for many predictions at once.
         """
-        owner = np.unique(self.patients, return_inverse=True)[1]
+        everyone, owner = np.unique(self.patients, return_inverse=True)
         columns = [self._of_column(probabilities, column) for column in range(self.truth.shape[1])]
         able = [one for one in columns if one is not None]
         if not able:
-            nowhere = np.zeros((len(probabilities), owner.max(initial=-1) + 1))
+            nowhere = np.zeros((len(probabilities), len(everyone)))
             return Ranking(np.full(len(probabilities), np.nan), nowhere)
         values, rows = (np.mean(parts, axis=0) for parts in zip(*able, strict=True))
-        return Ranking(values, rows @ (owner[:, None] == np.arange(owner.max() + 1)))
+        return Ranking(values, np.stack([np.bincount(owner, one) for one in rows]))
 
     def _of_column(self, probabilities: Array, column: int) -> tuple[Array, Array] | None:
         """AUROCs (several,) of an output and the parts of the rows; None if no fold can say."""

@@ -56,15 +56,13 @@ def test_nothing_beats_chance_where_there_is_nothing_to_learn(simulation):
     ("patients", "reached", "count", "alike"),
     [
         (40, 0.5, 30, True),
-        (62, 0.5, 30, True),
         (40, 0.7, 6, False),
         (62, 0.7, 30, True),
         (62, 0.85, 6, False),
-        (152, 0.7, 6, True),
     ],
 )
 def test_the_number_is_true_whatever_was_chosen_among(simulation, patients, reached, count, alike):
-    cohorts = 150
+    cohorts = 100
     cell = simulation.Cell(patients, reached, count, alike)
     for found in simulation.simulate(cell, cohorts, seed=3):
         assert abs(found.bias) <= 0.01 + 2 * found.bias_error
