@@ -33,9 +33,9 @@ from medseq_tf.evaluation.metrics import auroc
 
 FOLDS, REPEATS = 5, 5
 FEATURES = (10, 4, 40)
-"""Of the candidates, one after the other; each has as many that tell the classes apart as it can
-have, up to `INFORMATIVE`."""
+"""Of the candidates, one after the other."""
 INFORMATIVE = 4
+"""How many of a candidate's features tell the classes apart."""
 SHARED = 0.5
 """How much of a feature's variance all candidates see."""
 SHRINKAGE = 1.0
@@ -198,9 +198,7 @@ def _trained(
 ) -> tuple[Array, Array, Array]:
     """Logits of one candidate: outer, inner, and of new patients, as `Drawn` has them."""
     cohorts, repeats, patients = folds.shape
-    of_fold = [
-        _fold_moments(values, truth, folds[:, repeat]) for repeat in range(repeats)
-    ]  # by repeat: counts (cohorts, folds, 2), sums, squares
+    of_fold = [_fold_moments(values, truth, folds[:, repeat]) for repeat in range(repeats)]
 
     def fit(repeat: int, without: Sequence[int]) -> tuple[Array, Array]:
         kept = [fold for fold in range(FOLDS) if fold not in without]
@@ -231,7 +229,7 @@ def _trained(
 
 
 def _fold_moments(values: Array, truth: Array, folds: Array) -> tuple[Array, Array, Array]:
-    """Counts, sums and second moments of each fold's patients, with an axis of folds."""
+    """What `discriminant` takes, of each fold's patients: (cohorts, folds, ...)."""
     counts, sums, squares = [], [], []
     for fold in range(FOLDS):
         inside = (folds == fold)[..., None] * values
@@ -251,7 +249,7 @@ class Cohort(NamedTuple):
         high: likewise.
         true: the AUROC on new patients of what the folds of the first repeat have chosen.
         deployed: that of the final choice, trained on all patients.
-        linear: that of the first candidate, which is the simplest.
+        simplest: that of the first candidate.
         network: whether the final choice contains a network.
         differ: whether two candidates that are equally good differ with p < 0.05.
     """
@@ -409,7 +407,8 @@ def simulate(
     found: dict[int, list[Cohort]] = {count: [] for count in repeats}
     for start in range(0, cohorts, CHUNK):
         size = min(CHUNK, cohorts - start)
-        drawn = draw(cell, size, [seed, cell.patients, cell.count, start])
+        own_seed = [seed, cell.patients, cell.count, start, round(100 * cell.auroc), cell.alike]
+        drawn = draw(cell, size, own_seed)
         for count, own in found.items():
             own += [run(cell, drawn, cohort, count) for cohort in range(size)]
     return [Result.of(cell, count, own) for count, own in found.items()]
