@@ -164,7 +164,7 @@ def model_vectors(
     """Return the vector of each study that the model's head takes, `(studies, V)` float32.
 
     Args:
-        model: a `SequenceClassifier` that reads the head's vector from one sequence of a study.
+        model: a `SequenceClassifier` whose aggregator gives one vector a study.
         store: the prepared data set's slices.
         rows: rows of the prepared data set, `(studies,)`.
         experiment: the recipe, which evaluates a study on one sequence.

@@ -230,7 +230,7 @@ class Features(Settings):
 class Fit(Settings):
     """How to train: by gradients, for how long and in what portions, or a linear head at once.
 
-    `lbfgs` reads `strength`, `threshold`, `precision`, `cache` and `cache_limit_mib` alone.
+    `lbfgs` has no epochs: it reads `strength`, `threshold` and how slices are read and computed.
     """
 
     solver: Literal["gradient", "lbfgs"] = "gradient"
