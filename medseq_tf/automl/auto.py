@@ -124,6 +124,7 @@ def auto(
             work = _Work(made, prepared, fold_of, kept, budget, tracker, options)
             work.begin()
             predictions = work.candidates()
+            work.say("the choice, what it deploys, and the report")
             conclude(kept, predictions, tracker, options, deploy_anyway)
     return Run.open(folder)
 

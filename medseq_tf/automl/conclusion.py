@@ -40,6 +40,7 @@ from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import CANDIDATES
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.folds import write_pooled
+from medseq_tf.training.loop import CHECKPOINT
 from medseq_tf.training.one_run import Options
 from medseq_tf.training.train import train
 
@@ -100,9 +101,10 @@ def conclude(
 def _remove_models(kept: Kept, members: Sequence[Mapping[str, Any]]) -> None:
     """Remove the models of networks that are not deployed; what they predicted is kept."""
     deployed = {kept.folder / member["run"] for member in members}
-    for file in (kept.folder / CANDIDATES_FOLDER).glob("*/round_*/fold_*/model.keras"):
-        if file.parents[1] not in deployed:
-            file.unlink()
+    for name in ("model.keras", CHECKPOINT):
+        for file in (kept.folder / CANDIDATES_FOLDER).glob(f"*/round_*/fold_*/{name}"):
+            if file.parents[1] not in deployed:
+                file.unlink()
 
 
 def _best_baseline(plan: Plan, linear: Choice) -> str:

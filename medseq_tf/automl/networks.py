@@ -124,7 +124,7 @@ def network_predictions(
             gc.collect()
         finished.append(one)
     if not finished:
-        return Rounds([], [], f"{candidate.name} is left out for time: {why}; --resume goes on")
+        return Rounds([], [], f"{candidate.name} is left out for time: {why}")
     return Rounds(
         _predictions(finished, folder, prepared, fold_of),
         [Run(folder / f"round_{one.number}") for one in finished],

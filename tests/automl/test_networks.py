@@ -145,7 +145,7 @@ def test_every_repeat_has_its_first_round_before_any_has_a_second(demo, fold_of,
 def test_a_candidate_without_time_is_left_out_and_goes_on_later(demo, fold_of, tmp_path):
     made = rounds(demo, fold_of, tmp_path / "tiny", left=lambda: 0.0)
     assert made.predictions == []
-    assert "tiny is left out for time: its time is over; --resume goes on" in made.note
+    assert "tiny is left out for time: its time is over" in made.note
     made = rounds(demo, fold_of, tmp_path / "tiny", share=1e9)
     assert len(made.predictions) == 1
 
