@@ -31,6 +31,8 @@ from medseq_tf.runs.tracking import Section, Tracker
 from medseq_tf.training.folds import of_repeat
 from medseq_tf.training.train import train
 
+LEAST_SECONDS = 15.0
+"""In which no round begins: building the training step alone takes most of them."""
 SECONDS_FILE = "rounds.json"
 """In a candidate's folder: what each of its finished rounds took."""
 
@@ -97,6 +99,9 @@ def network_predictions(
         run = Run(folder / f"round_{one.number}")
         pace = Pace(run.path, folds, recipe.fit, lambda: min(left(), ends - time.monotonic()))
         if not _is_finished(run):
+            if not finished and pace.left() < LEAST_SECONDS:
+                why = "its time is over"
+                break
             if finished and not pace.admits(took.usual()):
                 break
             say(f"{candidate.name}: round {one.number} of {len(rounds)}")
