@@ -145,7 +145,7 @@ def test_every_repeat_has_its_first_round_before_any_has_a_second(demo, fold_of,
 def test_a_candidate_without_time_is_left_out_and_goes_on_later(demo, fold_of, tmp_path):
     made = rounds(demo, fold_of, tmp_path / "tiny", left=lambda: 10.0)
     assert made.predictions == []
-    assert made.note == "tiny is left out for time: its time is over; --resume goes on"
+    assert made.note == "tiny is left out for time: its time is over"
     assert not (tmp_path / "tiny" / "round_1").exists()  # not begun
     seconds = iter([20.0])
     made = rounds(demo, fold_of, tmp_path / "tiny", left=lambda: next(seconds, 0.0))
