@@ -39,6 +39,7 @@ from medseq_tf.input import sampling
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.pictures import decode_picture
 from medseq_tf.serving.description import Description
+from medseq_tf.serving.member_group import ServedMember
 from medseq_tf.serving.model import ServingModel
 
 TARGET = 1.2
@@ -63,7 +64,7 @@ def main() -> None:
     model = models.build(recipe.model, (size, size, channels), 1, seed=0)
     files = _files(arguments.side)
     with tempfile.TemporaryDirectory() as folder:
-        served = ServingModel([model], recipe, _description(size))
+        served = ServingModel([ServedMember(model, recipe, 1.0)], _description(size))
         tf.saved_model.save(served, folder, signatures=served.signatures)
         megabytes = sum(p.stat().st_size for p in Path(folder).rglob("*")) / 2**20
         start = time.perf_counter()

@@ -6,6 +6,8 @@ its own way, and its share of the probability is another.
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 from small_run import run_small
@@ -114,3 +116,11 @@ def finish(run, prepared):
     ]
     pd.concat(candidates, ignore_index=True).to_parquet(run.path / CANDIDATES, index=False)
     run.update_info(status="finished")
+
+
+def emptied(run, folder):
+    """Return a copy of a run that found nothing better than chance."""
+    copy = Run(folder / "auto")
+    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("members"))
+    copy.update_info(members=[], auto=made_choice({}, "nothing beats chance."))
+    return copy

@@ -54,7 +54,8 @@ class Description:
         aspect: `pad` or `stretch`.
         most_slices: of a study.
         preparation: how the training data were read: reader, its options, and what it resolved.
-        members: models whose probabilities are averaged, the folds of a cross-validated run.
+        members: models whose probabilities are averaged, such as the folds of a cross-validated
+            run.
         fingerprint: of the data set that the run was trained on.
         versions: of what wrote it.
         operating_points: of each label, on how many patients the threshold was chosen and what it
@@ -113,13 +114,12 @@ class Description:
             aspect=preparation["aspect"],
             most_slices=most_slices,
             preparation={key: preparation.get(key) for key in ("reader", "options", "resolved")},
-            members=len(run.folds or [run]),
+            members=len(run.members),
             fingerprint=run.info["fingerprint"],
             versions=run.info["versions"],
             classes=classes,
             covariates=[
-                {"name": name, **data["columns"]["covariates"][name]}
-                for name in (run.folds or [run])[0].experiment.model.covariates
+                {"name": name, **data["columns"]["covariates"][name]} for name in run.covariates
             ]
             or None,
             series=series_of(data),

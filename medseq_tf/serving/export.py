@@ -2,7 +2,7 @@
 
     OUT/<version>/                 for TF Serving: saved_model.pb, variables/
       assets/description.json      labels or classes, how it calls, how slices are stored, limits
-      assets/experiment.yaml       the recipe
+      assets/experiment.yaml       the recipe, of an automatic run that of its heaviest member
       assets.extra/tf_serving_warmup_requests   with `warmup`
     OUT/batching.config            with `batching`: TF Serving's --batching_parameters_file
 
@@ -99,7 +99,8 @@ def export(
     model's probabilities to 1e-5; to garbage it has to answer with an error.
 
     Args:
-        run: a run folder. Of a cross-validated run the folds' probabilities are averaged.
+        run: a run folder. Of a cross-validated run the folds' probabilities are averaged, of an
+            automatic run those of its members, by their weights.
         out: the model's folder; its name is what TF Serving calls the model.
         version: the number of the version; default: the next one.
         batching: also write a batching configuration for TF Serving beside the versions.
@@ -190,7 +191,7 @@ def _naming_what_fails(path: Path) -> Iterator[None]:
 def _save(loaded: LoadedRun, folder: Path) -> None:
     model = loaded.serving_model()
     with tempfile.TemporaryDirectory() as scratch:
-        texts = {DESCRIPTION: loaded.description.to_json(), RECIPE: loaded.recipe.to_yaml()}
+        texts = {DESCRIPTION: loaded.description.to_json(), RECIPE: loaded.run.experiment.to_yaml()}
         for name, text in texts.items():
             Path(scratch, name).write_text(text, "utf-8")
         model.assets = [tf.saved_model.Asset(os.path.join(scratch, name)) for name in texts]

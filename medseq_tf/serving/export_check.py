@@ -18,8 +18,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.records import StorageSpec, png_channels, study_record
 from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.errors import InputError, printable
-from medseq_tf.evaluation.inference import study_probabilities
-from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.evaluation.inference import study_probabilities, weighted_mean
+from medseq_tf.input.slice_store import SliceStores
 from medseq_tf.phantom.cohort import DemoCohort, photographs
 from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.pictures import decode_picture
@@ -78,7 +78,8 @@ def check(folder: Path, loaded: LoadedRun, studies: list[CheckStudy]) -> float:
             for running in (True, False)
         ]
         difference = max(difference, float(np.max(np.abs(np.stack(asked) - told))))
-    is_enlarged = description.bits == 16 and loaded.recipe.input.size > description.size
+    largest = max(member.recipe.input.size for member in loaded.members)
+    is_enlarged = description.bits == 16 and largest > description.size
     allowed = TOLERANCE_WHERE_OPENCV_VARIES if is_enlarged else TOLERANCE
     if not difference <= allowed:
         raise InputError(
@@ -192,11 +193,13 @@ def _keras_probabilities(
     for covariate in (loaded.description.covariates or []) if told else []:
         name = covariate["name"]
         table[f"covariate.{name}"] = [study.covariates.get(name) for study in studies]
-    recipe = loaded.recipe
-    store = SliceStore(_InMemory(loaded.run.path, loaded.run.dataset, table), recipe)
+    stores = SliceStores(_InMemory(loaded.run.path, loaded.run.dataset, table))
     rows = np.arange(len(studies))
-    by_model = [study_probabilities(model, store, rows, recipe) for model in loaded.models]
-    return np.mean(by_model, axis=0)
+    by_member = [
+        study_probabilities(model, stores.of(recipe), rows, recipe)
+        for model, recipe, _ in loaded.members
+    ]
+    return weighted_mean(by_member, [member.weight for member in loaded.members])
 
 
 # ----------------------------------------------------------------------------- studies to check on
@@ -278,10 +281,12 @@ def synthetic_studies(loaded: LoadedRun) -> list[CheckStudy]:
 
     One of them is of JPEG files, where the model reads photographs.
     """
-    description, sequence = loaded.description, loaded.recipe.sequence
+    description = loaded.description
     dtype, size = description.dtype, description.size
-    length = sequence.evaluation.length or sequence.length
-    counts = dict.fromkeys([1, 2, max(1, length - 1), length, length + 2, 2 * length + 5])
+    counts = dict.fromkeys([1, 2])
+    for sequence in (member.recipe.sequence for member in loaded.members):
+        length = sequence.evaluation.length or sequence.length
+        counts |= dict.fromkeys([max(1, length - 1), length, length + 2, 2 * length + 5])
     cohort = DemoCohort(patients=2, size=min(1024, max(16, 2 * size + 3)), slices=(30, 30))
     volumes = [_intensities(cohort.render(patient).volume, dtype) for patient in range(2)]
     channels, in_turn = description.channels, description.series_in_turn

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
-from automatic_run import made_choice
+from automatic_run import emptied
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
@@ -97,14 +95,6 @@ def test_a_run_of_no_members_predicts_nothing(automatic, others, tmp_path):
     with pytest.raises(InputError, match="has no model, since nothing beats chance"):
         predict_split(run, others, "all")
     assert len(run.metrics)
-
-
-def emptied(run, folder):
-    """A copy of a run that found nothing better than chance."""
-    copy = type(run)(folder / "auto")
-    shutil.copytree(run.path, copy.path, ignore=shutil.ignore_patterns("members"))
-    copy.update_info(members=[], auto=made_choice({}, "nothing beats chance."))
-    return copy
 
 
 def test_a_mean_of_equal_weights_is_the_plain_mean_to_the_last_bit(rng):

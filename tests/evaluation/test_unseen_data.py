@@ -233,10 +233,9 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
     of_no_numbers, place, others, tmp_path
 ):
     from medseq_tf.evaluation.explain.explain import explain
-    from medseq_tf.serving.description import Description
     from medseq_tf.serving.export import export
     from medseq_tf.serving.mlflow_model import Scorer
-    from medseq_tf.serving.model import ServingModel
+    from medseq_tf.serving.model import LoadedRun
     from medseq_tf.serving.open_model import open_model
     from medseq_tf.serving.predict import predict
 
@@ -257,10 +256,8 @@ def test_a_model_that_gives_no_numbers_is_an_error_in_every_road(
     scored = Scorer(open_model(run)).predict(pd.DataFrame({"slices": [files]}))
     assert scored["positive"][0] is None
     assert "no number" in scored["error"][0]
-    assert set(ServingModel([run.model()], run.experiment, Description.of_run(run)).signatures) >= {
-        "serving_default",
-        "probability",
-    }
+    served = LoadedRun.open(run).serving_model()
+    assert set(served.signatures) >= {"serving_default", "probability"}
 
 
 def test_mlflow_s_scorer_calls_nothing_that_is_no_probability():

@@ -16,6 +16,7 @@ from medseq_tf.readers.classes import Classes
 from medseq_tf.readers.series import Series
 from medseq_tf.readers.study import Slices, StudySource
 from medseq_tf.serving.description import Description
+from medseq_tf.serving.member_group import ServedMember
 
 SIZE = 24
 LABELS = ["a", "b"]
@@ -99,6 +100,11 @@ def model_of(recipe, seed=0, outputs="labels"):
     for weight in model.head.trainable_variables:
         weight.assign(4 * weight)
     return model
+
+
+def members_of(models, recipe):
+    """Models of one recipe, each as much as any other."""
+    return [ServedMember(model, recipe, 1 / len(models)) for model in models]
 
 
 class Drawn(StudySource):

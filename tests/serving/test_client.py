@@ -21,6 +21,7 @@ from small_models import (
     NETWORK,
     WITH_COVARIATES,
     description_of,
+    members_of,
     model_of,
     recipe_of,
 )
@@ -57,7 +58,7 @@ def client(server, request):
 @functools.cache
 def model():
     run = small_run()
-    return ServingModel([run.model()], run.experiment, Description.of_run(run))
+    return ServingModel(members_of([run.model()], run.experiment), Description.of_run(run))
 
 
 def expected(files):
@@ -315,7 +316,8 @@ def test_what_is_no_probability_is_an_error(server, case):
 def class_server():
     recipe = recipe_of(NETWORK)
     served = ServingModel(
-        [model_of(recipe, outputs="ordered")], recipe, description_of("uint8", outputs="ordered")
+        members_of([model_of(recipe, outputs="ordered")], recipe),
+        description_of("uint8", outputs="ordered"),
     )
     signatures = {name: ask.get_concrete_function() for name, ask in served.signatures.items()}
     with serving(with_grpc=True, signatures=signatures) as running:
@@ -340,7 +342,7 @@ def test_the_probabilities_of_classes(class_server, scheme):
 def covariate_server():
     recipe = recipe_of({**NETWORK, **WITH_COVARIATES})
     served = ServingModel(
-        [model_of(recipe)], recipe, description_of("uint8", covariates=COVARIATES)
+        members_of([model_of(recipe)], recipe), description_of("uint8", covariates=COVARIATES)
     )
     signatures = {name: ask.get_concrete_function() for name, ask in served.signatures.items()}
     with serving(with_grpc=True, signatures=signatures) as running:

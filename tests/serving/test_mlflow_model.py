@@ -25,6 +25,7 @@ from small_models import (
     NETWORK,
     WITH_COVARIATES,
     description_of,
+    members_of,
     model_of,
     recipe_of,
 )
@@ -79,7 +80,9 @@ def test_a_model_that_version_0_1_registered_is_scored():
 
 def test_the_columns_of_classes():
     description = description_of("uint8", outputs="classes")
-    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    model = GraphModel(
+        ServingModel(members_of([class_model()], recipe_of(NETWORK)), description).signatures
+    )
     found = Scorer(model).predict(pd.DataFrame(studies()))
     assert list(found) == list(columns_of(description))
     assert list(found) == ["study", "label", "probability", "called",
@@ -99,7 +102,9 @@ def test_the_columns_of_classes_that_are_called_by_costs():
     costs = np.ones((3, 3)) - np.eye(3)
     costs[dear] *= 1000
     description = description_of("uint8", outputs="classes", costs=costs.tolist())
-    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    model = GraphModel(
+        ServingModel(members_of([class_model()], recipe_of(NETWORK)), description).signatures
+    )
     row = Scorer(model).predict(pd.DataFrame(studies())).iloc[0]
     assert row["called"] == CLASSES[dear]
     assert row["probability"] == row[f"probability.{CLASSES[dear]}"]
@@ -110,7 +115,7 @@ def test_covariates_are_columns_that_may_be_absent():
     recipe = recipe_of({**NETWORK, **WITH_COVARIATES})
     description = description_of("uint8", covariates=COVARIATES)
     assert further_inputs_of(description) == {"covariate.age": "double", "covariate.sex": "string"}
-    model = GraphModel(ServingModel([model_of(recipe)], recipe, description).signatures)
+    model = GraphModel(ServingModel(members_of([model_of(recipe)], recipe), description).signatures)
     files = pictures(5)
     given = pd.DataFrame(studies() | {"slices": [studies()["slices"][0]] * 3})
     given["covariate.age"], given["covariate.sex"] = [63, None, 20], ["M", None, "other"]
@@ -130,7 +135,9 @@ def class_model():
 
 def class_probabilities():
     description = description_of("uint8", outputs="classes")
-    model = GraphModel(ServingModel([class_model()], recipe_of(NETWORK), description).signatures)
+    model = GraphModel(
+        ServingModel(members_of([class_model()], recipe_of(NETWORK)), description).signatures
+    )
     return model.predict(pictures(5)).probability
 
 

@@ -23,6 +23,7 @@ from small_models import (
     Drawn,
     InMemory,
     description_of,
+    members_of,
     model_of,
     recipe_of,
 )
@@ -140,7 +141,7 @@ def case(name):
     dtype, values = CASES[name]
     recipe = recipe_of(values)
     model = model_of(recipe)
-    served = ServingModel([model], recipe, description_of(dtype))
+    served = ServingModel(members_of([model], recipe), description_of(dtype))
     pixel = np.uint8 if dtype == "uint8" else np.uint16
     files = [pictures(n, seed=n, size=20 + 9 * i, dtype=pixel) for i, n in enumerate(COUNTS)]
     if dtype == "uint8":
@@ -215,7 +216,7 @@ def test_tensors_give_what_the_keras_model_gives(rng):
 def test_folds_are_averaged():
     recipe = recipe_of(NETWORK)
     folds = [model_of(recipe, seed=seed) for seed in (1, 2)]
-    served = ServingModel(folds, recipe, description_of("uint8"))
+    served = ServingModel(members_of(folds, recipe), description_of("uint8"))
     files = [pictures(n, seed=n) for n in (3, 9)]
     studies = [images_of(study, "uint8") for study in files]
     expected = prepared_road(folds, recipe, "uint8", studies)
@@ -241,7 +242,9 @@ def class_case(name):
     outputs, values, folds = OF_CLASSES[name]
     recipe = recipe_of(values)
     model_list = [model_of(recipe, seed, outputs) for seed in range(folds)]
-    return ServingModel(model_list, recipe, description_of("uint8", outputs=outputs)), model_list
+    return ServingModel(
+        members_of(model_list, recipe), description_of("uint8", outputs=outputs)
+    ), model_list
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
@@ -278,7 +281,7 @@ def test_probabilities_of_classes_add_up_to_1_whatever_the_slices(name, counts, 
 def test_the_probabilities_of_classes_are_those_of_the_head_s_weights(outputs, rng):
     recipe = recipe_of(NETWORK)
     model = model_of(recipe, outputs=outputs)
-    served = ServingModel([model], recipe, description_of("uint8", outputs=outputs))
+    served = ServingModel(members_of([model], recipe), description_of("uint8", outputs=outputs))
     slices = rng.normal(size=(4, 5, 20, 20, 1)).astype(np.float32)
     lengths = np.int32([5, 2, 1, 4])
     vectors = np.asarray(model.aggregator(model.encode(slices, lengths), lengths), np.float64)
@@ -303,7 +306,7 @@ def covariate_case(policy):
     recipe = recipe_of({**NETWORK, **WITH_COVARIATES, "sequence.evaluation.policy": policy})
     model_list = [model_of(recipe, seed, "classes") for seed in (0, 1)]
     description = description_of("uint8", outputs="classes", covariates=COVARIATES)
-    return ServingModel(model_list, recipe, description), model_list
+    return ServingModel(members_of(model_list, recipe), description), model_list
 
 
 KNOWN = np.float32([[63, 1], [np.nan, 0], [20, np.nan]])

@@ -21,6 +21,7 @@ from small_models import (
     COVARIATES,
     NETWORK,
     description_of,
+    members_of,
     model_of,
     recipe_of,
 )
@@ -402,7 +403,7 @@ def class_model(costs=None):
     recipe = recipe_of(NETWORK)
     costs = costs and [list(row) for row in costs]
     description = description_of("uint8", outputs="classes", costs=costs)
-    served = ServingModel([model_of(recipe, outputs="classes")], recipe, description)
+    served = ServingModel(members_of([model_of(recipe, outputs="classes")], recipe), description)
     return GraphModel(served.signatures)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import tensorflow as tf
-from small_models import NETWORK, description_of, model_of, recipe_of
+from small_models import NETWORK, description_of, members_of, model_of, recipe_of
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from medseq_tf.errors import InputError
@@ -21,7 +21,7 @@ def exported(tmp_path_factory):
     """An honest export."""
     folder = tmp_path_factory.mktemp("exported")
     recipe = recipe_of(NETWORK)
-    model = ServingModel([model_of(recipe)], recipe, description_of("uint8"))
+    model = ServingModel(members_of([model_of(recipe)], recipe), description_of("uint8"))
     tf.saved_model.save(model, str(folder), signatures=model.signatures)
     return folder
 

@@ -21,6 +21,7 @@ from small_models import (
     Drawn,
     InMemory,
     description_of,
+    members_of,
     model_of,
     recipe_of,
 )
@@ -48,7 +49,9 @@ def served(policy="all", with_covariates=False):
     covariates = COVARIATES if with_covariates else None
     description = description_of("uint16", series=SERIES, covariates=covariates)
     recipe = recipe_of(recipe)
-    return ServingModel([model_of(recipe, seed) for seed in (0, 1)], recipe, description)
+    return ServingModel(
+        members_of([model_of(recipe, seed) for seed in (0, 1)], recipe), description
+    )
 
 
 @functools.cache
@@ -201,5 +204,7 @@ def test_channels_give_the_prepared_road_s_number(rng, dtype, channels):
     for image in images:
         stored = image if dtype != "int16" else (image.astype(int) + 2**15).astype(np.uint16)
         files.append(cv2.imencode(".png", stored[..., png_channels(channels)])[1].tobytes())
-    found = GraphModel(ServingModel([model], recipe, description).signatures).predict(files)
+    found = GraphModel(ServingModel(members_of([model], recipe), description).signatures).predict(
+        files
+    )
     np.testing.assert_allclose(found.probability, expected, rtol=0, atol=1e-5)
