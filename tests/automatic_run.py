@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import yaml
 from small_run import run_small
 
 from medseq_tf.dataset.prepared import Prepared
@@ -92,7 +93,20 @@ def begun_run(folder, prepared, recipe):
 
 def finish(run, prepared):
     """Write out-of-fold predictions, better than chance, and what follows from them."""
-    rng = np.random.default_rng(0)
+    tested = out_of_fold(run, prepared, seed=0)
+    points = {} if prepared.classes else points_of_folds(tested, prepared.label_names)
+    temperatures = {prepared.classes.column: 1.25} if prepared.classes else {"lesion": 1.25}
+    tested = calibrated(tested, temperatures, prepared.classes)
+    write_what_was_tried(run, prepared)
+    tracker = Tracker(run.path, "auto", enabled=False)
+    notes = [run.automatic["sentence"]]
+    write_results(run, prepared, Results(tested, points, temperatures, notes), tracker)
+    run.update_info(status="finished")
+
+
+def out_of_fold(run, prepared, seed):
+    """Draw predictions of each fold's test studies."""
+    rng = np.random.default_rng(seed)
     row_of = {study: row for row, study in enumerate(prepared.studies["study_id"])}
     tables = []
     for split in run.splits_by_fold:
@@ -101,21 +115,44 @@ def finish(run, prepared):
         odds /= odds.sum(axis=1, keepdims=True) if prepared.classes else 1 + odds
         thresholds = dict.fromkeys(prepared.label_names, 0.5)
         tables.append(predictions_table(prepared, rows, Predictions(odds), "test", thresholds))
-    tested = of_folds(tables, run)
-    points = {} if prepared.classes else points_of_folds(tested, prepared.label_names)
-    temperatures = {prepared.classes.column: 1.25} if prepared.classes else {"lesion": 1.25}
-    tested = calibrated(tested, temperatures, prepared.classes)
-    tracker = Tracker(run.path, "auto", enabled=False)
-    write_results(run, prepared, Results(tested, points, temperatures, []), tracker)
+    return of_folds(tables, run)
+
+
+def write_what_was_tried(run, prepared):
+    """Write the plan, what chose, and what each candidate predicts, as `auto` does."""
+    names = [*MEMBERS, "acquisition"]
+    roles = ["candidate", "candidate", "baseline", "reference"]
+    plan = [
+        {
+            "name": name,
+            "kind": "network" if role == "candidate" else "linear",
+            "role": role,
+            "reason": f"why {name} | is <tried>",
+        }
+        for name, role in zip(names, roles, strict=True)
+    ]
+    (run.path / "plan.yaml").write_text(yaml.safe_dump({"candidates": plan}), "utf-8")
+    scores = [
+        {
+            "repeat": number // FOLDS + 1,
+            "fold": number % FOLDS + 1,
+            "candidate": name,
+            "weights": "{}",
+            "log_loss": 0.5,
+            "auroc": 0.987654,
+            "chosen": name == ("mean" if number == 0 else "average") and number < 3,
+        }
+        for number in range(FOLDS * REPEATS)
+        for name in (*names, "average")
+    ]
+    scores.append({**scores[0], "repeat": "all", "fold": "all", "chosen": True})
+    pd.DataFrame(scores).to_csv(run.path / "used_for_selection.csv", index=False)
     columns = ["study", "patient", "repeat", "fold", "label", "truth", "probability"]
     candidates = [
-        tested[columns].assign(
-            candidate=name, probability=(tested["probability"] + number) / (2 * number + 1)
-        )
-        for number, name in enumerate([*MEMBERS, "acquisition"])
+        out_of_fold(run, prepared, seed)[columns].assign(candidate=name)
+        for seed, name in enumerate(names, start=1)
     ]
     pd.concat(candidates, ignore_index=True).to_parquet(run.path / CANDIDATES, index=False)
-    run.update_info(status="finished")
 
 
 def emptied(run, folder):

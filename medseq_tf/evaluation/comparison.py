@@ -212,6 +212,42 @@ def compare_tables(
     )
 
 
+def auroc_differences(
+    predictions: pd.DataFrame,
+    others: Mapping[str, pd.DataFrame],
+    label_names: Sequence[str],
+    classes: Classes | None = None,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Return how far a cross-validated run's AUROC is above those of others, on the same folds.
+
+    Args:
+        predictions: of the run, as `Evaluation.predictions`, of its test studies.
+        others: by name, `study`, `label`, `fold` and `probability` of the same folds.
+        label_names: the labels.
+        classes: what they are, if they exclude each other.
+        resamples: of the bootstrap over patients.
+
+    Returns:
+        One row for each of the others: `other`, `label`, `difference`, `low`, `high`, `note`; of
+        several labels their mean.
+    """
+    keys, rows = ["study", "label", "fold"], []
+    for name, table in others.items():
+        own = predictions.drop(columns="positive", errors="ignore")
+        both = own.merge(table[[*keys, "probability"]], on=keys, suffixes=("", "_other"))
+        other = both.assign(probability=both["probability_other"])
+        if classes:
+            differences = _class_differences(both, other, classes, resamples, None)
+        else:
+            differences = _differences(both, other, list(label_names), resamples)
+        of_auroc = differences[differences["metric"] == "auroc"]
+        several = of_auroc["label"].isin(["macro", *([classes.column] if classes else [])])
+        rows.append((of_auroc[several] if several.any() else of_auroc).assign(other=name))
+    columns = ["other", "label", "difference", "low", "high", "note"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
 def _shared_studies(
     predictions: Mapping[str, pd.DataFrame],
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:

@@ -13,7 +13,7 @@ from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.files import write_text
 from medseq_tf.readers.series import series_text
-from medseq_tf.reporting import class_report
+from medseq_tf.reporting import automatic, class_report
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
 from medseq_tf.runs.run import Run
 
@@ -49,6 +49,11 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         measures=_measures(scores),
         reads=_reads(run),
         metrics=list(metrics.itertuples()),
+        noted=automatic.notes(run),
+        automatic=run.automatic is not None,
+        chosen_by=automatic.sentence(run),
+        models=automatic.models(run),
+        candidates=automatic.candidates_of(run) if run.automatic is not None else [],
         notes=list(dict.fromkeys(note for note in metrics["note"] if note)),
         used_for_selection=selection.LABEL,
         classes=classes,

@@ -27,7 +27,14 @@ from medseq_tf.evaluation.explain.explanation import Explanation, slice_text
 from medseq_tf.evaluation.predictions import with_calls
 from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.files import destination, write_text
-from medseq_tf.reporting import class_figures, class_report, class_tables, figures, tables
+from medseq_tf.reporting import (
+    automatic,
+    class_figures,
+    class_report,
+    class_tables,
+    figures,
+    tables,
+)
 from medseq_tf.reporting.figures import Drawing
 from medseq_tf.reporting.model_card import series_in_words
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, Picture, picture, render_html
@@ -152,12 +159,14 @@ def page(
         "versions": json.dumps(run.info, indent=1),
         "classes": classes,
         **_data(run, audit),
+        "automatic": automatic.data(run, predictions, classes),
+        "notes": automatic.notes(run),
     }
     if classes:
         predictions = with_calls(predictions, classes, costs)
         scores = class_report.with_scores(run, classes, predictions, scores, costs)
         context |= class_report.data(run, classes, predictions, split, costs)
-    drawings = figures.training([member.run for member in run.members])
+    drawings = figures.training(_trained_by_epoch(run))
     if not predictions.empty:
         if classes:
             table = ClassTable.of(predictions, classes)
@@ -185,6 +194,14 @@ def page(
         drawings = [*evaluated, *drawings]
         context |= {"has_curves": bool(evaluated), "explained": explained}
     return render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
+
+
+def _trained_by_epoch(run: Run) -> list[Run]:
+    """Return the members that learned by epochs, of an automatic run its networks."""
+    members = [member.run for member in run.members]
+    if run.automatic is None:
+        return members
+    return [member for member in members if len(member.history) > 1]
 
 
 def _data(run: Run, audit: leakage.Audit | None) -> dict[str, Any]:

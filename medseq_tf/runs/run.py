@@ -149,7 +149,7 @@ class Run:
         Raises:
             InputError: `run.json` names something else.
         """
-        parts = self._parts
+        parts = self.parts
         if parts is None:
             folds = self.folds
             return [Member(fold, 1 / len(folds)) for fold in folds] or [Member(self, 1.0)]
@@ -162,7 +162,7 @@ class Run:
     @property
     def heaviest(self) -> Run:
         """A member of what has the largest share; of equal ones, such as folds, the first."""
-        if parts := self._parts:
+        if parts := self.parts:
             return max(parts, key=lambda part: part.weight).run.heaviest
         return self.require_members()[0].run
 
@@ -177,7 +177,7 @@ class Run:
         )
 
     @property
-    def _parts(self) -> list[Member] | None:
+    def parts(self) -> list[Member] | None:
         """The runs below this one that `run.json` names as its members, if it names any."""
         named = self.info.get("members")
         if named is None:
@@ -304,6 +304,11 @@ class Run:
             table["calibrated"] = table["probability"]
         return table
 
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """Of an automatic run: every candidate's own out-of-fold probabilities."""
+        return self._table(CANDIDATES, files.read_parquet)
+
     def model(self) -> Any:
         """Load the Keras model of the best epoch.
 
@@ -314,7 +319,7 @@ class Run:
 
     def require_finished(self) -> None:
         """Raise an InputError unless the run, and all of its members, were trained to their end."""
-        parts = self._parts
+        parts = self.parts
         if parts is not None:
             status = self.info["status"]
             if status != "finished":

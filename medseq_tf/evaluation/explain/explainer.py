@@ -14,10 +14,11 @@ from medseq_tf.evaluation.explain import pixel_maps, slice_values
 from medseq_tf.evaluation.explain.covariate_effects import covariate_effects
 from medseq_tf.evaluation.explain.explanation import LESION_MAP, PIXEL_METHODS, Explanation, listed
 from medseq_tf.evaluation.explain.graphs import ModelGraphs, last_maps_of
+from medseq_tf.evaluation.explain.shown_members import ShownMembers
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
 from medseq_tf.evaluation.metrics import call
 from medseq_tf.evaluation.unseen_data import with_covariates_of, with_labels_of
-from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.input.slice_store import SliceStores
 from medseq_tf.runs.run import Run
 
 
@@ -44,6 +45,7 @@ class Explainer:
         if seed < 0:
             raise InputError(f"seed = {seed}: expected a whole number from 0 up")
         run.require_finished()
+        run.require_members()
         self.prepared = prepared = with_labels_of(run, prepared)
         self.row_of = {name: i for i, name in enumerate(prepared.studies["study_id"])}
         for name in studies:
@@ -54,13 +56,14 @@ class Explainer:
                 )
         self.run_of = _explaining_runs(run, studies)
         self.seed = seed
-        self.experiment = (run.folds or [run])[0].experiment
-        self._store = SliceStore(with_covariates_of(run, prepared), self.experiment)
+        self.experiment = run.heaviest.experiment
+        self._stores = SliceStores(with_covariates_of(run, prepared))
+        self._stores.of(self.experiment)  # its errors come at once
         self._graphs: dict[Path, ModelGraphs] = {}
 
     @property
     def segments(self) -> bool:
-        """Whether the run's model is a segmenter."""
+        """Whether the model that has maps is a segmenter."""
         return self.experiment.segments
 
     @property
@@ -76,22 +79,31 @@ class Explainer:
                 expected = " or ".join(self.pixel_methods)
                 raise InputError(f"pixels = {method!r}: expected {expected}")
 
-    def graphs(self, study_id: str) -> ModelGraphs:
-        """Return the graphs of a study's model, which is loaded once for all its studies."""
-        run = self.run_of[study_id]
+    def _graphs_of(self, run: Run) -> ModelGraphs:
+        """Return the graphs of a run's model, which is loaded once for all studies."""
         if run.path not in self._graphs:
             self._graphs[run.path] = ModelGraphs(run.model(), run.experiment)
         return self._graphs[run.path]
 
-    def shown(self, study_id: str) -> ShownStudy:
-        """Return the study as its model sees it."""
-        return ShownStudy(self.graphs(study_id), self._store, self.row_of[study_id])
+    def shown(self, study_id: str) -> ShownStudy | ShownMembers:
+        """Return the study as its model sees it, or as each of several does."""
+        row, members = self.row_of[study_id], self.run_of[study_id].members
+        seen = [
+            ShownStudy(self._graphs_of(run), self._stores.of(run.experiment), row)
+            for run, _ in members
+        ]
+        if len(seen) == 1:
+            return seen[0]
+        runs, weights = zip(*members, strict=True)
+        heaviest = self.run_of[study_id].heaviest
+        return ShownMembers(seen, weights, runs.index(heaviest))
 
     def readable(self, study_id: str) -> bool:
         """Return whether the study's slices can be read; a model that cannot be is an error."""
-        graphs = self.graphs(study_id)
+        for run, _ in self.run_of[study_id].members:
+            self._graphs_of(run)
         try:
-            ShownStudy(graphs, self._store, self.row_of[study_id])
+            self.shown(study_id)
         except InputError:
             return False
         return True
@@ -143,8 +155,8 @@ class Explainer:
         importance = study.importance(bases, list(numbers.values()), self.seed, len(explained))
         ties, notes = _add_importance(table, importance, numbers, study.distinct, explained)
         marked = {name: numbers[name] for name in explained}
-        heat, completeness, pixel_notes = self._pixel_maps(study, table, marked, pixels)
-        notes += [*pixel_notes, *_notes_on_slices(study)]
+        heat, completeness, pixel_notes = self._pixel_maps(study.heaviest, table, marked, pixels)
+        notes += [*pixel_notes, *_notes_on_slices(study), *_notes_on_members(run, study_id)]
         if (series := self.prepared.series) and series.channels > 1:
             first, whole = series.names[0], ", ".join(series.names)
             notes.append(f"pictures show {first}; the model sees {whole}, and maps are of them all")
@@ -214,7 +226,7 @@ class Explainer:
 
 
 def _explaining_runs(run: Run, studies: Sequence[str]) -> dict[str, Run]:
-    """Return the run whose model explains each study: the fold that tested it, if there are any."""
+    """Return the run that explains each study: the fold that tested it, if there are any."""
     if not run.folds:
         return dict.fromkeys(studies, run)
     tested_by: dict[str, Run] = {}
@@ -265,7 +277,26 @@ def _add_importance(
     return ties, notes
 
 
-def _notes_on_slices(study: ShownStudy) -> list[str]:
+def _notes_on_members(run: Run, study_id: str) -> list[str]:
+    """Return what is to be said of the members of an automatic run that explain a study."""
+    if run.automatic is None:
+        return []
+    notes, members, heaviest = [], run.members, run.heaviest
+    if len(members) > 1:
+        place = heaviest.path.relative_to(run.path).as_posix()
+        notes.append(
+            f"probabilities and importance are of the mean of {len(members)} models by their "
+            f"weights; maps and gradients are of one of them, {place}"
+        )
+    if study_id in run.contents:
+        notes.append(
+            "the models were trained on this study, so that its probability here is not the "
+            "out-of-fold one of the report"
+        )
+    return notes
+
+
+def _notes_on_slices(study: ShownStudy | ShownMembers) -> list[str]:
     """Return what is to be said of how many slices the model was shown."""
     shown, notes = len(study.distinct), []
     if shown < study.length:

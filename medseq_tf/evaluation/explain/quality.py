@@ -97,6 +97,11 @@ def measure_quality(
     opened = Run.open(run)
     prepared = with_labels_of(opened, Prepared.open(data))
     check_label(label, prepared)
+    if opened.automatic is not None:
+        raise InputError(
+            f"{opened.path}: its models were trained on all patients, so that no lesion mask is "
+            "left that they have not seen; measure one of its candidates' cross-validated runs"
+        )
     studies = _studies(opened, prepared, split)
     explainer = Explainer(opened, prepared, studies)
     if pixels == PIXEL_METHODS and explainer.segments:
@@ -117,7 +122,7 @@ def measure_quality(
         explanation = explainer.explain(study_id, positive, pixels)
         lesion = masks[explanation.shown_slices()["slice"]].any(axis=(1, 2))
         if lesion.any() and not lesion.all():
-            study = explainer.shown(study_id)
+            study = explainer.shown(study_id).heaviest
             number_of_label = prepared.label_names.index(positive)
             scored = _score_methods(explanation, study, masks, lesion, number_of_label)
             for method, scores, curve in scored:

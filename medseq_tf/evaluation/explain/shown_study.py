@@ -55,6 +55,33 @@ class ShownStudy:
         self.black = (0.0 - self.settings.mean) / self.settings.std
         self._features: tf.Tensor | None = None
 
+    @property
+    def heaviest(self) -> ShownStudy:
+        """The study as the model sees it that maps are of: this one."""
+        return self
+
+    @property
+    def covariates(self) -> dict[str, str]:
+        """What the model is told of each covariate that it reads, in words, by name."""
+        layer = self.model.covariates
+        if layer is None:
+            return {}
+        words = {}
+        for name, categories, value in zip(
+            layer.names, layer.categories, self.told["covariates"][0], strict=True
+        ):
+            words[name] = "missing" if np.isnan(value) else f"{value:g}"
+            if categories and not np.isnan(value):
+                words[name] = categories[int(value)]
+        return words
+
+    def probabilities_without(self, covariate: str) -> np.ndarray:
+        """Return the study's probabilities (labels,) where a covariate is missing."""
+        without = self.told["covariates"].copy()
+        without[0, [*self.covariates].index(covariate)] = np.nan
+        told = {**self.told, "covariates": without}
+        return self.probabilities_of(self.sequences, told).mean(axis=0)
+
     def images(self) -> np.ndarray:
         """Return the slices in [0, 1], (slices, height, width), at the first window of several.
 
