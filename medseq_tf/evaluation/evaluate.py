@@ -53,7 +53,8 @@ class Evaluation:
         audit: what the run's splits share, if asked for.
         comparison: with other runs, if asked for.
         reads: how often the test patients have been read for figures, if they are test patients.
-        notes: where a site of the data set tells a label or a class.
+        notes: how an automatic run was chosen, and where a site of the data set tells a label or a
+            class.
     """
 
     table: pd.DataFrame
@@ -127,7 +128,9 @@ def evaluate(
 
     Args:
         run: a run folder. A cross-validated run is scored on each fold's own studies; with
-            `split="all"` its folds' probabilities are averaged.
+            `split="all"` its folds' probabilities are averaged. Of an automatic run the predictions
+            that it keeps are scored, which are those of the whole procedure; with `split="all"` its
+            members' probabilities are averaged by their weights.
         data: the prepared data set of the run; for `split="all"` one that the run has never seen.
         split: `validation`, `test` or `all`.
         resamples: of the bootstrap over patients, by which intervals of folds are found.
@@ -179,7 +182,7 @@ def evaluate(
         audit=audited,
         comparison=comparison,
         reads=reads,
-        notes=sites.site_confounding(prepared),
+        notes=[*filter(None, [model.sentence]), *sites.site_confounding(prepared)],
     )
 
 

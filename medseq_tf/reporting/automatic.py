@@ -47,14 +47,13 @@ def data(run: Run, predictions: pd.DataFrame, classes: Classes | None) -> dict[s
 
 def sentence(run: Run) -> str:
     """Return how what an automatic run predicts with was chosen."""
-    told = ((run.automatic or {}).get("sentence") or "").rstrip(".")
+    told = run.sentence.rstrip(".")
     return f"{told[:1].upper()}{told[1:]}."
 
 
 def notes(run: Run) -> list[str]:
     """Return the notes of a run, but what the sentence of an automatic one says."""
-    told = (run.automatic or {}).get("sentence") or ""
-    return [note for note in run.notes if note not in told]
+    return [note for note in run.notes if note not in run.sentence]
 
 
 def models(run: Run) -> list[str]:
@@ -84,7 +83,7 @@ def candidates_of(run: Run) -> list[dict[str, Any]]:
 
 def _candidates(run: Run, candidates: list[dict[str, Any]]) -> tables.Table:
     """List what was tried, why, and what share of the probability it has."""
-    share = ((run.automatic or {}).get("choice") or {}).get("weights") or {}
+    share = run.shares
     return tables.table(
         pd.DataFrame(
             {

@@ -139,6 +139,16 @@ class Run:
         return self.info.get("auto")
 
     @property
+    def sentence(self) -> str:
+        """Why an automatic run predicts with what it does; empty of another."""
+        return (self.automatic or {}).get("sentence") or ""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The candidates that an automatic run predicts with, and their shares; else empty."""
+        return ((self.automatic or {}).get("choice") or {}).get("weights") or {}
+
+    @property
     def members(self) -> list[Member]:
         """The models whose probabilities, weighted and added up, are the run's.
 
@@ -170,10 +180,10 @@ class Run:
         """Return the members; an InputError if the run has none."""
         if members := self.members:
             return members
-        sentence = (self.automatic or {}).get("sentence") or "nothing better than chance was found"
+        reason = self.sentence.rstrip(".") or "nothing better than chance was found"
         raise InputError(
-            f"{self.path}: has no model, since {sentence.rstrip('.')}; auto --deploy-anyway keeps "
-            "the best of the linear ones"
+            f"{self.path}: has no model ({reason}); auto --resume --deploy-anyway deploys a linear "
+            "one"
         )
 
     @property

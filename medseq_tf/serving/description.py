@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LARGEST_SIZE = 1024
 MOST_SLICES = 512
-OPTIONAL = ("classes", "costs", "covariates", "series")
+OPTIONAL = ("classes", "costs", "covariates", "series", "shares")
 """What descriptions hold only where there is such a thing."""
 
 
@@ -67,6 +67,7 @@ class Description:
         series: that a study has, where it has several, and how they are read: as `channels` each
             slice is a PNG of them all, red, green, blue and alpha in this order (of two series
             whatever its blue is), as `sequence` they follow one another.
+        shares: of an automatic run, which candidates it predicts with, and how much each counts.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Description:
     costs: list[list[Annotated[FiniteFloat, Field(ge=0)]]] | None = None
     covariates: Annotated[list[Covariate], AfterValidator(check_covariates)] | None = None
     series: Series | None = None
+    shares: dict[str, Annotated[FiniteFloat, Field(gt=0, le=1)]] | None = None
 
     @classmethod
     def of_run(cls, run: Run, most_slices: int = MOST_SLICES) -> Description:
@@ -123,6 +125,7 @@ class Description:
             ]
             or None,
             series=series_of(data),
+            shares=run.shares or None,
         )
 
     def with_costs(self, file: str | os.PathLike) -> Description:

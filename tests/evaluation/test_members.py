@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from automatic_run import emptied
+from automatic_run import SENTENCE, emptied
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.dataset.prepared import Prepared
@@ -64,6 +64,7 @@ def test_its_own_data_get_the_out_of_fold_predictions_that_it_keeps(automatic, d
     own = automatic.metrics.set_index(["label", "metric"])["value"]
     again = evaluation.table.set_index(["label", "metric"])["value"]
     pd.testing.assert_series_equal(again, own)
+    assert SENTENCE in evaluation.notes
     with pytest.raises(InputError, match=r"the folds' validation studies overlap$"):
         predict_split(automatic, Prepared.load(demo_data), "validation")
 
@@ -92,7 +93,7 @@ def test_it_is_compared_by_what_it_keeps(automatic, demo_data):
 
 def test_a_run_of_no_members_predicts_nothing(automatic, others, tmp_path):
     run = emptied(automatic, tmp_path)
-    with pytest.raises(InputError, match="has no model, since nothing beats chance"):
+    with pytest.raises(InputError, match=r"has no model \(nothing beats chance\)"):
         predict_split(run, others, "all")
     assert len(run.metrics)
 

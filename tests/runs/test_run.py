@@ -77,7 +77,9 @@ def test_a_run_of_no_members_says_why(tmp_path):
     run.require_finished()
     assert run.members == []
     for refuse in (run.require_members, lambda: run.heaviest):
-        with pytest.raises(InputError, match=r"has no model, since It is so; auto --deploy-anyway"):
+        with pytest.raises(
+            InputError, match=r"has no model \(It is so\); auto --resume --deploy-anyway"
+        ):
             refuse()
 
 

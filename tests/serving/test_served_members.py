@@ -202,6 +202,11 @@ def test_it_says_how_many_it_is_and_calls_by_the_run_s_thresholds(automatic, don
     assert (description.name, description.members) == ("auto", 4)
     assert description.thresholds == automatic.thresholds
     assert description.temperatures == {"lesion": 1.25}
+    assert description.shares == {"sequence": 0.5, "neighbours": 0.3, "mean": 0.2}
+    alone = Description.of_run(automatic.members[0].run)
+    assert alone.shares is None
+    assert "shares" not in alone.to_json()
+    assert Description.from_json(alone.to_json()) == alone
     assert json.loads(text)["fingerprint"] == automatic.info["fingerprint"]
 
 
@@ -233,6 +238,6 @@ def test_a_run_of_no_members_is_no_model(automatic, tmp_path):
 
     run = emptied(automatic, tmp_path)
     for refuse in (lambda: export(run, tmp_path / "model"), lambda: open_model(run.path)):
-        with pytest.raises(InputError, match="has no model, since nothing beats chance"):
+        with pytest.raises(InputError, match=r"has no model \(nothing beats chance\)"):
             refuse()
     assert not (tmp_path / "model" / "1").exists()
