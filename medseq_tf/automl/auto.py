@@ -12,7 +12,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.conclusion import conclude
 from medseq_tf.automl.kept import PLAN, Kept
 from medseq_tf.automl.linear import linear_predictions
-from medseq_tf.automl.networks import network_predictions, share_of
+from medseq_tf.automl.networks import network_predictions, share_of, usual_seconds
+from medseq_tf.automl.pace import SPARE
 from medseq_tf.automl.plan import Plan, load_plan, make_plan
 from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import CandidatePredictions
@@ -207,21 +208,42 @@ class _Work:
         linear = [c for c in self.plan.candidates if c.kind == "linear"]
         networks = [c for c in self.plan.candidates if c.kind == "network"]
         for number, candidate in enumerate([*linear, *networks], start=1):
-            began = time.monotonic()
-            self.say(f"{number}/{len(self.plan.candidates)} {candidate.name}, {candidate.kind}")
-            if candidate.kind == "linear":
-                found.add(candidate.name, self._linear(candidate))
-            else:
-                predictions, note = self._network(candidate)
-                found.add(candidate.name, predictions, note)
-                self.say(f"    {note}")
-            self.kept.note(seconds=round(self.budget.used, 1))
-            self.say(
-                f"    {time.monotonic() - began:.0f} s; {max(self.budget.left, 0) / 60:.1f} of "
-                f"{self.plan.minutes:g} minutes are left for candidates"
-            )
-            gc.collect()
+            with self._step(f"{number}/{len(self.plan.candidates)} {candidate.name}"):
+                if candidate.kind == "linear":
+                    found.add(candidate.name, self._linear(candidate))
+                else:
+                    found.add(candidate.name, *self._network(candidate, 1, networks))
+        self._further_repeats(found, networks)
         return found
+
+    def _further_repeats(self, found: Candidates, networks: Sequence[Candidate]) -> None:
+        """Add repeats of all networks together, while time is left for them."""
+        part = [candidate for candidate in networks if candidate.name in found.predictions[0]]
+        for repeats in range(2, min((c.repeats for c in part), default=0) + 1):
+            asked = {c.name: self.kept.auto["rounds"][c.name]["asked"] for c in part}
+            to_come = [c for c in part if asked[c.name] < repeats]
+            seconds = sum(usual_seconds(self.kept.place(c.name)) for c in to_come)
+            if to_come and (self.kept.auto.get("decided") or SPARE * seconds > self.budget.left):
+                break
+            for candidate in part:
+                with self._step(f"{candidate.name}, repeat {repeats} of {candidate.repeats}"):
+                    found.add(candidate.name, *self._network(candidate, repeats, to_come))
+            if not all(candidate.name in found.predictions[repeats - 1] for candidate in part):
+                break
+        self.kept.note(decided=True)
+
+    @contextlib.contextmanager
+    def _step(self, title: str) -> Iterator[None]:
+        """Say what runs, and afterwards what time is left."""
+        began = time.monotonic()
+        self.say(title)
+        yield
+        self.kept.note(seconds=round(self.budget.used, 1))
+        self.say(
+            f"    {time.monotonic() - began:.0f} s; {max(self.budget.left, 0) / 60:.1f} of "
+            f"{self.plan.minutes:g} minutes are left for candidates"
+        )
+        gc.collect()
 
     def _linear(self, candidate: Candidate) -> list[CandidatePredictions]:
         """Return a linear candidate's predictions in all repeats."""
@@ -248,30 +270,39 @@ class _Work:
         vectors[rows] = own
         return vectors
 
-    def _network(self, candidate: Candidate) -> tuple[list[CandidatePredictions], str]:
-        """Return a network's predictions in the repeats that it had time for, and what to say."""
+    def _network(
+        self, candidate: Candidate, repeats: int, to_come: Sequence[Candidate]
+    ) -> tuple[list[CandidatePredictions], str]:
+        """Return a network's predictions in the repeats that it had time for, and what to say.
+
+        Time is shared among those that are to come, this one first.
+        """
         rounds: dict[str, dict[str, Any]] = self.kept.auto["rounds"]
-        if candidate.name not in rounds:
+        before = rounds.get(candidate.name, {"asked": 0, "repeats": 0})
+        if before["asked"] < repeats:
             with self._child(candidate) as child:
                 done = network_predictions(
-                    candidate,
+                    candidate.model_copy(update={"repeats": repeats}),
                     self.prepared,
                     self.fold_of,
                     self.kept.place(candidate.name),
                     lambda: self.budget.left,
-                    share_of(candidate, self.plan.candidates, self.budget.left),
+                    share_of(candidate, to_come, self.budget.left),
                     tracker=child,
                     features=self.options.features,
                     say=lambda text: self.say(f"    {text}"),
                 )
             for repeat, one in enumerate(done.predictions):
                 self.kept.keep(candidate.name, repeat, one)
-            of_this = {"repeats": len(done.predictions), "note": done.note}
-            rounds = {**rounds, candidate.name: of_this}
-            self.kept.note(rounds=rounds)
-        decided = rounds[candidate.name]
-        kept = [self.kept.predictions(candidate.name, r) for r in range(decided["repeats"])]
-        return [one for one in kept if one is not None], decided["note"]
+            before = {
+                "asked": repeats,
+                "repeats": max(len(done.predictions), before["repeats"]),
+                "note": done.note if done.predictions else before.get("note", done.note),
+            }
+            self.kept.note(rounds={**rounds, candidate.name: before})
+            self.say(f"    {done.note}")
+        kept = [self.kept.predictions(candidate.name, r) for r in range(before["repeats"])]
+        return [one for one in kept if one is not None], before["note"]
 
     @contextlib.contextmanager
     def _child(self, candidate: Candidate) -> Iterator[Tracker]:

@@ -51,7 +51,7 @@ class Candidate(Settings):
         overrides: of the recipe, by dotted keys.
         complexity: of two that are as good, the one with less is taken.
         reason: why it is tried, and at these settings.
-        repeats: of the folds in which a network is trained.
+        repeats: of the folds in which a network is trained, at most, as time allows.
         minutes: that a network may take, more where others before it took less; None: all that
             is left.
     """

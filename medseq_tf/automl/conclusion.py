@@ -87,7 +87,7 @@ def conclude(
     alone = None
     if prepared.covariates:
         alone = of_folds([_told_by_covariates(prepared, split) for split in splits], run)
-    notes = [*sentences, *plan.notes, *candidates.notes, *candidates.left_out()]
+    notes = [*sentences, *plan.notes, *candidates.notes.values(), *candidates.left_out()]
     notes += operating_points.notes_of_folds(points)
     exported = len(run.members) if members else None
     write_pooled(run, prepared, of_folds(pooled, run), notes, alone, tracker, exported)

@@ -187,11 +187,14 @@ class _Round(NamedTuple):
 
 def _rounds(candidate: Candidate, folds: int) -> Iterator[_Round]:
     """Yield all rounds of a candidate: each repeat has its first before any has its second."""
-    number = 0
     for step in range(1, folds):
         for repeat in range(candidate.repeats):
-            number += 1
-            yield _Round(number, repeat, step)
+            yield _Round(repeat * (folds - 1) + step, repeat, step)
+
+
+def usual_seconds(folder: Path) -> float:
+    """Return what a round of the candidate in a folder takes, 0 where nothing is known."""
+    return _Took(folder).usual()
 
 
 def _predictions(

@@ -43,6 +43,8 @@ FOLDS, REPEATS = 5, 5
 FEW_FOLDS, FOLDS_FROM = 4, 25
 """Folds where the rarest kind has fewer patients than so many."""
 MOST_MINUTES = 1_000_000
+ONE_DIVISION_FROM = 200
+"""Patients from which networks are trained on one division into folds; of fewer its luck shows."""
 CONCLUDE_FROM = 10
 """Patients of the rarest kind below which figures are given and nothing is concluded."""
 LEAST_FOLDS = 3
@@ -172,6 +174,7 @@ def make_plan(
         raise InputError(
             f"repeats = {repeats}: whole sites are divided in one way; leave repeats out"
         )
+    repeats = (repeats or REPEATS) if by == "patient" else 1
     missing = _missing_weights()
     conclude = cohort.rarest >= CONCLUDE_FROM
     if not conclude:
@@ -184,11 +187,16 @@ def make_plan(
     plan = Plan(
         seed=seed,
         folds=folds,
-        repeats=(repeats or REPEATS) if by == "patient" else 1,
+        repeats=repeats,
         by=by,
         minutes=minutes,
         conclude=conclude,
-        candidates=candidates_for(cohort, seed, minutes, not missing),
+        candidates=[
+            candidate.model_copy(update={"repeats": repeats})
+            if candidate.kind == "network" and cohort.patients < ONE_DIVISION_FROM
+            else candidate
+            for candidate in candidates_for(cohort, seed, minutes, not missing)
+        ],
         notes=notes,
         cohort=cohort,
     )

@@ -21,14 +21,14 @@ class Candidates:
         prepared: the data set.
         fold_of: (repeats, studies) from 0; -1 for a study that takes no part.
         predictions: by repeat and candidate.
-        notes: what is to be said of candidates.
+        notes: what is to be said of candidates, by name.
     """
 
     plan: Plan
     prepared: Prepared
     fold_of: np.ndarray
     predictions: list[dict[str, CandidatePredictions]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.predictions = [{} for _ in self.fold_of]
@@ -37,7 +37,7 @@ class Candidates:
         """Add a candidate's predictions, of as many repeats as it has."""
         for own, one in zip(self.predictions, predictions, strict=False):
             own[name] = one
-        self.notes += [note] if note else []
+        self.notes |= {name: note} if note else {}
 
     @property
     def part(self) -> np.ndarray:

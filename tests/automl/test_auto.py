@@ -261,6 +261,16 @@ def test_a_network_of_no_use_is_measured_and_not_deployed(demo_data, tmp_path, c
         assert f"{score:.3f}" not in printed
 
 
+def test_networks_have_further_repeats_while_all_of_them_fit(demo_data, tmp_path):
+    plan = small_plan(demo_data, LINEAR[1], {**NETWORK, "repeats": 2})
+    made = quiet(demo_data, tmp_path / "run", plan)
+    assert made.repeats == 2
+    assert made.info["auto"]["rounds"]["network"]["note"] == "network: 4 of 4 rounds"
+    candidates = pd.read_parquet(made.path / "candidates.parquet")
+    assert set(candidates.loc[candidates["candidate"] == "network", "repeat"]) == {1, 2}
+    assert predicted(made).groupby("repeat").size().to_dict() == {1: 40, 2: 40}
+
+
 def permuted(data, seed=0):
     """The same data set with its labels dealt out anew among the studies."""
     prepared = Prepared.load(data)

@@ -132,11 +132,11 @@ def test_every_repeat_has_its_first_round_before_any_has_a_second(demo, fold_of,
 
     def left():
         seen.append(1)
-        return 1e9 if (tmp_path / "tiny" / "round_2" / "fold_3").exists() is False else -1.0
+        return 1e9 if (tmp_path / "tiny" / "round_3" / "fold_3").exists() is False else -1.0
 
     made = rounds(demo, fold_of, tmp_path / "tiny", candidate(repeats=2), left=left)
     assert seen
-    first = Run(tmp_path / "tiny" / "round_2").splits[0]
+    first = Run(tmp_path / "tiny" / "round_3").splits[0]
     ids = demo.studies["study_id"].to_numpy()
     assert set(first["test"]) == set(ids[fold_of[1] == 0])
     assert len(made.predictions) == 1
