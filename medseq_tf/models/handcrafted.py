@@ -43,13 +43,13 @@ class HandcraftedFeatures(Layer):
 
     asymmetry, of slices turned upright (`Mirrored`):
         asymmetry_REGION: Hellinger distance of the histograms of the left and the right half;
-        asymmetry_mean_k, _sd_k, _max_k (k: 1, 2, 4, 8): log(v + 0.001), v the mean, sd and maximum
-        of |left - mirrored right| where both are inside.
+        asymmetry_mean_k, asymmetry_max_k (k: 1, 2, 4, 8): log(v + 0.001), v the mean and the
+        maximum of |left - mirrored right| where both are inside.
 
-    texture (REGION: whole, inside; k: 1, 2, 4), each as _mean_ and _sd_:
-        gradient_.._REGION_k: sqrt(dx^2 + dy^2) of the differences to the pixel on the right and to
-        that below; laplacian_.._REGION_k: |sum of the four neighbours - 4 x|;
-        local_sd_.._REGION_k: sd among 3 x 3 pixels.
+    texture (REGION: whole, inside; k: 1, 2, 4), the means of
+        gradient_REGION_k: sqrt(dx^2 + dy^2) of the differences to the pixel on the right and to
+        that below; laplacian_REGION_k: |sum of the four neighbours - 4 x|;
+        local_sd_REGION_k: the standard deviation among 3 x 3 pixels.
 
     shape (PART: bright, whole), lengths in sides of the slice:
         area_PART; centre_x_PART, centre_y_PART: of the centre of mass from the slice's centre;

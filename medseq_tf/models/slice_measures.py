@@ -174,7 +174,7 @@ def intensity_shares(images: Tensor, region: Tensor, bins: int) -> Tensor:
 
 def asymmetry_names(bins: int) -> list[str]:
     """Return the names of `asymmetry`."""
-    of_scale = [f"asymmetry_{m}_{k}" for k in ASYMMETRY_SCALES for m in ("mean", "sd", "max")]
+    of_scale = [f"asymmetry_{m}_{k}" for k in ASYMMETRY_SCALES for m in ("mean", "max")]
     return [f"asymmetry_{region}" for region in REGIONS] + of_scale
 
 
@@ -193,7 +193,7 @@ def asymmetry(shown: Shown) -> Tensor:
         if scale > 1:
             difference, both = _halved(difference, both)
         size = ops.abs(difference)
-        for value in (*_moments(size, both), ops.max(size * both, axis=(1, 2))):
+        for value in (_mean(size, both), ops.max(size * both, axis=(1, 2))):
             found.append(ops.log(value + LEAST_DIFFERENCE))
     return ops.stack(found, axis=1)
 
@@ -204,8 +204,8 @@ def asymmetry(shown: Shown) -> Tensor:
 def texture_names(bins: int) -> list[str]:
     """Return the names of `texture`."""
     kinds = ("gradient", "laplacian", "local_sd")
-    names = itertools.product(REGIONS, TEXTURE_SCALES, kinds, ("mean", "sd"))
-    return [f"{kind}_{moment}_{region}_{scale}" for region, scale, kind, moment in names]
+    names = itertools.product(REGIONS, TEXTURE_SCALES, kinds)
+    return [f"{kind}_{region}_{scale}" for region, scale, kind in names]
 
 
 def texture(shown: Shown) -> Tensor:
@@ -217,7 +217,7 @@ def texture(shown: Shown) -> Tensor:
             if scale > 1:
                 images, region = _halved(images, region)
             for measure in (_gradient, _laplacian, _local_deviation):
-                found += _moments(measure(images), region)
+                found.append(_mean(measure(images), region))
     return ops.stack(found, axis=1)
 
 
@@ -338,10 +338,13 @@ def _quantiles(images: Tensor) -> Tensor:
 
 def _moments(values: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over a region, `(M,)` each."""
-    pixels = ops.maximum(_pixels(region), 1.0)
-    mean = ops.sum(values * region, axis=(1, 2)) / pixels
-    squares = ops.square(values - mean[:, None, None])
-    return mean, ops.sqrt(ops.sum(squares * region, axis=(1, 2)) / pixels + TINY)
+    mean = _mean(values, region)
+    return mean, ops.sqrt(_mean(ops.square(values - mean[:, None, None]), region) + TINY)
+
+
+def _mean(values: Tensor, region: Tensor) -> Tensor:
+    """Return the mean over a region, `(M,)`, 0 where it is empty."""
+    return ops.sum(values * region, axis=(1, 2)) / ops.maximum(_pixels(region), 1.0)
 
 
 def _halved(images: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:

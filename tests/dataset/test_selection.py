@@ -145,7 +145,9 @@ def test_a_recipe_knows_the_patients_it_was_chosen_on(demo_data):
     assert "chosen" not in recipes.Experiment().to_yaml()
 
 
-@pytest.mark.parametrize("preset", ["adrenal", "fsm_bilstm", "fsm_bilstm_ct", "frozen_linear"])
+@pytest.mark.parametrize(
+    "preset", ["adrenal", "fsm_bilstm", "fsm_bilstm_ct", "frozen_linear", "handcrafted"]
+)
 def test_presets_chosen_on_a_cohort_say_so(preset):
     words = selection.origins(recipes.load(preset, ["seed=1"]))
     assert len(words) == 1

@@ -257,4 +257,5 @@ def test_every_preset_has_its_space():
         "densenet121_lstm",
         "vgg19_bilstm",
         "frozen_linear",
+        "handcrafted",
     }

@@ -139,7 +139,8 @@ def last_feature_maps(encoder: Any) -> Any:
         stack = encoder.backbone.layer
         if not hasattr(stack, "stages"):
             raise InputError(
-                "model.encoder pixels has no feature maps for grad_cam; use integrated_gradients"
+                f"the encoder's layer {stack.name} has no feature maps for grad_cam; use "
+                "integrated_gradients"
             )
         return stack.fsm or stack.stages[-1]
     layer = last_maps_of(network)
