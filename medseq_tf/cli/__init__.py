@@ -154,7 +154,7 @@ def tune(**arguments: Any) -> None:
 
 
 @cli.command()
-@click.option("--data", type=FOLDER, required=True, help="A prepared data set.")
+@click.argument("data", type=FOLDER)
 @click.option("--out", type=FOLDER, help="The run's new folder; default: runs/auto.")
 @click.option(
     "--minutes", type=float, default=60.0, show_default=True, help="Of it all; linear ones finish."

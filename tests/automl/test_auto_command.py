@@ -17,7 +17,7 @@ from medseq_tf.readers.classes import Classes
 
 
 def test_the_command_has_the_defaults_of_its_function():
-    found = cli.cli.commands["auto"].make_context("auto", ["--data", "x"]).params
+    found = cli.cli.commands["auto"].make_context("auto", ["x"]).params
     parameters = inspect.signature(auto).parameters
     assert found.keys() == parameters.keys() - {"verbose"}
     for name in found.keys() - {"data"}:
@@ -33,7 +33,7 @@ def planned(demo_data, tmp_path_factory):
 
 
 def test_a_plan_alone_is_printed_and_kept(demo_data, tmp_path, monkeypatch, capsys):
-    words = ["auto", "--data", demo_data, "--out", tmp_path / "auto", "--plan-only", "--seed", "3"]
+    words = ["auto", demo_data, "--out", tmp_path / "auto", "--plan-only", "--seed", "3"]
     status, out, _ = run_command(monkeypatch, capsys, *words)
     assert status == 0
     plan = load_plan(tmp_path / "auto" / "plan.yaml")
@@ -49,12 +49,12 @@ def test_a_plan_alone_is_printed_and_kept(demo_data, tmp_path, monkeypatch, caps
         (["--minutes", "inf"], "minutes"),
         (["--folds", "30"], "30 folds"),
         (["--plan", "none.yaml"], "none.yaml"),
-        (["--data", "none"], "none is not a prepared data set"),
+        (["none"], "none is not a prepared data set"),
     ],
 )
 def test_what_is_wrong_is_one_line(demo_data, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    data = [] if "--data" in words else ["--data", demo_data]
+    data = [] if "none" in words else [demo_data]
     status, out, err = run_command(monkeypatch, capsys, "auto", *data, "--no-track", *words)
     assert status == 2
     assert not out
@@ -78,7 +78,7 @@ def test_an_edited_plan_that_is_wrong_is_one_line(
     values = yaml.safe_load((planned / "plan.yaml").read_text())
     file = tmp_path / "edited.yaml"
     file.write_text(yaml.safe_dump(values | change))
-    words = ["auto", "--data", demo_data, "--plan", file, "--out", tmp_path / "auto"]
+    words = ["auto", demo_data, "--plan", file, "--out", tmp_path / "auto"]
     status, _, err = run_command(monkeypatch, capsys, *words)
     assert status == 2
     (line,) = err.strip().splitlines()
@@ -87,7 +87,7 @@ def test_an_edited_plan_that_is_wrong_is_one_line(
 
 
 def test_a_plan_for_another_cohort_is_one_line(class_data, planned, tmp_path, monkeypatch, capsys):
-    words = ["auto", "--data", class_data, "--plan", planned / "plan.yaml"]
+    words = ["auto", class_data, "--plan", planned / "plan.yaml"]
     status, _, err = run_command(monkeypatch, capsys, *words, "--out", tmp_path / "auto")
     assert status == 2
     assert "the plan was made for another data set" in err
