@@ -24,7 +24,7 @@ from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.conclusion import conclude
 from medseq_tf.automl.kept import PLAN, Kept
 from medseq_tf.automl.linear import linear_predictions
-from medseq_tf.automl.networks import network_predictions, share_of, usual_seconds
+from medseq_tf.automl.networks import network_predictions, share_of, total_seconds
 from medseq_tf.automl.pace import SPARE
 from medseq_tf.automl.plan import Plan, load_plan, make_plan
 from medseq_tf.automl.predicted import Candidates
@@ -222,7 +222,7 @@ class _Work:
         for repeats in range(2, min((c.repeats for c in part), default=0) + 1):
             asked = {c.name: self.kept.auto["rounds"][c.name]["asked"] for c in part}
             to_come = [c for c in part if asked[c.name] < repeats]
-            seconds = sum(usual_seconds(self.kept.place(c.name)) for c in to_come)
+            seconds = sum(total_seconds(self.kept.place(c.name)) for c in part) / (repeats - 1)
             if to_come and (self.kept.auto.get("decided") or SPARE * seconds > self.budget.left):
                 break
             for candidate in part:

@@ -128,6 +128,7 @@ def network_predictions(
             took.note(one.number, pace.whole_round())
             gc.collect()
         finished.append(one)
+    finished = [one for one in rounds if _is_finished(Run(folder / f"round_{one.number}"))]
     if not finished:
         return Rounds([], [], f"{candidate.name} is left out for time: {why}")
     return Rounds(
@@ -192,9 +193,9 @@ def _rounds(candidate: Candidate, folds: int) -> Iterator[_Round]:
             yield _Round(repeat * (folds - 1) + step, repeat, step)
 
 
-def usual_seconds(folder: Path) -> float:
-    """Return what a round of the candidate in a folder takes, 0 where nothing is known."""
-    return _Took(folder).usual()
+def total_seconds(folder: Path) -> float:
+    """Return what all finished rounds of the candidate in a folder took."""
+    return _Took(folder).total()
 
 
 def _predictions(
@@ -234,6 +235,10 @@ class _Took:
         """Keep what a round took."""
         self._seconds[str(number)] = round(seconds, 1)
         write_json(self._file, self._seconds)
+
+    def total(self) -> float:
+        """Return what all of them took."""
+        return float(sum(self._seconds.values()))
 
     def usual(self) -> float:
         """Return what a round takes, 0 where nothing is known."""

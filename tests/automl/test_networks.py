@@ -103,6 +103,20 @@ def test_what_is_finished_is_not_trained_again(finished, demo, fold_of, monkeypa
         np.testing.assert_array_equal(before, after)
 
 
+def test_rounds_that_are_there_count_where_a_further_repeat_has_no_time(
+    finished, demo, fold_of, tmp_path
+):
+    made, folder = finished
+    other = tmp_path / "candidates" / "tiny"
+    other.mkdir(parents=True)
+    for number in (1, 2):
+        (other / f"round_{number}").symlink_to(folder / f"round_{number}")
+    again = rounds(demo, fold_of, other, candidate(repeats=2), left=lambda: 0.0)
+    assert len(again.predictions) == 1
+    for before, after in zip(made.predictions[0], again.predictions[0], strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_a_further_round_begins_only_if_it_ends_in_time(finished, demo, fold_of, tmp_path):
     _, folder = finished
     other = tmp_path / "candidates" / "tiny"
