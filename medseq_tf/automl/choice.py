@@ -9,7 +9,6 @@ import numpy as np
 
 from medseq_tf.automl.observed import Observed
 from medseq_tf.evaluation.metrics.estimates import Estimate
-from medseq_tf.evaluation.metrics.interval_text import with_interval
 from medseq_tf.evaluation.metrics.point_metrics import Array
 
 AVERAGE = "average"
@@ -214,5 +213,5 @@ def _challenged(
     scores = tuple(
         score._replace(chosen=score.name == best.name) for score in (*linear.scores, *scores)
     )
-    words = with_interval(lead.value, lead.low, lead.high)
-    return Choice(best.weights, f"the AUROC of {best.name} is ahead by {words}", scores)
+    why = f"{best.name} is ahead of {title} by a paired 95% interval of the AUROC"
+    return Choice(best.weights, why, scores)
