@@ -177,6 +177,19 @@ def test_pixels_are_those_of_the_lesion_map(run, demo_data):
     np.testing.assert_array_equal(answers.pixels[0], [cell.sum() for cell in cells])
 
 
+def test_pixels_are_those_of_the_slices_as_they_are(run, demo_data):
+    prepared = Prepared.open(demo_data)
+    store, rows, model = SliceStore(prepared, run.experiment), np.arange(4), run.model()
+    recipe = recipes.load(run.experiment, ["sequence.evaluation.mirrored=true"])
+    plain = study_predictions(model, store, rows, run.experiment)
+    found = study_predictions(model, store, rows, recipe)
+    np.testing.assert_array_equal(found.pixels, plain.pixels)
+    assert found.loss == plain.loss
+    assert (found.probabilities != plain.probabilities).any()
+    expected = study_probabilities(model, store, rows, recipe)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+
+
 def test_other_explanations_of_pixels_are_refused(run, demo_data):
     study = run.splits["test"][0]
     command = ["explain", str(run.path), "--data", str(demo_data), "--study", study]

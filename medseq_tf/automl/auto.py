@@ -256,18 +256,18 @@ class _Work:
             vectors = self._vectors(recipe)
             for repeat, folds in enumerate(self.fold_of):
                 if kept[repeat] is None:
-                    one = linear_predictions(recipe, self.prepared, folds, vectors)
+                    one = linear_predictions(recipe, self.prepared, folds, *vectors)
                     self.kept.keep(candidate.name, repeat, one)
                     kept[repeat] = one
         return [one for one in kept if one is not None]
 
     def _vectors(self, recipe: Experiment) -> np.ndarray:
-        """Return the vectors (studies, features) of who takes part; NaN of the others."""
+        """Return `study_vectors` of all studies; NaN of those that take no part."""
         rows, options = np.flatnonzero(self.fold_of[0] >= 0), self.options
         store = SliceStore(self.prepared, recipe)
         own = study_vectors(recipe, store, options.features, rows, options.verbose)
-        vectors = np.full((len(self.prepared), own.shape[1]), np.nan, np.float32)
-        vectors[rows] = own
+        vectors = np.full((len(own), len(self.prepared), own.shape[2]), np.nan, np.float32)
+        vectors[:, rows] = own
         return vectors
 
     def _network(

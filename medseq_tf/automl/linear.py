@@ -14,7 +14,11 @@ from medseq_tf.training.linear_head import fit_linear
 
 
 def linear_predictions(
-    recipe: Experiment, prepared: Prepared, fold_of: np.ndarray, vectors: np.ndarray
+    recipe: Experiment,
+    prepared: Prepared,
+    fold_of: np.ndarray,
+    vectors: np.ndarray,
+    *mirrored: np.ndarray,
 ) -> CandidatePredictions:
     """Return a linear recipe's inner and outer predictions in one repeat.
 
@@ -26,8 +30,10 @@ def linear_predictions(
         recipe: whose head is solved (`fit.solver: lbfgs`).
         prepared: the data set.
         fold_of: (studies,) from 0; -1 for a study that takes no part.
-        vectors: (studies, features), as `study_vectors` gives them; NaN for a study that the recipe
+        vectors: (studies, features), the first of `study_vectors`; NaN for a study that the recipe
             leaves out.
+        mirrored: the others of `study_vectors`, which are not learned from: the mean probability
+            of all is predicted.
     """
     labels, patients = prepared.labels, prepared.studies["patient_id"].to_numpy()
     folds, is_read = int(fold_of.max()) + 1, np.isfinite(vectors).all(axis=1)
@@ -48,7 +54,8 @@ def linear_predictions(
             told = is_read & (fold_of == fold)
             others = [number for number in left_out if number != fold]
             target = inner[others[0]] if others else outer
-            target[told] = fit.probabilities(vectors[told])
+            each = [fit.probabilities(one[told]) for one in (vectors, *mirrored)]
+            target[told] = np.mean(each, axis=0)
     return CandidatePredictions(outer, inner)
 
 

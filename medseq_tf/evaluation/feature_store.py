@@ -25,14 +25,14 @@ import tensorflow as tf
 
 from medseq_tf.errors import InputError, Stopped, is_interactive
 from medseq_tf.evaluation.feature_folder import FeatureFiles
-from medseq_tf.evaluation.feature_views import Draw, FeatureViews, View, frozen_network
+from medseq_tf.evaluation.feature_views import MIRRORED, Draw, FeatureViews, View, frozen_network
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
 from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier
 from medseq_tf.readers.series import NO_SERIES
-from medseq_tf.recipe import Augment, Experiment
+from medseq_tf.recipe import Experiment
 
 EVALUATION_BATCH = 64
 """Sequences of features that are evaluated at once."""
@@ -159,16 +159,22 @@ class FeatureStore:
             yield inputs, labels
 
     def evaluation_batches(
-        self, rows: Sequence[int] | np.ndarray, batch_size: int = EVALUATION_BATCH
+        self,
+        rows: Sequence[int] | np.ndarray,
+        batch_size: int = EVALUATION_BATCH,
+        experiment: Experiment | None = None,
     ) -> Iterator[tuple[Inputs, np.ndarray, np.ndarray]]:
-        """Yield the sequences of `batches.evaluation_batches` as features of plain slices.
+        """Yield the sequences of `batches.evaluation_batches` as features, of no augmented view.
+
+        They are chosen as `experiment` says, where it is not the store's own.
 
         Yields:
             As `training_batches`, and rows int32 (B,), the study of each sequence.
         """
-        self.prepare((int(row), None) for row in rows)
-        for batch in evaluation_plan(self.slices.prepared, rows, self.experiment, batch_size):
-            yield self._batch(batch, [None] * len(batch))
+        experiment = experiment or self.experiment
+        self.prepare(self.views.of_evaluation(rows, experiment))
+        for batch in evaluation_plan(self.slices.prepared, rows, experiment, batch_size):
+            yield self._batch(batch, [MIRRORED if one.mirrored else None for one in batch])
 
     def _batch(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Inputs, np.ndarray, np.ndarray]:
         rows = np.array([sequence.study for sequence in batch], np.int32)
@@ -242,8 +248,7 @@ class FeatureStore:
         """Yield the network's inputs of views that are sorted by study."""
         for row, views_of_study in itertools.groupby(views, key=lambda view: view[0]):
             for _, draw in views_of_study:
-                augmentation = self.experiment.augment if draw else Augment()
-                seed = self.views.seed(row, draw)
+                augmentation, seed = self.views.augmentation(draw), self.views.seed(row, draw)
                 yield (row, draw), study_input(self.slices, row, augmentation, seed)
             self.slices.forget(row)
 
@@ -299,7 +304,7 @@ class FeatureStore:
         """Let go of views of other generations, in memory and on disk."""
         for view in list(self._checked):
             _, draw = view
-            if draw is not None and draw[0] != generation:
+            if draw is not None and draw != MIRRORED and draw[0] != generation:
                 self._checked.discard(view)
                 if view in self._held:
                     self._room += self._held.pop(view).nbytes

@@ -1,8 +1,9 @@
 """The views of studies that training is shown, and the names under which their features are kept.
 
 Training on an augmented study draws on `features.views` variants of it; it is evaluated by its
-plain slices. A view is augmented as one sequence; what is drawn for it depends on the recipe's
-seed, the study's slices, the view's number and the generation (`features.redraw`), nothing else.
+plain slices, and by them mirrored where the recipe says so. A view is augmented as one sequence;
+what is drawn for it depends on the recipe's seed, the study's slices, the view's number and the
+generation (`features.redraw`), nothing else.
 
 A name is the SHA-256 of everything that the features depend on: the encoded slices, the input
 settings, the augmentation and the seed of its draw, the network and its weights, the dtype and the
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -27,7 +28,7 @@ from medseq_tf import __version__
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import training_plan
 from medseq_tf.input.sampling import StudySequence, study_key
-from medseq_tf.recipe import Augment, Experiment
+from medseq_tf.recipe import Augment, Experiment, Flip
 
 FORMAT_VERSION = 1
 """To be raised with every change to this package's own code that changes features."""
@@ -37,6 +38,9 @@ _VIEWS = 3
 
 Draw = tuple[int, int] | None
 """(generation, view) of an augmented study; None: its plain slices."""
+
+MIRRORED: Draw = (-1, 0)
+"""The plain slices mirrored left-right, which are of no generation."""
 
 View = tuple[int, Draw]
 """Row of the prepared data set and draw."""
@@ -137,9 +141,23 @@ class FeatureViews:
                 break  # each view of each study
         return views
 
+    def of_evaluation(
+        self, rows: Iterable[int], experiment: Experiment | None = None
+    ) -> list[View]:
+        """Return all views that studies are evaluated by, as `experiment` says, or the recipe."""
+        mirrored = (experiment or self.experiment).sequence.evaluation.mirrored
+        draws = [None, MIRRORED][: 1 + mirrored]
+        return [(int(row), draw) for row in rows for draw in draws]
+
+    def augmentation(self, draw: Draw) -> Augment:
+        """Return how a view is augmented."""
+        if draw is None:
+            return Augment()
+        return Augment(flip=Flip(p=1.0)) if draw == MIRRORED else self.experiment.augment
+
     def seed(self, row: int, draw: Draw) -> np.ndarray:
         """Return the seed, int32 (2,), of all that is drawn for a view."""
-        if draw is None:
+        if draw in (None, MIRRORED):
             return np.zeros(2, np.int32)
         study = int.from_bytes(self._content(row), "big")
         words = np.random.SeedSequence([self.experiment.seed, *draw, study])
@@ -149,7 +167,7 @@ class FeatureViews:
         """Return the name of the features of the study at `row`, in one view or plain."""
         view = None
         if draw is not None:
-            augment = self.experiment.augment.model_dump_json()
+            augment = self.augmentation(draw).model_dump_json()
             view = [augment, self.seed(row, draw).tolist()]
         material = f"{self._common}\n{json.dumps(view)}\n".encode() + self._content(row)
         return hashlib.sha256(material).hexdigest()

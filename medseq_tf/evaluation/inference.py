@@ -14,7 +14,7 @@ import tensorflow as tf
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Diverged, Stopped
 from medseq_tf.evaluation.feature_store import FeatureStore, no_numbers
-from medseq_tf.input.batches import evaluation_batches, readable
+from medseq_tf.input.batches import evaluation_batches, evaluation_plan, readable
 from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
@@ -45,7 +45,8 @@ def study_predictions(
 ) -> Predictions:
     """Return `study_probabilities` and, of a segmenter, how well it finds the lesions' pixels.
 
-    Pixels are those of the model's input, of the slices that a study is predicted by.
+    Pixels and loss are those of the model's input, of the slices that a study is predicted by, as
+    they are: what it makes of them mirrored counts in the probability alone.
     """
     if not experiment.segments:
         return Predictions(study_probabilities(model, store, rows, experiment, features))
@@ -54,14 +55,16 @@ def study_predictions(
     total, count = np.zeros((len(rows), 1)), np.zeros((len(rows), 1))
     pixels, loss_sums = np.zeros((len(rows), 3)), np.zeros(2)
     batches = evaluation_batches(store.prepared, rows, experiment, 1, store, masks=True)
+    plan = evaluation_plan(store.prepared, rows, experiment, 1)
     forward = _forward_pixels(model, losses.build(experiment.loss, store.prepared.labels))
-    for inputs, masks, (row,) in readable(batches, store):
+    for (sequence,), (inputs, masks, (row,)) in zip(plan, readable(batches, store), strict=True):
         probability, of_pixels, sums = forward(inputs["slices"], inputs["lengths"], masks)
         at = position[int(row)]
         total[at] += probability[0]
         count[at] += 1
-        pixels[at] += of_pixels
-        loss_sums += sums
+        if not sequence.mirrored:
+            pixels[at] += of_pixels
+            loss_sums += sums
     check_finite(total, store.prepared, rows)
     loss = float(loss_sums[0] / loss_sums[1]) if loss_sums[1] else np.nan
     with np.errstate(invalid="ignore"):
@@ -106,7 +109,8 @@ def study_probabilities(
 ) -> np.ndarray:
     """Return the probability of each label for each study.
 
-    A study that `sequence.evaluation` makes several sequences of gets their mean probability.
+    A study that `sequence.evaluation` makes several sequences of, mirrored ones among them, gets
+    their mean probability.
 
     Args:
         model: a `SequenceClassifier`.
@@ -149,7 +153,7 @@ def _batches(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Yield inputs, labels and rows of the sequences that studies are evaluated on."""
     if features is not None:
-        return features.evaluation_batches(rows)
+        return features.evaluation_batches(rows, experiment=experiment)
     return readable(evaluation_batches(store.prepared, rows, experiment, store=store), store)
 
 
@@ -161,13 +165,15 @@ def model_vectors(
     features: FeatureStore | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """Return the vector of each study that the model's head takes, `(studies, V)` float32.
+    """Return the vectors that the model's head takes, `(sequences, studies, V)` float32.
+
+    They are of a study's one sequence and, with `sequence.evaluation.mirrored`, of it mirrored.
 
     Args:
         model: a `SequenceClassifier` whose aggregator gives one vector a study.
         store: the prepared data set's slices.
         rows: rows of the prepared data set, `(studies,)`.
-        experiment: the recipe, which evaluates a study on one sequence.
+        experiment: the recipe, which evaluates a study on one sequence, or on it and its mirror.
         features: read in place of the slices.
         stopped: asked after every batch.
 
@@ -178,14 +184,16 @@ def model_vectors(
     kind = "slices" if features is None else "features"
     signature = [input_specs(model, kind)]
     forward = tf.function(model.vectors, input_signature=signature, autograph=False)
-    by_row: dict[int, np.ndarray] = {}
+    by_row: dict[int, list[np.ndarray]] = {int(row): [] for row in rows}
     for inputs, _, batch_rows in _batches(store, np.asarray(rows, np.int64), experiment, features):
         vectors = tf.cast(forward(inputs), tf.float32).numpy()
-        by_row |= zip(np.asarray(batch_rows).tolist(), vectors, strict=True)
+        for row, vector in zip(np.asarray(batch_rows).tolist(), vectors, strict=True):
+            by_row[row].append(vector)
         if stopped():
-            raise Stopped(f"stopped at {len(by_row)}/{len(rows)} studies")
-    found = np.stack([by_row[int(row)] for row in rows])
-    for row in np.asarray(rows)[~np.isfinite(found).all(axis=1)]:
+            seen = sum(map(bool, by_row.values()))
+            raise Stopped(f"stopped at {seen}/{len(rows)} studies")
+    found = np.stack([by_row[int(row)] for row in rows], axis=1)
+    for row in np.asarray(rows)[~np.isfinite(found).all(axis=(0, 2))]:
         raise no_numbers(store.prepared.studies["study_id"].iat[row], experiment)
     return found
 

@@ -159,14 +159,18 @@ def training_plan(
 def evaluation_plan(
     prepared: Prepared, rows: Sequence[int] | np.ndarray, experiment: Experiment, batch_size: int
 ) -> list[Batch]:
-    """Plan the batches that the studies at `rows` are evaluated on, sorted by length."""
+    """Plan the batches that the studies at `rows` are evaluated on, sorted by length.
+
+    With `sequence.evaluation.mirrored` each sequence is followed by itself, mirrored.
+    """
     lengths = _slice_counts(prepared, rows)
     plan = [
-        StudySequence(int(row), slices, number)
+        StudySequence(int(row), slices, number, mirrored)
         for row, length in zip(rows, lengths, strict=True)
         for number, slices in enumerate(
             sampling.evaluation_sequences(int(length), experiment.sequence)
         )
+        for mirrored in (False, True)[: 1 + experiment.sequence.evaluation.mirrored]
     ]
     return sampling.batches_by_length(plan, batch_size)
 
@@ -180,6 +184,17 @@ def _slice_counts(prepared: Prepared, rows: Sequence[int] | np.ndarray) -> np.nd
             f"every study needs at least one, prepare the data set again"
         )
     return counts
+
+
+def _of_batch(batch: Batch, read: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return what is read of the slices of all sequences, (N, H, W, ...), mirrored where they are.
+
+    `read` gives that of slices of a study.
+    """
+    parts = [read(one.study, one.slices) for one in batch]
+    return np.concatenate(
+        [part[:, :, ::-1] if one.mirrored else part for one, part in zip(batch, parts, strict=True)]
+    )
 
 
 def _dataset(
@@ -201,15 +216,11 @@ def _dataset(
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
         try:
-            images = np.concatenate(
-                [store.slices_among_neighbours(row, slices) for row, slices, _ in batch]
-            )
+            images = _of_batch(batch, store.slices_among_neighbours)
             ranges = np.concatenate(
-                [store.intensity_ranges(row, slices) for row, slices, _ in batch]
+                [store.intensity_ranges(one.study, one.slices) for one in batch]
             )
-            targets = labels[rows]
-            if masks:
-                targets = np.concatenate([store.masks(row, slices) for row, slices, _ in batch])
+            targets = _of_batch(batch, store.masks) if masks else labels[rows]
         except InputError as error:
             store.failures.append(error)
             raise

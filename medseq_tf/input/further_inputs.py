@@ -62,6 +62,7 @@ class FurtherInputs:
         if self._series_of is not None:
             longest = max(len(sequence.slices) for sequence in batch)
             inputs["series"] = np.full((len(batch), longest), NO_SERIES, np.int32)
-            for place, (row, slices, _) in enumerate(batch):
-                inputs["series"][place, : len(slices)] = self._series_of(row)[slices]
+            for place, one in enumerate(batch):
+                of_slices = self._series_of(one.study)[one.slices]
+                inputs["series"][place, : len(one.slices)] = of_slices
         return inputs

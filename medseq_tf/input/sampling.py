@@ -29,11 +29,13 @@ class StudySequence(NamedTuple):
         study: Position of the study in the cohort at hand.
         slices: int64 (T,), positions of the slices in the study.
         number: Its number among the study's own sequences, from 0.
+        mirrored: Whether its slices are shown mirrored left-right.
     """
 
     study: int
     slices: np.ndarray
     number: int = 0
+    mirrored: bool = False
 
 
 def spread_evenly(length: int, count: int) -> np.ndarray:

@@ -7,6 +7,8 @@ imported here.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -95,6 +97,7 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("model", "series_mark"): False,
     ("fit", "solver"): Fit().solver,
     ("fit", "strength"): Fit().strength,
+    ("sequence.evaluation", "mirrored"): False,
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
 
@@ -252,8 +255,9 @@ class Experiment(Settings):
         if not self.chosen:
             del values["chosen"]
         for (group, name), default in LATER_SETTINGS.items():
-            if identity and values[group][name] == default:
-                del values[group][name]
+            settings = functools.reduce(operator.getitem, group.split("."), values)
+            if identity and settings[name] == default:
+                del settings[name]
         return yaml.safe_dump(values, sort_keys=False, width=100)
 
     def identity(self) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Evaluation(Settings):
     evenly. Every study gets a prediction, in scan order."""
     length: Slices | None = None
     """Number of slices; null: as in training, for `all` no limit."""
+    mirrored: bool = False
+    """Whether each sequence is also shown mirrored left-right; the probabilities are averaged."""
 
 
 class Sequence(Settings):

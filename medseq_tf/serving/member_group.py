@@ -24,7 +24,12 @@ from medseq_tf.serving.encoded_slices import (
     to_input,
 )
 from medseq_tf.serving.resize import resize, to_square
-from medseq_tf.serving.sequences import Sequences, evaluation_sequences, mean_of_sequences
+from medseq_tf.serving.sequences import (
+    Sequences,
+    evaluation_sequences,
+    mean_of_sequences,
+    mirror,
+)
 
 TOGETHER = 64
 """Slices, or sequences of an encoder with weights per position, that are encoded at once."""
@@ -107,8 +112,11 @@ class MemberGroup:
         """Encode studies that are the models' own input (B, T, H, W, C)."""
         study = tf.range(tf.size(lengths))
         positions = tf.tile(tf.range(tf.shape(slices)[1])[None], (tf.size(study), 1))
-        features = self._encoded(lambda model: self._features(model, slices, lengths))
         chosen = Sequences(study, positions, lengths)
+        if self.recipe.sequence.evaluation.mirrored:
+            chosen = chosen.and_mirrored()
+            slices = mirror(tf.gather(slices, chosen.study), chosen.mirrored)
+        features = self._encoded(lambda model: self._features(model, slices, chosen.lengths))
         return Encoded(chosen, features, [{} for _ in self.models])
 
     def of_files(self, studies: Studies) -> Encoded:
@@ -118,8 +126,14 @@ class MemberGroup:
         start = tf.cumsum(lengths, exclusive=True)
         is_slice = tf.sequence_mask(chosen.lengths, tf.shape(chosen.positions)[1])
         numbers = tf.gather(start, chosen.study)[:, None] + chosen.positions
+        slices = tf.reduce_sum(lengths)
+        if chosen.mirrored is not None:  # numbered after all others
+            numbers += tf.where(chosen.mirrored, slices, 0)[:, None]
         shown, place = tf.unique(tf.boolean_mask(numbers, is_slice))
-        frames = self._frames(studies, shown)
+        if chosen.mirrored is None:
+            frames = self._frames(studies, shown)
+        else:
+            frames = mirror(self._frames(studies, shown % slices), shown >= slices)
         features = self._encoded(lambda model: self._of_frames(model, frames, place, chosen))
         of_slices = None
         if series is not None:

@@ -19,20 +19,35 @@ class Sequences:
         study: int32 (S,), the study of each.
         positions: int32 (S, n), slices of the study in scan order; the last is repeated in padding.
         lengths: int32 (S,), number of positions.
+        mirrored: bool (S,), those whose slices are shown mirrored left-right; None: no sequence is.
     """
 
     study: tf.Tensor
     positions: tf.Tensor
     lengths: tf.Tensor
+    mirrored: tf.Tensor | None = None
+
+    def and_mirrored(self) -> Sequences:
+        """Return each sequence followed by itself, mirrored."""
+        parts = (self.study, self.positions, self.lengths)
+        study, positions, lengths = (tf.repeat(part, 2, axis=0) for part in parts)
+        return Sequences(study, positions, lengths, tf.range(tf.size(study)) % 2 == 1)
 
 
 def evaluation_sequences(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequences:
     """Choose what `sampling.evaluation_sequences` chooses, of several studies at once.
 
+    With `evaluation.mirrored` each is followed by itself, mirrored.
+
     Args:
         lengths: int32 (B,), slices of each study, 1 or more.
         settings: the recipe's `sequence`.
     """
+    chosen = _as_they_are(lengths, settings)
+    return chosen.and_mirrored() if settings.evaluation.mirrored else chosen
+
+
+def _as_they_are(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequences:
     count = settings.evaluation.length or settings.length
     study = tf.range(tf.size(lengths))
     if settings.evaluation.policy == "paper":
@@ -68,6 +83,12 @@ def _drawn(length: int, count: int) -> np.ndarray:
     evaluation = recipes.Evaluation(policy="paper", length=count)
     settings = recipes.Sequence(evaluation=evaluation)
     return np.stack(sampling.evaluation_sequences(length, settings))
+
+
+def mirror(images: tf.Tensor, is_mirrored: tf.Tensor) -> tf.Tensor:
+    """Return images (N, ..., H, W, C), some of them, bool (N,), mirrored left-right."""
+    is_mirrored = tf.reshape(is_mirrored, [-1] + [1] * (len(images.shape) - 1))
+    return tf.where(is_mirrored, tf.reverse(images, [-2]), images)
 
 
 def mean_of_sequences(

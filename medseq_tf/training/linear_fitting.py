@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from medseq_tf import recipe as recipes
 from medseq_tf.evaluation.inference import model_vectors
 from medseq_tf.models import Head, losses
 from medseq_tf.training.fitting import Fitting, epoch_metrics, interrupts
@@ -17,9 +18,9 @@ class LinearFitting(Fitting):
     """The training of one run whose head is a logistic regression on one vector of each study.
 
     The vectors are those that the model's head takes, of the training studies as they are
-    evaluated; `linear_head.fit_linear` solves the head. What is noted of the one epoch is the
-    training loss, the validation metrics and the strength. A run that was stopped finds the
-    features that it stored, and computes the rest.
+    evaluated, but never mirrored; `linear_head.fit_linear` solves the head. What is noted of the
+    one epoch is the training loss, the validation metrics and the strength. A run that was stopped
+    finds the features that it stored, and computes the rest.
 
     Arguments and attributes are those of `Fitting`.
     """
@@ -60,10 +61,12 @@ class LinearFitting(Fitting):
     def _vectors(self, stopped: Callable[[], bool]) -> np.ndarray:
         """Return the vectors of the training studies, the features of validation's prepared."""
         rows = self.split["train"]
+        plain = recipes.load(self.recipe, ["sequence.evaluation.mirrored=false"])
         if self.features is not None:
-            shown = [*rows, *self.split["validation"]]
-            self.features.prepare(((int(row), None) for row in shown), stopped)
-        return model_vectors(self.model, self.store, rows, self.recipe, self.features, stopped)
+            views = self.features.views
+            shown = views.of_evaluation(self.split["validation"])
+            self.features.prepare([*views.of_evaluation(rows, plain), *shown], stopped)
+        return model_vectors(self.model, self.store, rows, plain, self.features, stopped)[0]
 
     def _strengths(self, fit: LinearFit) -> dict[str, float]:
         """Return C by the name that it is noted under: of each label, where there are several."""

@@ -87,7 +87,10 @@ def study_vectors(
     rows: np.ndarray | None = None,
     verbose: bool = False,
 ) -> np.ndarray:
-    """Return the vectors of studies that a recipe's linear head is fitted to and called with.
+    """Return the vectors of studies that a recipe's linear head is called with.
+
+    The first are those that it is fitted to. Where the recipe mirrors slices, others follow, and
+    the probability is the mean.
 
     Covariates among them are as they are, and 0 where they are missing.
 
@@ -99,7 +102,7 @@ def study_vectors(
         verbose: show progress.
 
     Returns:
-        `(studies, features)` float32.
+        `(sequences, studies, features)` float32.
     """
     model, stored = model_and_features(recipe, store, features, verbose)
     rows = np.arange(len(store.prepared)) if rows is None else rows

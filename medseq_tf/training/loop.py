@@ -132,7 +132,7 @@ class Fitter(Fitting):
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
     def _prepare_features(self, features: FeatureStore, interrupted: Callable[[], bool]) -> None:
-        validation = [(int(row), None) for row in self.split["validation"]]
+        validation = features.views.of_evaluation(self.split["validation"])
         with self.going_on():
             features.prepare_training(self.split["train"], self.epoch, interrupted)
             features.prepare(validation, interrupted)

@@ -59,6 +59,17 @@ def test_predictions_are_those_of_scikit_learn(prepared, fold_of, vectors):
             np.testing.assert_allclose(found.inner[fold, there], both[there], atol=1e-5)
 
 
+def test_further_sequences_are_averaged_and_not_learned_from(prepared, fold_of, vectors):
+    recipe, further = linear_recipe("fit.strength=0.3"), vectors[:, ::-1]
+    plain = linear_predictions(recipe, prepared, fold_of, vectors)
+    same = linear_predictions(recipe, prepared, fold_of, vectors, vectors)
+    np.testing.assert_array_equal(plain.outer, same.outer)
+    both = linear_predictions(recipe, prepared, fold_of, vectors, further)
+    thrice = linear_predictions(recipe, prepared, fold_of, vectors, further, further)
+    # (3 x thrice - 2 x both) is what is predicted of the further ones alone.
+    np.testing.assert_allclose(3 * thrice.outer - 2 * both.outer + plain.outer, 2 * both.outer)
+
+
 @pytest.mark.parametrize("strength", ["auto", "1.0"])
 def test_what_a_fold_is_told_depends_on_no_truth_of_it(prepared, fold_of, vectors, strength):
     settings = linear_recipe(f"fit.strength={strength}")

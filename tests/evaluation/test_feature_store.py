@@ -94,6 +94,30 @@ def test_batches_are_joined_from_any_whole_group_on(prepared):
     np.testing.assert_array_equal(rest["features"], joined[1][0]["features"])
 
 
+def test_mirrored_slices_have_features_of_their_own(prepared, tmp_path):
+    store = make(prepared, "sequence.evaluation.mirrored=true", *VARIED, folder=tmp_path)
+    before = make(prepared, folder=tmp_path)
+    assert store.views.key(0) == before.views.key(0)
+    images = prepared.slices(0)[:, :, ::-1, None] / np.float32(255)
+    expected = np.asarray(build(store.experiment).encoder.network(images))
+    mirrored = store.of(0, feature_views.MIRRORED)
+    np.testing.assert_allclose(mirrored, expected, rtol=1e-5, atol=1e-6)
+    assert store.views.key(0, feature_views.MIRRORED) != store.views.key(0)
+
+    store.prepare_training(ROWS, 0)
+    model, count = build(store.experiment), store.computed
+    pairs = zip(
+        store.evaluation_batches(ROWS, batch_size=4),
+        evaluation_batches(prepared, ROWS, store.experiment),
+        strict=True,
+    )
+    for (found, *_, owners), (inputs, _, rows) in pairs:
+        np.testing.assert_array_equal(owners, rows)
+        features = model.extract(inputs["slices"], inputs["lengths"])
+        np.testing.assert_allclose(found["features"], features, rtol=1e-5, atol=1e-6)
+    assert store.computed == count + 2 * len(ROWS) - 1
+
+
 # -------------------------------------------------------------------------------- on disk
 
 

@@ -45,3 +45,19 @@ def test_batch_mates_and_order_change_no_probability(prepared, small_model):
     together = study_probabilities(small_model, store, rows, recipe)
     alone = [study_probabilities(small_model, store, [row], recipe)[0] for row in rows[::-1]]
     np.testing.assert_allclose(together, alone[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["paper", "even"])
+def test_mirrored_slices_count_as_much_as_those_that_they_mirror(prepared, small_model, policy):
+    settings = [*SMALL, "sequence.policy=even", f"sequence.evaluation.policy={policy}"]
+    plain = recipes.load(recipes.Experiment(), settings)
+    recipe = recipes.load(plain, ["sequence.evaluation.mirrored=true"])
+    store, rows = SliceStore(prepared, recipe), np.array([5, 2, 9])
+    expected = {int(row): [] for row in rows}
+    for inputs, _, owners in evaluation_batches(prepared, rows, plain, batch_size=1, store=store):
+        for slices in (inputs["slices"], inputs["slices"][:, :, :, ::-1]):
+            logit = float(small_model({**inputs, "slices": slices})[0, 0])
+            expected[int(owners[0])].append(1 / (1 + np.exp(-logit)))
+    found = study_probabilities(small_model, store, rows, recipe)
+    np.testing.assert_allclose(found[:, 0], [np.mean(expected[int(r)]) for r in rows], atol=1e-5)
+    assert (found != study_probabilities(small_model, store, rows, plain)).all()

@@ -69,6 +69,7 @@ def test_a_setting_that_came_later_tells_no_recipes_apart_at_its_default():
         "model.covariates": ["age"],
         "split.by": "site",
         "model.series_mark": True,
+        "sequence.evaluation.mirrored": True,
     }
     other = recipes.load(recipe, [f"{key}={value}" for key, value in changes.items()])
     assert other.identity() == {**recipe.identity(), **changes}

@@ -119,6 +119,23 @@ CASES = {
     "MR percentiles": ("uint16", {**NETWORK, "input.percentiles": [0.2, 0.9]}),
     "MR percentiles and neighbours": ("uint16", {**NETWORK, "input.neighbours": 1}),
     "pretrained, enlarged": ("uint8", PRETRAINED),
+    "shown mirrored": (
+        "int16",
+        {
+            **NETWORK,
+            "input.windows": [[0, 20000], [5000, 60000]],
+            "input.neighbours": 1,
+            "sequence.evaluation.mirrored": "true",
+        },
+    ),
+    "paper, shown mirrored": (
+        "uint8",
+        {
+            **NETWORK,
+            "sequence.evaluation.policy": "paper",
+            "sequence.evaluation.mirrored": "true",
+        },
+    ),
     "mirrored, lesion map": (
         "uint8",
         {
@@ -132,7 +149,7 @@ CASES = {
 
 
 MORE = {"even, filled", "all, thinned", "attention", "transformer", "neighbours", "CT windows"}
-MORE |= {"MR percentiles and neighbours", "pretrained, enlarged"}
+MORE |= {"MR percentiles and neighbours", "pretrained, enlarged", "paper, shown mirrored"}
 NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in MORE else []) for n in CASES]
 
 
@@ -182,7 +199,9 @@ def test_beyond_a_study_s_length_nothing_is_read(name):
         np.testing.assert_allclose(answer["probability"][0], expected[3], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["all, one way", "even", "paper", "per position"])
+@pytest.mark.parametrize(
+    "name", ["all, one way", "even", "paper", "per position", "shown mirrored"]
+)
 def test_the_last_running_probability_is_the_answer(name):
     served, files, expected, *_ = case(name)
     for study, probability in zip(files, expected, strict=True):
@@ -211,6 +230,19 @@ def test_tensors_give_what_the_keras_model_gives(rng):
     running = answer["running_probability"].numpy()
     np.testing.assert_allclose(running[0, 4], answer["probability"][0], rtol=0, atol=1e-5)
     assert not running[1, 2:].any()
+
+
+def test_tensors_are_shown_mirrored_too(rng):
+    served, *_, model = case("shown mirrored")
+    slices = rng.normal(size=(2, 4, 20, 20, 6)).astype(np.float32)
+    lengths = np.int32([4, 2])
+    each = [
+        special.expit(model({"slices": shown, "lengths": lengths}, training=False))
+        for shown in (slices, slices[:, :, :, ::-1])
+    ]
+    answer = served.serve_tensors(slices=tf.constant(slices), lengths=tf.constant(lengths))
+    np.testing.assert_allclose(answer["probability"], np.mean(each, axis=0), rtol=0, atol=1e-5)
+    assert np.abs(each[0] - each[1]).max() > 1e-4
 
 
 def test_folds_are_averaged():

@@ -76,7 +76,7 @@ def test_features_are_kept_under_a_name_that_tells_how_they_are_measured(
     again = store_of(prepared, kept)
     again.prepare((row, None) for row in range(len(prepared)))
     assert again.computed == 0
-    found = study_vectors(again.experiment, again.slices, kept)
+    (found,) = study_vectors(again.experiment, again.slices, kept)
     np.testing.assert_allclose(found[3], by_hand(prepared, 3), atol=2e-4)
     others = ("model.encoder.bins=8", "model.encoder.features=[texture, histogram]")
     keys = {store_of(prepared, kept, *other).views.key(0) for other in [(), *zip(others)]}

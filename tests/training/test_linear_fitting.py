@@ -203,7 +203,7 @@ def test_several_labels_have_a_strength_each(demo_data, tmp_path):
     run = solved(prepared, tmp_path / "run")
     first = prepared.label_names[0]
     assert {f"strength_{first}", "strength_second"} < set(run.history)
-    vectors = study_vectors(run.experiment, SliceStore(prepared, run.experiment))
+    (vectors,) = study_vectors(run.experiment, SliceStore(prepared, run.experiment))
     np.testing.assert_allclose(vectors, statistics(run, prepared), atol=1e-4)
     rows = np.flatnonzero(prepared.studies["study_id"].isin(run.splits["train"]))
     fit = fit_linear(
@@ -306,3 +306,22 @@ def test_the_preset_trains_on_the_demo_cohort(demo_data, tmp_path, monkeypatch):
     assert run.model().head.logits.kernel.shape == (3 * (80 + 112), 1)
     assert np.isfinite(run.predictions["probability"]).all()
     assert any("eight depths" in note for note in run.notes)
+
+
+def test_mirrored_slices_are_predicted_and_not_learned_from(demo_data, finished, tmp_path):
+    prepared = Prepared.open(demo_data)
+    run = solved(demo_data, tmp_path / "run", "sequence.evaluation.mirrored=true")
+    np.testing.assert_array_equal(
+        run.model().head.logits.kernel, finished.model().head.logits.kernel
+    )
+    vectors = study_vectors(run.experiment, SliceStore(prepared, run.experiment))
+    assert vectors.shape[:2] == (2, len(prepared))
+    model = finished.model()
+    each = expit(
+        vectors @ np.asarray(model.head.logits.kernel) + np.asarray(model.head.logits.bias)
+    )
+    ids = list(prepared.studies["study_id"])
+    found = predicted(run)
+    rows = [ids.index(study) for study in found.index]
+    np.testing.assert_allclose(found, each.mean(axis=0)[rows], atol=1e-5)
+    assert np.abs(each[0] - each[1]).max() > 1e-4

@@ -297,8 +297,13 @@ def _notes_on_members(run: Run, study_id: str) -> list[str]:
 
 
 def _notes_on_slices(study: ShownStudy | ShownMembers) -> list[str]:
-    """Return what is to be said of how many slices the model was shown."""
+    """Return what is to be said of which slices the model was shown."""
     shown, notes = len(study.distinct), []
+    if study.mirrored:
+        notes.append(
+            "probabilities and importance are of the mean over the slices as they are and mirrored "
+            "left-right; maps and gradients are of the slices as they are"
+        )
     if shown < study.length:
         notes.append(f"{shown} of {study.length} slices are shown to the model")
     if shown == 1:

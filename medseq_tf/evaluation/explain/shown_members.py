@@ -44,6 +44,11 @@ class ShownMembers:
         return self._mean([member.probabilities() for member in self.members])
 
     @property
+    def mirrored(self) -> bool:
+        """Whether any model is shown the slices mirrored too."""
+        return any(member.mirrored for member in self.members)
+
+    @property
     def covariates(self) -> dict[str, str]:
         """What a model is told of each covariate that one reads, in words, by name."""
         return {name: words for one in self.members for name, words in one.covariates.items()}

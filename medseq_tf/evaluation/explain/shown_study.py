@@ -35,6 +35,7 @@ class ShownStudy:
     Attributes:
         study: its id.
         inputs: all slices of the study, (slices, height, width, channels), as the model takes them.
+        mirrored: whether it is shown them mirrored too; all probabilities are means over both.
         told: what the model reads of it besides slices, one row; their series are of each slice.
         sequences: positions of the slices of each sequence that the study is predicted by.
         distinct: positions of the slices that stand in any of them.
@@ -44,6 +45,9 @@ class ShownStudy:
         self.graphs, self.model = graphs, graphs.model
         self.settings = graphs.experiment.input
         self.inputs = study_input(store, row, Augment(), np.zeros(2, np.int32))
+        self._shown, self.mirrored = [self.inputs], graphs.experiment.sequence.evaluation.mirrored
+        if self.mirrored:
+            self._shown.append(tf.reverse(self.inputs, [2]))
         whole = sampling.StudySequence(row, np.arange(len(self.inputs)))
         self.told = FurtherInputs(store.prepared, graphs.experiment).of([whole])
         self._series = self.told.pop("series", None)
@@ -53,7 +57,7 @@ class ShownStudy:
         self.sequences = sampling.evaluation_sequences(self.length, graphs.experiment.sequence)
         self.distinct = np.unique(np.concatenate(self.sequences))
         self.black = (0.0 - self.settings.mean) / self.settings.std
-        self._features: tf.Tensor | None = None
+        self._features: dict[int, tf.Tensor] = {}
 
     @property
     def heaviest(self) -> ShownStudy:
@@ -119,8 +123,9 @@ class ShownStudy:
             padded = np.zeros((len(chunk), lengths[chunk].max()), np.int32)
             for place, number in enumerate(chunk):
                 padded[place, : lengths[number]] = sequences[number]
-            logits = self._logits(padded, lengths[chunk], self.told_of(padded, told))
-            probabilities[chunk] = tf.sigmoid(logits).numpy()
+            sequence = (padded, lengths[chunk], self.told_of(padded, told))
+            each = [tf.sigmoid(self._logits(*sequence, view)) for view in range(len(self._shown))]
+            probabilities[chunk] = _mean(each)
         if not np.isfinite(probabilities).all():
             raise Diverged(f"study {self.study}: the model's probabilities are no numbers")
         return probabilities
@@ -130,16 +135,21 @@ class ShownStudy:
         """How many sequences pass through the model at once."""
         return getattr(self.model.aggregator, "at_once", AT_ONCE)
 
-    def _logits(self, positions: np.ndarray, lengths: np.ndarray, told: Told) -> tf.Tensor:
+    def _logits(
+        self, positions: np.ndarray, lengths: np.ndarray, told: Told, view: int
+    ) -> tf.Tensor:
         """Return the logits (sequences, labels) of padded positions (sequences, steps).
 
-        An encoder that sees slices one by one encodes each of them once, for all sequences.
+        View 0 are the slices as they are, 1 mirrored. An encoder that sees slices one by one
+        encodes each of them once, for all sequences.
         """
+        shown = self._shown[view]
         if self.graphs.by_position:
-            return self.graphs.slice_logits(tf.gather(self.inputs, positions), lengths, told)
-        if self._features is None:
-            self._features = self.graphs.features(self.inputs)
-        return self.graphs.feature_logits(tf.gather(self._features, positions), lengths, told)
+            return self.graphs.slice_logits(tf.gather(shown, positions), lengths, told)
+        if view not in self._features:
+            self._features[view] = self.graphs.features(shown)
+        features = tf.gather(self._features[view], positions)
+        return self.graphs.feature_logits(features, lengths, told)
 
     def importance(
         self,
@@ -231,20 +241,27 @@ class ShownStudy:
         if attention_weights is None:
             return None
         lengths = np.array([len(sequence)], np.int32)
-        features = self.model.encode(tf.gather(self.inputs, sequence)[None], lengths)
-        features = self.model.marked(features, self.told_of(sequence[None]))
-        weights = np.asarray(attention_weights(features, lengths)).reshape(len(sequence))
+        each = []
+        for inputs in self._shown:
+            features = self.model.encode(tf.gather(inputs, sequence)[None], lengths)
+            features = self.model.marked(features, self.told_of(sequence[None]))
+            each.append(np.asarray(attention_weights(features, lengths)).reshape(len(sequence)))
+        weights = _mean(each)
         slices, places = np.unique(sequence, return_inverse=True)
         return np.bincount(places, weights, len(slices))[:, None]
 
     def running(self, sequence: np.ndarray) -> np.ndarray:
         """Return the probabilities (steps, labels) of the first slice, the first two, and so on."""
-        inputs = {
-            "slices": tf.gather(self.inputs, sequence)[None],
-            "lengths": np.array([len(sequence)], np.int32),
-            **self.told_of(sequence[None]),
-        }
-        return tf.sigmoid(self.model.running(inputs)[0]).numpy()
+        lengths, told = np.array([len(sequence)], np.int32), self.told_of(sequence[None])
+        each = []
+        for shown in self._shown:
+            inputs = {"slices": tf.gather(shown, sequence)[None], "lengths": lengths, **told}
+            each.append(tf.sigmoid(self.model.running(inputs)[0]))
+        return _mean(each)
+
+
+def _mean(each: Sequence[np.ndarray | tf.Tensor]) -> np.ndarray:
+    return np.mean([np.asarray(one) for one in each], axis=0)
 
 
 def only(sequence: np.ndarray, slices: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ WEIGHTS = {
         "sequence.policy=even",
     ),
     "frozen": tuple(s for s in SMALL if "encoder" not in s) + KERAS,
+    "mirrored": (*SMALL, "sequence.evaluation.mirrored=true"),
     "attention": (
         *(s for s in SMALL if "aggregator" not in s),
         "model.aggregator.name=attention",

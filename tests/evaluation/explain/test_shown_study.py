@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from direct_predictions import probability
 
+from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.slice_store import SliceStore
+
 
 def game(study, monkeypatch, worth, *sequences):
     """Let the model predict `worth(positions)` of the study shown as these sequences."""
@@ -88,3 +91,14 @@ def test_attention_weights_are_those_of_the_aggregator(shown_studies):
     assert shown["attention"].sum() == pytest.approx(1, abs=1e-5)
     assert (shown["attention"] > 0).all()
     assert "attention" not in shown_studies("shared").slice_table()
+
+
+def test_what_is_explained_is_the_mean_over_slices_as_they_are_and_mirrored(
+    shown_studies, prepared
+):
+    study = shown_studies("mirrored")
+    recipe, sequence = study.graphs.experiment, study.sequences[0]
+    expected = study_probabilities(study.model, SliceStore(prepared, recipe), [3], recipe)[0]
+    np.testing.assert_allclose(study.probabilities(), expected, atol=1e-5)
+    np.testing.assert_allclose(study.running(sequence)[-1], expected, atol=1e-5)
+    assert abs(probability(study, sequence) - expected).max() > 1e-6
