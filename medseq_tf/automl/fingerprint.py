@@ -130,7 +130,7 @@ def fingerprint_of(prepared: Prepared) -> Fingerprint:
         patients=studies["patient_id"].nunique(),
         studies=len(studies),
         set_aside=prepared.studies.loc[~part, "patient_id"].nunique(),
-        kinds=_patients_by_kind(prepared, studies),
+        kinds=patients_by_kind(prepared, part),
         healthy=0 if prepared.classes else int((labels == 0).all(axis=1).sum()),
         slices=(int(fewest), low, median, high, int(most)),
         modality=stored["modality"],
@@ -147,8 +147,14 @@ def fingerprint_of(prepared: Prepared) -> Fingerprint:
     )
 
 
-def _patients_by_kind(prepared: Prepared, studies: pd.DataFrame) -> dict[str, int]:
-    """Return how many patients are of each class, or positive and negative for each label."""
+def patients_by_kind(prepared: Prepared, part: np.ndarray) -> dict[str, int]:
+    """Return how many patients are of each class, or positive and negative for each label.
+
+    Args:
+        prepared: the data set.
+        part: (studies,) bool, who are counted.
+    """
+    studies = prepared.studies[part]
     return {
         f"{kind.name} {kind.side}".strip(): studies.loc[kind.of(studies), "patient_id"].nunique()
         for kind in kinds_of(studies, prepared.classes)

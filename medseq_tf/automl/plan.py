@@ -31,7 +31,12 @@ from pydantic import Field
 
 from medseq_tf import recipe as recipes
 from medseq_tf.automl.candidates import NETWORK, Candidate, candidates_for
-from medseq_tf.automl.fingerprint import Fingerprint, fingerprint_of, participants
+from medseq_tf.automl.fingerprint import (
+    Fingerprint,
+    fingerprint_of,
+    participants,
+    patients_by_kind,
+)
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.splits import make_folds
 from medseq_tf.dataset.stratification import kinds_of
@@ -85,8 +90,12 @@ class Plan(Settings):
             raise ValueError("candidates: one of kind linear and role baseline is needed")
         if any(c.kind == "network" and c.role != "candidate" for c in self.candidates):
             raise ValueError("candidates: a network has the role candidate")
-        if any(c.repeats > self.repeats for c in self.candidates):
-            raise ValueError(f"candidates: repeats should be at most the plan's {self.repeats}")
+        for one in self.candidates:
+            if one.repeats > self.repeats:
+                raise ValueError(
+                    f"candidates: {one.name} has repeats = {one.repeats}, which should be at most "
+                    f"the plan's {self.repeats}"
+                )
         return self
 
     def to_yaml(self) -> str:
@@ -132,10 +141,26 @@ class Plan(Settings):
                 f"{self.cohort.data[:12]}, not {prepared.fingerprint[:12]}): make one with "
                 "--plan-only"
             )
+        kinds = patients_by_kind(prepared, participants(prepared))
+        if self.cohort.kinds != kinds:
+            raise InputError(
+                f"cohort.kinds: {prepared.path} has {kinds}; leave the plan's cohort as it was"
+            )
+        if self.conclude and self.cohort.rarest < CONCLUDE_FROM:
+            raise InputError(
+                f"conclude = true: {_rarest(self.cohort)} has {self.cohort.rarest} patients, fewer "
+                f"than {CONCLUDE_FROM}"
+            )
+        self.fold_of(prepared)
         for candidate in self.candidates:
             try:
                 recipe = candidate.experiment()
                 recipes.check_meaning("fit.monitor", recipe.fit.monitor, prepared.outputs)
+                if candidate.kind == "linear" and recipe.fit.solver != "lbfgs":
+                    raise InputError(
+                        f"kind = linear: {candidate.recipe} is trained; set kind to network and "
+                        "role to candidate, or fit.solver to lbfgs"
+                    )
             except InputError as error:
                 reason = str(error).removeprefix(f"{candidate.recipe}: ")
                 raise InputError(f"candidate {candidate.name}: {reason}") from None
@@ -290,7 +315,8 @@ def load_plan(path: str | os.PathLike) -> Plan:
 def _one_line(error: pydantic.ValidationError) -> str:
     """Return one line for the first thing that is wrong, and how many more there are."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = (unknown or problems)[0]  # a misspelt key is also one that is missing
     key = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if first["type"] == "extra_forbidden":

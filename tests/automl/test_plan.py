@@ -275,10 +275,38 @@ def test_a_candidate_that_is_wrong_is_one_line(plan, demo, tmp_path):
         values["fsm_bilstm"]["overrides"]["fit.epoch"] = 3
         return [values["fsm_bilstm"], values["histogram"]]
 
-    wrong(misspelt, r"candidates\.0\.recipe: is missing \(and 1 more\)")
+    wrong(misspelt, r"recipes: unknown key \(did you mean recipe\?\).* \(and 1 more\)")
     wrong(lambda values: [values["histogram"]] * 2, "candidates: histogram stands twice")
     wrong(lambda values: [values["fsm_bilstm"]], "one of kind linear and role baseline is needed")
     wrong(unknown_setting, "candidate fsm_bilstm: unknown key fit.epoch .did you mean epochs")
+
+    def trained(values):
+        values["fsm_bilstm"]["kind"] = "linear"
+        return [values["fsm_bilstm"], values["histogram"]]
+
+    def repeated(values):
+        values["fsm_bilstm"]["repeats"] = 99
+        return [values["fsm_bilstm"], values["histogram"]]
+
+    wrong(trained, "candidate fsm_bilstm: kind = linear: fsm_bilstm is trained")
+    wrong(repeated, "candidates: fsm_bilstm has repeats = 99, which should be at most the plan's")
+
+
+def test_an_edited_plan_cannot_change_what_the_data_are(plan, demo, tmp_path):
+    def check(message, **changes):
+        with pytest.raises(InputError, match=message):
+            load_plan(edited(plan, tmp_path, **changes)).check(demo)
+
+    cohort = yaml.safe_load(plan.to_yaml())["cohort"]
+    more = {name: count + 20 for name, count in cohort["kinds"].items()}
+    check("cohort.kinds: .* leave the plan's cohort as it was", cohort=cohort | {"kinds": more})
+    check("too few for 99 folds", folds=99)
+
+
+def test_few_patients_are_never_concluded_from(demo, monkeypatch):
+    plan = make_plan(with_positive(demo, 9))
+    with pytest.raises(InputError, match="conclude = true: .* has 9 patients, fewer than 10"):
+        plan.model_copy(update={"conclude": True}).check(with_positive(demo, 9))
 
 
 def test_a_plan_for_another_cohort_is_refused(plan, demo, class_data):
