@@ -26,7 +26,7 @@ from medseq_tf.automl.kept import PLAN, Kept
 from medseq_tf.automl.linear import linear_predictions
 from medseq_tf.automl.networks import network_predictions, share_of, total_seconds
 from medseq_tf.automl.pace import SPARE
-from medseq_tf.automl.plan import Plan, load_plan, make_plan
+from medseq_tf.automl.plan import Plan, check_weights, load_plan, make_plan
 from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.dataset.prepared import Prepared
@@ -109,6 +109,7 @@ def auto(
     prepared.verify()
     for candidate in made.candidates:
         check_requirements(candidate.experiment(), prepared)
+        check_weights(candidate)
     fold_of = made.fold_of(prepared)
     uses_features = any(c.experiment().uses_features for c in made.candidates)
     options = Options(

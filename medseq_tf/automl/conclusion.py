@@ -89,7 +89,7 @@ def conclude(
         alone = of_folds([_told_by_covariates(prepared, split) for split in splits], run)
     notes = [*sentences, *plan.notes, *candidates.notes.values(), *candidates.left_out()]
     notes += operating_points.notes_of_folds(points)
-    exported = len(run.members) if members else None
+    exported = len(run.members) if members else 0
     write_pooled(run, prepared, of_folds(pooled, run), notes, alone, tracker, exported)
     for score in outcome.final.scores:
         tracker.metrics({f"used_for_selection/{score.name}/auroc": score.auroc})
@@ -125,6 +125,7 @@ def _recipe(plan: Plan, candidates: Candidates, chosen: Choice) -> Experiment:
     return recipes[heaviest].model_copy(
         update={
             "name": "auto",
+            "description": "The choice of medseq-tf auto; this is the recipe of its heaviest part.",
             "chosen": [c for i, c in enumerate(origins) if c not in origins[:i]],
         }
     )

@@ -229,6 +229,25 @@ def make_plan(
     return plan
 
 
+def check_weights(candidate: Candidate) -> None:
+    """Raise an InputError if the weights that a candidate begins with are not on this machine.
+
+    Those that Keras downloads are not looked for.
+    """
+    encoder = candidate.experiment().model.encoder
+    if not isinstance(encoder, recipes.KerasApplication) or encoder.weights == "none":
+        return
+    missing = ""
+    if encoder.weights != "imagenet":
+        missing = "" if Path(encoder.weights).exists() else "there is no such file"
+    elif encoder.network == NETWORK:
+        missing = _missing_weights()
+    if missing:
+        raise InputError(
+            f"candidate {candidate.name}: model.encoder.weights = {encoder.weights}: {missing}"
+        )
+
+
 def _missing_weights() -> str:
     """Say why the frozen network has no weights, and what would give it some; empty if it has."""
     # Imported here: a plan is read, and refused, without Keras.

@@ -45,7 +45,7 @@ class OperatingPoint:
         positives: number of patients with a positive study behind it.
         negatives: number of patients with a negative study behind it.
         models: how many models' mean was measured at a time, where folds chose it.
-        members: how many models' mean the run exports.
+        members: how many models' mean the run exports; 0: nothing.
         sensitivity: value, low, high (95%, nan where the recipe was chosen on these patients), with
             each fold left out of the choice; None of a single split, which its test studies
             measure.
@@ -255,8 +255,8 @@ def measured(point: Mapping[str, Any]) -> str:
     )
     one = "one model" if point["models"] == 1 else f"the mean of {point['models']} models"
     members = point["members"]
+    found = f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time"
+    if not members:
+        return f"{found}; none is exported"
     exported = f"mean of all {members}" if members != 1 else "one that learned from all patients"
-    return (
-        f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time: the "
-        f"{exported}, which is exported, was not measured itself"
-    )
+    return f"{found}: the {exported}, which is exported, was not measured itself"

@@ -291,6 +291,7 @@ def test_where_nothing_beats_chance_nothing_is_deployed_unless_asked(demo_data, 
     assert "confounding" not in sentence
     low, high = made.metrics.set_index("metric").loc["auroc", ["low", "high"]]
     assert low < 0.5 < high
+    assert any("none is exported" in note for note in made.notes)
     with pytest.raises(InputError, match=r"nothing beats chance.*deploy-anyway"):
         made.require_members()
     asked = quiet(data, made.path, None, resume=True, deploy_anyway=True)

