@@ -277,9 +277,10 @@ def _checked_folds(cohort: Fingerprint, folds: int | None) -> int:
     if folds < LEAST_FOLDS:
         raise InputError(f"folds = {folds}: a choice inside each fold needs at least {LEAST_FOLDS}")
     if cohort.rarest < folds:
+        fewer = f"take {LEAST_FOLDS} folds, " if cohort.rarest >= LEAST_FOLDS else ""
         raise InputError(
             f"{_rarest(cohort)} has {cohort.rarest} patients, and {folds} folds take as many at "
-            "least: add patients, or leave that label or class out"
+            f"least: {fewer}add patients, or leave that label or class out"
         )
     return folds
 
