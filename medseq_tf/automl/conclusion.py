@@ -125,7 +125,7 @@ def _recipe(plan: Plan, candidates: Candidates, chosen: Choice) -> Experiment:
     return recipes[heaviest].model_copy(
         update={
             "name": "auto",
-            "description": "The choice of medseq-tf auto; this is the recipe of its heaviest part.",
+            "description": "Chosen by medseq-tf auto; the recipe is that of the largest share.",
             "chosen": [c for i, c in enumerate(origins) if c not in origins[:i]],
         }
     )

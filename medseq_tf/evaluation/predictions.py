@@ -236,6 +236,8 @@ def predict_split(
     run.require_finished()
     if run.cross_validated and split == "validation":
         overlap = "the folds' validation studies overlap"
+        if run.automatic is not None:
+            overlap = "an automatic run has no validation studies, its choice is in test's figures"
         instead = f"; evaluate a fold by itself, such as {run.path / 'fold_1'}" if run.folds else ""
         raise InputError(f"{run.path}: {overlap}{instead}")
     prepared = fitting(run, prepared, split)

@@ -65,7 +65,7 @@ def test_its_own_data_get_the_out_of_fold_predictions_that_it_keeps(automatic, d
     again = evaluation.table.set_index(["label", "metric"])["value"]
     pd.testing.assert_series_equal(again, own)
     assert SENTENCE in evaluation.notes
-    with pytest.raises(InputError, match=r"the folds' validation studies overlap$"):
+    with pytest.raises(InputError, match=r"an automatic run has no validation studies"):
         predict_split(automatic, Prepared.load(demo_data), "validation")
 
 
