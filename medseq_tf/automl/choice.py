@@ -176,7 +176,7 @@ def _averaged(names: Sequence[str], predictions: Mapping[str, Array], observed: 
     best = names[int(np.argmin(behind))]
     why = f"{best} ranks best, all others are more than {FARTHEST:g} standard errors behind"
     if len(names) == 1:
-        why = f"{best} is the only one"
+        why = f"{best} is the only linear candidate"
     elif len(weights) > 1:
         why = (
             f"the average of {', '.join(weights)}, of which none ranks more than {FARTHEST:g} "
