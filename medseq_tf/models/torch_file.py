@@ -80,8 +80,9 @@ def read_torch_file(path: str | os.PathLike, sha256: str | None = None) -> dict[
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a path with a NUL is no path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{printable(path)}: cannot be read: {reason}") from None
     if len(content) > LARGEST:
         raise InputError(f"{path}: is larger than {LARGEST:,} bytes, as no file of weights here is")
     found = hashlib.sha256(content).hexdigest()

@@ -267,8 +267,8 @@ def test_another_file_is_refused_before_it_is_read(read, monkeypatch):
         read(content, sha256="0" * 64)
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
-    for path in (tmp_path / "missing.pth", tmp_path):
+def test_a_missing_file_a_folder_and_no_path(tmp_path):
+    for path in (tmp_path / "missing.pth", tmp_path, tmp_path / "with\0nul.pth"):
         with pytest.raises(InputError, match="cannot be read: "):
             read_torch_file(path)
 

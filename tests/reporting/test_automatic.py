@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from medseq_tf.evaluation.comparison import auroc_differences, compare_tables
 from medseq_tf.reporting import automatic as told
 from medseq_tf.reporting.model_card import card
 from medseq_tf.reporting.report import page, report
+from medseq_tf.runs.run import Run
 
 
 @pytest.fixture(scope="module", params=["labels", "classes"])
@@ -39,6 +41,13 @@ def test_the_report_says_how_it_was_chosen(run):
         assert words in text
     assert "0.988" not in text  # what chose is no figure of it
     assert "0.987654" not in html
+
+
+def test_one_member_s_description_is_not_that_of_all(automatic, tmp_path):
+    copy = Run(shutil.copytree(automatic.path, tmp_path / "run"))
+    recipe = automatic.experiment.model_copy(update={"description": "Only one of them."})
+    (copy.path / "experiment.yaml").write_text(recipe.to_yaml(), "utf-8")
+    assert "Only one of them." not in text_of(page(copy)).split("every value, as used")[0]
 
 
 def test_it_is_held_against_the_baseline_and_the_reference_by_paired_differences(run):
