@@ -10,7 +10,7 @@ import numpy as np
 from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.recipe import Experiment
-from medseq_tf.training.linear_head import fit_linear
+from medseq_tf.training.linear_head import filled, fit_linear
 
 
 def linear_predictions(
@@ -30,19 +30,19 @@ def linear_predictions(
         recipe: whose head is solved (`fit.solver: lbfgs`).
         prepared: the data set.
         fold_of: (studies,) from 0; -1 for a study that takes no part.
-        vectors: (studies, features), the first of `study_vectors`; NaN for a study that the recipe
-            leaves out.
+        vectors: (studies, features), the first of `study_vectors`; all NaN for a study that the
+            recipe leaves out.
         mirrored: the others of `study_vectors`, which are not learned from: the mean probability
             of all is predicted.
     """
     labels, patients = prepared.labels, prepared.studies["patient_id"].to_numpy()
-    folds, is_read = int(fold_of.max()) + 1, np.isfinite(vectors).all(axis=1)
+    folds, is_read = int(fold_of.max()) + 1, ~np.isnan(vectors).all(axis=1)
     outer = np.full(labels.shape, np.nan)
     inner = np.full((folds, *labels.shape), np.nan)
     for left_out in _left_out(folds):
         rows = is_read & (fold_of >= 0) & ~np.isin(fold_of, left_out)
         fit = fit_linear(
-            vectors[rows],
+            filled(vectors, rows)[rows],
             labels[rows],
             prepared.outputs,
             patients[rows],
@@ -54,7 +54,7 @@ def linear_predictions(
             told = is_read & (fold_of == fold)
             others = [number for number in left_out if number != fold]
             target = inner[others[0]] if others else outer
-            each = [fit.probabilities(one[told]) for one in (vectors, *mirrored)]
+            each = [fit.probabilities(filled(one, rows)[told]) for one in (vectors, *mirrored)]
             target[told] = np.mean(each, axis=0)
     return CandidatePredictions(outer, inner)
 

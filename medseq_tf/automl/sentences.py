@@ -56,7 +56,8 @@ def against_reference(
             [candidates.predictions[repeat][candidate.name].outer[part] for repeat in repeats]
         )
         lead = observed.lead(procedure, alone)
-        if not lead.low > 0:
+        is_ahead = lead.value > 0 if np.isnan(lead.low) else lead.low > 0
+        if not is_ahead:
             sentences.append(
                 f"confounding is not excluded: {candidate.name} alone reaches an AUROC of "
                 f"{_estimate(observed.auroc(alone))}, the procedure "

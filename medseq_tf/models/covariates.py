@@ -52,6 +52,12 @@ class Covariates(Layer):
         self.deviation = self.add_weight(count, "ones", trainable=False, name="deviation")
         self.missing = self.add_weight((self.width,), "zeros", name="missing")
 
+    @property
+    def numbers(self) -> dict[int, int]:
+        """The place among the features of each covariate that is a number, by its own place."""
+        places = np.flatnonzero(self._is_number).tolist()
+        return {place: int(np.argmax(self._covariate == place)) for place in places}
+
     def standardise(self, values: np.ndarray) -> None:
         """Take mean and standard deviation of numbers from the training studies.
 

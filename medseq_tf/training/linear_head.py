@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp, softmax
 
+from medseq_tf.dataset.covariate_values import covariate_values
 from medseq_tf.evaluation.inference import model_vectors
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models.losses import class_weights, label_weights
@@ -92,7 +93,7 @@ def study_vectors(
     The first are those that it is fitted to. Where the recipe mirrors slices, others follow, and
     the probability is the mean.
 
-    Covariates among them are as they are, and 0 where they are missing.
+    Numbers among the covariates are as they are, and NaN where they are missing; see `filled`.
 
     Args:
         recipe: with `fit.solver` = `lbfgs`.
@@ -106,7 +107,24 @@ def study_vectors(
     """
     model, stored = model_and_features(recipe, store, features, verbose)
     rows = np.arange(len(store.prepared)) if rows is None else rows
-    return model_vectors(model, store, rows, recipe, stored)
+    vectors = model_vectors(model, store, rows, recipe, stored)
+    if model.covariates is not None:
+        values = covariate_values(store.prepared, model.covariates.names)[rows]
+        numbers = model.covariates.numbers
+        own = vectors[..., -model.covariates.width :]
+        own[..., list(numbers.values())] += 0 * values[:, list(numbers)]
+    return vectors
+
+
+def filled(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return vectors with the mean of some rows where they are NaN, 0 where these are all NaN.
+
+    So a missing number is what a run that is trained on these rows takes it for.
+    """
+    is_missing = np.isnan(vectors)
+    known = (~is_missing[rows]).sum(axis=0)
+    sums = np.nansum(vectors[rows], axis=0, dtype=np.float64)
+    return np.where(is_missing, sums / np.maximum(known, 1), vectors)
 
 
 def fit_linear(

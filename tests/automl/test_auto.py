@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mean_network import TINY
 from sklearn.metrics import roc_auc_score
 
 from medseq_tf.automl import auto as command
@@ -20,8 +22,11 @@ from medseq_tf.automl.auto import auto
 from medseq_tf.automl.fingerprint import fingerprint_of
 from medseq_tf.automl.kept import Kept
 from medseq_tf.automl.plan import Plan
+from medseq_tf.automl.procedure import CandidatePredictions
+from medseq_tf.automl.sentences import against_reference
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
+from medseq_tf.evaluation.metrics.estimates import Estimate
 from medseq_tf.runs.run import Run
 
 
@@ -41,19 +46,7 @@ NETWORK = {
     "name": "network",
     "kind": "network",
     "recipe": "fsm_bilstm",
-    "overrides": {
-        "input.size": 32,
-        "model.encoder.filters": [4],
-        "model.encoder.kernels": [5],
-        "model.encoder.strides": [4],
-        "model.encoder.paddings": [0],
-        "model.aggregator.units": 4,
-        "model.aggregator.layers": 1,
-        "sequence.length": 4,
-        "sequence.evaluation.length": 4,
-        "fit.epochs": 1,
-        "fit.monitor": "loss",
-    },
+    "overrides": {**TINY, "fit.monitor": "loss"},
 }
 
 
@@ -70,6 +63,12 @@ def small_plan(data, *candidates, **settings):
 
 def quiet(data, out, plan, **arguments):
     return auto(data, out, plan=plan, track=False, verbose=False, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """No page is drawn, which takes longer than all else of a small run."""
+    monkeypatch.setattr("medseq_tf.reporting.report.write", lambda *arguments, **options: None)
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +260,7 @@ def test_a_network_of_no_use_is_measured_and_not_deployed(demo_data, tmp_path, c
         assert f"{score:.3f}" not in printed
 
 
+@pytest.mark.slow
 def test_networks_have_further_repeats_while_all_of_them_fit(demo_data, tmp_path):
     plan = small_plan(demo_data, LINEAR[1], {**NETWORK, "repeats": 2})
     made = quiet(demo_data, tmp_path / "run", plan)
@@ -287,6 +287,7 @@ def test_where_nothing_beats_chance_nothing_is_deployed_unless_asked(demo_data, 
     assert made.info["members"] == made.members == []
     assert made.info["auto"]["choice"]["weights"] == {}
     sentence = made.info["auto"]["sentence"]
+    assert any(note.endswith("at a time; none is exported") for note in made.notes)
     assert sentence.startswith("nothing beats chance: AUROC 0.")
     assert "confounding" not in sentence
     low, high = made.metrics.set_index("metric").loc["auroc", ["low", "high"]]
@@ -316,6 +317,27 @@ def test_what_acquisition_alone_reaches_is_held_against_the_procedure(demo_data,
     sentence = made.info["auto"]["sentence"]
     assert "confounding is not excluded: acquisition alone reaches an AUROC of" in sentence
     assert sentence.count(f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})") == 2
+
+
+def test_a_reference_that_tells_nothing_excludes_nothing():
+    """Its difference from what tells everything has no variance, and so no interval."""
+    truth = np.tile([0.0, 1.0], 20)[:, None]
+    data = SimpleNamespace(
+        labels=truth, outputs="labels", studies=pd.DataFrame({"patient_id": range(40)})
+    )
+    nothing = {"acquisition": CandidatePredictions(np.full((40, 1), 0.5), np.empty(0))}
+    plan = SimpleNamespace(candidates=[SimpleNamespace(name="acquisition", role="reference")])
+    candidates = SimpleNamespace(
+        plan=plan,
+        prepared=data,
+        part=np.ones(40, bool),
+        fold_of=(np.arange(40) // 2 % 4)[None],
+        predictions=[nothing],
+    )
+    outcome = SimpleNamespace(outer=0.1 + 0.8 * truth[None], auroc=Estimate(1.0, 0.7, 1.0))
+    assert against_reference(candidates, outcome, [0]) == []
+    outcome.outer = 0.9 - 0.8 * truth[None]
+    assert len(against_reference(candidates, outcome, [0])) == 1
 
 
 def test_classes_have_one_figure_and_no_threshold(class_data, tmp_path):

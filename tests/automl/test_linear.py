@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
+from covariate_columns import age_and_sex
 from linear_recipe import linear_recipe
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from medseq_tf.automl.linear import linear_predictions
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.training.linear_head import study_vectors
+from medseq_tf.training.train import train
 
 FOLDS = 4
 
@@ -93,3 +98,24 @@ def test_who_takes_no_part_is_neither_learned_from_nor_predicted(prepared, fold_
     turned = linear_predictions(linear_recipe(), with_labels(prepared, labels), folds, vectors)
     np.testing.assert_array_equal(turned.outer, found.outer)
     np.testing.assert_array_equal(turned.inner, found.inner)
+
+
+def test_missing_covariates_are_what_a_run_that_is_trained_takes_them_for(
+    demo_data, fold_of, tmp_path
+):
+    """So that what is measured is what would be deployed."""
+    told = age_and_sex(demo_data)
+    encoder = "model.encoder={name: handcrafted, features: [shape]}"
+    recipe = linear_recipe("model.covariates=[age, sex]", encoder, "fit.strength=1.0")
+    vectors = study_vectors(recipe, SliceStore(told, recipe))
+    assert np.isnan(vectors).any()
+    found = linear_predictions(recipe, told, fold_of, *vectors)
+    split = {
+        "train": np.flatnonzero(fold_of != 2),
+        "validation": np.empty(0, np.int64),
+        "test": np.flatnonzero(fold_of == 2),
+    }
+    run = train(recipe, told, tmp_path / "run", splits=split, track=False, verbose=False)
+    expected = run.predictions.set_index("study")["probability"]
+    own = pd.Series(found.outer[:, 0], index=told.studies["study_id"])[expected.index]
+    np.testing.assert_allclose(own, expected, atol=1e-4)

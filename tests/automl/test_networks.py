@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from mean_network import TINY
 
 from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.networks import network_predictions, share_of
@@ -15,23 +16,6 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import Stopped
 from medseq_tf.runs.run import Run
 from medseq_tf.training.loop import Fitter
-
-TINY = {
-    "input.size": 16,
-    "model.encoder.filters": [4],
-    "model.encoder.kernels": [3],
-    "model.encoder.strides": [2],
-    "model.encoder.paddings": [0],
-    "model.encoder.fsm": None,
-    "model.aggregator.name": "mean",
-    "model.head.units": [],
-    "augment": {},
-    "sequence.policy": "even",
-    "sequence.length": 4,
-    "sequence.per_study": 1,
-    "sequence.evaluation.length": 4,
-    "fit.epochs": 1,
-}
 
 
 def candidate(**changes):
