@@ -161,6 +161,11 @@ class Plan(Settings):
                         f"kind = linear: {candidate.recipe} is trained; set kind to network and "
                         "role to candidate, or fit.solver to lbfgs"
                     )
+                if candidate.kind == "network" and recipe.fit.solver == "lbfgs":
+                    raise InputError(
+                        f"kind = network: {candidate.recipe} is solved, not trained; set kind to "
+                        "linear"
+                    )
             except InputError as error:
                 reason = str(error).removeprefix(f"{candidate.recipe}: ")
                 raise InputError(f"candidate {candidate.name}: {reason}") from None

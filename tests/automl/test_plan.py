@@ -284,11 +284,16 @@ def test_a_candidate_that_is_wrong_is_one_line(plan, demo, tmp_path):
         values["fsm_bilstm"]["kind"] = "linear"
         return [values["fsm_bilstm"], values["histogram"]]
 
+    def solved(values):
+        values["handcrafted"] |= {"kind": "network", "role": "candidate"}
+        return [values["handcrafted"], values["histogram"]]
+
     def repeated(values):
         values["fsm_bilstm"]["repeats"] = 99
         return [values["fsm_bilstm"], values["histogram"]]
 
     wrong(trained, "candidate fsm_bilstm: kind = linear: fsm_bilstm is trained")
+    wrong(solved, "candidate handcrafted: kind = network: handcrafted is solved, not trained")
     wrong(repeated, "candidates: fsm_bilstm has repeats = 99, which should be at most the plan's")
 
 
