@@ -183,7 +183,8 @@ def model_vectors(
     """
     kind = "slices" if features is None else "features"
     signature = [input_specs(model, kind)]
-    forward = tf.function(model.vectors, input_signature=signature, autograph=False)
+    traced = tf.function(model.vectors, input_signature=signature, autograph=False)
+    forward = traced.get_concrete_function()  # called so seldom that TensorFlow would warn of it
     by_row: dict[int, list[np.ndarray]] = {int(row): [] for row in rows}
     for inputs, _, batch_rows in _batches(store, np.asarray(rows, np.int64), experiment, features):
         vectors = tf.cast(forward(inputs), tf.float32).numpy()

@@ -35,7 +35,7 @@ def as_lists(drawn) -> list[list[int]]:
 
 
 def as_pairs(plan) -> list[tuple[int, tuple[int, ...]]]:
-    return [(study, tuple(slices.tolist())) for study, slices, _ in plan]
+    return [(one.study, tuple(one.slices.tolist())) for one in plan]
 
 
 def test_docstring_examples_hold():
