@@ -195,6 +195,7 @@ class Killed(BaseException):
     """What nothing catches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 3, 6])
 def test_a_killed_run_goes_on_to_the_same_bits(run, plan, demo_data, tmp_path, monkeypatch, kept):
     keep, count = Kept.keep, 0
@@ -236,6 +237,7 @@ def test_ctrl_c_at_the_end_says_how_to_go_on(run, plan, demo_data, tmp_path, mon
     pd.testing.assert_frame_equal(again.predictions, run.predictions)
 
 
+@pytest.mark.slow
 def test_no_time_leaves_networks_out_and_finishes_the_linear_ones(demo_data, tmp_path):
     plan = small_plan(demo_data, *LINEAR, NETWORK, minutes=1e-6, repeats=1)
     made = quiet(demo_data, tmp_path / "run", plan)
@@ -244,6 +246,7 @@ def test_no_time_leaves_networks_out_and_finishes_the_linear_ones(demo_data, tmp
     assert made.members
 
 
+@pytest.mark.slow
 def test_a_network_of_no_use_is_measured_and_not_deployed(demo_data, tmp_path, capsys):
     plan = small_plan(demo_data, *LINEAR, NETWORK, repeats=2)
     made = auto(demo_data, tmp_path / "run", plan=plan, track=False)
@@ -281,6 +284,7 @@ def permuted(data, seed=0):
     return dataclasses.replace(prepared, studies=studies)
 
 
+@pytest.mark.slow
 def test_where_nothing_beats_chance_nothing_is_deployed_unless_asked(demo_data, tmp_path):
     data, plan = permuted(demo_data), small_plan(demo_data, repeats=1)
     made = quiet(data, tmp_path / "run", plan)
@@ -301,6 +305,7 @@ def test_where_nothing_beats_chance_nothing_is_deployed_unless_asked(demo_data, 
     pd.testing.assert_frame_equal(asked.predictions, made.predictions)
 
 
+@pytest.mark.slow
 def test_of_very_few_patients_nothing_is_concluded(demo_data, tmp_path):
     plan = small_plan(demo_data, repeats=1, conclude=False)
     made = quiet(demo_data, tmp_path / "run", plan)
@@ -308,6 +313,7 @@ def test_of_very_few_patients_nothing_is_concluded(demo_data, tmp_path):
     assert made.info["auto"]["sentence"].startswith("nothing is concluded")
 
 
+@pytest.mark.slow
 def test_what_acquisition_alone_reaches_is_held_against_the_procedure(demo_data, tmp_path):
     """The reference is here what the baseline is, so that nothing is ahead of it."""
     reference = {**LINEAR[1], "name": "acquisition", "role": "reference"}
@@ -340,6 +346,7 @@ def test_a_reference_that_tells_nothing_excludes_nothing():
     assert len(against_reference(candidates, outcome, [0])) == 1
 
 
+@pytest.mark.slow
 def test_classes_have_one_figure_and_no_threshold(class_data, tmp_path):
     plan = small_plan(class_data, repeats=1)
     made = quiet(class_data, tmp_path / "run", plan)
@@ -359,6 +366,7 @@ def counts_of(labels):
     }
 
 
+@pytest.mark.slow
 def test_several_labels_with_unknown_ones(demo_data, tmp_path):
     prepared = Prepared.load(demo_data)
     second = np.where(np.arange(40) % 8 == 0, np.nan, (np.arange(40) // 2) % 2)
@@ -376,6 +384,7 @@ def test_several_labels_with_unknown_ones(demo_data, tmp_path):
     assert set(made.thresholds) == {"lesion", "second"}
 
 
+@pytest.mark.slow
 def test_sites_are_kept_whole(demo_data, tmp_path):
     prepared = Prepared.load(demo_data)
     sites = [f"site-{number % 4}" for number in range(40)]

@@ -66,10 +66,10 @@ def test_the_number_is_true_whatever_was_chosen_among(simulation, patients, reac
     cell = simulation.Cell(patients, reached, count, alike)
     for found in simulation.simulate(cell, cohorts, seed=3):
         assert abs(found.bias) <= 0.01 + 2 * found.bias_error
-        assert found.covered >= 0.93
+        assert found.covered >= 1 - at_most(0.07, cohorts)
         assert found.network <= at_most(0.06, cohorts)
         assert found.differ <= at_most(0.06, cohorts)
         if reached == 0.5:
-            assert found.chance <= 0.035
+            assert found.chance <= at_most(0.035, cohorts)
         else:  # what is deployed is no worse than what the number is about
             assert found.deployed >= found.true - 0.005

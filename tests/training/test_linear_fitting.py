@@ -177,6 +177,7 @@ def test_covariates_join_the_vector(demo_data, tmp_path):
     np.testing.assert_allclose(found, expected.loc[found.index], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_only_a_covariate_tells_is_learned(demo_data, tmp_path):
     prepared, rng = Prepared.open(demo_data), np.random.default_rng(3)
     (label,) = prepared.label_names
@@ -214,6 +215,7 @@ def test_several_labels_have_a_strength_each(demo_data, tmp_path):
     np.testing.assert_allclose(found, expected.loc[found.index], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_folds_are_solved_and_pooled(demo_data, tmp_path):
     run = solved(demo_data, tmp_path / "run", folds=3)
     assert [len(fold.history) for fold in run.folds] == [1, 1, 1]

@@ -33,6 +33,7 @@ def space(tmp_path, monkeypatch):
 OPTIONS = {"trials": 4, "base": False, "track": False, "verbose": False}
 
 
+@pytest.mark.slow
 def test_strength_and_statistics_are_tuned(space, demo_data, tmp_path):
     search = tune.tune(
         space, demo_data, out=tmp_path / "search", tuner="grid", retrain=False, **OPTIONS
