@@ -22,7 +22,7 @@ import numpy as np
 from medseq_tf.automl.budget import Budget
 from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.conclusion import conclude
-from medseq_tf.automl.kept import PLAN, Kept
+from medseq_tf.automl.kept import Kept
 from medseq_tf.automl.linear import linear_predictions
 from medseq_tf.automl.networks import network_predictions, share_of, total_seconds
 from medseq_tf.automl.pace import SPARE
@@ -36,7 +36,7 @@ from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.files import destination, write_text
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
-from medseq_tf.runs.run import Run, locked
+from medseq_tf.runs.run import PLAN, Run, locked
 from medseq_tf.runs.tracking import AnyTracker, Tracker
 from medseq_tf.training.linear_head import study_vectors
 from medseq_tf.training.one_run import Options, class_params, tracked

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from medseq_tf.automl.choice import Choice, Shares, combine
-from medseq_tf.automl.kept import CANDIDATES_FOLDER, Kept, fold_splits
+from medseq_tf.automl.kept import Kept, fold_splits
 from medseq_tf.automl.plan import Plan
 from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import Outcome
@@ -37,14 +37,13 @@ from medseq_tf.evaluation.predictions import (
 )
 from medseq_tf.files import atomic, write_text
 from medseq_tf.recipe import Experiment
-from medseq_tf.runs.run import CANDIDATES
+from medseq_tf.runs.run import CANDIDATES, OF_CANDIDATES, SELECTION
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.folds import write_pooled
 from medseq_tf.training.loop import CHECKPOINT
 from medseq_tf.training.one_run import Options
 from medseq_tf.training.train import train
 
-SELECTION = "used_for_selection.csv"
 MEMBERS = "members"
 
 
@@ -102,7 +101,7 @@ def _remove_models(kept: Kept, members: Sequence[Mapping[str, Any]]) -> None:
     """Remove the models of networks that are not deployed; what they predicted is kept."""
     deployed = {kept.folder / member["run"] for member in members}
     for name in ("model.keras", CHECKPOINT):
-        for file in (kept.folder / CANDIDATES_FOLDER).glob(f"*/round_*/fold_*/{name}"):
+        for file in (kept.folder / OF_CANDIDATES).glob(f"*/round_*/fold_*/{name}"):
             if file.parents[1] not in deployed:
                 file.unlink()
 

@@ -18,12 +18,8 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
 from medseq_tf.files import atomic, write_text
-from medseq_tf.runs.run import Run
+from medseq_tf.runs.run import OF_CANDIDATES, PLAN, Run
 from medseq_tf.training.beginning import BEGINNING, Request, has_begun
-
-PLAN = "plan.yaml"
-CANDIDATES_FOLDER = "candidates"
-"""The folder of the candidates' folders."""
 
 
 class Kept:
@@ -87,7 +83,7 @@ class Kept:
 
     def place(self, candidate: str) -> Path:
         """Return a candidate's folder."""
-        return self.folder / CANDIDATES_FOLDER / candidate
+        return self.folder / OF_CANDIDATES / candidate
 
     def predictions(self, candidate: str, repeat: int) -> CandidatePredictions | None:
         """Return a candidate's predictions in a repeat (from 0), if they are kept."""

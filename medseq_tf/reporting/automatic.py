@@ -16,9 +16,8 @@ from medseq_tf.evaluation.metrics import interval_text
 from medseq_tf.readers.classes import Classes
 from medseq_tf.recipe.yaml_text import read_yaml
 from medseq_tf.reporting import tables
-from medseq_tf.runs.run import CANDIDATES, Run
+from medseq_tf.runs.run import CANDIDATES, PLAN, SELECTION, Run
 
-PLAN, SELECTION = "plan.yaml", "used_for_selection.csv"
 HELD_AGAINST = ("reference", "baseline")
 """The roles of candidates that the procedure is compared with, whatever was chosen."""
 

@@ -13,6 +13,7 @@ fold_1/ ...          with --folds: one such run per fold, of all repeats, the po
 plan.yaml            of an automatic run: what it tried; the runs that it predicts with are
                      `members` in its run.json, and lie below it
 candidates.parquet   of an automatic run: out-of-fold probabilities of every candidate
+used_for_selection.csv   of an automatic run: the scores that chose
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from medseq_tf.runs.model_file import load_model_file
 
 SLICES = "slices.parquet"
 COVARIATES_ALONE = "covariates_alone.parquet"
+PLAN = "plan.yaml"
+SELECTION = "used_for_selection.csv"
 CANDIDATES = "candidates.parquet"
 OF_CANDIDATES = "candidates"
 """The folder of an automatic run in which its candidates' runs lie, each in one of its name."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from medseq_tf.evaluation.explain import slice_values
 from medseq_tf.evaluation.explain.shown_study import ShownStudy
+from medseq_tf.evaluation.inference import weighted_mean
 
 
 class ShownMembers:
@@ -115,7 +116,7 @@ class ShownMembers:
         return table
 
     def _mean(self, values: Sequence[np.ndarray | pd.Series]) -> np.ndarray:
-        return np.tensordot(self.weights, np.stack(values), axes=1)
+        return weighted_mean(values, self.weights.tolist())
 
     def _mean_of_shown(self, column: str, tables: Sequence[pd.DataFrame]) -> np.ndarray:
         """Return the mean of a column over the models that are shown a slice."""
