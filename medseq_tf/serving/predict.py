@@ -9,86 +9,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
 
-from medseq_tf.dataset.records import StorageSpec, StudyRecord, start_worker, study_record_of
-from medseq_tf.dataset.tfrecord import decode_example
+from medseq_tf.dataset.records import (
+    StorageSpec,
+    StudyRecord,
+    left_out,
+    start_worker,
+    study_record_of,
+)
 from medseq_tf.errors import InputError, note, printable
-from medseq_tf.evaluation import metrics, operating_points
+from medseq_tf.evaluation import operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
-from medseq_tf.serving.class_call import ClassCall
 from medseq_tf.serving.client import refuse_credentials
-from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_model
 from medseq_tf.serving.participants import read_participants
-from medseq_tf.serving.refusals import RequestRefused
-
-LEFT_OUT = "study left out"
-NAMED = 20
-"""How many audit entries of a kind on a study are named; the others are counted."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model predicts of one label of one study; or, with `error`, why there is nothing.
-
-    Of classes, which exclude each other, it is all that a model predicts of the study.
-
-    Attributes:
-        study: its path; of a DICOM study a hash.
-        label: name of the label, or of what the classes are the classes of.
-        probability: of the label, or of the called class.
-        calibrated: the probability after temperature scaling.
-        threshold: of the probability. Classes have none.
-        operating_point: how the threshold was chosen, on how many patients, and what it does.
-        positive: the call at the threshold.
-        slices: number of slices that could be read.
-        warnings: what was odd about the study; of the first study of a path also what was odd about
-            the path and is no study's: links, files and folders that were not read.
-        running: the probability after each slice, where it was asked for; of classes, by class.
-        error: why the study was left out.
-        path: the one of the paths given in which the study was found.
-        called: the class that is called.
-        probabilities: of every class; they add up to 1.
-        calibrated_probabilities: the same after temperature scaling.
-        expected_cost: of the call, where the class of least expected cost is called; else that of
-            the greatest probability is.
-    """
-
-    study: str
-    label: str | None = None
-    probability: float | None = None
-    calibrated: float | None = None
-    threshold: float | None = None
-    positive: bool | None = None
-    slices: int = 0
-    warnings: tuple[str, ...] = ()
-    running: tuple[float, ...] | dict[str, tuple[float, ...]] | None = None
-    error: str | None = None
-    path: str | None = None
-    operating_point: str | None = None
-    called: str | None = None
-    probabilities: dict[str, float] | None = None
-    calibrated_probabilities: dict[str, float] | None = None
-    expected_cost: float | None = None
-
-    def to_json(self) -> str:
-        """Return the prediction as one line of JSON; what is not there is left out."""
-        values = dataclasses.asdict(self)
-        return json.dumps({key: value for key, value in values.items() if value is not None})
+from medseq_tf.serving.study_prediction import LEFT_OUT, FoundStudy, Prediction, Predictor
 
 
 def predict(
@@ -149,7 +95,8 @@ def predict(
     elif description.covariates:
         names = ", ".join(covariate["name"] for covariate in description.covariates)
         note(f"the model reads {names}; without participants they are missing for every study")
-    return _predictions(opened, description, points, studies, running, workers, strict, progress)
+    predictor = Predictor(opened, description, points, running)
+    return _predictions(predictor, studies, workers, strict, progress)
 
 
 def _points(description: Description) -> dict[str, str | None]:
@@ -169,23 +116,13 @@ def _points(description: Description) -> dict[str, str | None]:
 # ------------------------------------------------------------------------------- finding studies
 
 
-@dataclasses.dataclass(frozen=True)
-class _PathStudy:
-    """A study, the given path that it is in, and what is known of it before it is read."""
-
-    study: StudySource
-    path: str
-    audit_entries: tuple[AuditEntry, ...] = ()
-    covariates: Values | None = None
-
-
-def _studies_of_paths(paths: Sequence[str], description: Description) -> list[_PathStudy]:
+def _studies_of_paths(paths: Sequence[str], description: Description) -> list[FoundStudy]:
     """Return the studies of all paths; a path without one is a study that cannot be read.
 
     Raises:
         InputError: a path does not exist, or none can be used.
     """
-    studies: list[_PathStudy] = []
+    studies: list[FoundStudy] = []
     unusable: list[InputError] = []
     for path in paths:
         try:
@@ -207,13 +144,13 @@ def _studies_of_paths(paths: Sequence[str], description: Description) -> list[_P
 
 def _studies_of_path(
     path: str, sources: list[StudySource], audit_entries: list[AuditEntry]
-) -> list[_PathStudy]:
+) -> list[FoundStudy]:
     by_source: dict[str | None, list[AuditEntry]] = defaultdict(list)
     for entry in audit_entries:
         if entry.kind != LEFT_OUT:
             about = study_of(entry, sources)
             by_source[about.source if about else None].append(entry)
-    studies = [_PathStudy(source, path, tuple(by_source[source.source])) for source in sources]
+    studies = [FoundStudy(source, path, tuple(by_source[source.source])) for source in sources]
     studies += [
         _left_out(entry.where, entry.detail, path)
         for entry in audit_entries
@@ -228,8 +165,8 @@ def _studies_of_path(
 
 
 def _with_covariates(
-    participants: str | os.PathLike, description: Description, studies: list[_PathStudy]
-) -> list[_PathStudy]:
+    participants: str | os.PathLike, description: Description, studies: list[FoundStudy]
+) -> list[FoundStudy]:
     """Return studies with the covariates of their rows; one without a row gets an audit entry."""
     usable = [s.study for s in studies if not isinstance(s.study, _Unreadable)]
     known = read_participants(participants, description, usable)
@@ -244,8 +181,8 @@ def _with_covariates(
     return with_covariates
 
 
-def _left_out(source: str, reason: str, path: str) -> _PathStudy:
-    return _PathStudy(_Unreadable(source, "", {}, None, reason), path)
+def _left_out(source: str, reason: str, path: str) -> FoundStudy:
+    return FoundStudy(_Unreadable(source, "", {}, None, reason), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,25 +200,19 @@ class _Unreadable(StudySource):
 
 
 def _predictions(
-    model: Model,
-    description: Description,
-    points: dict[str, str | None],
-    studies: list[_PathStudy],
-    running: bool,
+    predictor: Predictor,
+    studies: list[FoundStudy],
     workers: int | None,
     strict: bool,
     progress: bool,
 ) -> Iterator[Prediction]:
-    sources = [study.study for study in studies]
-    spec = StorageSpec(
-        (), description.dtype, description.size, description.aspect, description.channels
-    )
     bar = click.progressbar(
         length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
     )
-    with bar, contextlib.closing(_records(sources, spec, workers)) as records:
-        for study, record in zip(studies, records, strict=True):
-            for prediction in _of_study(model, description, points, study, record, running):
+    sources = [found.study for found in studies]
+    with bar, contextlib.closing(_records(sources, predictor.storage, workers)) as records:
+        for found, record in zip(studies, records, strict=True):
+            for prediction in predictor.of(found, record):
                 if strict and prediction.error:
                     raise InputError(f"{prediction.study}: {prediction.error}")
                 yield prediction
@@ -301,83 +232,7 @@ def _records(
 
 
 def _ended(task: tuple[StudySource, str, StorageSpec]) -> StudyRecord:
-    reason = "reading it ended its process, or took too long"
-    return StudyRecord(audit_entries=[AuditEntry(LEFT_OUT, task[0].source, reason)])
-
-
-def _of_study(
-    model: Model,
-    description: Description,
-    points: dict[str, str | None],
-    study: _PathStudy,
-    record: StudyRecord,
-    running: bool,
-) -> Iterator[Prediction]:
-    audit_entries = [*study.audit_entries, *record.audit_entries]
-    left_out = [entry.detail for entry in audit_entries if entry.kind == LEFT_OUT]
-    warnings = _warnings([entry for entry in audit_entries if entry.kind != LEFT_OUT])
-    blank = Prediction(study.study.source, warnings=warnings, path=study.path)
-    if not record.framed:
-        yield dataclasses.replace(blank, error=(left_out or ["unreadable"])[0])
-        return
-    files = list(decode_example(record.example)["slices"])
-    try:
-        told: dict[str, Any] = {"covariates": study.covariates} if study.covariates else {}
-        if record.series:
-            told["series"] = record.series
-        predicted = model.predict(files, running, **told).checked(len(files), description)
-    except RequestRefused as error:
-        yield dataclasses.replace(blank, slices=len(files), error=str(error))
-        return
-    blank = dataclasses.replace(blank, slices=len(files))
-    steps = None
-    if running and predicted.running is not None:
-        by_label = zip(description.labels, predicted.running[: len(files)].T, strict=True)
-        steps = {label: tuple(map(float, after)) for label, after in by_label}
-    call = ClassCall.of(description, predicted.probability)
-    if call:
-        yield dataclasses.replace(
-            blank,
-            label=call.column,
-            called=call.called,
-            probability=call.probabilities[call.called],
-            calibrated=call.calibrated[call.called],
-            probabilities=call.probabilities,
-            calibrated_probabilities=call.calibrated,
-            expected_cost=call.expected_cost,
-            running=steps,
-        )
-        return
-    for number, label in enumerate(description.labels):
-        probability = float(predicted.probability[number])
-        threshold, temperature = description.thresholds[label], description.temperatures[label]
-        yield dataclasses.replace(
-            blank,
-            label=label,
-            probability=probability,
-            calibrated=float(metrics.scale(np.asarray(probability), temperature)),
-            threshold=threshold,
-            positive=probability >= threshold,
-            running=steps and steps[label],
-            operating_point=points[label],
-        )
-
-
-def _warnings(audit_entries: list[AuditEntry]) -> tuple[str, ...]:
-    """Return a line an audit entry; of many of one kind the first, and how many more there are."""
-    by_kind: dict[str, list[AuditEntry]] = defaultdict(list)
-    for entry in audit_entries:
-        by_kind[entry.kind].append(entry)
-    lines: list[str] = []
-    for kind, entries in by_kind.items():
-        lines += map(_text, entries[:NAMED])
-        if len(entries) > NAMED:
-            lines.append(f"{kind}: {len(entries) - NAMED} more")
-    return tuple(lines)
-
-
-def _text(entry: AuditEntry) -> str:
-    return f"{entry.kind} ({entry.where})" + (f": {entry.detail}" if entry.detail else "")
+    return left_out(task[0], "reading it ended its process, or took too long")
 
 
 # ------------------------------------------------------------------------------------- for people

@@ -39,7 +39,8 @@ from medseq_tf.runs import mlflow_store
 from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.model import ServingModel
 from medseq_tf.serving.open_model import GraphModel, open_model
-from medseq_tf.serving.predict import CALLED, CALLED_BY_COST, Prediction, predict, table
+from medseq_tf.serving.predict import CALLED, CALLED_BY_COST, predict, table
+from medseq_tf.serving.study_prediction import Prediction
 
 COHORT = DemoCohort(patients=4, size=50, slices=(5, 12), difficulty=0.0, prevalence=0.5)
 
