@@ -43,7 +43,7 @@ ENTRANCES = ("__init__", "__main__", "tune", "mlflow_scoring")
 HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
-    "keras_tuner": ("tuning/oracles.py", "tuning/cluster.py"),
+    "keras_tuner": ("tuning/oracles.py",),
     "pydicom": ("readers/dicom/elements.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }

@@ -120,11 +120,8 @@ def train(**arguments: Any) -> None:
     show_default=True,
     help="At the end train the best recipe, evaluate it on the test patients, register it.",
 )
-@click.option(
-    "--cluster",
-    metavar="N|chief:HOST:PORT|worker:HOST:PORT",
-    help="N workers here, or one search over several machines.",
-)
+@click.option("--workers", type=click.IntRange(1), help="Trials at a time; default: one.")
+@click.option("--cluster", hidden=True)
 @click.option(
     "--nested",
     type=click.IntRange(2),
@@ -143,8 +140,6 @@ def tune(**arguments: Any) -> None:
     from medseq_tf.tuning.tune import tune as run
 
     search = run(**arguments)
-    if (arguments["cluster"] or "").startswith("worker:"):
-        return
     say(search.text())
     say(f"best recipe: {search.path / 'best.yaml'}")
     if search.champion is not None:

@@ -193,8 +193,15 @@ class GridOracle(_Durable, oracles.GridSearchOracle):
     """Every combination; a range without a step counts as ten values, unrounded."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Return the values of the next trial, as they stand on the grid."""
-        return oracles.GridSearchOracle.populate_space(self, trial_id)
+        """Return the values of the next trial, as they stand on the grid.
+
+        KerasTuner looks for the one after it when the trial has ended, lest it find new settings.
+        Here all are known, so that many trials may run at once.
+        """
+        found = oracles.GridSearchOracle.populate_space(self, trial_id)
+        if found["status"] == "RUNNING":
+            self._populate_next.append(trial_id)
+        return found
 
     def get_state(self) -> dict[str, Any]:
         """Return what a file keeps, the order of the combinations included."""
@@ -226,7 +233,7 @@ def make_oracle(space: Space, tuner: str, seed: int, trials: int | None) -> Any:
         "objective": Objective(space.objective.metric, space.objective.direction),
         "hyperparameters": hyperparameters_of(space),
         "seed": seed + 1,  # KerasTuner takes 0 for none
-        "max_consecutive_failed_trials": 10**9,  # reaching it would leave a chief locked up
+        "max_consecutive_failed_trials": 10**9,  # reaching it would leave its lock taken
     }
     if tuner == "hyperband":
         epochs = space.base.fit.epochs

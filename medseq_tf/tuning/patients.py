@@ -52,13 +52,11 @@ def decide_objective(space: Space, prepared: Prepared, folder: Path) -> Space:
     return replace(space, objective=replace(space.objective, validation=True))
 
 
-def outer_folds(space: Space, prepared: Prepared, count: int, role: str) -> list[dict[str, Any]]:
+def outer_folds(space: Space, prepared: Prepared, count: int) -> list[dict[str, Any]]:
     """Return the plan of each search of a nested evaluation: a fold is set aside in each.
 
     Test patients that the data set itself names are left alone, as by every search.
     """
-    if role != "alone":
-        raise InputError("nested: goes without --cluster, one trial after the other here")
     if count < 2:
         raise InputError(f"nested = {count}: it takes at least 2 folds")
     studies, split = prepared.studies, space.base.split

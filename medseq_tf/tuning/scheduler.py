@@ -1,10 +1,9 @@
-"""Hands out the trials of a search, to this process or to workers, and records their results."""
+"""Hands out the trials of a search to its workers, and records their results."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from medseq_tf.errors import InputError, printable_lines
 from medseq_tf.files import atomic, write_json, write_text
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.tracking import Tracker
-from medseq_tf.tuning import cluster as clusters
 from medseq_tf.tuning import trial
 from medseq_tf.tuning.champion import best_yaml
 from medseq_tf.tuning.search import BASE, Search, line
@@ -24,12 +22,10 @@ from medseq_tf.tuning.trial_store import Assignment, TrialStore
 
 HOPELESS = 8
 """Failed trials, with none that has ever finished, after which a search gives up."""
-WORKER_MINUTES = 10
-"""How long a chief with trials left waits for a first, or another, worker."""
 
 
 class TrialScheduler:
-    """Hands out the search's trials as jobs, and books their results; see `cluster.Source`."""
+    """Hands out the search's trials as jobs, and books their results; thread-safe."""
 
     def __init__(
         self,
@@ -53,7 +49,7 @@ class TrialScheduler:
             print(printable_lines(text), flush=True)
 
     def next(self, worker: str) -> dict[str, Any]:
-        """Return what a worker is to do next."""
+        """Return `{"kind": "run", "trial": name, "job": ...}`, or of kind `wait` or `stop`."""
         while not self._hopeless:
             assignment = self.store.next(worker)
             if assignment.kind != "run":
@@ -95,11 +91,6 @@ class TrialScheduler:
 
     def report(self, name: str, result: dict[str, Any]) -> None:
         """Book a result: in the folder, with the tuner, in MLflow and on the screen."""
-        status = self.store.status(name)
-        if status == "unknown":
-            raise clusters.Refused(f"trial {name[:40]!r} was never handed out")
-        if status == "done":
-            return
         folder = self.search.path / "trials" / name
         if trial.result(folder) is None:
             write_json(folder / trial.RESULT, result)
@@ -112,18 +103,6 @@ class TrialScheduler:
             else:
                 self._ever = True
             self._show(name)
-
-    def lost(self, worker: str) -> None:
-        """Hand a lost worker's trial to another, or give it up if it was lost before."""
-        taken = self.store.lost(worker)
-        if taken is None:
-            if not self.over:
-                self.say(f"{worker} is gone; it had no trial")
-            return
-        name, given_up = taken
-        self.say(f"{worker} is gone with trial {name}" + ("" if given_up else "; another takes it"))
-        if given_up:
-            self.report(name, trial.failure("two workers were lost with it"))
 
     def _tell_failure(self, folder: Path, name: str, result: dict[str, Any]) -> None:
         params = json.loads((folder / "trial.json").read_text("utf-8"))["params"]
@@ -155,11 +134,6 @@ class TrialScheduler:
     def _hopeless(self) -> bool:
         return not self._ever and len(self._failures) >= HOPELESS
 
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing more to hand out or to wait for."""
-        return self._hopeless or self.store.over
-
     def raise_if_hopeless(self) -> None:
         """Raise an InputError if no trial has finished, however many were tried."""
         if not self._ever and self._failures:
@@ -183,67 +157,6 @@ class TrialScheduler:
         for name in ("trials.csv", "best.yaml"):
             if (self.search.path / name).is_file():
                 self.tracker.artifact(self.search.path / name)
-
-
-def serve(
-    scheduler: TrialScheduler, role: str, place: str, here: dict[str, Any], features: str | None
-) -> None:
-    """Serve the trials to workers until the last result is in; never wait for what cannot come."""
-    host, port = ("127.0.0.1", 0) if role == "local" else place.rsplit(":", 1)
-    info = scheduler.search.info
-    greeting = {
-        "key": scheduler.space.key,
-        "fingerprint": info["data"],
-        "splits": scheduler.search.splits,
-    }
-    server = clusters.Server(scheduler, greeting, host, int(port))
-    local = None
-    try:
-        if role == "local":
-            address = f"127.0.0.1:{server.port}"
-            local = clusters.LocalWorkers(
-                int(place), address, Path(here["data"]), scheduler.search.path, features
-            )
-        else:
-            scheduler.say(f"waiting for workers at {host}:{server.port}")
-        _watch(scheduler, server, local)
-        if local is not None:
-            local.stop(seconds=10)
-    except KeyboardInterrupt:
-        if local is not None:
-            local.stop(seconds=60, interrupt=True)
-        raise
-    finally:
-        if local is not None:
-            local.stop()
-        server.stop()
-
-
-def _watch(
-    scheduler: TrialScheduler, server: clusters.Server, local: clusters.LocalWorkers | None
-) -> None:
-    farewell = None
-    while True:
-        time.sleep(0.2)
-        if server.failure is not None:
-            raise server.failure
-        for worker in [*server.silent(), *(local.ended() if local is not None else [])]:
-            server.forget(worker)
-            scheduler.lost(worker)
-        if scheduler.over:  # let the workers hear of it, but do not wait for those that cannot
-            farewell = farewell or time.monotonic()
-            if not server.workers or time.monotonic() - farewell > 2 * clusters.BEAT:
-                return
-        elif local is not None and not local.count:
-            raise InputError(
-                f"{scheduler.search.path}: all workers have ended, see its folder workers; "
-                "the same command goes on"
-            )
-        elif local is None and server.quiet_seconds > 60 * WORKER_MINUTES:
-            raise InputError(
-                f"{scheduler.search.path}: no worker has been heard of for {WORKER_MINUTES} "
-                "minutes; the same command goes on"
-            )
 
 
 def _params(space: Space, name: str, recipe: Experiment | None, values: dict[str, Any]) -> dict:

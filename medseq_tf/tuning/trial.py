@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import resource
@@ -34,7 +35,6 @@ JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "
 HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")
 """What a trial tells besides its objective, as means over its folds; of classes, all metrics."""
 
-_STOP_SECONDS = 60
 _LEFT = 3
 
 
@@ -53,7 +53,7 @@ def run(
     folder: Path,
     job: dict[str, Any],
     variables: dict[str, str] | None = None,
-    abandoned: Callable[[], bool] = lambda: False,
+    seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> dict[str, Any] | None:
     """Train a trial in a process of its own and return its result; one that is there is returned.
 
@@ -61,31 +61,28 @@ def run(
         folder: the trial's own folder. What an interrupted process left there is gone on with.
         job: what to train; see `evaluate`.
         variables: of the environment, that differ from this process's.
-        abandoned: asked every second; once true, the process is killed and None returned.
+        seconds_left: asked every second, how long the process may go on. Once there is an end to
+            it, the process is interrupted, so that it saves its state; at the end it is killed.
 
-    Raises:
-        KeyboardInterrupt: passed on after the process has saved its state.
+    Returns:
+        The result; None of a process that was interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (outcome := result(folder)) is not None:
         return outcome
     write_json(folder / JOB, job)
-    started = time.monotonic()
+    started, interrupted = time.monotonic(), False
     process = _start(folder, variables or {})
     try:
-        while not _ended(process, 1.0):
-            if abandoned():
-                return None
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(KeyboardInterrupt):
-            _ended(process, _STOP_SECONDS)
-        raise
+        while not _ended(process, 1.0) and (left := seconds_left()) > 0:
+            if left < math.inf and not interrupted:
+                process.send_signal(signal.SIGINT)
+                interrupted = True
     finally:
         process.kill()
         process.wait()
         process.stdin.close()  # type: ignore[union-attr]
-    if (outcome := result(folder)) is None:
+    if (outcome := result(folder)) is None and not interrupted:
         outcome = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
         write_json(folder / RESULT, outcome)
     return outcome
@@ -102,93 +99,13 @@ def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> di
     }
 
 
-def checked(outcome: Any) -> dict[str, Any]:
-    """Return the result of a trial that came from elsewhere, its known fields alone.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not isinstance(outcome, dict):
-        raise ValueError("the result of a trial is a mapping")
-    known = {}
-    for name, holds in _FIELDS.items():
-        if name in outcome and not holds(outcome[name]):
-            raise ValueError(f"{name} cannot be {str(outcome[name])[:40]!r}")
-        if name in outcome:
-            known[name] = outcome[name]
-    status, score = known.get("status"), known.get("score")
-    if status is None or (status == "finished") != (score is not None):
-        raise ValueError("a trial has finished with a score, or failed without one")
-    return {"reason": "", "seconds": 0.0, "score": None, **known}
-
-
-def is_name(name: Any) -> bool:
-    """Whether a trial can be called so; its folder is."""
-    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < 1e300  # which no NaN is
-
-
-def _is_or_is_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or holds(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 1000 and all(map(_is_number, value))
-
-
-def _is_table(value: Any) -> bool:
-    """Whether a value is a mapping of names to numbers, some of them unknown."""
-    is_table = isinstance(value, dict) and len(value) <= 1000
-    return is_table and all(v is None or _is_number(v) for v in value.values())
-
-
-def _is_predictions(value: Any) -> bool:
-    """Whether a value is a table of held-out predictions, column by column; see `optimism`."""
-    from medseq_tf.tuning.optimism import COLUMNS
-
-    if not isinstance(value, dict) or set(value) != set(COLUMNS):
-        return False
-    if not all(isinstance(column, list) for column in value.values()):
-        return False
-    texts = [text for name in ("study", "patient", "label") for text in value[name]]
-    numbers = [number for name in ("fold", "probability") for number in value[name]]
-    thresholds = value["threshold"]
-    has_none = all(threshold is None for threshold in thresholds)  # as of classes
-    return (
-        len({len(column) for column in value.values()}) == 1
-        and all(isinstance(text, str) and len(text) <= 1000 for text in texts)
-        and all(map(_is_number, numbers))
-        and (has_none or all(map(_is_number, thresholds)))
-        and all(truth in (0, 1, None) for truth in value["truth"])
-    )
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "status": lambda value: value in ("finished", "failed"),
-    "reason": lambda value: isinstance(value, str) and len(value) <= 1000,
-    "score": _is_or_is_none(_is_number),
-    "sd": _is_or_is_none(_is_number),
-    "folds": _is_list,
-    "metrics": _is_table,
-    "epochs": _is_list,
-    "seconds": _is_number,
-    "peak_mib": _is_number,
-    "held_out": _is_predictions,
-    "mlflow_run_id": _is_or_is_none(lambda value: bool(re.fullmatch("[0-9a-f]{1,64}", str(value)))),
-}
-
-
 def _tracked(folder: Path) -> str | None:
     """Return the MLflow run that a trial began, if it did."""
     kept = folder / TRACKING
     return json.loads(kept.read_text("utf-8"))["run_id"] if kept.is_file() else None
 
 
-def environment(variables: dict[str, str]) -> dict[str, str]:
+def _environment(variables: dict[str, str]) -> dict[str, str]:
     """Return the variables of a process that finds this package and says little of its own."""
     package = str(Path(medseq_tf.__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
@@ -202,7 +119,7 @@ def _start(folder: Path, variables: dict[str, str]) -> subprocess.Popen:
             stdin=subprocess.PIPE,  # its end tells the process that this one has ended
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment(variables),
+            env=_environment(variables),
             start_new_session=True,  # Ctrl-C reaches it once, through this process
         )
 

@@ -69,10 +69,7 @@ class TrialStore:
         self._limit = trials
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._lock = threading.RLock()
-        self._has_base = base
         self._base = "waiting" if base and not base_done else "done"
-        self._losses: dict[str, int] = {}
-        self._exhausted = False
         self.metric = space.objective.metric
         self._oracle = make_oracle(space, tuner, seed, trials)
         self._oracle.verbose = 0
@@ -96,7 +93,6 @@ class TrialStore:
         if trial.status == "IDLE":
             return Assignment("wait")
         if trial.status == "STOPPED":
-            self._exhausted = True
             return Assignment("stop")
         values = dict(trial.hyperparameters.values)
         epochs = values.get("tuner/epochs")
@@ -110,17 +106,6 @@ class TrialStore:
     def _spent(self) -> bool:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return late or (self._limit is not None and len(self._oracle.trials) >= self._limit)
-
-    @_locked
-    def status(self, name: str) -> Literal["unknown", "open", "done"]:
-        """Return whether a trial was handed out, and whether its result is still to come."""
-        if name == BASE:
-            if not self._has_base or self._base == "waiting":
-                return "unknown"
-            return "done" if self._base == "done" else "open"
-        if name not in self._oracle.trials:
-            return "unknown"
-        return "open" if self._oracle.trials[name].status == "RUNNING" else "done"
 
     @_locked
     def finish(self, name: str, score: float | None, reason: str = "") -> bool:
@@ -141,32 +126,3 @@ class TrialStore:
         oracle.end_trial(trial)
         oracle.save()  # KerasTuner saves before it takes the trial off its list
         return True
-
-    @_locked
-    def lost(self, worker: str) -> tuple[str, bool] | None:
-        """Take back the trial of a worker that is gone, to hand it out once more.
-
-        Returns:
-            The trial and whether it is given up, two workers being gone that had it; None if the
-            worker had none.
-        """
-        oracle = self._oracle
-        oracle.tuner_ids.discard(worker)
-        if self._base == worker:
-            name = BASE
-            self._base = "waiting"
-        elif worker in oracle.ongoing_trials:
-            name = oracle.ongoing_trials.pop(worker).trial_id
-            oracle._retry_queue.append(name)
-            oracle.save()
-        else:
-            return None
-        self._losses[name] = self._losses.get(name, 0) + 1
-        return name, self._losses[name] > 1
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is running and nothing will be handed out any more."""
-        with self._lock:
-            idle = not self._oracle.ongoing_trials and not self._oracle._retry_queue
-            return idle and self._base == "done" and (self._exhausted or self._spent())

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,16 +28,16 @@ from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import Tracker
 from medseq_tf.training.one_run import class_params
-from medseq_tf.tuning import cluster as clusters
 from medseq_tf.tuning import trial
 from medseq_tf.tuning.champion import retrain as retrain_best
 from medseq_tf.tuning.oracles import TUNERS
 from medseq_tf.tuning.patients import decide_objective, outer_folds, scored_studies, set_aside
-from medseq_tf.tuning.scheduler import TrialScheduler, serve
+from medseq_tf.tuning.scheduler import TrialScheduler
 from medseq_tf.tuning.search import BASE, Search, header, nested_text
 from medseq_tf.tuning.settings import Objective
 from medseq_tf.tuning.space import Space
 from medseq_tf.tuning.trial_store import TrialStore
+from medseq_tf.tuning.workers import team_here, train_trials
 
 TRIALS = 20
 """How many, where neither trials nor minutes are given and the tuner has no end of its own."""
@@ -59,11 +57,12 @@ def tune(
     overrides: Iterable[str] = (),
     base: bool = True,
     retrain: bool = True,
-    cluster: str | int | None = None,
+    workers: int | None = None,
     features: str | os.PathLike | None = None,
     track: bool = True,
     verbose: bool = True,
     nested: int | None = None,
+    cluster: str | int | None = None,
 ) -> Search:
     """Search a space of recipes on a prepared data set.
 
@@ -90,14 +89,14 @@ def tune(
         base: score the recipe as it is, first, to see what the search gains.
         retrain: train the best recipe on the training and validation patients, evaluate it on the
           test patients, and register its model, when no trial is left.
-        cluster: how many workers on this machine; or `chief:HOST:PORT`, to serve trials there; or
-          `worker:HOST:PORT`, to train those of that chief. Default: one trial after the other here.
+        workers: how many trials are trained at a time; default: one after the other.
         features: the folder where features of a network that is frozen whole are kept.
         track: log to MLflow: a run for the search, a child of it for every trial.
         verbose: print a line for every finished trial.
         nested: also search anew without each of this many patient-level folds, and test what is
           found on that fold: the figure of the searched recipe that no choice has made too good, at
           the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
+        cluster: no longer known; see `workers`.
 
     Returns:
         The search.
@@ -107,27 +106,25 @@ def tune(
           first trials have all failed.
         Stopped: interrupted with Ctrl-C; the same call goes on.
     """
+    if cluster is not None:
+        raise InputError(
+            "cluster: is no longer known; --workers N trains N trials at a time on this machine"
+        )
     space = Space.load(space, overrides)
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
-    role, place = _cluster(cluster)
-    if role != "worker":
-        check_requirements(space.base, prepared)
-        recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
-        recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
-        check_covariates(prepared, _covariates(space))
+    check_requirements(space.base, prepared)
+    recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
+    recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
+    check_covariates(prepared, _covariates(space))
     space = decide_objective(space, prepared, folder)
-    if role == "worker":
-        name = f"{socket.gethostname()}-{os.getpid()}"
-        clusters.work_for_chief(place, name, prepared.path, folder, features, space.key)
-        return Search(folder)
-    _check(space, tuner, trials, minutes)
-    outer = None if nested is None else outer_folds(space, prepared, nested, role)
+    _check(space, tuner, trials, minutes, workers)
+    outer = None if nested is None else outer_folds(space, prepared, nested)
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
-    how = _How(tuner, seed, trials, minutes, base, features, track, verbose, role, place)
+    how = _How(tuner, seed, trials, minutes, base, features, track, verbose, workers or 1)
     plan = set_aside(space, prepared)
     if outer is None:
         return _search(space, prepared, plan, folder, how, retrain)
@@ -156,8 +153,7 @@ class _How:
     features: str | None
     track: bool
     verbose: bool
-    role: str
-    place: str
+    workers: int
 
 
 def _covariates(space: Space) -> list[str]:
@@ -195,10 +191,7 @@ def _search(
                 "splits": str((folder / "splits.json").resolve()),
                 "features": how.features,
             }
-            if how.role == "alone":
-                clusters.work(scheduler, "local", folder, here)
-            else:
-                serve(scheduler, how.role, how.place, here, how.features)
+            train_trials(scheduler, here, team_here(how.workers))
             scheduler.raise_if_hopeless()
             if retrain and search.best_trial is not None:
                 retrain_best(search, prepared, tracker, how.features, scheduler.say, register)
@@ -206,10 +199,12 @@ def _search(
     return search
 
 
-def _check(space: Space, tuner: str, trials: int | None, minutes: float | None) -> None:
+def _check(
+    space: Space, tuner: str, trials: int | None, minutes: float | None, workers: int | None
+) -> None:
     if tuner not in TUNERS:
         raise InputError(f"tuner = {tuner!r}: one of {', '.join(TUNERS)}")
-    for name, value in (("trials", trials), ("minutes", minutes)):
+    for name, value in (("trials", trials), ("minutes", minutes), ("workers", workers)):
         if value is not None and value <= 0:
             raise InputError(f"{name} = {value}: should be above 0")
     if tuner == "hyperband" and any("fit.epochs" in setting.keys for setting in space.settings):
@@ -218,20 +213,6 @@ def _check(space: Space, tuner: str, trials: int | None, minutes: float | None) 
         raise InputError(
             "hyperband sets fit.epochs, of which fit.solver=lbfgs has none: take another tuner"
         )
-
-
-def _cluster(cluster: str | int | None) -> tuple[str, str]:
-    """Return the role (`alone`, `local`, `chief` or `worker`) and how many, or the address."""
-    if cluster is None:
-        return "alone", ""
-    text = str(cluster)
-    if re.fullmatch(r"[1-9]\d*", text):
-        return "local", text
-    if address := re.fullmatch(r"(chief|worker):([^:\s]+:\d+)", text):
-        return address[1], address[2]
-    raise InputError(
-        f"cluster = {text}: should be a number of workers, chief:HOST:PORT or worker:HOST:PORT"
-    )
 
 
 def _begin(

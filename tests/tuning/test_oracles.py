@@ -46,7 +46,6 @@ def search(books, worker="a"):
         failed = len(tried) % 4 == 3
         books.finish(order.trial, None if failed else score(order.values), "it failed")
     assert order.kind == "stop"
-    assert books.over
     return tried
 
 
@@ -138,9 +137,6 @@ def test_the_recipe_itself_comes_first_and_once(tmp_path):
     assert books.finish(BASE, 0.5)
     assert not books.finish(BASE, 0.6)
     assert books.next("a").kind == "stop"
-    assert not books.over
-    books.finish("0000", 0.5)
-    assert books.over
 
 
 def test_a_result_is_booked_once(tmp_path):
@@ -149,42 +145,6 @@ def test_a_result_is_booked_once(tmp_path):
     assert books.finish(order.trial, 0.5)
     assert not books.finish(order.trial, 0.9)
     assert not books.finish("9999", 0.9)
-
-
-def test_a_trial_is_known_once_it_was_handed_out(tmp_path):
-    books = store(tmp_path, base=True)
-    assert books.status(BASE) == books.status("0000") == "unknown"
-    books.next("a")
-    assert books.status(BASE) == "open"
-    order = books.next("b")
-    assert books.status(order.trial) == "open"
-    for name in (BASE, order.trial):
-        books.finish(name, 0.5)
-        assert books.status(name) == "done"
-    for name in ("9999", "", "../0000", "/etc/passwd"):
-        assert books.status(name) == "unknown"
-    assert store(tmp_path / "other").status(BASE) == "unknown", "it has none"
-
-
-def test_a_lost_worker_s_trial_goes_to_another_once(tmp_path):
-    books = store(tmp_path, trials=1)
-    order = books.next("a")
-    assert books.lost("a") == (order.trial, False)
-    assert not books.over
-    assert books.next("b").trial == order.trial
-    assert books.lost("b") == (order.trial, True), "two workers were lost with it"
-    books.finish(order.trial, None, "lost")
-    assert books.over
-    assert books.lost("b") is None
-
-
-def test_the_first_answer_counts_where_two_workers_had_a_trial(tmp_path):
-    books = store(tmp_path, trials=1)
-    order = books.next("a")
-    books.lost("a")  # it was only slow
-    assert books.finish(order.trial, 0.5)
-    assert books.next("b").kind == "stop"
-    assert books.over
 
 
 def test_no_streak_of_failures_locks_it(tmp_path):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,15 +19,23 @@ import psutil
 import pytest
 import yaml
 from small_run import SMALL
-from trials import SETTINGS, SINGLE, SPACE, UNSAID, in_this_process, outcome
+from trials import (
+    SETTINGS,
+    SINGLE,
+    SPACE,
+    UNSAID,
+    command,
+    in_this_process,
+    outcome,
+    wait_for,
+)
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.training.train import train
-from medseq_tf.tuning import cluster, patients, trial, trial_store, tune
-from medseq_tf.tuning.scheduler import TrialScheduler
+from medseq_tf.tuning import patients, trial, tune
 from medseq_tf.tuning.search import BASE, Search, nested_text
 from medseq_tf.tuning.space import Space
 
@@ -40,7 +45,7 @@ def trained(monkeypatch):
     """Trials that are scored by their learning rate, without training; the jobs they were given."""
     jobs = {}
 
-    def run(folder, job, variables=None, abandoned=None):
+    def run(folder, job, *_):
         folder.mkdir(parents=True, exist_ok=True)
         if (found := trial.result(folder)) is None:
             jobs[folder.name] = job
@@ -378,8 +383,9 @@ def test_a_folder_in_use_is_refused(search, tmp_path):
         ({"tuner": "genetic"}, "one of bayesian, random, hyperband, grid"),
         ({"trials": 0}, "above 0"),
         ({"minutes": -1}, "above 0"),
-        ({"cluster": "chief"}, "worker:HOST:PORT"),
-        ({"cluster": "0"}, "should be a number of workers"),
+        ({"workers": 0}, "workers = 0: should be above 0"),
+        ({"cluster": "4"}, "no longer known; --workers N"),
+        ({"cluster": "worker:10.0.0.1:7000"}, "no longer known; --workers N"),
         (
             {
                 "tuner": "hyperband",
@@ -505,7 +511,7 @@ def test_a_process_that_dies_is_a_failed_trial(tmp_path, monkeypatch, code, word
     assert trial.run(tmp_path / "0000", {}) == found, "it is not tried again"
 
 
-def test_ctrl_c_lets_the_trial_save(tmp_path, monkeypatch):
+def test_an_interrupted_trial_saves(tmp_path, monkeypatch):
     code = (
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
@@ -514,15 +520,26 @@ def test_ctrl_c_lets_the_trial_save(tmp_path, monkeypatch):
     )
     process(monkeypatch, code)
 
-    def press():
-        if (tmp_path / "0000" / "ready").exists():
-            raise KeyboardInterrupt
-        return False
+    def seconds_left():
+        return 60.0 if (tmp_path / "0000" / "ready").exists() else np.inf
 
-    with pytest.raises(KeyboardInterrupt):
-        trial.run(tmp_path / "0000", {}, abandoned=press)
+    assert trial.run(tmp_path / "0000", {}, None, seconds_left) is None
     assert (tmp_path / "0000" / "saved").exists()
     assert trial.result(tmp_path / "0000") is None
+
+
+def test_a_trial_that_does_not_end_is_killed(tmp_path, monkeypatch):
+    process(monkeypatch, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); input()")
+    deadline = time.monotonic() + 2
+    asked = []
+
+    def seconds_left():
+        asked.append(deadline - time.monotonic())
+        return asked[-1]
+
+    assert trial.run(tmp_path / "0000", {}, None, seconds_left) is None
+    assert asked[-1] <= 0
+    assert trial.result(tmp_path / "0000") is None, "it is tried again"
 
 
 @pytest.mark.slow
@@ -534,7 +551,7 @@ sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
 import trials
 from medseq_tf.tuning import trial, tune
 seen = []
-def run(folder, job, variables=None, abandoned=None):
+def run(folder, job, *_):
     seen.append(psutil.Process().memory_info().rss)
     found = trials.outcome(0.5 + len(seen) / 1000)
     (folder / "result.json").write_text(json.dumps(found))
@@ -556,22 +573,6 @@ print(seen[10], seen[-1])
 
 
 # -------------------------------------------------------------------- the real command, killed
-
-
-def command(space, data, out, *words):
-    space_file = Path(out).parent / "space.yaml"
-    space_file.write_text(yaml.safe_dump(space))
-    return [
-        *(sys.executable, "-m", "medseq_tf.tune", str(space_file), "--data", str(data)),
-        *("--out", str(out), "--tuner", "random", *words),
-    ]
-
-
-def wait_for(condition, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
 
 
 def spoil(data, studies):
@@ -622,58 +623,6 @@ def test_killed_it_goes_on_in_the_trial_it_was_in(demo_data, no_server):
     assert again["recipe"] == child["recipe"]
     assert trial.result(second)["mlflow_run_id"] == mlflow_run
     assert not list(out.rglob("tracking_unsent.jsonl"))
-
-
-def worker_at_work(chief, out):
-    """Return the process of a worker whose trial is in training; None while there is none."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for worker in psutil.Process(chief.pid).children():
-            words = [word for child in worker.children() for word in child.cmdline()]
-            if any(word.startswith(str(out / "trials")) for word in words):
-                return worker
-    return None
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_does_not_keep_the_chief_waiting(demo_data, no_server):
-    out = no_server / "search"
-    words = command(SINGLE, demo_data, out, "--trials", "3", "--no-base", "--no-retrain")
-    words += ["--no-track", "--cluster", "2"]
-    chief = subprocess.Popen(
-        words, cwd=no_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: worker_at_work(chief, out) or chief.poll() is not None)
-    worker_at_work(chief, out).send_signal(signal.SIGKILL)
-    said, errors = chief.communicate(timeout=300)
-    assert chief.returncode == 0, errors
-    table = Search.load(out).trials
-    assert table["status"].tolist() == ["finished"] * 3
-    assert "is gone with trial" in said
-
-
-@pytest.mark.slow
-def test_without_any_worker_left_the_chief_ends(demo_data, no_server):
-    out = no_server / "search"
-    words = command(SINGLE, demo_data, out, "--trials", "3", "--no-track", "--cluster", "1")
-    chief = subprocess.Popen(
-        words, cwd=no_server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-    def workers():
-        if chief.poll() is not None:
-            return [None]
-        with contextlib.suppress(psutil.Error):  # git has just ended
-            children = psutil.Process(chief.pid).children()
-            return [
-                process for process in children if "medseq_tf.tuning.cluster" in process.cmdline()
-            ]
-
-    wait_for(workers)
-    os.kill(workers()[0].pid, signal.SIGKILL)
-    said, errors = chief.communicate(timeout=120)
-    assert chief.returncode == 2
-    assert "worker 1 is gone" in said
-    assert errors.strip().splitlines()[-1].endswith("the same command goes on")
 
 
 # ------------------------------------------------------------------ the best, and the command
@@ -729,7 +678,7 @@ def test_the_command_has_the_defaults_of_its_function():
     [
         (["absent.yaml"], "absent.yaml: cannot be read"),
         (["space.yaml", "--set", "fit.epoch=3"], "did you mean epochs"),
-        (["space.yaml", "--cluster", "two"], "should be a number of workers"),
+        (["space.yaml", "--cluster", "2"], "cluster: is no longer known"),
         (["space.yaml", "--tuner", "genetic"], "'genetic' is not one of"),
         (["space.yaml", "--trials", "0"], "--trials"),
     ],
@@ -745,24 +694,6 @@ def test_wrong_words_are_one_line(demo_data, tmp_path, monkeypatch, capsys, word
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_result_of_a_trial_that_nobody_was_given_is_refused(tmp_path):
-    """Its name would be a path: a peer of the service chooses it."""
-    space = Space.load(
-        {"name": "s", "recipe": "fsm_bilstm", "space": {"fit.batch_size": {"choice": [4, 8]}}}
-    )
-    scheduler = object.__new__(TrialScheduler)
-    scheduler.search = SimpleNamespace(path=tmp_path / "search")
-    scheduler.store = trial_store.TrialStore(
-        space, tmp_path / "search", "random", 0, 2, None, False, False
-    )
-    before = sorted(tmp_path.rglob("*"))
-    found = {"status": "finished", "score": 1.0, "reason": ""}
-    for name in ("../../outside", str(tmp_path / "outside"), "0000", BASE, ""):
-        with pytest.raises(cluster.Refused, match="was never handed out"):
-            scheduler.report(name, found)
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 # ----------------------------------------------------------------- what chose itself, and says so
@@ -803,7 +734,7 @@ def by_chance(demo_data, monkeypatch):
         }
     )
 
-    def run(folder, job, variables=None, abandoned=None):
+    def run(folder, job, *_):
         folder.mkdir(parents=True, exist_ok=True)
         if (found := trial.result(folder)) is None:
             seed = 0 if folder.name == BASE else int(folder.name) + 1
@@ -906,7 +837,6 @@ def test_a_search_of_before_goes_on_as_it_began(search, trained):
     ("arguments", "words"),
     [
         ({"nested": 1}, "at least 2 folds"),
-        ({"nested": 3, "cluster": 2}, "without --cluster"),
     ],
 )
 def test_nested_evaluation_is_refused_before_a_trial(search, trained, arguments, words):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from pathlib import Path
 
+import yaml
 from small_run import SMALL
 
 from medseq_tf.tuning import trial
@@ -40,10 +44,27 @@ def outcome(score, sd=0.05):
     }
 
 
-def in_this_process(folder, job, variables=None, abandoned=None):
+def in_this_process(folder, job, *_):
     """Stand for `trial.run`, without the seconds that a process of its own takes to start."""
     folder.mkdir(parents=True, exist_ok=True)
     if trial.result(folder) is None:
         (folder / "job.json").write_text(json.dumps(job))
         trial.main(folder)
     return trial.result(folder)
+
+
+def command(space, data, out, *words):
+    """Return the words of the real command, its space in a file beside the search."""
+    space_file = Path(out).parent / "space.yaml"
+    space_file.write_text(yaml.safe_dump(space))
+    return [
+        *(sys.executable, "-m", "medseq_tf.tune", str(space_file), "--data", str(data)),
+        *("--out", str(out), "--tuner", "random", *words),
+    ]
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
