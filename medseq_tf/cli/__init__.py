@@ -121,6 +121,11 @@ def train(**arguments: Any) -> None:
     help="At the end train the best recipe, evaluate it on the test patients, register it.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time; default: one.")
+@click.option(
+    "--stop-hopeless",
+    is_flag=True,
+    help="End a trial that is worse than half of the finished ones were at its epoch.",
+)
 @click.option("--cluster", hidden=True)
 @click.option(
     "--nested",

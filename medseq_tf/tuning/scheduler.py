@@ -97,14 +97,15 @@ class TrialScheduler:
         with self._lock:
             if not self.store.finish(name, result["score"], result["reason"]):
                 return
+            if result["status"] == "finished":
+                self._ever = True
+            else:
+                self._tell_reason(folder, name, result)
             if result["status"] == "failed":
                 self._failures.append(f"{name}: {result['reason']}")
-                self._tell_failure(folder, name, result)
-            else:
-                self._ever = True
             self._show(name)
 
-    def _tell_failure(self, folder: Path, name: str, result: dict[str, Any]) -> None:
+    def _tell_reason(self, folder: Path, name: str, result: dict[str, Any]) -> None:
         params = json.loads((folder / "trial.json").read_text("utf-8"))["params"]
         run = Tracker(
             self.search.path,
@@ -115,7 +116,7 @@ class TrialScheduler:
         )
         run.params(params)
         run.tags({"medseq_tf.reason": result["reason"]})
-        run.end("FAILED")
+        run.end("FAILED" if result["status"] == "failed" else "KILLED")
 
     def _show(self, name: str) -> None:
         table = self.search.trials

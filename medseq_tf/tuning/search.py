@@ -37,7 +37,7 @@ BASE = "base"
 """The name of the trial of the recipe as it is."""
 
 FEWEST_FOR_IMPORTANCE = 8
-_ORDER = {"finished": 0, "running": 1, "failed": 2}
+_ORDER = {"finished": 0, "stopped": 1, "running": 2, "failed": 3}
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Search:
     def trials(self) -> pd.DataFrame:
         """One row a trial, in the order in which they began, the recipe as it is first.
 
-        Columns: trial, status (`finished`, `failed`, `running`), the metric, `sd` and `folds` (its
-        spread and values over the folds), one column a setting (empty where it was not active),
-        epochs (trained, over all folds), seconds, peak_mib, reason, run.
+        Columns: trial, status (`finished`, `failed`, `stopped`, `running`), the metric, `sd` and
+        `folds` (its spread and values over the folds), one column a setting (empty where it was not
+        active), epochs (trained, over all folds), seconds, peak_mib, reason, run.
         """
         metric, names = self.space.objective.metric, [s.name for s in self.space.settings]
         rows = []
@@ -123,7 +123,7 @@ class Search:
 
     @property
     def ranking(self) -> pd.DataFrame:
-        """The trials, the best on top, the failed last."""
+        """The trials, the best on top, the stopped below the finished, the failed last."""
         metric, up = self.space.objective.metric, self.space.objective.direction == "min"
         order = self.trials.assign(_order=lambda t: t["status"].map(_ORDER))
         order = order.sort_values(["_order", metric], ascending=[True, up], kind="stable")
@@ -268,6 +268,7 @@ class Search:
         objective, trials = self.space.objective, self.trials
         done = trials["status"].value_counts()
         counts = f"{done.get('finished', 0)} finished, {done.get('failed', 0)} failed"
+        counts += f", {done['stopped']} stopped" if "stopped" in done else ""
         lines = [f"{objective}: {len(trials)} trials, {counts}", header(self.space)]
         lines += [line(self.space, row) for _, row in self.ranking.head(most).iterrows()]
         if self.best_trial is not None:

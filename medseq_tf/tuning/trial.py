@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import medseq_tf
 from medseq_tf.errors import InputError, Stopped, is_out_of_memory
@@ -34,6 +34,9 @@ from medseq_tf.files import write_json
 JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
 HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")
 """What a trial tells besides its objective, as means over its folds; of classes, all metrics."""
+
+SAVE_SECONDS = 60.0
+"""How long a trial may take to save, once it is interrupted."""
 
 _LEFT = 3
 
@@ -49,11 +52,27 @@ def result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+class Ending:
+    """Tells those at work that they are to end, and how long they may take to save; thread-safe."""
+
+    def __init__(self) -> None:
+        self._deadline = math.inf
+
+    def ask(self, seconds: float) -> None:
+        """Ask all to end, within so many seconds at most."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+
+    def seconds_left(self) -> float:
+        """Return how long work may go on: without end, until it is asked to end."""
+        return self._deadline - time.monotonic()
+
+
 def run(
     folder: Path,
     job: dict[str, Any],
     variables: dict[str, str] | None = None,
     seconds_left: Callable[[], float] = lambda: math.inf,
+    hopeless: Callable[[], str | None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Train a trial in a process of its own and return its result; one that is there is returned.
 
@@ -63,6 +82,7 @@ def run(
         variables: of the environment, that differ from this process's.
         seconds_left: asked every second, how long the process may go on. Once there is an end to
             it, the process is interrupted, so that it saves its state; at the end it is killed.
+        hopeless: asked every second; once there is a reason, the trial is stopped for good.
 
     Returns:
         The result; None of a process that was interrupted.
@@ -71,10 +91,16 @@ def run(
     if (outcome := result(folder)) is not None:
         return outcome
     write_json(folder / JOB, job)
-    started, interrupted = time.monotonic(), False
+    started, why, stop = time.monotonic(), None, Ending()
     process = _start(folder, variables or {})
+    interrupted = False
     try:
-        while not _ended(process, 1.0) and (left := seconds_left()) > 0:
+        while not _ended(process, 1.0):
+            if not interrupted and (why := hopeless()):
+                stop.ask(SAVE_SECONDS)
+            left = min(stop.seconds_left(), seconds_left())
+            if left <= 0:
+                break
             if left < math.inf and not interrupted:
                 process.send_signal(signal.SIGINT)
                 interrupted = True
@@ -82,16 +108,35 @@ def run(
         process.kill()
         process.wait()
         process.stdin.close()  # type: ignore[union-attr]
-    if (outcome := result(folder)) is None and not interrupted:
-        outcome = failure(_why(process.returncode, folder), folder, time.monotonic() - started)
+    if (outcome := result(folder)) is None and (why or not interrupted):
+        seconds = time.monotonic() - started
+        if why:
+            outcome = unscored("stopped", why, folder, seconds)
+            _remove_models(folder)
+        else:
+            outcome = failure(_why(process.returncode, folder), folder, seconds)
         write_json(folder / RESULT, outcome)
     return outcome
 
 
+def _remove_models(folder: Path) -> None:
+    """Remove what a stopped trial would have gone on with."""
+    for name in ("model.keras", "checkpoint.npz"):
+        for file in (folder / RUN).rglob(name):
+            file.unlink()
+
+
 def failure(reason: str, folder: Path | None = None, seconds: float = 0.0) -> dict[str, Any]:
     """Return the result of a trial that failed, in a folder if it has one."""
+    return unscored("failed", reason, folder, seconds)
+
+
+def unscored(
+    status: Literal["failed", "stopped"], reason: str, folder: Path | None, seconds: float
+) -> dict[str, Any]:
+    """Return the result of a trial that did not come to a score, in a folder if it has one."""
     return {
-        "status": "failed",
+        "status": status,
         "reason": " ".join(reason.split())[:500],
         "score": None,
         "seconds": round(seconds, 1),

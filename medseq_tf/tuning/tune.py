@@ -62,6 +62,7 @@ def tune(
     track: bool = True,
     verbose: bool = True,
     nested: int | None = None,
+    stop_hopeless: bool = False,
     cluster: str | int | None = None,
 ) -> Search:
     """Search a space of recipes on a prepared data set.
@@ -96,6 +97,8 @@ def tune(
         nested: also search anew without each of this many patient-level folds, and test what is
           found on that fold: the figure of the searched recipe that no choice has made too good, at
           the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
+        stop_hopeless: end a trial whose best monitored value is worse than what half of the
+          finished trials had on average by the same epoch; see `medseq_tf.tuning.hopeless`.
         cluster: no longer known; see `workers`.
 
     Returns:
@@ -119,12 +122,14 @@ def tune(
     recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
     check_covariates(prepared, _covariates(space))
     space = decide_objective(space, prepared, folder)
-    _check(space, tuner, trials, minutes, workers)
+    _check(space, tuner, trials, minutes, workers, stop_hopeless)
     outer = None if nested is None else outer_folds(space, prepared, nested)
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
-    how = _How(tuner, seed, trials, minutes, base, features, track, verbose, workers or 1)
+    how = _How(
+        tuner, seed, trials, minutes, base, features, track, verbose, workers or 1, stop_hopeless
+    )
     plan = set_aside(space, prepared)
     if outer is None:
         return _search(space, prepared, plan, folder, how, retrain)
@@ -154,6 +159,7 @@ class _How:
     track: bool
     verbose: bool
     workers: int
+    stop_hopeless: bool
 
 
 def _covariates(space: Space) -> list[str]:
@@ -190,6 +196,7 @@ def _search(
                 "data": str(prepared.path.resolve()),
                 "splits": str((folder / "splits.json").resolve()),
                 "features": how.features,
+                **({"stop_hopeless": True} if how.stop_hopeless else {}),
             }
             train_trials(scheduler, here, team_here(how.workers))
             scheduler.raise_if_hopeless()
@@ -200,13 +207,20 @@ def _search(
 
 
 def _check(
-    space: Space, tuner: str, trials: int | None, minutes: float | None, workers: int | None
+    space: Space,
+    tuner: str,
+    trials: int | None,
+    minutes: float | None,
+    workers: int | None,
+    stop_hopeless: bool,
 ) -> None:
     if tuner not in TUNERS:
         raise InputError(f"tuner = {tuner!r}: one of {', '.join(TUNERS)}")
     for name, value in (("trials", trials), ("minutes", minutes), ("workers", workers)):
         if value is not None and value <= 0:
             raise InputError(f"{name} = {value}: should be above 0")
+    if tuner == "hyperband" and stop_hopeless:
+        raise InputError("hyperband ends hopeless trials itself: leave --stop-hopeless out")
     if tuner == "hyperband" and any("fit.epochs" in setting.keys for setting in space.settings):
         raise InputError("hyperband sets fit.epochs itself; leave it out of the space")
     if tuner == "hyperband" and space.base.fit.solver == "lbfgs":

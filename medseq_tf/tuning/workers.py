@@ -15,30 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from medseq_tf.tuning import trial
+from medseq_tf.tuning.hopeless import MedianRule
 from medseq_tf.tuning.scheduler import TrialScheduler
 
-SAVE_SECONDS = 60.0
-"""How long trials in flight may take to save, once a search is interrupted."""
 PAUSE = 0.5
 """Seconds until a worker that found nothing to do asks again."""
 
-Train = Callable[[Path, dict[str, Any], Callable[[], float]], dict[str, Any] | None]
+SecondsLeft = Callable[[], float]
+Outcome = dict[str, Any] | None
+Train = Callable[[Path, dict[str, Any], SecondsLeft], Outcome]
 """Trains the trial of a folder by its job; the last says how many seconds it may still take."""
-
-
-class Ending:
-    """Tells those at work that they are to end, and how long they may take to save; thread-safe."""
-
-    def __init__(self) -> None:
-        self._deadline = math.inf
-
-    def ask(self, seconds: float) -> None:
-        """Ask all to end, within so many seconds at most."""
-        self._deadline = min(self._deadline, time.monotonic() + seconds)
-
-    def seconds_left(self) -> float:
-        """Return how long work may go on: without end, until it is asked to end."""
-        return self._deadline - time.monotonic()
 
 
 def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Sequence[Train]) -> None:
@@ -53,7 +39,7 @@ def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Sequence
         KeyboardInterrupt: passed on after the trials in flight have saved their state; of a second
             one, at once.
     """
-    ending = Ending()
+    ending = trial.Ending()
     with ThreadPoolExecutor(len(team), "worker") as pool:
         threads = [
             pool.submit(_work, scheduler, f"worker {number}", here, train, ending)
@@ -63,7 +49,7 @@ def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Sequence
             for thread in as_completed(threads):
                 thread.result()
         except BaseException:
-            ending.ask(SAVE_SECONDS)
+            ending.ask(trial.SAVE_SECONDS)
             try:
                 wait(threads)
             finally:
@@ -72,7 +58,7 @@ def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Sequence
 
 
 def _work(
-    scheduler: TrialScheduler, worker: str, here: dict[str, Any], train: Train, ending: Ending
+    scheduler: TrialScheduler, worker: str, here: dict[str, Any], train: Train, ending: trial.Ending
 ) -> None:
     """Train one trial after the other."""
     while ending.seconds_left() == math.inf:
@@ -94,7 +80,17 @@ def team_here(count: int) -> list[Train]:
 
 
 def _trained_here(variables: dict[str, str]) -> Train:
-    return lambda folder, job, seconds_left: trial.run(folder, job, variables, seconds_left)
+    def train(folder: Path, job: dict[str, Any], seconds_left: SecondsLeft) -> Outcome:
+        return trial.run(folder, job, variables, seconds_left, _hopeless(folder, job))
+
+    return train
+
+
+def _hopeless(folder: Path, job: dict[str, Any]) -> Callable[[], str | None]:
+    """Return what says of a trial that it is hopeless, if the job asks for that."""
+    if not job.get("stop_hopeless"):
+        return lambda: None
+    return MedianRule(folder, job["recipe"]["fit"]["monitor"])
 
 
 def _devices(count: int) -> list[dict[str, str]]:

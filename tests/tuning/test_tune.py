@@ -311,6 +311,30 @@ def test_a_failed_trial_says_why_and_the_search_goes_on(search, monkeypatch, cap
     assert "the loss became nan in epoch 1" in capsys.readouterr().out
 
 
+def test_a_stopped_trial_stands_below_the_finished_and_keeps_its_reason(
+    search, monkeypatch, capsys
+):
+    whole, jobs = trial.run, {}
+
+    def run(folder, job, *_):
+        jobs[folder.name] = job
+        if folder.name == "0000":
+            return trial.unscored("stopped", "hopeless at epoch 3", None, 1.0)
+        return trial.failure("it diverged") if folder.name == "0001" else whole(folder, job)
+
+    monkeypatch.setattr(trial, "run", run)
+    found = search(trials=3, verbose=True, stop_hopeless=True)
+    assert found.ranking["status"].tolist() == ["finished", "finished", "stopped", "failed"]
+    assert found.ranking["reason"].iloc[2] == "hopeless at epoch 3"
+    assert "2 finished, 1 failed, 1 stopped" in found.text()
+    assert re.search(r"0000 +stopped .*hopeless at epoch 3", capsys.readouterr().out)
+    assert all(job["stop_hopeless"] for job in jobs.values())
+    assert len(search(trials=3, stop_hopeless=True).trials) == 4, "the same goes on"
+    jobs.clear()
+    search(trials=1, out="plain")
+    assert not any("stop_hopeless" in job for job in jobs.values())
+
+
 def test_a_search_that_cannot_work_ends(search, monkeypatch):
     monkeypatch.setattr(trial, "run", lambda *_, **__: trial.failure("input.windows is null"))
     with pytest.raises(InputError, match=r"all 8 trials failed.*input.windows is null"):
@@ -383,6 +407,7 @@ def test_a_folder_in_use_is_refused(search, tmp_path):
         ({"tuner": "genetic"}, "one of bayesian, random, hyperband, grid"),
         ({"trials": 0}, "above 0"),
         ({"minutes": -1}, "above 0"),
+        ({"tuner": "hyperband", "stop_hopeless": True}, "ends hopeless trials itself"),
         ({"workers": 0}, "workers = 0: should be above 0"),
         ({"cluster": "4"}, "no longer known; --workers N"),
         ({"cluster": "worker:10.0.0.1:7000"}, "no longer known; --workers N"),
@@ -526,6 +551,20 @@ def test_an_interrupted_trial_saves(tmp_path, monkeypatch):
     assert trial.run(tmp_path / "0000", {}, None, seconds_left) is None
     assert (tmp_path / "0000" / "saved").exists()
     assert trial.result(tmp_path / "0000") is None
+
+
+def test_a_hopeless_trial_is_stopped_for_good(tmp_path, monkeypatch):
+    code = "import signal, time; signal.signal(2, signal.default_int_handler); time.sleep(60)"
+    process(monkeypatch, code)
+    folder = tmp_path / "0000"
+    (folder / "run" / "fold_1").mkdir(parents=True)
+    (folder / "run" / "fold_1" / "checkpoint.npz").touch()
+    (folder / "tracking.json").write_text('{"run_id": "abc"}')
+    found = trial.run(folder, {}, hopeless=lambda: "hopeless at epoch 3")
+    assert (found["status"], found["score"]) == ("stopped", None)
+    assert (found["reason"], found["mlflow_run_id"]) == ("hopeless at epoch 3", "abc")
+    assert trial.run(folder, {}) == found, "it is not tried again"
+    assert not list(folder.rglob("checkpoint.npz"))
 
 
 def test_a_trial_that_does_not_end_is_killed(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from trials import SINGLE, command, outcome, wait_for
 
-from medseq_tf.tuning import workers
+from medseq_tf.tuning import trial, workers
 from medseq_tf.tuning.search import Search
 
 
@@ -85,7 +85,7 @@ def test_what_ends_one_lets_the_others_save_and_no_trial_begins(tmp_path, error)
         began.set()
         while seconds_left() == math.inf:
             time.sleep(0.01)
-        assert 0 < seconds_left() <= workers.SAVE_SECONDS
+        assert 0 < seconds_left() <= trial.SAVE_SECONDS
         saved.append(folder.name)
 
     scheduler = Scheduler(tmp_path, 9)
@@ -97,7 +97,7 @@ def test_what_ends_one_lets_the_others_save_and_no_trial_begins(tmp_path, error)
 
 
 def test_an_end_that_was_asked_for_is_not_put_off():
-    ending = workers.Ending()
+    ending = trial.Ending()
     assert ending.seconds_left() == math.inf
     ending.ask(5)
     ending.ask(60)
