@@ -117,6 +117,17 @@ def test_a_grid_ends_with_its_last_combination_and_begins_with_the_recipe(tmp_pa
     }
 
 
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian"])
+def test_many_trials_may_run_at_once(tmp_path, tuner):
+    books = store(tmp_path / "many", tuner, 6)
+    orders = [books.next(worker) for worker in "abcdef"]
+    assert [order.trial for order in orders] == [f"{number:04d}" for number in range(6)]
+    assert len({tuple(sorted(order.values.items())) for order in orders}) == 6
+    if tuner != "bayesian":  # which looks at results
+        values = [tuple(sorted(order.values.items())) for order in orders]
+        assert [found[1] for found in search(store(tmp_path / "one", tuner, 6))] == values
+
+
 def test_hyperband_sets_the_epochs(tmp_path):
     epochs = [found[2] for found in search(store(tmp_path, "hyperband", None))]
     assert set(epochs) == {1, 3, 9}

@@ -172,6 +172,14 @@ def test_the_other_tuners(search, tuner):
     assert epochs == ({2, 4} if tuner == "hyperband" else {4})
 
 
+@pytest.mark.parametrize("tuner", ["random", "grid"])
+def test_trials_side_by_side_are_those_of_one_after_the_other(search, tuner):
+    one, three = (
+        search(tuner=tuner, workers=count, out=str(count), trials=9).trials for count in (1, 3)
+    )
+    pd.testing.assert_frame_equal(one.drop(columns="run"), three.drop(columns="run"))
+
+
 # ---------------------------------------------------------------------------- the patients
 
 
