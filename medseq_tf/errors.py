@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class Unreachable(InputError):
+    """A source that was being read no longer answers; what was made of it can be gone on from."""
+
+
 class Diverged(InputError):
     """Training reached a loss that is no number; the message names the epoch and the batch."""
 

@@ -44,6 +44,7 @@ HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
 HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py",),
+    "fsspec": ("readers/storage.py",),
     "pydicom": ("readers/dicom/elements.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }

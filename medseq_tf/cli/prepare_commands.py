@@ -9,7 +9,19 @@ import click
 
 from medseq_tf.console import DebugGroup, say
 
-FOLDER = click.Path(path_type=Path)
+
+class Place(click.Path):
+    """A path or, as text, the URL of one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def coerce_path_result(self, value: Any) -> Any:
+        """Return a path; a URL stays as it was given."""
+        return value if "://" in value else super().coerce_path_result(value)
+
+
+FOLDER = Place()
 
 
 @click.group(cls=DebugGroup)

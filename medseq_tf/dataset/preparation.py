@@ -78,8 +78,10 @@ class Preparation:
             (study.source, self.patient_id(study), sorted(study.labels.items()), study.split)
             for study in self.index.studies
         ]
+        root, versions = self.index.root, self.index.versions
         files = [
-            (name, size, _modified(self.index.root, name)) for name, size in self.index.listing
+            (name, size, versions.get(name) or _modified(root, name))
+            for name, size in self.index.listing
         ]
         classes = self.index.classes and self.index.classes.to_json()
         labels = (self.index.label_names, classes) if classes else self.index.label_names
@@ -101,7 +103,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, set)) else value
 
 
-def _modified(root: Path | None, name: str) -> int:
+def _modified(root: str | Path | None, name: str) -> int:
     try:
         return 0 if root is None else os.stat(os.path.join(root, name)).st_mtime_ns
     except OSError:

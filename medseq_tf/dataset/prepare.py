@@ -35,7 +35,7 @@ from medseq_tf.dataset.publication import (
 )
 from medseq_tf.dataset.records import STORAGE, Aspect
 from medseq_tf.dataset.shards import Shard, refuse_left_out, write_shards
-from medseq_tf.errors import InputError, did_you_mean
+from medseq_tf.errors import InputError, Unreachable, did_you_mean
 from medseq_tf.execution.processes import start_server
 from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
@@ -45,6 +45,7 @@ from medseq_tf.readers.columns import OtherColumns
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.labels import TableOptions
+from medseq_tf.readers.storage import is_url, modules
 from medseq_tf.readers.study import kinds_text
 from medseq_tf.readers.volumes import index_volumes
 
@@ -87,9 +88,10 @@ def prepare(
 
     Args:
         reader: one of `READERS`.
-        source: what the reader reads; `demo` needs none.
+        source: what the reader reads, a path or a URL of s3://, gs:// or http(s)://; `demo` needs
+            none.
         out: the folder to make.
-        labels: for the reader: a CSV of labels; for `demo` the number of labels.
+        labels: for the reader: a CSV of labels, or its URL; for `demo` the number of labels.
         size: side of the stored slices in pixels, 8 to 1024. Slices shrink by area, grow linearly.
         aspect: `pad` keeps the aspect ratio by padding to a square, `stretch` does not.
         workers: processes; default: one a core. 1: this process, which a damaged file that crashes
@@ -102,12 +104,14 @@ def prepare(
     Raises:
         InputError: for settings or a source that cannot be used, or when `out` exists.
     """
+    if is_url(out):
+        raise InputError("out is a URL; a data set is written into a folder: give a path")
     is_link, out = Path(out).is_symlink(), destination(out).absolute()
     _check_settings(size, aspect, workers)
     _check_place(out, source)
     check_target(out, overwrite, is_link)
     if workers != 1:
-        start_server(*_imported_by_workers(reader))
+        start_server(*_imported_by_workers(reader), *modules(source))
     index = _index(reader, source, labels, {"size": size, "workers": workers}, options)
     if strict:
         refuse_left_out(index.audit_entries)
@@ -122,6 +126,8 @@ def prepare(
         try:
             shards = write_shards(folder, preparation, workers, strict, progress)
             _write_metadata(folder, preparation, shards, source or reader)
+        except Unreachable:
+            raise
         except InputError:
             shutil.rmtree(folder)
             raise
@@ -152,7 +158,7 @@ def _check_settings(size: int, aspect: str, workers: int | None) -> None:
 
 
 def _check_place(out: Path, source: str | Path | None) -> None:
-    if source is not None:
+    if source is not None and not is_url(source):
         target, folder = out.resolve(), Path(source).resolve()
         if target.is_relative_to(folder) or folder.is_relative_to(target):
             raise InputError(f"out={out} and the source lie in one another; choose a folder apart")

@@ -17,6 +17,7 @@ import numpy as np
 
 from medseq_tf.dataset.tfrecord import Value, encode_example, frame, unframe
 from medseq_tf.readers import AuditEntry, Slices, StudySource, UnreadableStudy
+from medseq_tf.readers.storage import UnavailableStudy
 
 Aspect = Literal["pad", "stretch"]
 
@@ -110,6 +111,8 @@ def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> Stu
         slices = study.read()
     except UnreadableStudy as error:
         return left_out(study, error.reason, error.audit_entries)
+    except UnavailableStudy as error:
+        return left_out(study, str(error))
     except MemoryError:
         return left_out(study, "takes more memory than a process may have")
     _check(slices, storage)

@@ -18,7 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from medseq_tf.errors import InputError
@@ -30,6 +29,7 @@ from medseq_tf.readers.names import (
     refuse_misspelt,
     what_is_wrong,
 )
+from medseq_tf.readers.storage import Place
 from medseq_tf.readers.table import (
     PATIENT_COLUMNS,
     Table,
@@ -64,7 +64,7 @@ class ColumnOptions(TypedDict, total=False):
         covariates: columns of numbers or of a few names, such as age and sex.
     """
 
-    participants: str | Path | None
+    participants: Place | None
     site: str | None
     site_names: SiteNames | None
     date: str | None

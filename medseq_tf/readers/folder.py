@@ -1,6 +1,7 @@
 """A source folder: the files in it that a reader wants, and audit entries on the others.
 
-No file outside the source is read: a symbolic link that leads out of it is left out and named.
+No file outside the source is read: a symbolic link that leads out of it is left out and named. A
+folder behind a URL is listed by `storage`; of the same files it gives the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers import storage
+from medseq_tf.readers.storage import Place, is_url
 from medseq_tf.readers.study import AuditEntry, natural_key
 
 
@@ -30,37 +33,44 @@ class Folder:
     """The files under a root, in natural order, and audit entries on everything else.
 
     Attributes:
-        root: the source.
+        root: the source, a path or a URL.
         files: those with a wanted extension; all where none is named.
         folders: names of the folders directly under the root.
         audit_entries: what was found and left out.
+        versions: of files behind a URL, by name: what changes with their content.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         extensions: tuple[str, ...] = (),
-        ignored: str | Path | Iterable[str | Path | None] | None = None,
+        ignored: Place | Iterable[Place | None] | None = None,
     ):
         """Walk the folder.
 
         Args:
-            root: the source.
+            root: the source, see `storage.root_of`.
             extensions: wanted endings of file names, in lower case; empty: every file.
             ignored: a file or files in the source, such as the labels, that are none of its images.
 
         Raises:
             InputError: if the root is not a folder.
         """
-        if not root.is_dir():
-            raise InputError(f"{root} is not a folder; give the folder that holds the images")
         self.root = root
         self.audit_entries: list[AuditEntry] = []
         self.folders: list[str] = []
+        self.versions: dict[str, str] = {}
         self._extensions = extensions
-        self._resolved = root.resolve()
         files = [ignored] if isinstance(ignored, (str, Path)) else ignored or ()
-        self._ignored = {Path(file).resolve() for file in files if file}
+        if isinstance(root, str):
+            start = f"{root}/"
+            tables = {str(file).removeprefix(start) for file in files if is_url(file)}
+            self.files = list(self._listed(root, tables))
+            return
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder; give the folder that holds the images")
+        self._resolved = root.resolve()
+        self._ignored = {Path(file).resolve() for file in files if file and not is_url(file)}
         self.files = list(self._walk())
 
     @property
@@ -72,10 +82,28 @@ class Folder:
         """Add an audit entry."""
         self.audit_entries.append(AuditEntry(kind, str(where), detail))
 
+    def _listed(self, root: str, ignored: set[str]) -> Iterator[File]:
+        """Every wanted file behind a URL, in the order of a walk."""
+        found = {file.name: file for file in storage.listing(root)}
+        inner = {name[: at + 1] for name in found for at, c in enumerate(name[:-1]) if c == "/"}
+        self.folders = sorted(
+            {name.partition("/")[0] for name in (*found, *inner) if "/" in name}, key=natural_key
+        )
+        for name in sorted(found, key=lambda name: list(map(natural_key, name.split("/")))):
+            parts = name.removesuffix("/").split("/")
+            if {"", ".", ".."} & set(parts) or "\0" in name:
+                self.add_entry("odd file", name, "name is no path")
+            elif name.endswith("/"):
+                if name not in inner:
+                    self.add_entry("empty folder", name.removesuffix("/"))
+            elif name not in ignored and self._has_extension(parts[-1], name):
+                self.versions[name] = found[name].version
+                yield File(name, found[name].size)
+
     def holds(self, name: str) -> bool:
         """Whether a relative path leads to something inside the source."""
         try:
-            return (self.root / name).resolve(strict=True).is_relative_to(self._resolved)
+            return Path(self.root, name).resolve(strict=True).is_relative_to(self._resolved)
         except (OSError, RuntimeError):
             return False
 
@@ -100,7 +128,7 @@ class Folder:
     def _entries(self, folder: str) -> Iterator[tuple[str, os.DirEntry]]:
         """Name and entry of what lies in a folder, in natural order."""
         try:
-            entries = sorted(os.scandir(self.root / folder), key=lambda e: natural_key(e.name))
+            entries = sorted(os.scandir(Path(self.root, folder)), key=lambda e: natural_key(e.name))
         except OSError as error:
             self.add_entry("odd file", folder, f"folder cannot be opened ({error.strerror})")
             return
@@ -117,11 +145,15 @@ class Folder:
             self.add_entry("odd file", name, "symbolic link to a folder")
         elif not entry.is_file():
             self.add_entry("odd file", name, "not a regular file")
-        elif self._extensions and not entry.name.lower().endswith(self._extensions):
-            self.add_entry("odd file", name, f"not one of {' '.join(self._extensions)}")
         else:
-            return True
+            return self._has_extension(entry.name, name)
         return False
+
+    def _has_extension(self, last: str, name: str) -> bool:
+        if self._extensions and not last.lower().endswith(self._extensions):
+            self.add_entry("odd file", name, f"not one of {' '.join(self._extensions)}")
+            return False
+        return True
 
 
 def _is_unicode(name: str) -> bool:

@@ -17,19 +17,19 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Literal, Unpack, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.classes import Classes, find_classes
 from medseq_tf.readers.columns import read_columns
 from medseq_tf.readers.folder import File, Folder
-from medseq_tf.readers.labels import LabelTable, TableOptions, read_labels
+from medseq_tf.readers.labels import LabelTable, TableOptions, labels_in, read_labels
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
 from medseq_tf.readers.names import normal_name, what_is_wrong
 from medseq_tf.readers.participants import check_participants
 from medseq_tf.readers.picture_study import PictureStudy, in_series
 from medseq_tf.readers.series import SeriesAs
+from medseq_tf.readers.storage import Place, root_of
 from medseq_tf.readers.study import (
     SourceIndex,
     natural_key,
@@ -49,8 +49,8 @@ SameNumbers = Literal["same", "different"]
 
 
 def index_image_folder(
-    source: str | Path,
-    labels: str | Path | None = None,
+    source: Place,
+    labels: Place | None = None,
     layout: Layout | None = None,
     positive: str | None = None,
     columns: Sequence[str] | None = None,
@@ -62,7 +62,7 @@ def index_image_folder(
     """List the studies of a folder of photographs.
 
     Args:
-        source: the folder.
+        source: the folder, or its URL (see `storage`).
         labels: CSV with one row a patient: a patient column (`patient_id`, `patient`, `id`, or
             else the first), one or more columns of 0, 1 or empty (unknown), and perhaps `split`.
             Default: `labels.csv` in the source, where there is one.
@@ -85,11 +85,11 @@ def index_image_folder(
         InputError: if the source, the layout or the labels cannot be used, or who is who is in
             doubt.
     """
-    root = Path(source)
+    root = root_of(source)
     if layout not in (None, "class", "patient"):
         raise InputError(f"layout={layout!r} is unknown; valid: class, patient")
-    if labels is None and layout != "class" and (root / "labels.csv").is_file():
-        labels = root / "labels.csv"
+    if labels is None and layout != "class":
+        labels = labels_in(root)
     layout = layout or ("class" if labels is None else "patient")
     if same_numbers not in (None, *get_args(SameNumbers)):
         raise InputError(f"same_numbers={same_numbers!r} is unknown; valid: same, different")
@@ -110,7 +110,7 @@ def index_image_folder(
 
 def _refuse_settings_of_the_other_layout(
     layout: Layout,
-    labels: str | Path | None,
+    labels: Place | None,
     positive: str | None,
     columns: Sequence[str] | None,
     table: TableOptions,
@@ -201,11 +201,12 @@ def _index_classes(
         resolved={"layout": "class", "modality": "photograph", "same_numbers": same_numbers},
         classes=classes,
         columns=values and values.columns,
+        versions=folder.versions,
     )
 
 
 def _labels_of_folders(
-    root: Path, names: list[str], positive: str | None, table: TableOptions
+    root: Place, names: list[str], positive: str | None, table: TableOptions
 ) -> tuple[Classes | None, dict[str, dict[str, float]]]:
     """The classes, where the folders are some, and the labels that a study in each folder has."""
     _check_class_folders(root, names)
@@ -241,7 +242,7 @@ def _refuse_two_spellings(spellings: dict, patient: str, name: str) -> None:
         )
 
 
-def _check_class_folders(root: Path, classes: list[str]) -> None:
+def _check_class_folders(root: Place, classes: list[str]) -> None:
     shown = ", ".join(classes)
     if len(classes) < 2:
         raise InputError(
@@ -363,4 +364,5 @@ def _index_patients(folder: Folder, labels: LabelTable) -> SourceIndex:
         resolved={"layout": "patient", "modality": "photograph", "match": "folder"},
         classes=labels.classes,
         columns=labels.columns,
+        versions=folder.versions,
     )

@@ -26,6 +26,7 @@ from medseq_tf.readers.columns import (
 )
 from medseq_tf.readers.names import read_names
 from medseq_tf.readers.participants import check_participants
+from medseq_tf.readers.storage import Place, is_file, name_of, place_in
 from medseq_tf.readers.study import AuditEntry
 from medseq_tf.readers.table import (
     PATIENT_COLUMNS,
@@ -81,6 +82,7 @@ class LabelTable(NamedTuple):
 
     Attributes:
         path: the file.
+        bytes: its size.
         names: the label columns, or the classes.
         rows: by the value of the key column, as `normal_id` writes it.
         repeated: lines that say again what an earlier one says.
@@ -92,7 +94,8 @@ class LabelTable(NamedTuple):
         participants: what was odd about those of them that stand in another table.
     """
 
-    path: Path
+    path: Place
+    bytes: int
     names: list[str]
     rows: dict[str, LabelRow]
     repeated: list[int]
@@ -116,7 +119,7 @@ class LabelTable(NamedTuple):
     @property
     def listing(self) -> tuple[str, int]:
         """(name, size in bytes) of the file."""
-        return self.path.name, self.path.stat().st_size
+        return name_of(self.path), self.bytes
 
     @property
     def lines(self) -> dict[str, int]:
@@ -133,8 +136,14 @@ class LabelTable(NamedTuple):
         ]
 
 
+def labels_in(root: Place) -> Place | None:
+    """Return the place of `labels.csv` in a source; None where there is none."""
+    place = place_in(root, "labels.csv")
+    return place if (place.is_file() if isinstance(place, Path) else is_file(place)) else None
+
+
 def read_labels(
-    path: str | Path,
+    path: Place,
     columns: Sequence[str] | None = None,
     study_columns: Sequence[str] = (),
     keys: Sequence[str] | None = None,
@@ -143,7 +152,7 @@ def read_labels(
     """Read a CSV file of labels.
 
     Args:
-        path: the file: UTF-8; comma, semicolon or tab.
+        path: the file, or its URL: UTF-8; comma, semicolon or tab.
         columns: the label columns. Default: all but patient, study, split, and those that the
             options name.
         study_columns: names, in lower case, of a column that says which study a row is of; where
@@ -175,6 +184,7 @@ def read_labels(
     _refuse_patients_in_two_splits(table.path, rows)
     return LabelTable(
         table.path,
+        table.bytes,
         names,
         rows,
         repeated,
@@ -282,7 +292,7 @@ def _label(table: Table, line: Line, name: str) -> float:
     return number
 
 
-def _split(path: Path, line: Line) -> str | None:
+def _split(path: Place, line: Line) -> str | None:
     value = line.values.get("split", "").strip().lower()
     if not value:
         return None
@@ -291,7 +301,7 @@ def _split(path: Path, line: Line) -> str | None:
     return SPLITS[value]
 
 
-def _refuse_contradiction(path: Path, first: LabelRow, second: LabelRow) -> None:
+def _refuse_contradiction(path: Place, first: LabelRow, second: LabelRow) -> None:
     both = f"{path} lines {first.line} and {second.line}"
     if first.split != second.split:
         raise InputError(f"{both} put one patient in two splits; one split a patient")
@@ -301,7 +311,7 @@ def _refuse_contradiction(path: Path, first: LabelRow, second: LabelRow) -> None
         raise InputError(f"{both} give one patient two labels; one row a patient")
 
 
-def _refuse_patients_in_two_splits(path: Path, rows: dict[str, LabelRow]) -> None:
+def _refuse_patients_in_two_splits(path: Place, rows: dict[str, LabelRow]) -> None:
     first: dict[str, LabelRow] = {}
     for row in rows.values():
         if row.patient is None:

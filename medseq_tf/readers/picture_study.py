@@ -16,6 +16,7 @@ from medseq_tf.readers.names import listed
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.silence import silenced
+from medseq_tf.readers.storage import local_files
 from medseq_tf.readers.study import (
     MOST_SLICES,
     AuditEntry,
@@ -31,7 +32,7 @@ LARGEST_FILE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class PictureStudy(StudySource):
-    """A study whose slices are picture files under `root`, in the order of the scan."""
+    """A study whose slices are picture files under `root`, a folder or URL, in scan order."""
 
     root: str
     files: tuple[str, ...]
@@ -41,10 +42,10 @@ class PictureStudy(StudySource):
         if len(self.files) > MOST_SLICES:
             raise UnreadableStudy(f"{len(self.files)} images; a study has at most {MOST_SLICES}")
         images, names, places, audit_entries = [], [], [], []
-        with silenced():
+        with silenced(), local_files(self.root, self.files) as path_of:
             for place, name in enumerate(self.files):
                 try:
-                    images.append(decode_picture(_read_bytes(os.path.join(self.root, name))))
+                    images.append(decode_picture(_read_bytes(path_of(name))))
                     names.append(name)
                     places.append(place)
                 except UnreadablePicture as error:

@@ -10,7 +10,7 @@ import abc
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class StudySource(abc.ABC):
 
         Raises:
             UnreadableStudy: if not one slice can be used.
+            UnavailableStudy: if its files lie behind a URL, and one cannot be read there.
         """
 
 
@@ -126,7 +127,7 @@ class SourceIndex:
         modality: `photograph`, `CT` or `MR`.
         audit_entries: what was odd, counted and named in the audit.
         listing: (relative path, size in bytes) of every file that it relies on.
-        root: the folder that the listing is relative to, or None for studies without files.
+        root: the folder or URL that the listing is relative to; None for studies without files.
         dtype: what `Slices.images` hold: `uint8`, `int16` or `uint16`.
         resolved: what the reader settled, as JSON holds it: every option that is needed to read
             files of this kind alike (`layout`, `modality`, `axis`, ...), and how labels were
@@ -134,6 +135,7 @@ class SourceIndex:
         classes: where the labels exclude each other, what they are; their names are `label_names`.
         columns: which columns beside labels the studies have.
         series: where a study holds several series, which, and how they are read.
+        versions: of files behind a URL, by name: what changes with their content.
     """
 
     studies: Sequence[StudySource]
@@ -141,12 +143,13 @@ class SourceIndex:
     modality: str = "photograph"
     audit_entries: list[AuditEntry] = field(default_factory=list)
     listing: list[tuple[str, int]] = field(default_factory=list)
-    root: Path | None = None
+    root: str | Path | None = None
     dtype: str = "uint8"
     resolved: dict[str, Any] = field(default_factory=dict)
     classes: Classes | None = None
     columns: OtherColumns | None = None
     series: Series | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))

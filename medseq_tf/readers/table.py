@@ -13,11 +13,11 @@ import io
 import math
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.matching import normal_id
+from medseq_tf.readers.storage import Place, read_whole, root_of
 
 PATIENT_COLUMNS = ("patient_id", "patient", "id", "participant_id")
 SPLITS = {
@@ -50,13 +50,15 @@ class Table(NamedTuple):
         lines: in the file's order.
         key: the name of the key column; "" where the first is taken, whatever its name.
         patient: the name of the column that says whose a row is, if there is one.
+        bytes: the size of the file.
     """
 
-    path: Path
+    path: Place
     header: list[str]
     lines: list[Line]
     key: str
     patient: str | None
+    bytes: int
 
     @property
     def reserved(self) -> set[str]:
@@ -141,7 +143,7 @@ def column_name(name: str, special: Collection[str] = ()) -> str:
 
 
 def read_table(
-    path: str | Path,
+    path: Place,
     study_columns: Sequence[str] = (),
     keys: Sequence[str] | None = None,
     what: str = "labels is a CSV file, one row a patient",
@@ -149,7 +151,7 @@ def read_table(
     """Read a CSV file.
 
     Args:
-        path: the file: UTF-8; comma, semicolon or tab.
+        path: the file, or its URL: UTF-8; comma, semicolon or tab.
         study_columns: names, in lower case, of a column that says which study a row is of; where
             one is there it is the key, and the patient column only says whose study it is.
         keys: those of them that may be the key; default: all.
@@ -158,17 +160,19 @@ def read_table(
     Raises:
         InputError: if the file cannot be used or has no header, or a row no key.
     """
-    path = Path(path)
+    path = root_of(path)
     special = dict.fromkeys((*study_columns, *PATIENT_COLUMNS, "split"))
-    header, lines = _read_csv(path, special, what)
+    data = _content(path, what)
+    header, lines = _read_csv(path, data, special)
     patient = next((name for name in PATIENT_COLUMNS if name in header), None)
     keys = study_columns if keys is None else keys
     key = next((name for name in keys if name in header), None) or patient or ""
-    return Table(path, header, list(_with_keys(path, header, lines, key, patient)), key, patient)
+    with_keys = list(_with_keys(path, header, lines, key, patient))
+    return Table(path, header, with_keys, key, patient, len(data))
 
 
 def _with_keys(
-    path: Path, header: Sequence[str], lines: _Lines, key: str, patient_column: str | None
+    path: Place, header: Sequence[str], lines: _Lines, key: str, patient_column: str | None
 ) -> Iterator[Line]:
     spellings: dict[tuple[str, str], tuple[str, int]] = {}
     for line, values in lines:
@@ -189,7 +193,7 @@ _Lines = list[tuple[int, dict[str, str]]]
 
 
 def _identifier(
-    path: Path,
+    path: Place,
     spellings: dict[tuple[str, str], tuple[str, int]],
     line: int,
     kind: str,
@@ -206,14 +210,22 @@ def _identifier(
     return identifier
 
 
-def _read_csv(path: Path, special: Collection[str], what: str) -> tuple[list[str], _Lines]:
-    """Column names in lower case but for labels' own spelling, and the rows with their lines."""
+def _content(path: Place, what: str) -> bytes:
+    if isinstance(path, str):
+        return read_whole(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            text = file.read()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; {what}") from None
-    except (OSError, UnicodeDecodeError):
+    except OSError:
+        raise InputError(f"{path} cannot be read as a CSV file in UTF-8") from None
+
+
+def _read_csv(path: Place, data: bytes, special: Collection[str]) -> tuple[list[str], _Lines]:
+    """Column names in lower case but for labels' own spelling, and the rows with their lines."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
         raise InputError(f"{path} cannot be read as a CSV file in UTF-8") from None
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
@@ -225,7 +237,7 @@ def _read_csv(path: Path, special: Collection[str], what: str) -> tuple[list[str
 
 
 def _header_and_lines(
-    path: Path, reader: Any, special: Collection[str]
+    path: Place, reader: Any, special: Collection[str]
 ) -> tuple[list[str], _Lines]:
     header = [column_name(name, special) for name in next(reader, [])]
     if _is_data(header, special):

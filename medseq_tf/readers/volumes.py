@@ -295,7 +295,7 @@ def _readable(folder: Folder, workers: int | None, kind: str) -> dict[str, bool]
 
     The others are audit entries of a `kind`.
     """
-    paths = [folder.root / file.name for file in folder.files]
+    paths = [Path(folder.root, file.name) for file in folder.files]
     readable = {}
     headers = mapped(_is_8_bit, paths, lambda path: ENDED, workers, _HEADERS_TOGETHER)
     for file, is_8_bit in zip(folder.files, headers, strict=True):

@@ -1,0 +1,385 @@
+"""Files that lie behind a URL: listed once, then read several at a time, ahead of their use.
+
+    s3://BUCKET/FOLDER      gs://BUCKET/FOLDER      listed by the store
+    http(s)://HOST/FOLDER                           listed by `files.csv` in it, columns name, size
+
+A study's files become nameless copies in memory while it is read, so that a process that is killed
+leaves nothing of a patient behind. A read that fails is tried again, with pauses. Where it still
+fails and the source answers otherwise, that study is unavailable; where the source does not, the
+work ends, to be gone on with later. Credentials are what the libraries find in the environment. A
+URL that may hold some is refused, and what a library says of an error, which may, is not passed on.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import functools
+import io
+import os
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from medseq_tf.errors import InputError, Unreachable, printable
+from medseq_tf.readers.volume_file import without_extension
+
+Place = str | Path
+"""A path, or a URL as text."""
+Result = TypeVar("Result")
+
+LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+"""What a URL starts with -> the library that reads it, through fsspec."""
+INDEX = "files.csv"
+READS_AHEAD = 16
+"""Files of a study that are read at a time, or wait in memory to be used."""
+SECONDS_BETWEEN_TRIES = (0.5, 2.0, 5.0)
+
+_S3_OPTIONS = {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": 2 * READS_AHEAD}}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": _S3_OPTIONS,  # with more at a time, s3fs asks for the size of each object first
+    "http": {"encoded": True},
+    "https": {"encoded": True},
+}
+
+
+class StoredFile(NamedTuple):
+    """A file behind a URL: its name relative to it, its size, and what tells its versions apart."""
+
+    name: str
+    size: int
+    version: str = ""
+
+
+class UnavailableStudy(Exception):
+    """A study whose files cannot be fetched from where they lie; the message is the reason.
+
+    No series of a study goes on without one that is there, and cannot be had.
+    """
+
+
+class StorageError(Exception):
+    """A file or folder behind a URL cannot be read; the message is the reason."""
+
+
+# ------------------------------------------------------------------------------------------- URLs
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is a URL and not a path."""
+    return isinstance(place, str) and "://" in place
+
+
+def root_of(source: Place) -> Place:
+    """Return a source as a path, or as a URL that has been checked.
+
+    Raises:
+        InputError: it is a URL that is not read, or one that may hold a password.
+    """
+    return checked_url(source) if isinstance(source, str) and is_url(source) else Path(source)
+
+
+def checked_url(url: str) -> str:
+    """Return a URL without a slash at its end.
+
+    Raises:
+        InputError: it is of another kind than those that are read, or may hold a password.
+    """
+    kind, _, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    if kind not in LIBRARIES:
+        raise InputError(
+            f"{printable(kind)}://... is not read; valid: a path, or a URL that starts with "
+            f"{', '.join(f'{known}://' for known in LIBRARIES)}"
+        )
+    if "@" in host or set("?#") & set(rest):
+        raise InputError(
+            f"{kind}://... has a name, password or query in it, which may be a secret and is not "
+            "taken; leave it out, and let the environment hold credentials"
+        )
+    if not host or not rest.isprintable():
+        raise InputError(f"{kind}://{printable(rest)} names no bucket or host")
+    return url.rstrip("/")
+
+
+def place_in(root: Place, name: str) -> Place:
+    """Return the place of a file in a folder."""
+    return f"{root}/{name}" if isinstance(root, str) else root / name
+
+
+def name_of(place: Place) -> str:
+    """Return the last part of a place."""
+    return str(place).rpartition("/")[2]
+
+
+def _address(root: str, name: str) -> str:
+    """Return what a library is asked for."""
+    quoted = urllib.parse.quote(name) if root.startswith("http") else name
+    return f"{root}/{quoted}"
+
+
+# ------------------------------------------------------------------------ what is asked for, once
+
+
+def read_whole(url: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: the URL is refused, or leads to nothing that can be read.
+    """
+    url = checked_url(url)
+    folder, _, name = url.rpartition("/")
+    try:
+        return _tried(lambda: _file_system(url).cat_file(_address(folder, name)))
+    except StorageError as error:
+        raise InputError(f"{url} cannot be read: {error}") from None
+
+
+def is_file(url: str) -> bool:
+    """Whether a checked URL leads to a file.
+
+    Raises:
+        Unreachable: nothing tells.
+    """
+    folder, _, name = url.rpartition("/")
+    try:
+        return bool(_tried(lambda: _file_system(url).isfile(_address(folder, name))))
+    except StorageError as error:
+        raise Unreachable(f"{url} cannot be looked for: {error}") from None
+
+
+def listing(root: str) -> list[StoredFile]:
+    """List the files behind a checked URL, of whatever depth; a name ends in / where it is none's.
+
+    Raises:
+        InputError: there are none, or they cannot be listed.
+    """
+    if root.startswith("http"):
+        return _indexed(root)
+    try:
+        found = _tried(lambda: _file_system(root).find(root, detail=True))
+    except StorageError as error:
+        raise InputError(f"{root} cannot be listed: {error}") from None
+    start = f"{root.partition('://')[2]}/"
+    files = [
+        StoredFile(path.removeprefix(start), int(info["size"]), _version(info))
+        for path, info in found.items()
+        if path.startswith(start) and path != start
+    ]
+    if not files:
+        raise InputError(f"{root} is not a folder that holds files; give the one of the images")
+    return files
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    return str(info.get("ETag") or info.get("etag") or info.get("LastModified") or "")
+
+
+def _indexed(root: str) -> list[StoredFile]:
+    where = f"{root}/{INDEX}"
+    try:
+        text = read_whole(where).decode("utf-8-sig")
+    except InputError as error:
+        raise InputError(
+            f"{error}; it lists the source, a line a file, with the columns name and size (bytes)"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not a CSV file in UTF-8") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        files = [StoredFile(row["name"].removeprefix("./"), int(row["size"])) for row in reader]
+    except (csv.Error, AttributeError, LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{where} line {reader.line_num}: is not name and size in bytes, as its header says"
+        ) from None
+    return [file for file in dict.fromkeys(files) if file.name != INDEX]
+
+
+# ----------------------------------------------------------------------- files of studies, copied
+
+
+@contextlib.contextmanager
+def local_files(root: str, names: Sequence[str]) -> Iterator[Callable[[str], str]]:
+    """Give what says under which path each file of a study can be opened.
+
+    Args:
+        root: the folder; of a URL's files there are copies, read ahead.
+        names: of the files in it, in the order and as often as they are asked for. A path holds
+            until the next is asked for, or longer, while its file is still to be asked for.
+
+    Raises:
+        UnavailableStudy: where a file is asked for, and cannot be read.
+        Unreachable: the source itself does not answer.
+    """
+    if not is_url(root):
+        yield functools.partial(os.path.join, root)
+        return
+    with _Copies(root, names, lambda name: _read(root, name)) as copies:
+        yield copies.path
+
+
+@contextlib.contextmanager
+def local_starts(root: str, sizes: Mapping[str, int], most: int) -> Iterator[Callable[[str], str]]:
+    """Give what `local_files` gives, for copies of the first bytes of a URL's files, `most` each.
+
+    Args:
+        root: the URL.
+        sizes: of the files by name, in the order in which they are asked for.
+        most: the longest start.
+    """
+
+    def start(name: str) -> bytes:
+        end = min(sizes[name], most)
+        return _read(root, name, start=0, end=end)[:end] if end else b""
+
+    with _Copies(root, list(sizes), start) as copies:
+        yield copies.path
+
+
+class _Copies:
+    """Nameless files in memory, each made ahead of its use and gone after it."""
+
+    def __init__(self, root: str, names: Sequence[str], read: Callable[[str], bytes]):
+        self._root = root
+        self._uses = collections.Counter(names)
+        self._waiting = iter(dict.fromkeys(names))
+        self._read = read
+        self._reads: dict[str, Future[bytes]] = {}
+        self._open: dict[str, int] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Copies:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for future in self._reads.values():
+            future.cancel()
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._stack.close()
+
+    def path(self, name: str) -> str:
+        """Return the path of a file's copy."""
+        for other in [other for other in self._open if not self._uses[other]]:
+            os.close(self._open.pop(other))
+        if name not in self._open:
+            self._open[name] = _in_memory(self._content(name))
+        self._uses[name] -= 1
+        path = f"/proc/self/fd/{self._open[name]}"
+        ending = name[len(without_extension(name)) :]
+        return self._called(path, ending) if ending else path
+
+    def _content(self, name: str) -> bytes:
+        while len(self._reads) < READS_AHEAD or name not in self._reads:
+            following = next(self._waiting, None)
+            if following is None:
+                break
+            self._reads[following] = _threads().submit(self._read, following)
+        try:
+            return self._reads.pop(name).result()
+        except StorageError as error:
+            _check_answers(self._root)
+            raise UnavailableStudy(f"a file of it cannot be read: {error}") from None
+
+    def _called(self, path: str, ending: str) -> str:
+        """Return a link to a path that ends as the file's name does, which says what it holds."""
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="medseq_tf-"))
+        link = os.path.join(folder, f"file{ending}")
+        os.symlink(path, link)
+        return link
+
+
+def _in_memory(data: bytes) -> int:
+    """Return the descriptor of a file that has no name and holds some bytes."""
+    descriptor = os.memfd_create("medseq_tf")
+    with open(descriptor, "wb", buffering=0, closefd=False) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) or 0 :]
+    return descriptor
+
+
+def _read(root: str, name: str, **part: int) -> bytes:
+    return _tried(lambda: _file_system(root).cat_file(_address(root, name), **part))
+
+
+def _check_answers(root: str) -> None:
+    """Raise Unreachable if a source no longer answers."""
+    asked = f"{root}/{INDEX}" if root.startswith("http") else root
+    try:
+        _tried(lambda: _file_system(root).info(asked))
+    except StorageError as error:
+        raise Unreachable(
+            f"{root} no longer answers: {error}; the same command goes on from here"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------- the libraries
+
+
+def modules(place: object) -> list[str]:
+    """Name the modules that read a place, which a process does well to have before it is asked."""
+    if not is_url(place):
+        return []
+    library = LIBRARIES.get(str(place).partition("://")[0])
+    return ["fsspec", library] if library else []
+
+
+@functools.lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READS_AHEAD, "medseq_tf-read")
+
+
+def _file_system(url: str) -> Any:
+    return _file_system_of(url.partition("://")[0])
+
+
+@functools.lru_cache(maxsize=len(LIBRARIES))
+def _file_system_of(kind: str) -> Any:
+    """Make the file system of a kind of URL, one a process."""
+    try:
+        import fsspec
+
+        return fsspec.filesystem(
+            kind, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(kind, {})
+        )
+    except ImportError:
+        raise InputError(
+            f"{kind}://... needs libraries that are not installed: pip install 'medseq_tf[remote]'"
+        ) from None
+
+
+def _tried(call: Callable[[], Result]) -> Result:
+    """Call a library, again after a pause where it fails and may not fail for ever.
+
+    Raises:
+        StorageError: it failed each time.
+    """
+    for seconds in (*SECONDS_BETWEEN_TRIES, None):
+        try:
+            return call()
+        except InputError:
+            raise
+        except Exception as error:  # each library has its own, of many kinds
+            reason, is_final = _reason(error)
+            if is_final or seconds is None:
+                raise StorageError(reason) from None
+            time.sleep(seconds)
+    raise AssertionError
+
+
+def _reason(error: Exception) -> tuple[str, bool]:
+    """Say why a library failed, and whether it always will."""
+    status = getattr(error, "status", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return "it is not there", True
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return "access is denied to the credentials of the environment", True
+    if "Credentials" in type(error).__name__:
+        return "the environment holds no credentials for it", True
+    return f"no whole answer ({type(error).__name__})", False

@@ -1,0 +1,106 @@
+"""Servers of this machine that hold a folder's files: one speaks S3, the others HTTP."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import http.server
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from medseq_tf.readers import storage
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "synthetic-key",
+    "AWS_SECRET_ACCESS_KEY": "synthetic-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    """The address of a server that speaks S3, on a free port."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_address, monkeypatch):
+    """The client of an empty bucket, whose credentials stand in the environment."""
+    import boto3
+    import requests
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_address}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "SECONDS_BETWEEN_TRIES", (0.0, 0.0))
+    storage._file_system_of.cache_clear()
+    requests.post(f"{s3_address}/moto-api/reset", timeout=10)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="hospital")
+    yield client
+    storage._file_system_of.cache_clear()
+
+
+def upload(client, folder: Path, prefix: str = "cohort") -> str:
+    """Put a folder's files into the bucket; return their URL."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+        client.put_object(Bucket="hospital", Key=key, Body=path.read_bytes())
+    return f"s3://hospital/{prefix}"
+
+
+class FolderHandler(http.server.SimpleHTTPRequestHandler):
+    """Gives a folder's files, counts requests, and answers some with an error first."""
+
+    requests: Counter[str]
+    failures: Counter[str]
+    """Path -> how many requests for it fail before one does not."""
+
+    def do_GET(self):
+        self.requests[self.path] += 1
+        if self.failures[self.path] > 0:
+            self.failures[self.path] -= 1
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *message):
+        pass
+
+
+def write_index(folder: Path) -> None:
+    """Write the file that lists a folder's others, for those who read it over HTTP."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with open(folder / storage.INDEX, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["name", "size"])
+        rows.writerows([p.relative_to(folder).as_posix(), p.stat().st_size] for p in files)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, type[FolderHandler]]]:
+    """Serve a folder with its index; give the URL, and what counts requests."""
+    write_index(folder)
+    handler = type("Handler", (FolderHandler,), {"requests": Counter(), "failures": Counter()})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", handler
+        finally:
+            server.shutdown()
+            thread.join()
