@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from ray_nodes import two_nodes  # noqa: F401
 from stores import s3, s3_address  # noqa: F401
 
 # Examples are the same in every run, and a slow machine is no failure.

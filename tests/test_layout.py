@@ -40,12 +40,13 @@ ROAD = (
 ENTRANCES = ("__init__", "__main__", "tune", "mlflow_scoring")
 """Files that lead into the package: they may import anything, and nothing imports them."""
 
-HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax"}
+HEAVY = {"tensorflow", "keras", "mlflow", "keras_tuner", "torch", "jax", "ray"}
 HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py",),
     "fsspec": ("readers/storage.py",),
     "pydicom": ("readers/dicom/elements.py",),
+    "ray": ("execution/ray_cluster.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }
 """A heavy library -> the files that may import it."""

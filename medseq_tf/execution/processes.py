@@ -24,14 +24,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
-from typing import Generic, TypeVar
+from typing import Generic
 
 from medseq_tf.errors import InputError
+from medseq_tf.execution.work import SECONDS_AN_ITEM, Item, Result, each_within
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-SECONDS_AN_ITEM = 600.0
 IN_FLIGHT_A_WORKER = 3
 """Groups of items that are read ahead of the one whose results are next, for each worker."""
 
@@ -246,17 +243,7 @@ class _Worker(Generic[Item, Result]):
 def _each_within(
     seconds: float, function: Callable[[Item], Result], group: list[Item]
 ) -> list[Result]:
-    """Work on items; an alarm that no code of ours or others' catches ends one that takes long."""
-    if not hasattr(signal, "setitimer"):
-        return [function(item) for item in group]
-    results = []
-    try:
-        for item in group:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            results.append(function(item))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return results
+    return list(each_within(seconds, function, group))
 
 
 def _do_nothing() -> None:
@@ -267,12 +254,12 @@ def _start_worker(initializer: Callable[[], None] | None) -> None:
     """Prepare a worker: Ctrl-C is its parent's to answer, and it ends with its parent."""
     if initializer:
         initializer()
-    _bound_memory()
+    bound_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _bound_memory() -> None:
+def bound_memory() -> None:
     """Bound what a decoder may ask for, before a damaged file makes it take the whole machine."""
     try:
         import resource

@@ -1,0 +1,77 @@
+"""What a process does with the pieces it is given: made ready once, then one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SECONDS_AN_ITEM = 600.0
+
+_done: dict[bytes, Any] = {}
+"""What functions that a process calls once have given, by their pickles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work(Generic[Item, Result]):
+    """A function with what a process needs before its first call; picklable.
+
+    Attributes:
+        function: of an item; with `setup` of what that gave and an item.
+        initializer: called once in a process.
+        setup: the same, and its result stays in the process for all calls.
+        seconds: the longest that one item may take; `math.inf`: any time.
+    """
+
+    function: Callable[..., Result]
+    initializer: Callable[[], None] | None = None
+    setup: Callable[[], Any] | None = None
+    seconds: float = SECONDS_AN_ITEM
+
+    def ready(self) -> Callable[[Item], Result]:
+        """Make this process ready; return the function of an item."""
+        if self.initializer:
+            _once(self.initializer)
+        if self.setup is None:
+            return self.function
+        made = _once(self.setup)
+        return lambda item: self.function(made, item)
+
+    def of_item(self, item: Item) -> Result:
+        """Work on one item; its time is not limited here."""
+        return self.ready()(item)
+
+    def of_group(self, group: list[Item]) -> list[Result]:
+        """Work on items, each within its time."""
+        return list(each_within(self.seconds, self.ready(), group))
+
+
+def each_within(
+    seconds: float, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Work on items; an alarm that no code of ours or others' catches ends one that takes long."""
+    if not hasattr(signal, "setitimer") or math.isinf(seconds):
+        yield from map(function, items)
+        return
+    try:
+        for item in items:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            result = function(item)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            yield result
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _once(function: Callable[[], Any]) -> Any:
+    """Return what a function gave when this process first called it, or an equal one."""
+    key = pickle.dumps(function)
+    if key not in _done:
+        _done[key] = function()
+    return _done[key]
