@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class Unreachable(InputError):
-    """A source that was being read no longer answers; what was made of it can be gone on from."""
+    """A source or a node of a cluster cannot be used meanwhile; work can be gone on with later."""
 
 
 class Diverged(InputError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from medseq_tf.cli.ray_options import RAY
 from medseq_tf.console import DebugGroup, say
 
 
@@ -112,6 +113,7 @@ PREPARED = _options(
     click.option("--workers", type=int, help="Processes; default: one a core."),
     click.option("--strict", is_flag=True, help="Stop at the first study left out."),
     click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
+    RAY,
 )
 
 

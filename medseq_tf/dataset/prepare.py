@@ -36,6 +36,7 @@ from medseq_tf.dataset.publication import (
 from medseq_tf.dataset.records import STORAGE, Aspect
 from medseq_tf.dataset.shards import Shard, refuse_left_out, write_shards
 from medseq_tf.errors import InputError, Unreachable, did_you_mean
+from medseq_tf.execution.executor import executor_for
 from medseq_tf.execution.processes import start_server
 from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
@@ -80,6 +81,7 @@ def prepare(
     strict: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    ray: str | None = None,
     **options: Any,
 ) -> Prepared:
     """Read a source once and write it as a prepared data set.
@@ -99,10 +101,13 @@ def prepare(
         strict: a study that would be left out is an error.
         overwrite: replace `out` where it is a prepared data set, and holds nothing else.
         progress: show a progress bar on standard error.
+        ray: let the nodes of a Ray cluster read and write, see `execution.ray_cluster.connected`;
+            `source` and `out` lie on storage that all of them see. `workers` are then pieces of
+            work at a time; default: as many as there is room for.
         **options: for the reader.
 
     Raises:
-        InputError: for settings or a source that cannot be used, or when `out` exists.
+        InputError: for settings, a source or a cluster that cannot be used, or when `out` exists.
     """
     if is_url(out):
         raise InputError("out is a URL; a data set is written into a folder: give a path")
@@ -110,29 +115,32 @@ def prepare(
     _check_settings(size, aspect, workers)
     _check_place(out, source)
     check_target(out, overwrite, is_link)
-    if workers != 1:
+    if workers != 1 and not ray:
         start_server(*_imported_by_workers(reader), *modules(source))
-    index = _index(reader, source, labels, {"size": size, "workers": workers}, options)
-    if strict:
-        refuse_left_out(index.audit_entries)
-    if not index.studies:
-        raise InputError(
-            f"{source or reader} holds no study that can be used{_found_text(index.audit_entries)}"
-        )
-    preparation = Preparation.of(reader, {"labels": labels, **options}, index, size, aspect)
-    with preparing(out):
-        check_target(out, overwrite, is_link)  # it may have come since
-        folder = partial_folder(out, preparation.key())
-        try:
-            shards = write_shards(folder, preparation, workers, strict, progress)
-            _write_metadata(folder, preparation, shards, source or reader)
-        except Unreachable:
-            raise
-        except InputError:
-            shutil.rmtree(folder)
-            raise
-        check_target(out, overwrite, is_link)
-        publish(folder, out)
+    if ray and source is not None and not is_url(source):
+        source = Path(source).absolute()
+    with executor_for(workers, ray) as executor:
+        settings = {"size": size, "workers": None if ray else workers}
+        index = _index(reader, source, labels, settings, options)
+        if strict:
+            refuse_left_out(index.audit_entries)
+        if not index.studies:
+            found = _found_text(index.audit_entries)
+            raise InputError(f"{source or reader} holds no study that can be used{found}")
+        preparation = Preparation.of(reader, {"labels": labels, **options}, index, size, aspect)
+        with preparing(out):
+            check_target(out, overwrite, is_link)  # it may have come since
+            folder = partial_folder(out, preparation.key())
+            try:
+                shards = write_shards(folder, preparation, executor, strict, progress)
+                _write_metadata(folder, preparation, shards, source or reader)
+            except Unreachable:
+                raise
+            except InputError:
+                shutil.rmtree(folder, ignore_errors=executor.shared)  # a worker may still write
+                raise
+            check_target(out, overwrite, is_link)
+            publish(folder, out)
     return Prepared.load(out)
 
 

@@ -1,40 +1,56 @@
-"""The shards of a data set: studies read in worker processes, written by this process, in order.
+"""The shards of a data set: the same source and settings give the same bytes, whoever writes them.
 
-So the same source and settings give the same bytes whatever the number of workers.
+On one machine worker processes read the studies and this process writes them, in order. On Ray a
+shard is one piece of work: a worker reads its studies and writes it, so that no slices travel. A
+shard whose workers have died twice is written here, of studies that are read one a piece; the one
+that ends its worker again, the third, is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import math
+import secrets
+import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from medseq_tf.dataset.preparation import Preparation
-from medseq_tf.dataset.publication import write_whole
 from medseq_tf.dataset.records import (
     StorageSpec,
     StudyRecord,
     left_out,
     start_worker,
-    study_record,
     study_record_of,
 )
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
-from medseq_tf.errors import InputError
-from medseq_tf.execution.processes import cores, isolated_map
+from medseq_tf.errors import InputError, Unreachable
+from medseq_tf.execution.executor import Executor
+from medseq_tf.execution.processes import bound_memory
+from medseq_tf.execution.ray_cluster import MOST_DEATHS
+from medseq_tf.execution.work import SECONDS_AN_ITEM, each_within
 from medseq_tf.files import naming
 from medseq_tf.readers import AuditEntry, SourceIndex, StudySource
+from medseq_tf.readers.storage import Place
 
 LEFT_OUT = ("study left out", "patient without label")
 BYTES_TOGETHER = 2 * 2**20
 MOST_TOGETHER = 8
+DEATHS_OF_A_SHARD = 2
+"""Workers that a shard may end before its studies are read one a piece."""
+
+PARTIAL = ".partial"
+
+Task = tuple[StudySource, str, StorageSpec]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,32 +95,158 @@ def refuse_left_out(audit_entries: Iterable[AuditEntry]) -> None:
             raise InputError(f"{reason} ({entry.detail}); with strict=False it is left out")
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """What goes into a shard; small, and picklable for workers.
+
+    Attributes:
+        number: of the shard.
+        studies: those that it holds, unless they are left out.
+        study_ids: their ids.
+        patient_ids: those of their patients.
+        storage: how their slices are stored.
+    """
+
+    number: int
+    studies: Sequence[StudySource]
+    study_ids: list[str]
+    patient_ids: list[str]
+    storage: StorageSpec
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What a record is made of, for each study."""
+        pairs = zip(self.studies, self.study_ids, strict=True)
+        return [(study, study_id, self.storage) for study, study_id in pairs]
+
+
 def write_shards(
-    folder: Path, preparation: Preparation, workers: int | None, strict: bool, progress: bool
+    folder: Path,
+    preparation: Preparation,
+    executor: Executor,
+    strict: bool,
+    progress: bool,
 ) -> list[Shard]:
     """Write the shards that are not there yet into a partial folder; return all, in order.
 
     The settings are those of `prepare`.
     """
+    _remove_partial(folder)
     chunks = preparation.chunks()
     finished = [_finished_shard(folder, number) for number in range(len(chunks))]
-    to_do = [s for chunk, done in zip(chunks, finished, strict=True) if not done for s in chunk]
+    plans = (
+        ShardPlan(
+            number,
+            chunk,
+            [preparation.study_id(study) for study in chunk],
+            [preparation.patient_id(study) for study in chunk],
+            preparation.storage,
+        )
+        for number, chunk in enumerate(chunks)
+        if not finished[number]
+    )
     bar = click.progressbar(
         length=len(preparation.index.studies),
         label="Preparing",
         file=sys.stderr,
         hidden=not progress or not sys.stderr.isatty(),
     )
-    shards = []
-    with _records(preparation, to_do, workers) as records, bar:
-        for number, (chunk, done) in enumerate(zip(chunks, finished, strict=True)):
-            if done:
-                bar.update(len(chunk))
-            shards.append(
-                done
-                or _write_shard(folder, number, chunk, preparation, records, strict, bar.update)
-            )
+    with bar:
+        if executor.shared:
+            written = _written_elsewhere(plans, folder, preparation.index, executor, strict)
+        else:
+            written = _written_here(plans, folder, preparation.index, executor, strict, bar.update)
+        shards = []
+        with contextlib.closing(written):
+            for chunk, done in zip(chunks, finished, strict=True):
+                shards.append(done or next(written))
+                if done or executor.shared:
+                    bar.update(len(chunk))
     return shards
+
+
+def _written_here(
+    plans: Iterable[ShardPlan],
+    folder: Path,
+    index: SourceIndex,
+    executor: Executor,
+    strict: bool,
+    advance: Callable[[int], None],
+) -> Generator[Shard]:
+    """Write shards in this process, of studies that are read in others, unless one is asked for.
+
+    A study that ends its worker process is left out.
+    """
+    of_tasks, plans = itertools.tee(plans)
+    records = executor.map(
+        study_record_of,
+        (task for plan in of_tasks for task in plan.tasks),
+        _left_out,
+        name="prepare",
+        initializer=start_worker,
+        together=_studies_together(index, executor.workers),
+    )
+
+    def counted() -> Iterator[StudyRecord]:
+        for record in records:
+            yield record
+            advance(1)
+
+    with contextlib.closing(records):
+        one_by_one = counted()
+        for plan in plans:
+            yield _write_shard(folder, plan, one_by_one, strict)
+
+
+def _written_elsewhere(
+    plans: Iterable[ShardPlan], folder: Path, index: SourceIndex, executor: Executor, strict: bool
+) -> Generator[Shard]:
+    """Let workers on other machines write shards."""
+
+    def by_study(plan: ShardPlan) -> Shard:
+        records = executor.map(
+            study_record_of,
+            plan.tasks,
+            _left_out,
+            name="prepare",
+            initializer=_start_elsewhere,
+            deaths=MOST_DEATHS - DEATHS_OF_A_SHARD,
+        )
+        with contextlib.closing(records):
+            return _write_shard(folder, plan, records, strict)
+
+    return executor.map(
+        functools.partial(_write_seen, folder, index.root, strict),
+        plans,
+        by_study,
+        name="prepare",
+        initializer=_start_elsewhere,
+        seconds=math.inf,  # each of its studies has its own time
+        deaths=DEATHS_OF_A_SHARD,
+    )
+
+
+def _start_elsewhere() -> None:
+    """Let a worker of Ray have one thread and so much memory as one beside this process has."""
+    start_worker()
+    bound_memory()
+
+
+def _write_seen(folder: Path, root: Place | None, strict: bool, plan: ShardPlan) -> Shard:
+    """Write a shard on a machine, if it sees where from and where to.
+
+    Raises:
+        Unreachable: it does not.
+        InputError: with `strict`, a study is left out.
+    """
+    for path in (folder / "progress", root):
+        if isinstance(path, Path) and not path.is_dir():
+            raise Unreachable(
+                f"node {socket.gethostname()} of the Ray cluster does not see {path}; source and "
+                "out are to lie on storage that all nodes see, under the same path"
+            )
+    records = each_within(SECONDS_AN_ITEM, study_record_of, plan.tasks)
+    return _write_shard(folder, plan, records, strict)
 
 
 def _finished_shard(folder: Path, number: int) -> Shard | None:
@@ -118,49 +260,68 @@ def _finished_shard(folder: Path, number: int) -> Shard | None:
 
 
 def _write_shard(
-    folder: Path,
-    number: int,
-    studies: Sequence[StudySource],
-    preparation: Preparation,
-    records: Iterator[StudyRecord],
-    strict: bool,
-    advance: Callable[[int], None],
+    folder: Path, plan: ShardPlan, records: Iterator[StudyRecord], strict: bool
 ) -> Shard:
-    name = f"{number:05}.tfrecord"
-    partial = folder / "shards" / f"{name}.partial"
+    """Write a shard, and that it is finished; two that write the same one do no harm.
+
+    Its studies' records are the next of `records`.
+    """
+    name = f"{plan.number:05}.tfrecord"
     sha256, offset = hashlib.sha256(), 0
     rows: list[dict[str, Any]] = []
     audit_entries: list[AuditEntry] = []
-    with open(partial, "wb") as file:
-        for study in studies:
-            record = next(records)
-            audit_entries += record.audit_entries
-            if strict:
-                refuse_left_out(record.audit_entries)
-            if record.framed:
-                rows.append(_row(preparation, study, record, name, offset))
-                with naming(partial):
+    with _partial(folder / "shards" / name) as partial:
+        with open(partial, "wb") as file:
+            for place in range(len(plan.studies)):
+                record = next(records)
+                audit_entries += record.audit_entries
+                if strict:
+                    refuse_left_out(record.audit_entries)
+                if record.framed:
+                    rows.append(_row(plan, place, record, name, offset))
                     file.write(record.framed)
                     file.flush()
-                sha256.update(record.framed)
-                offset += len(record.framed)
-            advance(1)
-    if rows:
-        partial.rename(folder / "shards" / name)
-    else:
-        partial.unlink()
+                    sha256.update(record.framed)
+                    offset += len(record.framed)
+        if not rows:
+            partial.unlink()
     shard = Shard(name, offset, sha256.hexdigest(), rows, audit_entries)
-    write_whole(folder / "progress" / f"{number:05}.json", shard.dump().encode())
+    with _partial(folder / "progress" / f"{plan.number:05}.json") as partial:
+        partial.write_text(shard.dump(), "utf-8")
     return shard
 
 
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """Yield where to write a file of the partial folder that then takes its place, if it is there.
+
+    Nobody else writes there, and what a kill leaves there goes with the folder of progress.
+    """
+    partial = path.parent.with_name("progress") / f"{path.name}.{secrets.token_hex(6)}{PARTIAL}"
+    try:
+        with naming(path, instead_of=partial):
+            yield partial
+            if partial.exists():
+                partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_partial(folder: Path) -> None:
+    """Remove the files that killed processes were writing into a partial folder."""
+    for place in ("shards", "progress"):
+        for path in (folder / place).glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+
 def _row(
-    preparation: Preparation, study: StudySource, record: StudyRecord, shard: str, offset: int
+    plan: ShardPlan, place: int, record: StudyRecord, shard: str, offset: int
 ) -> dict[str, Any]:
     """Return a study's row of `studies.parquet`, with the names of its slices."""
+    study = plan.studies[place]
     return {
-        "study_id": preparation.study_id(study),
-        "patient_id": preparation.patient_id(study),
+        "study_id": plan.study_ids[place],
+        "patient_id": plan.patient_ids[place],
         "slices": len(record.slice_hashes),
         "split": study.split,
         "content_hash": record.content_hash,
@@ -171,36 +332,8 @@ def _row(
         "offset": offset + HEADER_BYTES,
         "length": len(record.framed) - HEADER_BYTES - FOOTER_BYTES,
         **({"series": record.series} if record.series else {}),
-        **{f"label.{name}": study.labels[name] for name in preparation.storage.label_names},
+        **{f"label.{name}": study.labels[name] for name in plan.storage.label_names},
     }
-
-
-Task = tuple[StudySource, str, StorageSpec]
-
-
-@contextlib.contextmanager
-def _records(
-    preparation: Preparation, studies: list[StudySource], workers: int | None
-) -> Iterator[Iterator[StudyRecord]]:
-    """Give the records of some studies, in order, with few of them in flight.
-
-    A study that ends its worker process is left out; with one worker it is read in this process.
-    """
-    tasks = ((study, preparation.study_id(study), preparation.storage) for study in studies)
-    if workers == 1:
-        yield (study_record(*task) for task in tasks)
-        return
-    workers = min(workers or cores(), len(preparation.index.studies))
-    records = isolated_map(
-        study_record_of,
-        tasks,
-        _left_out,
-        workers,
-        initializer=start_worker,
-        together=_studies_together(preparation.index, workers),
-    )
-    with contextlib.closing(records):
-        yield records
 
 
 def _studies_together(index: SourceIndex, workers: int) -> int:

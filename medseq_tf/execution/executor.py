@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
 from medseq_tf.execution.processes import cores, isolated_map
@@ -40,8 +40,8 @@ class Executor(Protocol):
         setup: Callable[[], Any] | None = None,
         seconds: float = SECONDS_AN_ITEM,
         deaths: int = MOST_DEATHS,
-    ) -> Iterator[Result]:
-        """Yield the results in the order of the items, with few in flight.
+    ) -> Generator[Result]:
+        """Yield the results in the order of the items, with few in flight; closed, it drops those.
 
         An exception of the function's is raised here when it is that item's turn. Threads may map
         at the same time; a thread that wants one piece done maps over one item.
@@ -70,7 +70,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """This process, where there is one worker, or else a pool of worker processes beside it.
+    """This process, where one worker is asked for, or else a pool of worker processes beside it.
 
     In this process nothing stands in for what ends it, nothing limits the time of an item, and no
     initializer is called.
@@ -83,6 +83,7 @@ class LocalExecutor:
 
     def __init__(self, workers: int | None = None):
         self.workers = workers or cores()
+        self._is_this_process = workers == 1
 
     def map(
         self,
@@ -96,11 +97,11 @@ class LocalExecutor:
         setup: Callable[[], Any] | None = None,
         seconds: float = SECONDS_AN_ITEM,
         deaths: int = MOST_DEATHS,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """Map as an `Executor` does."""
         work: Work[Item, Result] = Work(function, setup=setup)
-        if self.workers == 1:
-            return map(work.of_item, items)
+        if self._is_this_process:
+            return (work.of_item(item) for item in items)
         of_item = work.of_item if setup else function
         return isolated_map(of_item, items, stand_in, self.workers, seconds, initializer, together)
 

@@ -20,11 +20,11 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, note
+from medseq_tf.errors import InputError, Unreachable, note
 from medseq_tf.execution.processes import cores
 from medseq_tf.execution.work import SECONDS_AN_ITEM, Item, Result, Work
 
@@ -102,7 +102,7 @@ class RayExecutor:
         setup: Callable[[], Any] | None = None,
         seconds: float = SECONDS_AN_ITEM,
         deaths: int = MOST_DEATHS,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """Map as an `Executor` does."""
         work = pickle.dumps(Work(function, initializer, setup, seconds))
         items = iter(items)
@@ -227,7 +227,7 @@ def _work(version: str, has_gpu: bool, work: bytes, group: bytes) -> bytes:
 
 def _check_version(version: str) -> None:
     if version != __version__:
-        raise InputError(
+        raise Unreachable(
             f"node {socket.gethostname()} of the Ray cluster has medseq_tf {__version__}, this "
             f"machine {version}; install the same on all"
         )
@@ -262,13 +262,13 @@ def _outcome(task: Any) -> Outcome:
     """Return what came of a finished task.
 
     Raises:
-        InputError: the package cannot be imported on its node.
+        Unreachable: the package cannot be imported on its node.
     """
     errors = _ray().exceptions
     try:
         return _unpickled(_ray().get(task))
     except errors.RayTaskError:
-        raise InputError(
+        raise Unreachable(
             f"a node of the Ray cluster cannot import medseq_tf {__version__}; install it on all"
         ) from None
     except errors.RayError:

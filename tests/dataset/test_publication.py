@@ -72,16 +72,16 @@ def test_a_data_set_that_came_meanwhile_is_kept(folder, tmp_path, monkeypatch):
 def test_one_process_at_a_time_prepares_for_a_target(folder, tmp_path, monkeypatch):
     """Whatever each of them prepares, and with overwrite too."""
     out = tmp_path / "out"
-    original, refused = shards.study_record, []
+    original, refused = shards.study_record_of, []
 
-    def beside(*task):
+    def beside(task):
         if not refused:
             with pytest.raises(InputError, match="is being prepared by another process") as caught:
                 prepare("demo", out=out, patients=3, workers=1, progress=False, overwrite=True)
             refused.append(caught.value)
-        return original(*task)
+        return original(task)
 
-    monkeypatch.setattr(shards, "study_record", beside)
+    monkeypatch.setattr(shards, "study_record_of", beside)
     data = make("image-folder", folder, out=out)
     assert refused
     assert len(data) == 4

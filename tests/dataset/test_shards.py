@@ -105,14 +105,14 @@ class Interrupted(Exception):
 
 def interrupt(monkeypatch, after):
     """Ends the run when that many studies are done."""
-    original, count = shards.study_record, iter(range(10**6))
+    original, count = shards.study_record_of, iter(range(10**6))
 
-    def failing(*task):
+    def failing(task):
         if next(count) == after:
             raise Interrupted
-        return original(*task)
+        return original(task)
 
-    monkeypatch.setattr(shards, "study_record", failing)
+    monkeypatch.setattr(shards, "study_record_of", failing)
 
 
 def damage_a_shard(partial):
