@@ -37,6 +37,7 @@ from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.matching import normal_id
+from medseq_tf.readers.storage import is_url
 from medseq_tf.readers.study import AuditEntry, Slices, SourceIndex, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_file import UnreadableVolume
 from medseq_tf.readers.volumes import Axis, Spacing, checked_axis, checked_spacing, cut_image
@@ -230,6 +231,8 @@ def index_atlas(
     axis, spacing = checked_axis(axis), checked_spacing(spacing)
     low, high = extent
     protocol = Protocol(sequences, length, lesion_share, neighbours, whole, (low, high), seed)
+    if is_url(source):
+        raise InputError("atlas reads a folder, not a URL; copy it to this machine first")
     folder = Folder(Path(source), (".nii", ".nii.gz"))
     sessions = _sessions(folder)
     tasks = [(str(folder.root), session, axis, spacing) for session in sessions]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers import storage
-from medseq_tf.readers.storage import Place, is_url
+from medseq_tf.readers.storage import Place, is_url, name_of, place_in
 from medseq_tf.readers.study import AuditEntry, natural_key
 
 
@@ -62,15 +62,13 @@ class Folder:
         self.versions: dict[str, str] = {}
         self._extensions = extensions
         files = [ignored] if isinstance(ignored, (str, Path)) else ignored or ()
+        self._ignored = resolved_places(files)
         if isinstance(root, str):
-            start = f"{root}/"
-            tables = {str(file).removeprefix(start) for file in files if is_url(file)}
-            self.files = list(self._listed(root, tables))
+            self.files = list(self._listed(root))
             return
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; give the folder that holds the images")
         self._resolved = root.resolve()
-        self._ignored = {Path(file).resolve() for file in files if file and not is_url(file)}
         self.files = list(self._walk())
 
     @property
@@ -82,7 +80,7 @@ class Folder:
         """Add an audit entry."""
         self.audit_entries.append(AuditEntry(kind, str(where), detail))
 
-    def _listed(self, root: str, ignored: set[str]) -> Iterator[File]:
+    def _listed(self, root: str) -> Iterator[File]:
         """Every wanted file behind a URL, in the order of a walk."""
         found = {file.name: file for file in storage.listing(root)}
         inner = {name[: at + 1] for name in found for at, c in enumerate(name[:-1]) if c == "/"}
@@ -96,7 +94,7 @@ class Folder:
             elif name.endswith("/"):
                 if name not in inner:
                     self.add_entry("empty folder", name.removesuffix("/"))
-            elif name not in ignored and self._has_extension(parts[-1], name):
+            elif place_in(root, name) not in self._ignored and self._has_extension(parts[-1], name):
                 self.versions[name] = found[name].version
                 yield File(name, found[name].size)
 
@@ -138,7 +136,7 @@ class Folder:
             yield f"{folder}/{entry.name}" if folder else entry.name, entry
 
     def _is_wanted(self, entry: os.DirEntry, name: str) -> bool:
-        may_be_ignored = entry.is_symlink() or entry.name in {file.name for file in self._ignored}
+        may_be_ignored = entry.is_symlink() or entry.name in map(name_of, self._ignored)
         if may_be_ignored and Path(entry.path).resolve() in self._ignored:
             return False
         if entry.is_dir():
@@ -154,6 +152,11 @@ class Folder:
             self.add_entry("odd file", name, f"not one of {' '.join(self._extensions)}")
             return False
         return True
+
+
+def resolved_places(places: Iterable[Place | None]) -> set[Place]:
+    """Return some files' places, each in the one form that is compared."""
+    return {place if is_url(place) else Path(place).resolve() for place in places if place}
 
 
 def _is_unicode(name: str) -> bool:

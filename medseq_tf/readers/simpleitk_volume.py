@@ -57,17 +57,22 @@ class VolumeFile:
         size: voxels along each axis; a fourth axis and those after it hold volumes.
         nifti: what is needed to read the voxels of a NIfTI file; None of the other formats.
 
+    Args:
+        path: the file.
+        file_bytes: its size, where the path leads to no more than its start. Default: what is
+            there.
+
     Raises:
         UnreadableVolume: if the file is not of the kind that its name says, names another file, or
             declares no volume of real numbers, one of more than 2**29 voxels or 8192 a side, or
             more than it can hold.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, file_bytes: int | None = None):
         self.path = path
         self.nifti: nifti.NiftiHeader | None = None
         try:
-            file_bytes = path.stat().st_size
+            file_bytes = path.stat().st_size if file_bytes is None else file_bytes
             if not file_bytes:
                 raise UnreadableVolume("an empty file")
             if nifti.is_nifti(path):
@@ -301,11 +306,11 @@ def resampled(
         raise UnreadableVolume("cannot be resampled to that spacing") from None
 
 
-def read_dicom_frames(path: Path) -> np.ndarray | None:
+def read_dicom_frames(path: str) -> np.ndarray | None:
     """Read the (frames, H, W) rescaled intensities of a DICOM file; None if GDCM cannot."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(os.fspath(path))
+    reader.SetFileName(path)
     try:
         with silenced():
             image = reader.Execute()

@@ -40,6 +40,8 @@ READS_AHEAD = 16
 """Files of a study that are read at a time, or wait in memory to be used."""
 SECONDS_BETWEEN_TRIES = (0.5, 2.0, 5.0)
 
+_SAFE = "%/:[]!$&'()*+,;=~"
+"""What stands for itself in a URL that may be quoted already."""
 _S3_OPTIONS = {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": 2 * READS_AHEAD}}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": _S3_OPTIONS,  # with more at a time, s3fs asks for the size of each object first
@@ -65,6 +67,10 @@ class UnavailableStudy(Exception):
 
 class StorageError(Exception):
     """A file or folder behind a URL cannot be read; the message is the reason."""
+
+
+class NotThere(StorageError):
+    """There is no such file or folder."""
 
 
 # ------------------------------------------------------------------------------------------- URLs
@@ -104,23 +110,23 @@ def checked_url(url: str) -> str:
         )
     if not host or not rest.isprintable():
         raise InputError(f"{kind}://{printable(rest)} names no bucket or host")
-    return url.rstrip("/")
+    url = url.rstrip("/")
+    return urllib.parse.quote(url, safe=_SAFE) if kind.startswith("http") else url
 
 
 def place_in(root: Place, name: str) -> Place:
     """Return the place of a file in a folder."""
-    return f"{root}/{name}" if isinstance(root, str) else root / name
+    return _url_in(root, name) if isinstance(root, str) else root / name
+
+
+def _url_in(root: str, name: str) -> str:
+    quoted = urllib.parse.quote(name) if root.startswith("http") else name
+    return f"{root}/{quoted}"
 
 
 def name_of(place: Place) -> str:
     """Return the last part of a place."""
     return str(place).rpartition("/")[2]
-
-
-def _address(root: str, name: str) -> str:
-    """Return what a library is asked for."""
-    quoted = urllib.parse.quote(name) if root.startswith("http") else name
-    return f"{root}/{quoted}"
 
 
 # ------------------------------------------------------------------------ what is asked for, once
@@ -133,9 +139,8 @@ def read_whole(url: str) -> bytes:
         InputError: the URL is refused, or leads to nothing that can be read.
     """
     url = checked_url(url)
-    folder, _, name = url.rpartition("/")
     try:
-        return _tried(lambda: _file_system(url).cat_file(_address(folder, name)))
+        return _tried(lambda: _file_system(url).cat_file(url))
     except StorageError as error:
         raise InputError(f"{url} cannot be read: {error}") from None
 
@@ -146,9 +151,10 @@ def is_file(url: str) -> bool:
     Raises:
         Unreachable: nothing tells.
     """
-    folder, _, name = url.rpartition("/")
     try:
-        return bool(_tried(lambda: _file_system(url).isfile(_address(folder, name))))
+        return _tried(lambda: _file_system(url).info(url))["type"] == "file"
+    except NotThere:
+        return False
     except StorageError as error:
         raise Unreachable(f"{url} cannot be looked for: {error}") from None
 
@@ -225,13 +231,16 @@ def local_files(root: str, names: Sequence[str]) -> Iterator[Callable[[str], str
 
 @contextlib.contextmanager
 def local_starts(root: str, sizes: Mapping[str, int], most: int) -> Iterator[Callable[[str], str]]:
-    """Give what `local_files` gives, for copies of the first bytes of a URL's files, `most` each.
+    """Give what `local_files` gives; of a URL's files the copies hold no more than their start.
 
     Args:
-        root: the URL.
+        root: the folder.
         sizes: of the files by name, in the order in which they are asked for.
-        most: the longest start.
+        most: bytes of the longest start.
     """
+    if not is_url(root):
+        yield functools.partial(os.path.join, root)
+        return
 
     def start(name: str) -> bytes:
         end = min(sizes[name], most)
@@ -305,7 +314,7 @@ def _in_memory(data: bytes) -> int:
 
 
 def _read(root: str, name: str, **part: int) -> bytes:
-    return _tried(lambda: _file_system(root).cat_file(_address(root, name), **part))
+    return _tried(lambda: _file_system(root).cat_file(_url_in(root, name), **part))
 
 
 def _check_answers(root: str) -> None:
@@ -366,20 +375,19 @@ def _tried(call: Callable[[], Result]) -> Result:
         except InputError:
             raise
         except Exception as error:  # each library has its own, of many kinds
-            reason, is_final = _reason(error)
-            if is_final or seconds is None:
-                raise StorageError(reason) from None
+            _refuse_final(error)
+            if seconds is None:
+                raise StorageError(f"no whole answer ({type(error).__name__})") from None
             time.sleep(seconds)
     raise AssertionError
 
 
-def _reason(error: Exception) -> tuple[str, bool]:
-    """Say why a library failed, and whether it always will."""
+def _refuse_final(error: Exception) -> None:
+    """Raise a StorageError for what will always fail."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError) or status == 404:
-        return "it is not there", True
+        raise NotThere("it is not there") from None
     if isinstance(error, PermissionError) or status in (401, 403):
-        return "access is denied to the credentials of the environment", True
+        raise StorageError("access is denied to the credentials of the environment") from None
     if "Credentials" in type(error).__name__:
-        return "the environment holds no credentials for it", True
-    return f"no whole answer ({type(error).__name__})", False
+        raise StorageError("the environment holds no credentials for it") from None

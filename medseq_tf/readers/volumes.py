@@ -41,13 +41,31 @@ from medseq_tf.execution.processes import ENDED, mapped
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.intensities import DTYPES, stored_intensities
 from medseq_tf.readers.joined_study import chosen_series
-from medseq_tf.readers.labels import LabelRow, LabelTable, TableOptions, read_labels
+from medseq_tf.readers.labels import (
+    LabelRow,
+    LabelTable,
+    TableOptions,
+    labels_in,
+    read_labels,
+)
 from medseq_tf.readers.matching import lines_alike, match_rows, why_unmatched
 from medseq_tf.readers.names import listed
 from medseq_tf.readers.orientation import PLANES, nearest_axes, to_plane
 from medseq_tf.readers.series import SeriesAs, checked_series
+from medseq_tf.readers.storage import (
+    Place,
+    UnavailableStudy,
+    local_files,
+    local_starts,
+    root_of,
+)
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
-from medseq_tf.readers.volume_file import EXTENSIONS, UnreadableVolume, without_extension
+from medseq_tf.readers.volume_file import (
+    EXTENSIONS,
+    LONGEST_HEADER,
+    UnreadableVolume,
+    without_extension,
+)
 
 STUDY_COLUMNS = ("file", "volume")
 CT_HAS_AIR_BELOW_HU = -500
@@ -64,7 +82,7 @@ Spacing = tuple[float, float, float] | None
 
 @dataclass(frozen=True)
 class VolumeStudy(StudySource):
-    """A study in one volume file under `root`."""
+    """A study in one volume file under `root`, a folder or URL."""
 
     root: str
     file: str
@@ -77,7 +95,8 @@ class VolumeStudy(StudySource):
         from medseq_tf.readers.simpleitk_volume import read_volume
 
         try:
-            image, audit_entries = read_volume(Path(self.root, self.file), self.file)
+            with local_files(self.root, [self.file]) as path_of:
+                image, audit_entries = read_volume(Path(path_of(self.file)), self.file)
             grid = np.array([*image.GetOrigin(), *image.GetDirection(), *image.GetSpacing()])
             cut = cut_image(image, self.axis, self.spacing)
         except UnreadableVolume as error:
@@ -112,8 +131,8 @@ def cut_image(image, axis: Axis, spacing: Spacing = None, nearest: bool = False)
 
 
 def index_volumes(
-    source: str | Path,
-    labels: str | Path | None = None,
+    source: Place,
+    labels: Place | None = None,
     columns: Sequence[str] | None = None,
     axis: Axis = "axial",
     modality: str | None = None,
@@ -127,7 +146,7 @@ def index_volumes(
     """List the volumes under a folder that have labels.
 
     Args:
-        source: the folder; volumes may lie in folders of it.
+        source: the folder, or its URL (see `storage`); volumes may lie in folders of it.
         labels: CSV of labels, see `labels.read_labels`. Default: `labels.csv` in the source.
         columns: the label columns. Default: all but patient, file and split.
         axis: `axial`, `coronal`, `sagittal`, or the file's own axis 0, 1 or 2.
@@ -149,14 +168,13 @@ def index_volumes(
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
             what is in doubt.
     """
-    root = Path(source)
+    root = root_of(source)
     axis, spacing = checked_axis(axis), checked_spacing(spacing)
     if modality not in (None, *MODALITIES):
         raise InputError(f"modality={modality!r} is unknown; valid: {', '.join(MODALITIES)}")
     if match not in (None, *get_args(Match)):
         raise InputError(f"match={match!r} is unknown; valid: {', '.join(get_args(Match))}")
-    if labels is None and (root / "labels.csv").is_file():
-        labels = root / "labels.csv"
+    labels = labels_in(root) if labels is None else labels
     folder = Folder(root, EXTENSIONS, ignored=(labels, table_options.get("participants")))
     if labels is None:
         raise InputError("volumes need labels, a CSV with one row a patient and 0/1 columns")
@@ -206,6 +224,7 @@ def index_volumes(
         resolved,
         table.classes,
         table.columns,
+        versions=folder.versions,
     )
     return index if series_as is None else chosen_series(index, listed(series or ()), series_as)
 
@@ -295,9 +314,9 @@ def _readable(folder: Folder, workers: int | None, kind: str) -> dict[str, bool]
 
     The others are audit entries of a `kind`.
     """
-    paths = [Path(folder.root, file.name) for file in folder.files]
+    files = [(str(folder.root), file.name, file.size) for file in folder.files]
     readable = {}
-    headers = mapped(_is_8_bit, paths, lambda path: ENDED, workers, _HEADERS_TOGETHER)
+    headers = mapped(_is_8_bit, files, lambda file: ENDED, workers, _HEADERS_TOGETHER)
     for file, is_8_bit in zip(folder.files, headers, strict=True):
         if isinstance(is_8_bit, str):
             folder.add_entry(kind, file.name, is_8_bit)
@@ -306,13 +325,15 @@ def _readable(folder: Folder, workers: int | None, kind: str) -> dict[str, bool]
     return readable
 
 
-def _is_8_bit(path: Path) -> bool | str:
-    """Whether a file that can be read is of 8 bits, or why it cannot."""
+def _is_8_bit(file: tuple[str, str, int]) -> bool | str:
+    """Whether a file that can be read (its root, name and size) is of 8 bits, or why it cannot."""
     from medseq_tf.readers.simpleitk_volume import VolumeFile
 
+    root, name, size = file
     try:
-        return VolumeFile(path).is_8_bit
-    except UnreadableVolume as error:
+        with local_starts(root, {name: size}, LONGEST_HEADER) as path_of:
+            return VolumeFile(Path(path_of(name)), size).is_8_bit
+    except (UnreadableVolume, UnavailableStudy) as error:
         return str(error)
 
 
@@ -324,13 +345,15 @@ class _Sample(NamedTuple):
     has_fractions: bool
 
 
-def _sample(path: Path) -> _Sample | None:
-    """Look at the first intensities of a file; None if there are none."""
+def _sample(file: tuple[str, str]) -> _Sample | None:
+    """Look at the first intensities of a file, its root and name; None if there are none."""
     from medseq_tf.readers.simpleitk_volume import VolumeFile
 
+    root, name = file
     try:
-        values = VolumeFile(path).first_intensities()
-    except UnreadableVolume:
+        with local_files(root, [name]) as path_of:
+            values = VolumeFile(Path(path_of(name))).first_intensities()
+    except (UnreadableVolume, UnavailableStudy):
         return None
     if not values.size:
         return None
@@ -338,7 +361,7 @@ def _sample(path: Path) -> _Sample | None:
     return _Sample(float(values.min()), float(values.max()), has_fractions)
 
 
-def _guess_modality(root: Path, wide: list[str], workers: int | None) -> tuple[str, str]:
+def _guess_modality(root: Place, wide: list[str], workers: int | None) -> tuple[str, str]:
     """Tell what the intensities of some volumes are, and why; see the module's words.
 
     Args:
@@ -351,8 +374,8 @@ def _guess_modality(root: Path, wide: list[str], workers: int | None) -> tuple[s
     """
     if not wide:
         return "photograph", "every file is of 8 bits; give --modality if they are CT or MR"
-    paths = [root / name for name in wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]]
-    samples = [sample for sample in mapped(_sample, paths, lambda path: None, workers) if sample]
+    files = [(str(root), name) for name in wide[:: max(len(wide) // _SAMPLED, 1)][:_SAMPLED]]
+    samples = [sample for sample in mapped(_sample, files, lambda file: None, workers) if sample]
     with_air = sum(sample.low <= CT_HAS_AIR_BELOW_HU for sample in samples)
     looked_at = f"of {len(samples)} files looked at"
     if with_air:

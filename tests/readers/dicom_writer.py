@@ -92,6 +92,45 @@ def image(pixels: np.ndarray, position=(0, 0, 0), **changes) -> dict[int, tuple]
     return elements
 
 
+def enhanced(values, positions, slopes):
+    """Return a multi-frame CT whose frames are shuffled and rescaled one by one."""
+    order = np.random.default_rng(1).permutation(len(values))
+    elements = image(
+        values[order],
+        t00080016=ENHANCED_CT,
+        t00200032=None,
+        t00200037=None,
+        t00280030=None,
+        t00281052=None,
+        t00281053=None,
+    )
+    elements[0x00280008] = ("IS", str(len(values)))
+    elements[0x52009229] = (
+        "SQ",
+        [
+            [
+                (0x00209116, "SQ", [[(0x00200037, "DS", "1\\0\\0\\0\\1\\0")]]),
+                (0x00289110, "SQ", [[(0x00180050, "DS", "2"), (0x00280030, "DS", "1\\1")]]),
+            ]
+        ],
+    )
+    elements[0x52009230] = (
+        "SQ",
+        [
+            [
+                (0x00209113, "SQ", [[(0x00200032, "DS", f"0\\0\\{positions[i][2]:g}")]]),
+                (
+                    0x00289145,
+                    "SQ",
+                    [[(0x00281052, "DS", "-1000"), (0x00281053, "DS", f"{slopes[i]:g}")]],
+                ),
+            ]
+            for i in order
+        ],
+    )
+    return elements
+
+
 def stack(count=5, rng=None, step=2.0):
     """Return stored values (count, 4, 6) and the positions of their slices."""
     rng = rng or np.random.default_rng(0)

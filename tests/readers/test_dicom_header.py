@@ -13,10 +13,10 @@ import pydicom
 import pytest
 from dicom_writer import (
     BIG,
-    ENHANCED_CT,
     EXPLICIT,
     IMPLICIT,
     dicom_file,
+    enhanced,
     image,
     stack,
     write,
@@ -51,45 +51,6 @@ def test_a_bare_data_set_is_read(tmp_path):
     ]
     scan = index_dicom(write(tmp_path, *files))
     np.testing.assert_array_equal(scan.studies[0].read().images, values - 1024)
-
-
-def enhanced(values, positions, slopes):
-    """Return a multi-frame CT whose frames are shuffled and rescaled one by one."""
-    order = np.random.default_rng(1).permutation(len(values))
-    elements = image(
-        values[order],
-        t00080016=ENHANCED_CT,
-        t00200032=None,
-        t00200037=None,
-        t00280030=None,
-        t00281052=None,
-        t00281053=None,
-    )
-    elements[0x00280008] = ("IS", str(len(values)))
-    elements[0x52009229] = (
-        "SQ",
-        [
-            [
-                (0x00209116, "SQ", [[(0x00200037, "DS", "1\\0\\0\\0\\1\\0")]]),
-                (0x00289110, "SQ", [[(0x00180050, "DS", "2"), (0x00280030, "DS", "1\\1")]]),
-            ]
-        ],
-    )
-    elements[0x52009230] = (
-        "SQ",
-        [
-            [
-                (0x00209113, "SQ", [[(0x00200032, "DS", f"0\\0\\{positions[i][2]:g}")]]),
-                (
-                    0x00289145,
-                    "SQ",
-                    [[(0x00281052, "DS", "-1000"), (0x00281053, "DS", f"{slopes[i]:g}")]],
-                ),
-            ]
-            for i in order
-        ],
-    )
-    return elements
 
 
 def test_frames_of_a_multi_frame_file_are_slices(tmp_path):

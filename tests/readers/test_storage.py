@@ -9,16 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
 from click.testing import CliRunner
+from dicom_writer import enhanced, stack, write
 from stores import CREDENTIALS, served, upload
 
 from medseq_tf.cli import cli
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.phantom.cohort import DemoCohort
-from medseq_tf.phantom.writers import write_image_folder
+from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers import storage
+from medseq_tf.readers.dicom.elements import START_BYTES
 from medseq_tf.readers.folder import Folder
 
 SECRETS = tuple(CREDENTIALS.values())[:2]
@@ -165,7 +169,7 @@ def test_a_read_that_fails_is_tried_again(tmp_path, classes, monkeypatch):
     expected = make("image-folder", classes, tmp_path / "local")
     with served(classes) as (url, handler):
         name = next(iter(Folder(url).files)).name
-        path = storage._address("http://host", name).removeprefix("http://host")
+        path = storage._url_in("http://host", name).removeprefix("http://host")
         handler.failures[path] = 2
         data = make("image-folder", url, tmp_path / "remote")
         assert handler.requests[path] == 3
@@ -377,3 +381,81 @@ def test_files_are_read_ahead_of_their_use_and_let_go_of_after_it(monkeypatch):
 def test_the_index_of_a_data_set_is_json_without_the_url(tmp_path, classes, s3):
     data = make("image-folder", upload(s3, classes), tmp_path / "out")
     assert "s3://" not in json.dumps(data.info)
+
+
+# -------------------------------------------------------------------------------- volumes and DICOM
+
+
+COHORT = DemoCohort(patients=5, size=24, slices=(4, 6))
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """NIfTI volumes with labels; one is cut short, one is no volume, one names another file."""
+    folder = write_volumes(COHORT, tmp_path / "volumes")
+    files = sorted(folder.glob("*.nii.gz"))
+    files[0].write_bytes(files[0].read_bytes()[:-300])
+    files[1].write_bytes(b"no volume")
+    (folder / "patient-0009.nrrd").write_bytes(b"NRRD0004\ndata file: /etc/passwd\n\n")
+    (folder / "empty.nii").write_bytes(b"")
+    return folder
+
+
+def test_volumes_in_a_bucket_are_those_of_a_folder(tmp_path, volumes, s3):
+    expected = make("volumes", volumes, tmp_path / "local")
+    data = make("volumes", upload(s3, volumes), tmp_path / "remote")
+    assert contents(data) == contents(expected)
+    assert data.info["counts"]["studies"] == 3
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """DICOM series with labels, files of other kinds, damaged ones and a very long header."""
+    folder = write_dicom(COHORT, tmp_path / "dicom")
+    files = sorted(folder.rglob("IM*"))
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    long = pydicom.dcmread(files[2])
+    long.add_new(0x00091001, "OB", bytes(3 * START_BYTES))
+    long.save_as(files[2])
+    (folder / "notes.txt").write_text("odd")
+    (folder / "empty").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_dicom_in_a_bucket_is_that_of_a_folder(tmp_path, dicom, s3, packed):
+    if packed:
+        for path in sorted(dicom.rglob("IM*"))[3:]:
+            file = pydicom.dcmread(path)
+            file.compress(pydicom.uid.RLELossless)
+            file.save_as(path)
+    expected = make("dicom", dicom, tmp_path / "local")
+    data = make("dicom", upload(s3, dicom), tmp_path / "remote")
+    assert contents(data) == contents(expected)
+    assert data.info["counts"]["studies"] == 5
+    command = ["prepare", "dicom", "--list"]
+    listed = [
+        CliRunner().invoke(cli, [*command, str(place)]).output
+        for place in (dicom, "s3://hospital/cohort")
+    ]
+    assert listed[0] == listed[1] != ""
+
+
+def test_frames_of_one_file_are_read_from_one_copy(tmp_path, s3):
+    """Two files of shuffled frames, one series: each is asked for more than once."""
+    values, positions = stack(12)
+    files = [
+        enhanced(values[part], positions[part], np.ones(6))
+        for part in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    folder = write(tmp_path / "frames", *files)
+    expected = make("dicom", folder, tmp_path / "local")
+    data = make("dicom", upload(s3, folder), tmp_path / "remote")
+    assert contents(data) == contents(expected)
+    assert data.info["counts"]["slices"] == 12
+
+
+def test_an_atlas_is_read_from_a_folder(tmp_path):
+    with pytest.raises(InputError, match="atlas reads a folder, not a URL"):
+        make("atlas", "s3://hospital/cohort", tmp_path / "out")

@@ -42,7 +42,9 @@ _KEYWORDS = (
 )  # fmt: skip
 """The elements that are read, as the standard calls them."""
 
-_READ_FIRST = (64 * 1024, 2 * 2**20, 128 * 2**20)
+START_BYTES = 64 * 1024
+"""Few headers are longer."""
+_READ_FIRST = (START_BYTES, 2 * 2**20, 128 * 2**20)
 _MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
@@ -171,8 +173,14 @@ class _Bounded(io.BytesIO):
         return super().read(size)
 
 
-def read_elements(path: str | Path) -> tuple[Elements, PixelData | None, int]:
+def read_elements(
+    path: str | Path, size: int | None = None
+) -> tuple[Elements, PixelData | None, int]:
     """Read the elements of a file up to its pixel data.
+
+    Args:
+        path: the file.
+        size: of the file in bytes, where the path may lead to no more than its start.
 
     Returns:
         The elements, where the pixel data lie (None: nowhere), and the size of the file in bytes.
@@ -183,7 +191,7 @@ def read_elements(path: str | Path) -> tuple[Elements, PixelData | None, int]:
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size if size is None else size
             if not size:
                 raise UnreadableDicom("an empty file")
             for most in _READ_FIRST:

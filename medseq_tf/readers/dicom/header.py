@@ -81,8 +81,12 @@ class DicomHeader(NamedTuple):
     padding: tuple[int, int] | None
 
 
-def read_dicom_header(path: str | Path) -> DicomHeader | None:
+def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader | None:
     """Read the header of a DICOM file.
+
+    Args:
+        path: the file.
+        size: of the file in bytes, where the path may lead to no more than its start.
 
     Returns:
         The header; None for an index of a medium (DICOMDIR) and for objects without a picture.
@@ -92,7 +96,7 @@ def read_dicom_header(path: str | Path) -> DicomHeader | None:
         UnreadableDicom: if it is damaged, cut short, or declares a picture that is too large.
     """
     with quiet_pydicom():
-        elements, pixels, file_bytes = read_elements(path)
+        elements, pixels, file_bytes = read_elements(path, size)
         if pixels is None:
             sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
             if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.series import Stack
 from medseq_tf.readers.labels import LabelRow, LabelTable
 from medseq_tf.readers.matching import lines_alike, match_rows, normal_id, why_unmatched
+from medseq_tf.readers.storage import Place
 from medseq_tf.readers.study import AuditEntry
 from medseq_tf.readers.table import PATIENT_COLUMNS
 
@@ -46,7 +46,7 @@ def match_labels(
     stacks: Sequence[Stack],
     modality: str,
     table: LabelTable,
-    root: Path,
+    root: Place,
     match: str | None,
     audit_entries: list[AuditEntry],
 ) -> tuple[str, list[LabelledStack]]:

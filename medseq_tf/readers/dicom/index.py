@@ -16,7 +16,6 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Unpack
 
 from medseq_tf.errors import InputError
@@ -33,19 +32,20 @@ from medseq_tf.readers.dicom.series import (
     usable_series,
 )
 from medseq_tf.readers.dicom.study import DicomStudy, Tilt
-from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.folder import Folder, resolved_places
 from medseq_tf.readers.intensities import DTYPES
 from medseq_tf.readers.joined_study import chosen_series
-from medseq_tf.readers.labels import LabelRow, TableOptions, read_labels
+from medseq_tf.readers.labels import LabelRow, TableOptions, labels_in, read_labels
 from medseq_tf.readers.names import listed
 from medseq_tf.readers.series import SeriesAs, checked_series
+from medseq_tf.readers.storage import Place, root_of
 from medseq_tf.readers.study import AuditEntry, SourceIndex, StudySource, kinds_text, source_salt
 from medseq_tf.readers.volumes import Spacing, checked_spacing
 
 
 def index_dicom(
-    source: str | Path,
-    labels: str | Path | None = None,
+    source: Place,
+    labels: Place | None = None,
     columns: Sequence[str] | None = None,
     series: str = "best",
     modality: str | None = None,
@@ -59,7 +59,7 @@ def index_dicom(
     """Find the studies under a folder that have labels.
 
     Args:
-        source: the folder.
+        source: the folder, or its URL (see `storage`).
         labels: CSV of labels, see `labels.read_labels`. Default: `labels.csv` in the source.
         columns: the label columns. Default: all but patient, study and split.
         series: `best`, `all`, or a pattern of the series' description with `*` and `?`; with
@@ -80,19 +80,18 @@ def index_dicom(
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
             what is in doubt.
     """
-    root, grid = Path(source), checked_spacing(spacing)
+    root, grid = root_of(source), checked_spacing(spacing)
     _check_settings(modality, fewest_slices, tilt)
     if match not in (None, *RULES):
         raise InputError(f"match={match!r} is unknown; valid: {', '.join(RULES)}")
-    if labels is None and (root / "labels.csv").is_file():
-        labels = root / "labels.csv"
+    labels = labels_in(root) if labels is None else labels
     folder = Folder(root)
     if labels is None:
         raise InputError("dicom needs labels, a CSV with one row a patient or study")
     keys = match and (match, "study")
     table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
     audit_entries = _without_names(folder.audit_entries)
-    tables = {Path(file).resolve() for file in (labels, table_options.get("participants")) if file}
+    tables = resolved_places([labels, table_options.get("participants")])
     by_study = files_by_study(folder, tables, audit_entries)
     listing = [*folder.listing, table.listing]
     hashed = functools.partial(_hash, source_salt(listing))
@@ -128,6 +127,7 @@ def index_dicom(
         resolved,
         table.classes,
         table.columns,
+        versions=folder.versions,
     )
     return index if series_as is None else chosen_series(index, patterns, series_as)
 
@@ -178,7 +178,7 @@ def _stacks(
 
 
 def find_dicom_studies(
-    source: str | Path,
+    source: Place,
     series: str | Sequence[str] = "best",
     modality: str | None = None,
     fewest_slices: int = 3,
@@ -189,7 +189,7 @@ def find_dicom_studies(
     """Find the studies under a folder, without labels: those to be predicted.
 
     Args:
-        source: the folder.
+        source: the folder, or its URL.
         series: see `index_dicom`, as the other arguments.
         modality: studies of another one are left out.
         fewest_slices: of a series that is used.
@@ -203,7 +203,7 @@ def find_dicom_studies(
     Raises:
         InputError: if the source or a setting cannot be used.
     """
-    root, grid = Path(source), checked_spacing(spacing)
+    root, grid = root_of(source), checked_spacing(spacing)
     _check_settings(modality, fewest_slices, tilt)
     folder = Folder(root)
     audit_entries = _without_names(folder.audit_entries)
@@ -226,7 +226,7 @@ def find_dicom_studies(
 def _study(
     stack: Stack,
     patient: str,
-    root: Path,
+    root: Place,
     tilt: Tilt,
     spacing: Spacing,
     row: LabelRow | None,
@@ -245,13 +245,13 @@ def _study(
     )
 
 
-def list_files(source: str | Path) -> Iterator[tuple[int, str]]:
+def list_files(source: Place) -> Iterator[tuple[int, str]]:
     """Give the number by which audit entries call each file of a source, and its path in it.
 
     Raises:
         InputError: if the source is not a folder.
     """
-    return enumerate((file.name for file in Folder(Path(source)).files), start=FIRST_FILE)
+    return enumerate((file.name for file in Folder(root_of(source)).files), start=FIRST_FILE)
 
 
 def _check_settings(modality: Any, fewest_slices: Any, tilt: Any) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from medseq_tf.readers.dicom.frame import Picture, PlainPixels
 from medseq_tf.readers.dicom.header import CT, MR
+from medseq_tf.readers.storage import local_files
 from medseq_tf.readers.study import AuditEntry
 
 AIR = {CT: -1024, MR: 0}
@@ -36,27 +36,29 @@ def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
     """
     from medseq_tf.readers.simpleitk_volume import read_dicom_frames
 
-    counts = Counter(picture.path for picture in pictures)
+    names = [picture.path for picture in pictures]
+    counts = Counter(names)
     several: dict[str, np.ndarray | None] = {}
-    for picture in pictures:
-        path = Path(root, picture.path)
-        if picture.plain:
-            yield picture, *_plain_intensities(path, picture, picture.plain)
-            continue
-        if picture.path in several:
-            frames = several[picture.path]
-        else:
-            frames = read_dicom_frames(path)
-            if counts[picture.path] > 1:
-                several[picture.path] = frames
-        if frames is None or frames.shape[1:] != picture.shape or picture.place >= len(frames):
-            yield picture, None, None
-        else:
-            yield picture, *_rescaled(frames[picture.place], picture)
+    with local_files(root, names) as path_of:
+        for picture in pictures:
+            path = path_of(picture.path)
+            if picture.plain:
+                yield picture, *_plain_intensities(path, picture, picture.plain)
+                continue
+            if picture.path in several:
+                frames = several[picture.path]
+            else:
+                frames = read_dicom_frames(path)
+                if counts[picture.path] > 1:
+                    several[picture.path] = frames
+            if frames is None or frames.shape[1:] != picture.shape or picture.place >= len(frames):
+                yield picture, None, None
+            else:
+                yield picture, *_rescaled(frames[picture.place], picture)
 
 
 def _plain_intensities(
-    path: Path, picture: Picture, plain: PlainPixels
+    path: str, picture: Picture, plain: PlainPixels
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     count = math.prod(picture.shape)
     offset = plain.offset + picture.place * count * np.dtype(plain.dtype).itemsize

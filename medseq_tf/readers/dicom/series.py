@@ -26,21 +26,28 @@ handled, and named in the audit:
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.elements import START_BYTES, NotDicom, UnreadableDicom
 from medseq_tf.readers.dicom.frame import Frame, Picture, places
 from medseq_tf.readers.dicom.header import CT, MR, SECONDARY_CAPTURE, DicomHeader, read_dicom_header
-from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.folder import Folder, resolved_places
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.orientation import plane_of
+from medseq_tf.readers.storage import (
+    Place,
+    UnavailableStudy,
+    is_url,
+    local_files,
+    local_starts,
+    name_of,
+    place_in,
+)
 from medseq_tf.readers.study import AuditEntry
 
 FIRST_FILE = 1
@@ -96,35 +103,61 @@ class Stack(NamedTuple):
 
 
 def files_by_study(
-    folder: Folder, tables: Collection[Path], audit_entries: list[AuditEntry]
+    folder: Folder, tables: Collection[Place], audit_entries: list[AuditEntry]
 ) -> Studies:
     """Group the files with pictures by study, then by series; name others than tables in the audit.
 
-    The tables, of labels and the like, are resolved paths.
+    The tables, of labels and the like, are resolved.
     """
-    names = {table.name for table in tables}
     by_study: Studies = defaultdict(lambda: defaultdict(list))
-    for number, file in enumerate(folder.files, start=FIRST_FILE):
-        path = os.path.join(folder.root, file.name)
-        if file.name.rpartition("/")[2] in names and Path(path).resolve() in tables:
+    names = set(map(name_of, tables))
+    numbers = {
+        file.name: number
+        for number, file in enumerate(folder.files, start=FIRST_FILE)
+        if name_of(file.name) not in names
+        or resolved_places([place_in(folder.root, file.name)]).isdisjoint(tables)
+    }
+    for name, header in _headers(folder, numbers):
+        where = f"file {numbers[name]}"
+        if isinstance(header, NotDicom):
+            audit_entries.append(AuditEntry("odd file", where, str(header)))
+        elif isinstance(header, Exception):
+            audit_entries.append(AuditEntry("unreadable image", where, str(header)))
+        elif header is None:
             continue
-        try:
-            header = read_dicom_header(path)
-        except NotDicom as error:
-            audit_entries.append(AuditEntry("odd file", f"file {number}", str(error)))
-        except UnreadableDicom as error:
-            audit_entries.append(AuditEntry("unreadable image", f"file {number}", str(error)))
+        elif not header.study_uid or not header.series_uid:
+            audit_entries.append(AuditEntry("odd file", where, "no study or series UID"))
         else:
-            if header is None:
-                continue
-            if not header.study_uid or not header.series_uid:
-                audit_entries.append(
-                    AuditEntry("odd file", f"file {number}", "no study or series UID")
-                )
-                continue
             study = by_study[f"{header.study_uid} {header.patient_id}"]
-            study[header.series_uid].append(DicomFile(number, file.name, header))
+            study[header.series_uid].append(DicomFile(numbers[name], name, header))
     return by_study
+
+
+def _headers(
+    folder: Folder, names: Collection[str]
+) -> Iterator[tuple[str, DicomHeader | Exception | None]]:
+    """Give each file's name, and its header or why it cannot be read.
+
+    Of a file behind a URL the start is read; the whole where its header is longer, or damaged.
+    """
+    root, sizes = str(folder.root), {f.name: f.size for f in folder.files if f.name in names}
+    with local_starts(root, sizes, START_BYTES) as path_of:
+        for name, size in sizes.items():
+            try:
+                yield name, read_dicom_header(path_of(name), size)
+            except UnreadableDicom as error:
+                is_whole = not is_url(root) or size <= START_BYTES
+                yield name, error if is_whole else _header_of_whole(root, name)
+            except (NotDicom, UnavailableStudy) as error:
+                yield name, error
+
+
+def _header_of_whole(root: str, name: str) -> DicomHeader | Exception | None:
+    try:
+        with local_files(root, [name]) as path_of:
+            return read_dicom_header(path_of(name))
+    except (NotDicom, UnreadableDicom, UnavailableStudy) as error:
+        return error
 
 
 # ------------------------------------------------------------------------------- series to be used

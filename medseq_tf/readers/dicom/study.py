@@ -26,7 +26,7 @@ Tilt = Literal["keep", "correct"]
 
 @dataclass(frozen=True)
 class DicomStudy(StudySource):
-    """A study in one series: its pictures in the order of their positions."""
+    """A study in one series under `root`, a folder or URL; pictures in order of position."""
 
     root: str
     pictures: tuple[Picture, ...]
