@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import functools
 import http.server
+import json
 import logging
 import threading
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,57 @@ def upload(client, folder: Path, prefix: str = "cohort") -> str:
     return f"s3://hospital/{prefix}"
 
 
+class GoogleHandler(http.server.BaseHTTPRequestHandler):
+    """Answers what is asked of Google's JSON API to list and read the objects of a folder."""
+
+    folder: Path
+    PAGE = 5
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        asked = dict(urllib.parse.parse_qsl(query))
+        _, is_object, name = path.partition("/b/hospital/o/")
+        file = self.folder / urllib.parse.unquote(name).removeprefix("cohort/")
+        if is_object and asked.get("alt") == "media":
+            self.answer(file.read_bytes() if file.is_file() else None)
+        elif is_object:
+            self.answer(self.described(file))
+        else:
+            names = sorted(p for p in self.folder.rglob("*") if p.is_file())
+            found = [self.described(p) for p in names]
+            found = [f for f in found if f["name"].startswith(asked.get("prefix", ""))]
+            start = int(asked.get("pageToken", 0))
+            page = {"kind": "storage#objects", "items": found[start : start + self.PAGE]}
+            if start + self.PAGE < len(found):
+                page["nextPageToken"] = str(start + self.PAGE)
+            self.answer(page)
+
+    def described(self, path: Path) -> dict | None:
+        if not path.is_file():
+            return None
+        name = f"cohort/{path.relative_to(self.folder).as_posix()}"
+        size, time = str(path.stat().st_size), "2024-01-31T00:00:00.000Z"
+        about = {"etag": "CAE=", "timeCreated": time, "updated": time, "generation": "1"}
+        return {"bucket": "hospital", "name": name, "size": size, **about}
+
+    def answer(self, content: bytes | dict | None):
+        body = json.dumps(content).encode() if isinstance(content, dict) else content or b""
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *message):
+        pass
+
+
+@contextmanager
+def google_store(folder: Path) -> Iterator[str]:
+    """Serve a folder as Google's storage does; give the address of the server."""
+    with running(type("Handler", (GoogleHandler,), {"folder": folder})) as address:
+        yield address
+
+
 class FolderHandler(http.server.SimpleHTTPRequestHandler):
     """Gives a folder's files, counts requests, and answers some with an error first."""
 
@@ -94,13 +148,18 @@ def served(folder: Path) -> Iterator[tuple[str, type[FolderHandler]]]:
     """Serve a folder with its index; give the URL, and what counts requests."""
     write_index(folder)
     handler = type("Handler", (FolderHandler,), {"requests": Counter(), "failures": Counter()})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
-    ) as server:
+    with running(functools.partial(handler, directory=str(folder))) as address:
+        yield address, handler
+
+
+@contextmanager
+def running(handler: Any) -> Iterator[str]:
+    """Run a server on a free port of this machine; give its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", handler
+            yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

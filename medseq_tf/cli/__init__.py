@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from medseq_tf import __version__
-from medseq_tf.cli.prepare_commands import FOLDER, prepare
+from medseq_tf.cli.prepare_commands import FOLDER, PLACE, prepare
 from medseq_tf.console import DebugGroup, import_tensorflow_quietly, run_and_exit, say
 
 
@@ -334,7 +334,7 @@ def export(**arguments: Any) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.argument("paths", nargs=-1, required=True, type=FOLDER, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=PLACE, metavar="PATH...")
 @click.option("--running", is_flag=True, help="Also give the probability after each slice.")
 @click.option("--workers", type=int, help="Processes that read; default: one a core.")
 @click.option("--strict", is_flag=True, help="Stop at the first study left out.")

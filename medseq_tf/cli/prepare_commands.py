@@ -10,19 +10,18 @@ import click
 from medseq_tf.cli.ray_options import RAY
 from medseq_tf.console import DebugGroup, say
 
+FOLDER = click.Path(path_type=Path)
+
 
 class Place(click.Path):
-    """A path or, as text, the URL of one."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    """A path or, as text, a URL."""
 
     def coerce_path_result(self, value: Any) -> Any:
         """Return a path; a URL stays as it was given."""
         return value if "://" in value else super().coerce_path_result(value)
 
 
-FOLDER = Place()
+PLACE = Place(path_type=Path)
 
 
 @click.group(cls=DebugGroup)
@@ -41,10 +40,10 @@ def _options(*options: Any) -> Any:
     return decorate
 
 
-SOURCE = click.argument("source", type=FOLDER)
+SOURCE = click.argument("source", type=PLACE)
 LABELS = click.option(
     "--labels",
-    type=FOLDER,
+    type=PLACE,
     help="CSV, one row a patient: an id, columns of 0, 1 or empty or one of names (--classes), "
     "perhaps split. "
     "Default: labels.csv in SOURCE, where there is one.",
@@ -66,7 +65,7 @@ CLASSES = _options(
 OTHERS = _options(
     click.option(
         "--participants",
-        type=FOLDER,
+        type=PLACE,
         metavar="CSV",
         help="One row a patient, with the columns below; default: those of the labels.",
     ),
@@ -101,7 +100,7 @@ AXIS = click.option(
 )
 SPACING = click.option("--spacing", type=float, metavar="MM", help="Resample to this spacing.")
 PREPARED = _options(
-    click.option("--out", type=FOLDER, required=True, help="The data set's new folder."),
+    click.option("--out", type=PLACE, required=True, help="The data set's new folder."),
     click.option("--size", default=64, show_default=True, help="Side of a slice, pixels."),
     click.option(
         "--aspect",
@@ -195,7 +194,7 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
 
 
 @prepare.command("dicom")
-@click.argument("source", type=FOLDER, is_eager=True)
+@click.argument("source", type=PLACE, is_eager=True)
 @click.option(
     "--list",
     is_flag=True,

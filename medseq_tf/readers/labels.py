@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from medseq_tf.errors import InputError
@@ -139,7 +138,7 @@ class LabelTable(NamedTuple):
 def labels_in(root: Place) -> Place | None:
     """Return the place of `labels.csv` in a source; None where there is none."""
     place = place_in(root, "labels.csv")
-    return place if (place.is_file() if isinstance(place, Path) else is_file(place)) else None
+    return place if is_file(place) else None
 
 
 def read_labels(

@@ -124,9 +124,16 @@ def _url_in(root: str, name: str) -> str:
     return f"{root}/{quoted}"
 
 
+def folder_of(place: Place) -> Place:
+    """Return the place that a file lies in."""
+    return place.rpartition("/")[0] if isinstance(place, str) else place.parent
+
+
 def name_of(place: Place) -> str:
-    """Return the last part of a place."""
-    return str(place).rpartition("/")[2]
+    """Return what a file is called where it lies."""
+    name = str(place).rpartition("/")[2]
+    is_quoted = isinstance(place, str) and place.startswith("http")
+    return urllib.parse.unquote(name) if is_quoted else name
 
 
 # ------------------------------------------------------------------------ what is asked for, once
@@ -145,18 +152,20 @@ def read_whole(url: str) -> bytes:
         raise InputError(f"{url} cannot be read: {error}") from None
 
 
-def is_file(url: str) -> bool:
-    """Whether a checked URL leads to a file.
+def is_file(place: Place) -> bool:
+    """Whether a path or checked URL leads to a file.
 
     Raises:
-        Unreachable: nothing tells.
+        Unreachable: nothing tells of a URL.
     """
+    if isinstance(place, Path):
+        return place.is_file()
     try:
-        return _tried(lambda: _file_system(url).info(url))["type"] == "file"
+        return _tried(lambda: _file_system(place).info(place))["type"] == "file"
     except NotThere:
         return False
     except StorageError as error:
-        raise Unreachable(f"{url} cannot be looked for: {error}") from None
+        raise Unreachable(f"{place} cannot be looked for: {error}") from None
 
 
 def listing(root: str) -> list[StoredFile]:
@@ -322,6 +331,8 @@ def _check_answers(root: str) -> None:
     asked = f"{root}/{INDEX}" if root.startswith("http") else root
     try:
         _tried(lambda: _file_system(root).info(asked))
+    except NotThere:
+        return
     except StorageError as error:
         raise Unreachable(
             f"{root} no longer answers: {error}; the same command goes on from here"
@@ -351,6 +362,8 @@ def _file_system(url: str) -> Any:
 @functools.lru_cache(maxsize=len(LIBRARIES))
 def _file_system_of(kind: str) -> Any:
     """Make the file system of a kind of URL, one a process."""
+    # Or else gcsfs asks of each bucket, by another library, whether it is of a kind that is new.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         import fsspec
 

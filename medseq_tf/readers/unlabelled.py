@@ -37,6 +37,7 @@ from medseq_tf.readers.image_folder import parse_slice_name
 from medseq_tf.readers.joined_study import chosen_series
 from medseq_tf.readers.names import listed
 from medseq_tf.readers.picture_study import PictureStudy, in_series
+from medseq_tf.readers.storage import Place, folder_of, name_of, place_in, root_of
 from medseq_tf.readers.study import (
     AuditEntry,
     Slices,
@@ -76,12 +77,12 @@ class _StackSection(StudySource):
 
 
 def find_studies(
-    path: str | Path, modality: str, preparation: Mapping[str, Any]
+    path: Place, modality: str, preparation: Mapping[str, Any]
 ) -> tuple[list[StudySource], list[AuditEntry]]:
     """Find the studies of a path.
 
     Args:
-        path: a file or folder.
+        path: a file or folder, or its URL (see `storage`).
         modality: what the model reads: `photograph`, `CT` or `MR`.
         preparation: how the training data were read: `reader`, its `options`, and what it
             `resolved` (layout, axis, spacing, and so on).
@@ -92,14 +93,15 @@ def find_studies(
     Raises:
         InputError: if nothing there is of a kind that this model reads.
     """
-    path = Path(path)
-    if path.is_file():
-        if not path.name.lower().endswith(volume_file.EXTENSIONS):
+    path = root_of(path)
+    is_url_of_file = isinstance(path, str) and path.lower().endswith(volume_file.EXTENSIONS)
+    if is_url_of_file or (isinstance(path, Path) and path.is_file()):
+        if not name_of(path).lower().endswith(volume_file.EXTENSIONS):
             raise InputError(
                 f"{path}: a study is a volume ({', '.join(volume_file.EXTENSIONS)}) or the "
                 "folder that holds its images or DICOM files"
             )
-        if _is_mask(path.name, preparation):
+        if _is_mask(name_of(path), preparation):
             raise InputError(f"{path}: is a lesion mask by its name; give the image")
         read_as = _settings(preparation).get("series_as")
         if read_as in ("channels", "sequence"):
@@ -107,8 +109,8 @@ def find_studies(
                 f"{path}: is one series of a study, and the model was trained on series as "
                 f"{read_as}; give the folder that holds them all"
             )
-        return [_volume(path.parent, path.name, str(path), modality, preparation)], []
-    if not path.is_dir():
+        return [_volume(folder_of(path), name_of(path), str(path), modality, preparation)], []
+    if isinstance(path, Path) and not path.is_dir():
         raise InputError(f"{path}: there is no such file or folder")
     studies, audit_entries = _in_folder(path, modality, preparation)
     return sorted(studies, key=lambda study: natural_key(study.source)), audit_entries
@@ -131,10 +133,10 @@ def study_of(entry: AuditEntry, studies: Sequence[StudySource]) -> StudySource |
     return None
 
 
-def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
+def _in_folder(path: Place, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
     """The studies of a folder: of the kind that the training data were, or else of another."""
     wanted = image_folder.EXTENSIONS + volume_file.EXTENSIONS
-    folder = Folder(path, wanted, ignored=path / LABELS)
+    folder = Folder(path, wanted, ignored=place_in(path, LABELS))
     names = [file.name for file in folder.files]
     volumes = [name for name in names if name.lower().endswith(volume_file.EXTENSIONS)]
     pictures = [name for name in names if not name.lower().endswith(volume_file.EXTENSIONS)]
@@ -167,17 +169,22 @@ def _in_folder(path: Path, modality: str, preparation: Mapping[str, Any]) -> _In
 
 
 def _shown(
-    path: Path, studies: Sequence[StudySource], audit_entries: Sequence[AuditEntry]
+    path: Place, studies: Sequence[StudySource], audit_entries: Sequence[AuditEntry]
 ) -> _Indexed:
     """Call what lies in a path, studies and audit entries, by the path too."""
     named = [
         dataclasses.replace(study, source=shown, patient=shown)
         for study in studies
-        for shown in [str(path / study.source)]
+        for shown in [_shown_in(path, study.source)]
     ]
     return named, [
-        AuditEntry(entry.kind, str(path / entry.where), entry.detail) for entry in audit_entries
+        AuditEntry(entry.kind, _shown_in(path, entry.where), entry.detail)
+        for entry in audit_entries
     ]
+
+
+def _shown_in(path: Place, name: str) -> str:
+    return str(path / name) if isinstance(path, Path) else f"{path}/{name}".rstrip("/")
 
 
 def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ DICOM
 
 
-def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
+def _dicom_studies(path: Place, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
     options = _settings(preparation)
     names = ("series", "fewest_slices", "tilt", "spacing", "series_as")
     known = {name: options[name] for name in names if name in options}
@@ -197,7 +204,7 @@ def _dicom_studies(path: Path, modality: str, preparation: Mapping[str, Any]) ->
 
 
 def _refuse_nothing(
-    path: Path,
+    path: Place,
     modality: str,
     studies: Sequence[StudySource],
     audit_entries: list[AuditEntry],
@@ -219,7 +226,7 @@ def _refuse_nothing(
 
 
 def _volumes(
-    path: Path, names: list[str], modality: str, preparation: Mapping[str, Any]
+    path: Place, names: list[str], modality: str, preparation: Mapping[str, Any]
 ) -> _Indexed:
     studies, audit_entries = [], []
     is_atlas = preparation.get("reader") == "atlas"
@@ -255,7 +262,7 @@ def _is_mask(name: str, preparation: Mapping[str, Any]) -> bool:
 
 
 def _volume(
-    root: Path, name: str, shown: str, modality: str, preparation: Mapping[str, Any]
+    root: Place, name: str, shown: str, modality: str, preparation: Mapping[str, Any]
 ) -> StudySource:
     options = _settings(preparation)
     study = VolumeStudy(
@@ -290,7 +297,7 @@ def _layout(preparation: Mapping[str, Any]) -> str | None:
     return "class" if options.get("positive") else None
 
 
-def _picture_studies(path: Path, names: list[str], preparation: Mapping[str, Any]) -> _Indexed:
+def _picture_studies(path: Place, names: list[str], preparation: Mapping[str, Any]) -> _Indexed:
     layout, options = _layout(preparation), _settings(preparation)
     group = {"patient": _by_folder, "class": _by_class}.get(layout or "", _by_names)
     if "series_as" in options and _is_in_series(names, options["series"]):

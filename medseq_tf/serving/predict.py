@@ -27,6 +27,7 @@ from medseq_tf.dataset.records import (
 from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
+from medseq_tf.readers.storage import modules, root_of
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
@@ -57,7 +58,7 @@ def predict(
     Args:
         model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
           see `open_model`.
-        paths: files and folders of studies; see `readers.unlabelled`.
+        paths: files and folders of studies, or their URLs; see `readers.unlabelled`.
         running: also give the probability after each slice.
         workers: processes that read; default: one a core. 1: this process, which a damaged file
           that crashes its decoder then ends.
@@ -81,7 +82,7 @@ def predict(
     if not paths:
         raise InputError("no path of a study is given")
     if workers != 1:
-        start_server(study_record_of.__module__)
+        start_server(study_record_of.__module__, *itertools.chain(*map(modules, paths)))
     if isinstance(model, str):
         refuse_credentials(model)
     opened = open_model(model)
@@ -130,10 +131,11 @@ def _studies_of_paths(paths: Sequence[str], description: Description) -> list[Fo
                 path, description.modality, description.preparation
             )
         except InputError as error:
-            if len(paths) == 1 or not os.path.exists(path):
+            place = root_of(path)
+            if len(paths) == 1 or (isinstance(place, Path) and not place.exists()):
                 raise
             unusable.append(error)
-            reason = str(error).removeprefix(f"{Path(path)}: ")
+            reason = str(error).removeprefix(f"{place}: ")
             studies.append(_left_out(path, reason, path))
         else:
             studies += _studies_of_path(path, sources, audit_entries)

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from click.testing import CliRunner
 from dicom_writer import enhanced, stack, write
-from stores import CREDENTIALS, served, upload
+from stores import CREDENTIALS, google_store, served, upload
 
 from medseq_tf.cli import cli
 from medseq_tf.dataset.prepare import prepare
@@ -24,6 +24,7 @@ from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_vol
 from medseq_tf.readers import storage
 from medseq_tf.readers.dicom.elements import START_BYTES
 from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.unlabelled import find_studies
 
 SECRETS = tuple(CREDENTIALS.values())[:2]
 
@@ -83,6 +84,16 @@ def test_files_over_http_are_those_of_a_folder(tmp_path, patients):
     assert contents(data) == contents(expected)
     read = {path: count for path, count in handler.requests.items() if path.endswith("g")}
     assert set(read.values()) == {1}
+
+
+def test_patients_in_a_bucket_of_google_are_those_of_a_folder(tmp_path, patients, monkeypatch):
+    expected = make("image-folder", patients, tmp_path / "local")
+    with google_store(patients) as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        storage._file_system_of.cache_clear()
+        data = make("image-folder", "gs://hospital/cohort", tmp_path / "remote")
+    storage._file_system_of.cache_clear()
+    assert contents(data) == contents(expected)
 
 
 def test_tables_may_lie_behind_urls_of_their_own(tmp_path, patients, s3):
@@ -459,3 +470,39 @@ def test_frames_of_one_file_are_read_from_one_copy(tmp_path, s3):
 def test_an_atlas_is_read_from_a_folder(tmp_path):
     with pytest.raises(InputError, match="atlas reads a folder, not a URL"):
         make("atlas", "s3://hospital/cohort", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("write_cohort", "modality", "reader"),
+    [
+        (write_volumes, "CT", "volumes"),
+        (write_dicom, "CT", "dicom"),
+        (write_image_folder, "photograph", "image-folder"),
+    ],
+)
+def test_studies_to_predict_are_those_of_a_folder(tmp_path, s3, write_cohort, modality, reader):
+    folder = write_cohort(COHORT, tmp_path / "cohort")
+    (folder / "odd.txt").write_text("odd")
+    preparation = {"reader": reader, "options": {"positive": "Lesion"}}
+    url = upload(s3, folder)
+    found, odd = find_studies(f"{url}/", modality, preparation)
+    expected, expected_odd = find_studies(folder, modality, preparation)
+    assert [s.source.removeprefix(url) for s in found] == [
+        s.source.removeprefix(str(folder)) for s in expected
+    ]
+    assert [e.where.removeprefix(url) for e in odd] == [
+        e.where.removeprefix(str(folder)) for e in expected_odd
+    ]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.stack(one.read().images), np.stack(other.read().images))
+
+
+def test_one_volume_to_predict_may_have_a_url(tmp_path, s3):
+    folder = write_volumes(COHORT, tmp_path / "a folder")
+    path = sorted(folder.glob("*.nii.gz"))[0]
+    (expected,), _ = find_studies(path, "CT", {})
+    with served(folder) as (url, _):
+        for one in (f"{upload(s3, folder)}/{path.name}", f"{url}/{path.name}"):
+            (study,), _ = find_studies(one, "CT", {})
+            assert study.source == one
+            np.testing.assert_array_equal(study.read().images, expected.read().images)

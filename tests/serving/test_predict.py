@@ -25,6 +25,7 @@ from small_models import (
     model_of,
     recipe_of,
 )
+from stores import upload
 
 import medseq_tf
 from medseq_tf.dataset.prepare import prepare
@@ -113,6 +114,16 @@ def test_one_number_from_single_studies_and_from_worker_processes():
     same(numbers(predict(model(), *paths, workers=2)), prepared_road())
     volumes = sorted((sources() / "volumes").glob("*.nii.gz"))
     same(numbers(predict(model(), *volumes, workers=1)), prepared_road())
+
+
+def test_one_number_from_a_bucket(s3):
+    url = upload(s3, sources() / "patients")
+    same(numbers(predict(model(), url, workers=1)), prepared_road())
+    one, *_ = predict(model(), f"{url}/patient-0001", "s3://hospital/none", workers=1)
+    assert one.study == f"{url}/patient-0001"
+    with pytest.raises(InputError, match="has a name, password or query in it") as error:
+        predict(model(), url, "s3://key:word@hospital/cohort", workers=1)
+    assert "word@" not in str(error.value)
 
 
 def test_classes_are_read_in_the_order_of_the_slices():
