@@ -37,7 +37,7 @@ from medseq_tf.dataset.records import STORAGE, Aspect
 from medseq_tf.dataset.shards import Shard, refuse_left_out, write_shards
 from medseq_tf.errors import InputError, Unreachable, did_you_mean
 from medseq_tf.execution.executor import executor_for
-from medseq_tf.execution.processes import start_server
+from medseq_tf.execution.processes import cores, start_server
 from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
 from medseq_tf.readers import AuditEntry, SourceIndex, natural_key
@@ -96,7 +96,7 @@ def prepare(
         labels: for the reader: a CSV of labels, or its URL; for `demo` the number of labels.
         size: side of the stored slices in pixels, 8 to 1024. Slices shrink by area, grow linearly.
         aspect: `pad` keeps the aspect ratio by padding to a square, `stretch` does not.
-        workers: processes; default: one a core. 1: this process, which a damaged file that crashes
+        workers: processes; default: one a core, two where a source behind a URL lets one wait. 1: this process, which a damaged file that crashes
             its decoder then ends.
         strict: a study that would be left out is an error.
         overwrite: replace `out` where it is a prepared data set, and holds nothing else.
@@ -113,6 +113,8 @@ def prepare(
         raise InputError("out is a URL; a data set is written into a folder: give a path")
     is_link, out = Path(out).is_symlink(), destination(out).absolute()
     _check_settings(size, aspect, workers)
+    if workers is None and is_url(source) and not ray:
+        workers = 2 * cores()
     _check_place(out, source)
     check_target(out, overwrite, is_link)
     if workers != 1 and not ray:

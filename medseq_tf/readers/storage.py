@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 """What a URL starts with -> the library that reads it, through fsspec."""
 INDEX = "files.csv"
-READS_AHEAD = 16
+READS_AHEAD = 32
 """Files of a study that are read at a time, or wait in memory to be used."""
 SECONDS_BETWEEN_TRIES = (0.5, 2.0, 5.0)
 
@@ -161,7 +161,7 @@ def is_file(place: Place) -> bool:
     if isinstance(place, Path):
         return place.is_file()
     try:
-        return _tried(lambda: _file_system(place).info(place))["type"] == "file"
+        return _asked_for(place)
     except NotThere:
         return False
     except StorageError as error:
@@ -207,12 +207,18 @@ def _indexed(root: str) -> list[StoredFile]:
         raise InputError(f"{where} is not a CSV file in UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        files = [StoredFile(row["name"].removeprefix("./"), int(row["size"])) for row in reader]
+        files = [StoredFile(row["name"].removeprefix("./"), _size(row["size"])) for row in reader]
     except (csv.Error, AttributeError, LookupError, TypeError, ValueError):
         raise InputError(
             f"{where} line {reader.line_num}: is not name and size in bytes, as its header says"
         ) from None
     return [file for file in dict.fromkeys(files) if file.name != INDEX]
+
+
+def _size(text: str) -> int:
+    if (size := int(text)) < 0:
+        raise ValueError
+    return size
 
 
 # ----------------------------------------------------------------------- files of studies, copied
@@ -326,11 +332,22 @@ def _read(root: str, name: str, **part: int) -> bytes:
     return _tried(lambda: _file_system(root).cat_file(_url_in(root, name), **part))
 
 
+def _asked_for(url: str) -> bool:
+    """Ask for a file or folder, and return whether it is a file; a NotThere says that it is none.
+
+    What asks a web server for no more than its header takes any error for an absent file.
+    """
+    if url.startswith("http"):
+        _tried(lambda: _file_system(url).cat_file(url, start=0, end=1))
+        return True
+    return bool(_tried(lambda: _file_system(url).info(url))["type"] == "file")
+
+
 def _check_answers(root: str) -> None:
     """Raise Unreachable if a source no longer answers."""
     asked = f"{root}/{INDEX}" if root.startswith("http") else root
     try:
-        _tried(lambda: _file_system(root).info(asked))
+        _asked_for(asked)
     except NotThere:
         return
     except StorageError as error:

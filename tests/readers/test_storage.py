@@ -207,7 +207,6 @@ def test_a_source_that_no_longer_answers_ends_the_work_to_be_gone_on_with(
             return read(root, name, **part)
 
         monkeypatch.setattr(storage, "_read", interrupted)
-        monkeypatch.setattr(handler, "do_HEAD", lambda self: self.send_error(503), raising=False)
         with pytest.raises(Unreachable, match="no longer answers"):
             make("image-folder", url, tmp_path / "remote")
         monkeypatch.undo()
@@ -215,6 +214,14 @@ def test_a_source_that_no_longer_answers_ends_the_work_to_be_gone_on_with(
         handler.failures.clear()
         data = make("image-folder", url, tmp_path / "remote")
     assert contents(data) == contents(expected)
+
+
+def test_a_table_that_does_not_answer_is_not_taken_for_none(tmp_path, patients, monkeypatch):
+    monkeypatch.setattr(storage, "SECONDS_BETWEEN_TRIES", (0.0,))
+    with served(patients) as (url, handler):
+        handler.failures["/labels.csv"] = 100
+        with pytest.raises(InputError, match=r"labels\.csv cannot be looked for: no whole answer"):
+            make("image-folder", url, tmp_path / "out")
 
 
 def test_another_version_of_an_object_is_another_preparation(tmp_path, classes, s3):
@@ -304,6 +311,7 @@ def test_what_is_wrong_with_a_url_is_one_line(tmp_path, s3, monkeypatch):
         (None, "files.csv cannot be read: it is not there; it lists the source"),
         ("a,b\n1.png,3\n", "files.csv line 2: is not name and size"),
         ("name,size\n1.png,three\n", "files.csv line 2: is not name and size"),
+        ("name,size\n1.png,-3\n", "files.csv line 2: is not name and size"),
         ("name,size\n1.png\n", "files.csv line 2: is not name and size"),
     ],
 )
