@@ -345,13 +345,13 @@ def export(**arguments: Any) -> None:
 )
 @click.option(
     "--participants",
-    type=FOLDER,
+    type=PLACE,
     help="A CSV of covariates, one row a patient, for a model that reads some.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON line a study and label; of classes, a study."
 )
-def predict(model: str, paths: tuple[Path, ...], as_json: bool, **arguments: Any) -> None:
+def predict(model: str, paths: tuple[str | Path, ...], as_json: bool, **arguments: Any) -> None:
     """Probabilities of studies without labels: folders of images, volumes, DICOM, cohorts.
 
     MODEL is a run, an exported model, models:/NAME/1 of MLflow, or the address of a served one:

@@ -109,7 +109,7 @@ PREPARED = _options(
         show_default=True,
         help="How a slice becomes square.",
     ),
-    click.option("--workers", type=int, help="Processes; default: one a core."),
+    click.option("--workers", type=int, help="Processes; default: one a core, two for a URL."),
     click.option("--strict", is_flag=True, help="Stop at the first study left out."),
     click.option("--overwrite", is_flag=True, help="Replace a data set in --out."),
     RAY,

@@ -96,8 +96,8 @@ def prepare(
         labels: for the reader: a CSV of labels, or its URL; for `demo` the number of labels.
         size: side of the stored slices in pixels, 8 to 1024. Slices shrink by area, grow linearly.
         aspect: `pad` keeps the aspect ratio by padding to a square, `stretch` does not.
-        workers: processes; default: one a core, two where a source behind a URL lets one wait. 1: this process, which a damaged file that crashes
-            its decoder then ends.
+        workers: processes; default: one a core, or two where the source is a URL, for which they
+            wait. 1: this process, which a damaged file that crashes its decoder then ends.
         strict: a study that would be left out is an error.
         overwrite: replace `out` where it is a prepared data set, and holds nothing else.
         progress: show a progress bar on standard error.

@@ -354,7 +354,7 @@ def test_worker_processes_read_for_themselves(tmp_path, patients, s3):
         text=True,
         env=dict(os.environ),
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
