@@ -46,7 +46,7 @@ from medseq_tf.readers.columns import OtherColumns
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.labels import TableOptions
-from medseq_tf.readers.storage import is_url, modules
+from medseq_tf.readers.storage import is_url, modules_for
 from medseq_tf.readers.study import kinds_text
 from medseq_tf.readers.volumes import index_volumes
 
@@ -118,7 +118,7 @@ def prepare(
     _check_place(out, source)
     check_target(out, overwrite, is_link)
     if workers != 1 and not ray:
-        start_server(*_imported_by_workers(reader), *modules(source))
+        start_server(*_imported_by_workers(reader), *modules_for(source))
     if ray and source is not None and not is_url(source):
         source = Path(source).absolute()
     with executor_for(workers, ray) as executor:

@@ -359,7 +359,7 @@ def _check_answers(root: str) -> None:
 # ---------------------------------------------------------------------------------- the libraries
 
 
-def modules(place: object) -> list[str]:
+def modules_for(place: object) -> list[str]:
     """Name the modules that read a place, which a process does well to have before it is asked."""
     if not is_url(place):
         return []

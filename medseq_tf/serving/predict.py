@@ -27,7 +27,7 @@ from medseq_tf.dataset.records import (
 from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import operating_points
 from medseq_tf.execution.processes import cores, isolated_map, start_server
-from medseq_tf.readers.storage import modules, root_of
+from medseq_tf.readers.storage import modules_for, root_of
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
@@ -82,7 +82,7 @@ def predict(
     if not paths:
         raise InputError("no path of a study is given")
     if workers != 1:
-        start_server(study_record_of.__module__, *itertools.chain(*map(modules, paths)))
+        start_server(study_record_of.__module__, *itertools.chain(*map(modules_for, paths)))
     if isinstance(model, str):
         refuse_credentials(model)
     opened = open_model(model)
