@@ -69,6 +69,12 @@ cli.add_command(prepare)
     metavar="DIR",
     help="Where features of a frozen network are kept; default: $MEDSEQ_TF_FEATURES, ~/.cache.",
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(1),
+    metavar="N",
+    help="GPUs that train the model together; default: all that are visible.",
+)
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from medseq_tf.layers import kernels
+from medseq_tf.layers import kernels, replicas
 from medseq_tf.layers.layer import Layer, Shape, Tensor, Training
 
 
@@ -17,9 +17,9 @@ class BatchNormalization(Layer):
 
         y = gamma (x - mean) / sqrt(variance + epsilon) + beta
 
-    In training a channel is normalised by its mean and biased variance over the batch, height and
-    width, and over the positions too where they share the statistics; slices where `real` is False
-    count in none of them. In inference the moving averages are used:
+    In training a channel is normalised by its mean and biased variance over the batch, that of all
+    `replicas`, height and width, and over the positions too where they share the statistics; slices
+    where `real` is False count in none of them. In inference the moving averages are used:
     `moving = momentum * moving + (1 - momentum) * batch`, so `momentum=0.9` is PyTorch's 0.1.
     The moving variance averages biased variances as Keras does, where PyTorch averages unbiased
     ones: training moves them differently by n / (n - 1), inference on the same values is the same.
@@ -83,6 +83,10 @@ class BatchNormalization(Layer):
             outputs = ops.reshape(outputs, (shape[0], shape[1] * shape[2], -1, channels))
         if not (training and self.trainable):
             outputs = self._normalize(outputs, self.moving_mean, self.moving_variance)
+        elif not replicas.is_alone():  # whose sums no condition may stand around
+            weights = self._weights(real, outputs)
+            outputs, mean, variance, known = self._normalize_real(outputs, weights)
+            self._update(mean, variance, known)
         elif real is None:
             outputs, mean, variance = self._normalize_all(outputs)
             self._update(mean, variance)
@@ -105,8 +109,10 @@ class BatchNormalization(Layer):
         weights = (ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta))
         return kernels.normalize_by_batch(inputs, *weights, self.epsilon)
 
-    def _weights(self, real: Tensor, inputs: Tensor) -> Tensor:
+    def _weights(self, real: Tensor | None, inputs: Tensor) -> Tensor:
         """Return 1 for the channels of real slices, else 0, of rank 4, to be broadcast."""
+        if real is None:
+            real = ops.ones((ops.shape(inputs)[0], self.positions))
         real = ops.reshape(ops.cast(real, "float32"), (-1, self.positions))
         if self.shared:
             return ops.reshape(real, (-1, 1, self.positions, 1))
@@ -121,9 +127,11 @@ class BatchNormalization(Layer):
         inputs = ops.where(weights > 0, inputs, 0.0)
         area = shape[1] if self.shared and self.positions > 1 else shape[1] * shape[2]
         count = ops.sum(weights, axis=(0, 1, 2)) * ops.cast(area, "float32")
+        count, total = replicas.summed([count, ops.sum(inputs, axis=(0, 1, 2))])
         some = ops.maximum(count, 1.0)
-        mean = ops.sum(inputs, axis=(0, 1, 2)) / some
-        variance = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2)) / some
+        mean = total / some
+        squares = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2))
+        variance = replicas.summed([squares])[0] / some
         known = ops.broadcast_to(count > 0, self.gamma.shape)
         return self._normalize(inputs, mean, variance), mean, variance, known
 

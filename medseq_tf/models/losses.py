@@ -10,6 +10,7 @@ from keras import ops
 
 from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
+from medseq_tf.layers import replicas
 from medseq_tf.readers.classes import LABELS
 
 
@@ -179,8 +180,10 @@ class PixelLoss(KnownLoss):
         masks = ops.where(unknown[..., None, None], 0.0, masks)
         by_pixel, _ = self._cross_entropy.elementwise(masks, logits)
         predicted = ops.sigmoid(logits) * known[..., None, None]
-        shared, lesions = ops.sum(predicted * masks), ops.sum(masks)
-        dice = (2.0 * shared + 1.0) / (ops.sum(predicted) + lesions + 1.0)
+        shared, lesions, found = replicas.summed(
+            [ops.sum(predicted * masks), ops.sum(masks), ops.sum(predicted)]
+        )
+        dice = (2.0 * shared + 1.0) / (found + lesions + 1.0)
         dice_loss = ops.where(lesions > 0.0, 1.0 - dice, 0.0)
         return (ops.mean(by_pixel, axis=(-2, -1)) + dice_loss) * known, known
 

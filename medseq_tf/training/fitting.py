@@ -25,6 +25,7 @@ from medseq_tf.readers.classes import LABELS
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.tracking import AnyTracker
 from medseq_tf.training.beginning import model_and_features
+from medseq_tf.training.distribution import Distribution
 
 
 class Fitting:
@@ -39,6 +40,7 @@ class Fitting:
         verbose: show progress.
         features: the folder for stored features; None: in memory alone.
         stop: asked after every update; once true, training stops as after Ctrl-C.
+        distribution: the devices to train on; default: one.
 
     Attributes:
         model: the `SequenceClassifier`.
@@ -60,11 +62,14 @@ class Fitting:
         verbose: bool = True,
         features: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
+        distribution: Distribution | None = None,
     ):
         self.recipe, self.store, self.split = recipe, store, split
         self.folder, self.tracker, self.verbose = folder, tracker, verbose
         self.stop = stop
-        self.model, self.features = model_and_features(recipe, store, features, verbose)
+        self.distribution = distribution or Distribution()
+        with self.distribution.scope():
+            self.model, self.features = model_and_features(recipe, store, features, verbose)
         self.constants = self._standardise()
         self.history: list[dict[str, float]] = []
 

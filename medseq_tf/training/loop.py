@@ -26,6 +26,8 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import MINIMISED, Experiment
 from medseq_tf.runs.tracking import AnyTracker
+from medseq_tf.training.beginning import model_and_features
+from medseq_tf.training.distribution import Distribution
 from medseq_tf.training.fitting import Fitting, interrupts
 from medseq_tf.training.pretraining import pretrain
 from medseq_tf.training.updates import Updates
@@ -67,8 +69,11 @@ class Fitter(Fitting):
         verbose: bool = True,
         features: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
+        distribution: Distribution | None = None,
     ):
-        super().__init__(recipe, store, split, folder, tracker, verbose, features, stop)
+        super().__init__(
+            recipe, store, split, folder, tracker, verbose, features, stop, distribution
+        )
         labels = store.prepared.labels
         self.network = frozen_network(self.model)
         self.digest = weights_digest(self.network) if self.network is not None else None
@@ -93,6 +98,7 @@ class Fitter(Fitting):
             self.network,
             labels.shape[1],
             at_once=self.together == recipe.fit.accumulate and not recipe.fit.jit,
+            distribution=self.distribution,
         )
         self.optimizer = self.updates.optimizer
         self._stream: Iterator | None = None
@@ -126,8 +132,14 @@ class Fitter(Fitting):
         self.save_model()
 
     def _pretrain(self, interrupted: Callable[[], bool]) -> None:
-        rows = self.split["train"]
-        pretrain(self.model, self.store, rows, self.recipe, self.verbose, interrupted)
+        rows, model = self.split["train"], self.model
+        if self.distribution.devices > 1:  # a copy on one device learns
+            model, _ = model_and_features(self.recipe, self.store)
+        pretrain(model, self.store, rows, self.recipe, self.verbose, interrupted)
+        if model is not self.model:
+            taught = model.encoder.backbone.variables
+            for variable, value in zip(self.model.encoder.backbone.variables, taught, strict=True):
+                variable.assign(value)
         if interrupted():
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 

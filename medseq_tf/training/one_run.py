@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from medseq_tf.reporting import model_card, report
 from medseq_tf.runs.run import COVARIATES_ALONE, OF_CANDIDATES, SLICES, Run
 from medseq_tf.runs.tracking import AnyTracker, Section, Tracker
 from medseq_tf.training.beginning import Request
+from medseq_tf.training.distribution import Distribution
 from medseq_tf.training.fitting import Fitting
 from medseq_tf.training.linear_fitting import LinearFitting
 from medseq_tf.training.loop import CHECKPOINT, Fitter
@@ -81,6 +82,7 @@ class Options:
         features: where features of a network that is frozen whole are kept.
         parent: what names the MLflow run that this one belongs to.
         stop: asked after every update; once true, training stops as after Ctrl-C.
+        distribution: the devices that a model is trained on.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Options:
     features: Path | None
     parent: str | None = None
     stop: Callable[[], bool] = lambda: False
+    distribution: Distribution = field(default_factory=Distribution)
 
 
 def train_one(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
@@ -108,6 +111,7 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
             options.verbose,
             options.features,
             options.stop,
+            options.distribution,
         )
         fitter.run()
         finish(fitter)

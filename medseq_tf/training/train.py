@@ -19,6 +19,7 @@ from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import AnyTracker
 from medseq_tf.training.beginning import Request, Splits, count_folds
+from medseq_tf.training.distribution import distribution_for
 from medseq_tf.training.folds import cross_validate
 from medseq_tf.training.one_run import Options, train_one
 
@@ -34,6 +35,7 @@ def train(
     splits: Splits | None = None,
     resume: bool = False,
     features: str | os.PathLike | None = None,
+    devices: int | None = None,
     track: bool | AnyTracker = True,
     verbose: bool = True,
     stop: Callable[[], bool] = lambda: False,
@@ -62,6 +64,9 @@ def train(
         resume: go on with an interrupted run in `out`, to bitwise the same weights.
         features: the folder where features of a network that is frozen whole are kept, for this run
           and others; default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
+        devices: how many GPUs of this machine train the model together; default: all that are
+          visible. The losses are those of one to rounding, and the same each time for the same
+          number. Without a GPU, into how many devices the processor is divided, to try it.
         track: log to MLflow; a tracker: into its run, which is not ended.
         verbose: show progress.
         stop: asked after every update; once true, training stops as after Ctrl-C.
@@ -75,6 +80,7 @@ def train(
         Stopped: interrupted with Ctrl-C, or by `stop`; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
+    distribution = distribution_for(devices, recipe)
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
     folds = _checked_folds(prepared, folds, repeats, splits)
@@ -91,7 +97,14 @@ def train(
     if not earlier:
         request.check(run_splits)
         gc.collect()  # a model is a cycle, and a pretrained one is large
-    options = Options(name or folder.name, track, verbose, features_folder, stop=stop)
+    options = Options(
+        name or folder.name,
+        track,
+        verbose,
+        features_folder,
+        stop=stop,
+        distribution=distribution,
+    )
     with locked(folder):
         now = request.earlier()
         if now.get("status") == "finished":
@@ -100,6 +113,7 @@ def train(
             raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
         if not now:
             request.begin(run_splits)
+        distribution.note(Run(folder))
         if isinstance(run_splits, list):
             cross_validate(request, store, run_splits, options)
         else:

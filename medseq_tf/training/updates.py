@@ -12,6 +12,7 @@ import tensorflow as tf
 from medseq_tf.input.further_inputs import input_specs
 from medseq_tf.models import SequenceClassifier, losses
 from medseq_tf.recipe import Experiment, Optimizer
+from medseq_tf.training.distribution import Distribution
 
 
 class Updates:
@@ -26,6 +27,7 @@ class Updates:
             the training step; None: slices are.
         label_count: how many labels a study has.
         at_once: whether a batch is an update by itself, so that no gradients are kept.
+        distribution: the devices that the model was made on.
 
     Attributes:
         optimizer: the optimizer.
@@ -41,15 +43,24 @@ class Updates:
         network: keras.Layer | None,
         label_count: int,
         at_once: bool,
+        distribution: Distribution,
     ):
         self.model, self.loss, self.at_once = model, loss, at_once
+        self.distribution = distribution
         self.rate = learning_rate(recipe.optimizer, count)
-        self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
-        self.optimizer.build(model.trainable_variables)
-        self.accumulated = [
-            tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
-            for v in ([] if at_once else model.trainable_variables)
-        ]
+        with distribution.scope():
+            self.optimizer = build_optimizer(recipe.optimizer, recipe.fit.precision)
+            self.optimizer.build(model.trainable_variables)
+            self.accumulated = [
+                tf.Variable(
+                    tf.zeros(v.shape, tf.float32),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                )
+                for v in ([] if at_once else model.trainable_variables)
+            ]
+        distribution.adopt(model, self.optimizer)
         self._inputs = input_specs(model, "slices" if network is None else "features")
         if network is not None:
             seen = input_specs(model)
@@ -60,17 +71,19 @@ class Updates:
         targets = tf.TensorSpec(pixels if recipe.segments else (None, label_count), tf.float32)
         jit, signature = recipe.fit.jit, [self._inputs, targets]
         self._accumulate = tf.function(
-            self._add_gradients,
+            distribution.on_shares(self._add_gradients),
             input_signature=None if jit else signature,
             jit_compile=jit,
             autograph=False,
         )
         self._update = tf.function(
-            self._apply_accumulated,
+            distribution.on_all(self._apply_accumulated),
             input_signature=[tf.TensorSpec((), tf.float32)],
             autograph=False,
         )
-        self._step = tf.function(self._update_at_once, input_signature=signature, autograph=False)
+        self._step = tf.function(
+            distribution.on_shares(self._update_at_once), input_signature=signature, autograph=False
+        )
 
     def extract(self, slices: tf.Tensor, lengths: tf.Tensor) -> np.ndarray:
         """Compute the features of the frozen network."""
@@ -91,37 +104,39 @@ class Updates:
 
     def _gradients(
         self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor
-    ) -> tuple[list[tf.Tensor | None], tf.Tensor]:
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
             logits, targets = self.model.examples(inputs, targets)
             elements, known = self.loss.elementwise(targets, logits)
             total = tf.reduce_sum(elements)
             scaled = self.optimizer.scale_loss(total)
-        gradients = tape.gradient(scaled, [v.value for v in self.model.trainable_variables])
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        # What takes no part in the loss has a gradient of 0.
+        gradients = [
+            tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32)
+            for v, g in zip(variables, gradients, strict=True)
+        ]
         return gradients, tf.stack([total, tf.reduce_sum(known)])
 
     def _add_gradients(self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
         gradients, totals = self._gradients(inputs, targets)
         for variable, gradient in zip(self.accumulated, gradients, strict=True):
-            if gradient is not None:
-                variable.assign_add(tf.cast(gradient, tf.float32))
-        return totals
+            variable.assign_add(gradient)
+        return self.distribution.sum([totals])[0]
 
     def _apply_accumulated(self, known: tf.Tensor) -> None:
         known = tf.maximum(known, 1.0)
-        self._apply([variable / known for variable in self.accumulated])
+        gradients = self.distribution.sum([variable.value() for variable in self.accumulated])
+        self._apply([gradient / known for gradient in gradients])
         for variable in self.accumulated:
             variable.assign(tf.zeros_like(variable))
 
     def _update_at_once(self, inputs: Mapping[str, tf.Tensor], targets: tf.Tensor) -> tf.Tensor:
         gradients, totals = self._gradients(inputs, targets)
+        *gradients, totals = self.distribution.sum([*gradients, totals])
         known = tf.maximum(totals[1], 1.0)
-        self._apply(
-            [
-                tf.zeros(v.shape) if g is None else tf.cast(g, tf.float32) / known
-                for v, g in zip(self.model.trainable_variables, gradients, strict=True)
-            ]
-        )
+        self._apply([gradient / known for gradient in gradients])
         return totals
 
     def _apply(self, gradients: list[tf.Tensor]) -> None:

@@ -1,0 +1,45 @@
+"""What a layer has to know of the other replicas, where several devices train copies of one model.
+
+A replica sees its share of each batch. What looks across the batch, as statistics of it do, sums
+over all shares by `summed`, so that N replicas compute what one device computes of the whole batch.
+Whoever trains says by `among` how sums are made; elsewhere a replica is alone, and `summed` gives
+back what it gets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from medseq_tf.layers.layer import Tensor
+
+Sums = Callable[[list[Tensor]], Sequence[Tensor]]
+"""Tensors to their sums over all replicas, through which gradients flow; each replica calls it."""
+
+
+class _Here(threading.local):
+    sums: Sums | None = None
+
+
+_here = _Here()  # replicas are traced in a thread each
+
+
+@contextmanager
+def among(sums: Sums) -> Iterator[None]:
+    """Let `summed` of this thread sum over replicas, by `sums`."""
+    before, _here.sums = _here.sums, sums
+    try:
+        yield
+    finally:
+        _here.sums = before
+
+
+def is_alone() -> bool:
+    """Return whether there is no other replica."""
+    return _here.sums is None
+
+
+def summed(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the sums of tensors over all replicas."""
+    return tensors if _here.sums is None else list(_here.sums(tensors))
