@@ -67,7 +67,12 @@ class Case:
 
 CASES = {
     "conv_fsm": Case((*SMALL, *FIT, *SGD, *PADDED, *DROPOUT, "optimizer.clip_norm=0.1")),
-    "fewer studies than devices": Case((*SMALL, *FIT, *SGD, *PADDED, *DROPOUT), 2, 3),
+    "fewer studies than devices": Case(
+        (*VECTORS, *FIT, *SGD, *PADDED, "model.aggregator.name=mean", "model.encoder.dropout=0.2")
+        + ("optimizer.clip_norm=0.1",),
+        studies=2,
+        devices=3,
+    ),
     "per_position": Case(
         (*SMALL, *FIT, *SGD, "model.encoder.weights=per_position", "model.encoder.positions=6")
     ),
