@@ -98,11 +98,11 @@ CASES = {
             *SGD,
             *PADDED,
             "model.encoder.network=MobileNetV2",
-            "model.encoder.frozen=0",
+            "model.encoder.frozen=none",
         )
     ),
     "stochastic depth": Case(
-        (*NETWORK, *FIT, *SGD, "model.encoder.network=EfficientNetB0", "model.encoder.frozen=0")
+        (*NETWORK, *FIT, *SGD, "model.encoder.network=EfficientNetB0", "model.encoder.frozen=none")
     ),
     "frozen": Case(
         (*NETWORK, *FIT, *SGD, *PADDED, *DROPOUT, "model.encoder.network=MobileNetV2")
