@@ -112,7 +112,7 @@ CASES = {
         (
             *FIT,
             *SGD,
-            "input.size=32",
+            *NETWORK[-3:],
             "model.encoder.name=handcrafted",
             "model.aggregator.name=mean",
         )
