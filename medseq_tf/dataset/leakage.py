@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from medseq_tf.dataset.near_hashes import near
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
 
@@ -35,9 +36,6 @@ SOFT_TISSUE = (-160.0, 240.0)
 SIDE, FREQUENCIES = 64, 16
 WORDS = FREQUENCIES**2 // 64
 """Numbers of 64 bits that a hash takes."""
-BLOCK = 256
-COMPARED_TOGETHER = 2**22
-"""Pairs of hashes that are held in memory at once."""
 
 RUN, UNSEEN = "the run's data", "this data set"
 """The parts of an audit of a data set that a run has not seen."""
@@ -215,11 +213,9 @@ def audit_unseen(
     hashes = prepared.studies["slice_hashes"]
     studies, slices, contents = (theirs[name].to_numpy() for name in ("study", "slice", "content"))
     rows = []
-    block = max(1, min(BLOCK, COMPARED_TOGETHER // max(len(bits), 1)))
-    for start in range(0, len(hashed.rows), block):
-        close = near(hashed.bits[start : start + block], bits, distance)
+    for close in near(hashed.bits, bits, distance):
         for mine, other, differing in zip(*close, strict=True):
-            row, place = int(hashed.rows[start + mine]), int(hashed.slices[start + mine])
+            row, place = int(hashed.rows[mine]), int(hashed.slices[mine])
             kind = _kind(hashes.iat[row][place], contents[other])
             there = (RUN, studies[other], int(slices[other]))
             rows.append((kind, UNSEEN, ids[row], place, *there, int(differing), np.nan))
@@ -283,10 +279,8 @@ def _pairs(
     pairs: list[tuple[int, int, int, float]] = []
     for name in np.unique(part)[:-1]:
         here, there = np.flatnonzero(part == name), np.flatnonzero(part > name)
-        for start in range(0, len(here), BLOCK):
-            block = here[start : start + BLOCK]
-            a, b, bits = near(hashed.bits[block], hashed.bits[there], distance)
-            a, b = block[a], there[b]
+        for a, b, bits in near(hashed.bits[here], hashed.bits[there], distance):
+            a, b = here[a], there[b]
             strangers = patient[a] != patient[b]
             a, b, bits = a[strangers], b[strangers], bits[strangers]
             left, right = (hashed.frequencies[i].astype(np.float32) for i in (a, b))
@@ -387,15 +381,3 @@ def _low_frequencies(image: np.ndarray) -> np.ndarray:
     image = cv2.resize(image, (SIDE, SIDE), interpolation=method)
     vector = cv2.dct(image)[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
-
-
-def near(bits: np.ndarray, others: np.ndarray, distance: int) -> tuple[np.ndarray, ...]:
-    """Find all pairs of hashes that differ in at most `distance` bits.
-
-    Returns:
-        Positions in `bits` and in `others`, and the number of bits, `(pairs,)` each.
-    """
-    a, b = np.nonzero(np.bitwise_count(bits[:, None, 0] ^ others[None, :, 0]) <= distance)
-    differing = np.bitwise_count(bits[a] ^ others[b]).sum(axis=1)
-    kept = differing <= distance
-    return a[kept], b[kept], differing[kept]

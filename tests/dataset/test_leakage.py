@@ -134,20 +134,3 @@ def test_a_broken_study_stops_no_other(heads):
 def test_splits_of_other_data_are_refused(heads):
     with pytest.raises(InputError, match="has no study s9"):
         leakage.audit(Cohort(heads[:2]), {"train": ["s0"], "test": ["s9"]})
-
-
-def test_near_finds_what_a_plain_comparison_finds(rng):
-    bits = rng.integers(0, 2**63, (40, 4), dtype=np.uint64)
-    others = bits[rng.integers(40, size=60)].copy()
-    for row, flips in enumerate(rng.integers(0, 30, 60)):
-        for bit in rng.choice(256, flips, replace=False):
-            others[row, bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
-    plain = [
-        (i, j, sum(bin(int(x) ^ int(y)).count("1") for x, y in zip(a, b, strict=True)))
-        for i, a in enumerate(bits)
-        for j, b in enumerate(others)
-    ]
-    expected = [pair for pair in plain if pair[2] <= 16]
-    assert expected
-    found = list(zip(*(part.tolist() for part in leakage.near(bits, others, 16)), strict=True))
-    assert found == expected
