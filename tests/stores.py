@@ -130,6 +130,11 @@ class FolderHandler(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def end_headers(self):
+        if self.path.endswith(".gz"):  # as web servers say of files that are packed where they lie
+            self.send_header("Content-Encoding", "gzip")
+        super().end_headers()
+
     def log_message(self, *message):
         pass
 

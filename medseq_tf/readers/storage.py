@@ -38,16 +38,17 @@ LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 INDEX = "files.csv"
 READS_AHEAD = 32
 """Files of a study that are read at a time, or wait in memory to be used."""
+LARGE_READS_AHEAD = 2
+"""The same where files hold several pictures each, and may be large."""
+START_BYTES = 64 * 1024
+"""Read of a file for its header; few are longer."""
+LONGEST_NAME = 1024
+LONGEST_SILENCE = 30
+"""Seconds that a web server may take for the next bytes."""
 SECONDS_BETWEEN_TRIES = (0.5, 2.0, 5.0)
 
 _SAFE = "%/:[]!$&'()*+,;=~"
 """What stands for itself in a URL that may be quoted already."""
-_S3_OPTIONS = {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": 2 * READS_AHEAD}}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": _S3_OPTIONS,  # with more at a time, s3fs asks for the size of each object first
-    "http": {"encoded": True},
-    "https": {"encoded": True},
-}
 
 
 class StoredFile(NamedTuple):
@@ -207,7 +208,7 @@ def _indexed(root: str) -> list[StoredFile]:
         raise InputError(f"{where} is not a CSV file in UTF-8") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        files = [StoredFile(row["name"].removeprefix("./"), _size(row["size"])) for row in reader]
+        files = [_listed_in(row) for row in reader]
     except (csv.Error, AttributeError, LookupError, TypeError, ValueError):
         raise InputError(
             f"{where} line {reader.line_num}: is not name and size in bytes, as its header says"
@@ -215,10 +216,12 @@ def _indexed(root: str) -> list[StoredFile]:
     return [file for file in dict.fromkeys(files) if file.name != INDEX]
 
 
-def _size(text: str) -> int:
-    if (size := int(text)) < 0:
-        raise ValueError
-    return size
+def _listed_in(row: Mapping[str, str]) -> StoredFile:
+    """The file in a row; a ValueError, a LookupError or the like where there is none."""
+    file = StoredFile(row["name"].removeprefix("./"), int(row["size"]))
+    if file.size < 0 or not 0 < len(file.name) <= LONGEST_NAME:
+        raise ValueError("no size or no name")
+    return file
 
 
 # ----------------------------------------------------------------------- files of studies, copied
@@ -244,21 +247,59 @@ def local_files(root: str, names: Sequence[str]) -> Iterator[Callable[[str], str
         yield copies.path
 
 
-@contextlib.contextmanager
-def local_starts(root: str, sizes: Mapping[str, int], most: int) -> Iterator[Callable[[str], str]]:
-    """Give what `local_files` gives; of a URL's files the copies hold no more than their start.
+def headers(
+    root: str,
+    sizes: Mapping[str, int],
+    read: Callable[[str, int], Result],
+    unreadable: type[Exception],
+) -> Iterator[tuple[str, Result | Exception]]:
+    """Give each file's name and its header, or why it cannot be read.
+
+    Of a file behind a URL the start is read; the whole where its header is longer, or damaged.
 
     Args:
         root: the folder.
-        sizes: of the files by name, in the order in which they are asked for.
-        most: bytes of the longest start.
+        sizes: of the files by name, in bytes.
+        read: makes a header of a path, at which there may be no more than the file's start, and of
+            the file's size.
+        unreadable: what `read` raises where it cannot.
     """
+    with _local_starts(root, sizes) as path_of:
+        for name, size in sizes.items():
+            header: Result | Exception
+            try:
+                header = read(path_of(name), size)
+            except UnavailableStudy as error:
+                header = error
+            except unreadable as error:
+                is_whole = not is_url(root) or size <= START_BYTES
+                header = error if is_whole else _header_of_whole(root, name, size, read, unreadable)
+            yield name, header
+
+
+def _header_of_whole(
+    root: str,
+    name: str,
+    size: int,
+    read: Callable[[str, int], Result],
+    unreadable: type[Exception],
+) -> Result | Exception:
+    try:
+        with local_files(root, [name]) as path_of:
+            return read(path_of(name), size)
+    except (unreadable, UnavailableStudy) as error:
+        return error
+
+
+@contextlib.contextmanager
+def _local_starts(root: str, sizes: Mapping[str, int]) -> Iterator[Callable[[str], str]]:
+    """Give what `local_files` gives; of a URL's files the copies hold no more than their start."""
     if not is_url(root):
         yield functools.partial(os.path.join, root)
         return
 
     def start(name: str) -> bytes:
-        end = min(sizes[name], most)
+        end = min(sizes[name], START_BYTES)
         return _read(root, name, start=0, end=end)[:end] if end else b""
 
     with _Copies(root, list(sizes), start) as copies:
@@ -271,6 +312,8 @@ class _Copies:
     def __init__(self, root: str, names: Sequence[str], read: Callable[[str], bytes]):
         self._root = root
         self._uses = collections.Counter(names)
+        is_large = any(count > 1 for count in self._uses.values())
+        self._ahead = LARGE_READS_AHEAD if is_large else READS_AHEAD
         self._waiting = iter(dict.fromkeys(names))
         self._read = read
         self._reads: dict[str, Future[bytes]] = {}
@@ -299,7 +342,7 @@ class _Copies:
         return self._called(path, ending) if ending else path
 
     def _content(self, name: str) -> bytes:
-        while len(self._reads) < READS_AHEAD or name not in self._reads:
+        while len(self._reads) < self._ahead or name not in self._reads:
             following = next(self._waiting, None)
             if following is None:
                 break
@@ -385,12 +428,29 @@ def _file_system_of(kind: str) -> Any:
         import fsspec
 
         return fsspec.filesystem(
-            kind, skip_instance_cache=True, use_listings_cache=False, **_OPTIONS.get(kind, {})
+            kind, skip_instance_cache=True, use_listings_cache=False, **_options(kind)
         )
     except ImportError:
         raise InputError(
             f"{kind}://... needs libraries that are not installed: pip install 'medseq_tf[remote]'"
         ) from None
+
+
+def _options(kind: str) -> dict[str, Any]:
+    """Return what its library is told, beside what it finds in the environment."""
+    if kind == "s3":  # with more at a time, s3fs asks for the size of each object first
+        connections = {"max_pool_connections": 2 * READS_AHEAD}
+        return {"max_concurrency": 1, "config_kwargs": connections}
+    if not kind.startswith("http"):
+        return {}
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(None, sock_connect=LONGEST_SILENCE, sock_read=LONGEST_SILENCE)
+    return {
+        "encoded": True,
+        "headers": {"Accept-Encoding": "identity"},  # a packed file stays as it lies there
+        "client_kwargs": {"auto_decompress": False, "trust_env": True, "timeout": timeout},
+    }
 
 
 def _tried(call: Callable[[], Result]) -> Result:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
-LONGEST_HEADER = 2**20
+_LONGEST_HEADER = 2**20
 _NRRD_HEADER_ENDS = re.compile(rb"\n\r?\n")
 _META_FILE = b"ElementDataFile"
 _META_LOCAL = re.compile(rb"ElementDataFile[ \t]*[=:][ \t]*(LOCAL|Local|local)[ \t]*\r?\n")
@@ -34,7 +34,7 @@ def refuse_other_files(path: Path) -> None:
     name = path.name.lower()
     with open(path, "rb") as file:
         if name.endswith((".nrrd", ".nhdr")):
-            names_another = _nrrd_names_another(file.read(LONGEST_HEADER))
+            names_another = _nrrd_names_another(file.read(_LONGEST_HEADER))
         else:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 names_another = _meta_names_another(data)
@@ -45,8 +45,8 @@ def refuse_other_files(path: Path) -> None:
 def _nrrd_names_another(start: bytes) -> bool:
     """Whether a line of an NRRD header, which an empty line ends, may be the field `data file`."""
     end = _NRRD_HEADER_ENDS.search(start)
-    if end is None and len(start) == LONGEST_HEADER:
-        raise UnreadableVolume(f"its header has more than {LONGEST_HEADER} bytes")
+    if end is None and len(start) == _LONGEST_HEADER:
+        raise UnreadableVolume(f"its header has more than {_LONGEST_HEADER} bytes")
     lines = re.split(rb"[\r\n]+", start[: end.start()] if end else start)
     return any(
         re.search(rb"data\s*file", line, re.IGNORECASE) for line in lines if line[:1] != b"#"

@@ -55,14 +55,13 @@ from medseq_tf.readers.series import SeriesAs, checked_series
 from medseq_tf.readers.storage import (
     Place,
     UnavailableStudy,
+    headers,
     local_files,
-    local_starts,
     root_of,
 )
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
 from medseq_tf.readers.volume_file import (
     EXTENSIONS,
-    LONGEST_HEADER,
     UnreadableVolume,
     without_extension,
 )
@@ -316,8 +315,8 @@ def _readable(folder: Folder, workers: int | None, kind: str) -> dict[str, bool]
     """
     files = [(str(folder.root), file.name, file.size) for file in folder.files]
     readable = {}
-    headers = mapped(_is_8_bit, files, lambda file: ENDED, workers, _HEADERS_TOGETHER)
-    for file, is_8_bit in zip(folder.files, headers, strict=True):
+    found = mapped(_is_8_bit, files, lambda file: ENDED, workers, _HEADERS_TOGETHER)
+    for file, is_8_bit in zip(folder.files, found, strict=True):
         if isinstance(is_8_bit, str):
             folder.add_entry(kind, file.name, is_8_bit)
         else:
@@ -329,12 +328,12 @@ def _is_8_bit(file: tuple[str, str, int]) -> bool | str:
     """Whether a file that can be read (its root, name and size) is of 8 bits, or why it cannot."""
     from medseq_tf.readers.simpleitk_volume import VolumeFile
 
+    def read(path: str, size: int) -> bool:
+        return VolumeFile(Path(path), size).is_8_bit
+
     root, name, size = file
-    try:
-        with local_starts(root, {name: size}, LONGEST_HEADER) as path_of:
-            return VolumeFile(Path(path_of(name)), size).is_8_bit
-    except (UnreadableVolume, UnavailableStudy) as error:
-        return str(error)
+    ((_, is_8_bit),) = headers(root, {name: size}, read, UnreadableVolume)
+    return is_8_bit if isinstance(is_8_bit, bool) else str(is_8_bit)
 
 
 class _Sample(NamedTuple):

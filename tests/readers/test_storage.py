@@ -18,12 +18,14 @@ from stores import CREDENTIALS, google_store, served, upload
 
 from medseq_tf.cli import cli
 from medseq_tf.dataset.prepare import prepare
+from medseq_tf.dataset.records import StorageSpec, study_record
 from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers import storage
-from medseq_tf.readers.dicom.elements import START_BYTES
 from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.joined_study import JoinedStudy
+from medseq_tf.readers.picture_study import PictureStudy
 from medseq_tf.readers.unlabelled import find_studies
 
 SECRETS = tuple(CREDENTIALS.values())[:2]
@@ -133,6 +135,21 @@ def test_series_in_a_bucket_are_those_of_a_folder(tmp_path, s3):
     expected = make("image-folder", folder, tmp_path / "local", series_as="channels")
     data = make("image-folder", upload(s3, folder), tmp_path / "remote", series_as="channels")
     assert contents(data) == contents(expected)
+
+
+def test_no_study_goes_on_without_a_series_that_vanished(tmp_path, s3):
+    place = tmp_path / "source" / "a"
+    place.mkdir(parents=True)
+    (place / "1.png").write_bytes(b"x")
+    url = upload(s3, tmp_path / "source")
+    parts = tuple(
+        PictureStudy(f"a/{name}", "a", {}, None, url, (f"a/{name}.png",)) for name in ("1", "2")
+    )
+    study = JoinedStudy("a", "a", {"x": 1.0}, None, parts=parts, numbers=(0, 1))
+    with pytest.raises(storage.UnavailableStudy, match="it is not there"):
+        study.read()
+    record = study_record(study, "id", StorageSpec(("x",), "uint8", 16, "pad"))
+    assert [(e.kind, e.where) for e in record.audit_entries] == [("study left out", "a")]
 
 
 def test_placeholders_of_folders_are_folders(s3, tmp_path):
@@ -312,6 +329,7 @@ def test_what_is_wrong_with_a_url_is_one_line(tmp_path, s3, monkeypatch):
         ("a,b\n1.png,3\n", "files.csv line 2: is not name and size"),
         ("name,size\n1.png,three\n", "files.csv line 2: is not name and size"),
         ("name,size\n1.png,-3\n", "files.csv line 2: is not name and size"),
+        ("name,size\n" + "1" * 5000 + ".png,3\n", "files.csv line 2: is not name and size"),
         ("name,size\n1.png\n", "files.csv line 2: is not name and size"),
     ],
 )
@@ -425,6 +443,19 @@ def test_volumes_in_a_bucket_are_those_of_a_folder(tmp_path, volumes, s3):
     data = make("volumes", upload(s3, volumes), tmp_path / "remote")
     assert contents(data) == contents(expected)
     assert data.info["counts"]["studies"] == 3
+    with served(volumes) as (url, _):
+        data = make("volumes", url, tmp_path / "over http")
+    assert contents(data) == contents(expected)
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nrrd", ".mha"])
+def test_volumes_of_every_format_are_those_of_a_folder(tmp_path, s3, extension):
+    cohort = DemoCohort(patients=3, size=64, slices=(12, 16))  # longer than their start
+    folder = write_volumes(cohort, tmp_path / "volumes", extension=extension)
+    options = {"modality": "CT", "axis": "coronal"}
+    expected = make("volumes", folder, tmp_path / "local", **options)
+    data = make("volumes", upload(s3, folder), tmp_path / "remote", **options)
+    assert contents(data) == contents(expected)
 
 
 @pytest.fixture
@@ -435,7 +466,7 @@ def dicom(tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:-100])
     files[1].write_bytes(files[1].read_bytes()[:200])
     long = pydicom.dcmread(files[2])
-    long.add_new(0x00091001, "OB", bytes(3 * START_BYTES))
+    long.add_new(0x00091001, "OB", bytes(3 * storage.START_BYTES))
     long.save_as(files[2])
     (folder / "notes.txt").write_text("odd")
     (folder / "empty").write_bytes(b"")
@@ -514,3 +545,11 @@ def test_one_volume_to_predict_may_have_a_url(tmp_path, s3):
             (study,), _ = find_studies(one, "CT", {})
             assert study.source == one
             np.testing.assert_array_equal(study.read().images, expected.read().images)
+
+
+def test_the_nodes_of_a_cluster_read_for_themselves(two_nodes, tmp_path, patients):
+    expected = make("image-folder", patients, tmp_path / "local")
+    settings = {"size": 16, "progress": False, "ray": two_nodes}
+    with served(patients) as (url, _):
+        data = prepare("image-folder", url, out=tmp_path / "remote", **settings)
+    assert contents(data) == contents(expected)

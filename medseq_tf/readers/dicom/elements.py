@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medseq_tf.readers.storage import START_BYTES
+
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -42,8 +44,6 @@ _KEYWORDS = (
 )  # fmt: skip
 """The elements that are read, as the standard calls them."""
 
-START_BYTES = 64 * 1024
-"""Few headers are longer."""
 _READ_FIRST = (START_BYTES, 2 * 2**20, 128 * 2**20)
 _MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21

@@ -33,21 +33,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseq_tf.readers.dicom.elements import START_BYTES, NotDicom, UnreadableDicom
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
 from medseq_tf.readers.dicom.frame import Frame, Picture, places
 from medseq_tf.readers.dicom.header import CT, MR, SECONDARY_CAPTURE, DicomHeader, read_dicom_header
 from medseq_tf.readers.folder import Folder, resolved_places
 from medseq_tf.readers.matching import normal_id
 from medseq_tf.readers.orientation import plane_of
-from medseq_tf.readers.storage import (
-    Place,
-    UnavailableStudy,
-    is_url,
-    local_files,
-    local_starts,
-    name_of,
-    place_in,
-)
+from medseq_tf.readers.storage import Place, headers, name_of, place_in
 from medseq_tf.readers.study import AuditEntry
 
 FIRST_FILE = 1
@@ -117,7 +109,8 @@ def files_by_study(
         if name_of(file.name) not in names
         or resolved_places([place_in(folder.root, file.name)]).isdisjoint(tables)
     }
-    for name, header in _headers(folder, numbers):
+    sizes = {file.name: file.size for file in folder.files if file.name in numbers}
+    for name, header in headers(str(folder.root), sizes, _header, UnreadableDicom):
         where = f"file {numbers[name]}"
         if isinstance(header, NotDicom):
             audit_entries.append(AuditEntry("odd file", where, str(header)))
@@ -133,30 +126,10 @@ def files_by_study(
     return by_study
 
 
-def _headers(
-    folder: Folder, names: Collection[str]
-) -> Iterator[tuple[str, DicomHeader | Exception | None]]:
-    """Give each file's name, and its header or why it cannot be read.
-
-    Of a file behind a URL the start is read; the whole where its header is longer, or damaged.
-    """
-    root, sizes = str(folder.root), {f.name: f.size for f in folder.files if f.name in names}
-    with local_starts(root, sizes, START_BYTES) as path_of:
-        for name, size in sizes.items():
-            try:
-                yield name, read_dicom_header(path_of(name), size)
-            except UnreadableDicom as error:
-                is_whole = not is_url(root) or size <= START_BYTES
-                yield name, error if is_whole else _header_of_whole(root, name)
-            except (NotDicom, UnavailableStudy) as error:
-                yield name, error
-
-
-def _header_of_whole(root: str, name: str) -> DicomHeader | Exception | None:
+def _header(path: str, size: int) -> DicomHeader | NotDicom | None:
     try:
-        with local_files(root, [name]) as path_of:
-            return read_dicom_header(path_of(name))
-    except (NotDicom, UnreadableDicom, UnavailableStudy) as error:
+        return read_dicom_header(path, size)
+    except NotDicom as error:
         return error
 
 
