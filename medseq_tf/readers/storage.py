@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from medseq_tf.errors import InputError, Unreachable, printable
+from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.readers.volume_file import without_extension
 
 Place = str | Path
@@ -100,8 +100,9 @@ def checked_url(url: str) -> str:
     kind, _, rest = url.partition("://")
     host = rest.partition("/")[0]
     if kind not in LIBRARIES:
+        shown = kind if kind.isalnum() else ""  # what stands before :// may be a password, too
         raise InputError(
-            f"{printable(kind)}://... is not read; valid: a path, or a URL that starts with "
+            f"{shown}://... is not read; valid: a path, or a URL that starts with "
             f"{', '.join(f'{known}://' for known in LIBRARIES)}"
         )
     if "@" in host or set("?#") & set(rest):
@@ -110,9 +111,14 @@ def checked_url(url: str) -> str:
             "taken; leave it out, and let the environment hold credentials"
         )
     if not host or not rest.isprintable():
-        raise InputError(f"{kind}://{printable(rest)} names no bucket or host")
+        raise InputError(f"{kind}://... names no bucket or host, or holds unprintable characters")
     url = url.rstrip("/")
-    return urllib.parse.quote(url, safe=_SAFE) if kind.startswith("http") else url
+    return urllib.parse.quote(url, safe=_SAFE) if _is_http(url) else url
+
+
+def _is_http(place: Place) -> bool:
+    """Whether a place is a web server's, where names are quoted."""
+    return str(place).startswith(("http://", "https://"))
 
 
 def place_in(root: Place, name: str) -> Place:
@@ -121,8 +127,7 @@ def place_in(root: Place, name: str) -> Place:
 
 
 def _url_in(root: str, name: str) -> str:
-    quoted = urllib.parse.quote(name) if root.startswith("http") else name
-    return f"{root}/{quoted}"
+    return f"{root}/{urllib.parse.quote(name) if _is_http(root) else name}"
 
 
 def folder_of(place: Place) -> Place:
@@ -133,8 +138,7 @@ def folder_of(place: Place) -> Place:
 def name_of(place: Place) -> str:
     """Return what a file is called where it lies."""
     name = str(place).rpartition("/")[2]
-    is_quoted = isinstance(place, str) and place.startswith("http")
-    return urllib.parse.unquote(name) if is_quoted else name
+    return urllib.parse.unquote(name) if _is_http(place) else name
 
 
 # ------------------------------------------------------------------------ what is asked for, once
@@ -175,7 +179,7 @@ def listing(root: str) -> list[StoredFile]:
     Raises:
         InputError: there are none, or they cannot be listed.
     """
-    if root.startswith("http"):
+    if _is_http(root):
         return _indexed(root)
     try:
         found = _tried(lambda: _file_system(root).find(root, detail=True))
@@ -380,7 +384,7 @@ def _asked_for(url: str) -> bool:
 
     What asks a web server for no more than its header takes any error for an absent file.
     """
-    if url.startswith("http"):
+    if _is_http(url):
         _tried(lambda: _file_system(url).cat_file(url, start=0, end=1))
         return True
     return bool(_tried(lambda: _file_system(url).info(url))["type"] == "file")
@@ -388,14 +392,14 @@ def _asked_for(url: str) -> bool:
 
 def _check_answers(root: str) -> None:
     """Raise Unreachable if a source no longer answers."""
-    asked = f"{root}/{INDEX}" if root.startswith("http") else root
+    asked = f"{root}/{INDEX}" if _is_http(root) else root
     try:
         _asked_for(asked)
     except NotThere:
         return
     except StorageError as error:
         raise Unreachable(
-            f"{root} no longer answers: {error}; the same command goes on from here"
+            f"{root} no longer answers: {error}; run the same command again later"
         ) from None
 
 
@@ -441,7 +445,7 @@ def _options(kind: str) -> dict[str, Any]:
     if kind == "s3":  # with more at a time, s3fs asks for the size of each object first
         connections = {"max_pool_connections": 2 * READS_AHEAD}
         return {"max_concurrency": 1, "config_kwargs": connections}
-    if not kind.startswith("http"):
+    if kind == "gs":
         return {}
     import aiohttp
 
