@@ -26,7 +26,10 @@ PLACE = Place(path_type=Path)
 
 @click.group(cls=DebugGroup)
 def prepare() -> None:
-    """Read a cohort once: decode, resize, audit, and write a prepared data set."""
+    """Read a cohort once: decode, resize, audit, and write a prepared data set.
+
+    SOURCE and tables may be URLs of s3://, gs:// or http(s)://; credentials are the environment's.
+    """
 
 
 def _options(*options: Any) -> Any:
