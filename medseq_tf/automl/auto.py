@@ -33,6 +33,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.feature_folder import feature_folder
+from medseq_tf.execution.executor import Executor, LocalExecutor
 from medseq_tf.files import destination, write_text
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
@@ -60,6 +61,7 @@ def auto(
     features: str | os.PathLike | None = None,
     track: bool = True,
     verbose: bool = True,
+    workers: int | None = None,
 ) -> Run | None:
     """Find, measure and deploy the best model for a prepared data set.
 
@@ -85,6 +87,8 @@ def auto(
           default: `MEDSEQ_TF_FEATURES`, or else the user's cache.
         track: log to MLflow: a run, and a child of it for every candidate.
         verbose: show what runs and what is left.
+        workers: processes that fit linear candidates at a time, to the same result; default: this
+          one alone.
 
     Returns:
         The finished run; None with `plan_only`.
@@ -123,7 +127,8 @@ def auto(
         budget = Budget(made.minutes, kept.auto["seconds"])
         budget.reserve = 60 * made.minutes * END_SHARE
         with tracked(folder, options) as tracker, _noting_time(kept, budget):
-            work = _Work(made, prepared, fold_of, kept, budget, tracker, options)
+            executor = LocalExecutor(workers) if (workers or 1) > 1 else None
+            work = _Work(made, prepared, fold_of, kept, budget, tracker, options, executor)
             work.begin()
             predictions = work.candidates()
             work.say("the choice, what it deploys, and the report")
@@ -183,6 +188,7 @@ class _Work:
     budget: Budget
     tracker: AnyTracker
     options: Options
+    executor: Executor | None
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
@@ -249,15 +255,15 @@ class _Work:
     def _linear(self, candidate: Candidate) -> list[CandidatePredictions]:
         """Return a linear candidate's predictions in all repeats."""
         kept = [self.kept.predictions(candidate.name, r) for r in range(self.plan.repeats)]
-        known = [one for one in kept if one is not None]
-        if len(known) == len(kept):
-            return known
-        recipe = candidate.experiment()
-        with self._child(candidate):
-            vectors = self._vectors(recipe)
-            for repeat, folds in enumerate(self.fold_of):
-                if kept[repeat] is None:
-                    one = linear_predictions(recipe, self.prepared, folds, *vectors)
+        to_come = [repeat for repeat, one in enumerate(kept) if one is None]
+        if to_come:
+            recipe, place = candidate.experiment(), self.kept.place(candidate.name)
+            with self._child(candidate):
+                vectors, folds = self._vectors(recipe), self.fold_of[to_come]
+                found = linear_predictions(
+                    recipe, self.prepared, folds, vectors, self.executor, place
+                )
+                for repeat, one in zip(to_come, found, strict=True):
                     self.kept.keep(candidate.name, repeat, one)
                     kept[repeat] = one
         return [one for one in kept if one is not None]

@@ -14,6 +14,7 @@ import click
 
 from medseq_tf import __version__
 from medseq_tf.cli.prepare_commands import FOLDER, PLACE, prepare
+from medseq_tf.cli.ray_options import RAY, cpus_per, gpus_per
 from medseq_tf.console import DebugGroup, import_tensorflow_quietly, run_and_exit, say
 
 
@@ -126,7 +127,14 @@ def train(**arguments: Any) -> None:
     show_default=True,
     help="At the end train the best recipe, evaluate it on the test patients, register it.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Trials at a time; default: one.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Trials at a time; default: one, on Ray what it has room for.",
+)
+@RAY
+@cpus_per("trial")
+@gpus_per("trial")
 @click.option(
     "--stop-hopeless",
     is_flag=True,
@@ -180,6 +188,11 @@ def tune(**arguments: Any) -> None:
     "--deploy-anyway",
     is_flag=True,
     help="Where nothing beats chance, keep the best linear model all the same.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes that fit linear candidates; default: one.",
 )
 @click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")

@@ -17,7 +17,11 @@ RAY = click.option(
 def cpus_per(piece: str) -> Any:
     """Return the option of how many CPUs a `piece` (task, trial) takes on Ray."""
     return click.option(
-        f"--cpus-per-{piece}", type=click.FloatRange(0, min_open=True), help="On Ray; default: 1."
+        f"--cpus-per-{piece}",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="On Ray.",
     )
 
 

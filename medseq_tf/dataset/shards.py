@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,11 +32,11 @@ from medseq_tf.dataset.records import (
     study_record_of,
 )
 from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
-from medseq_tf.errors import InputError, Unreachable
+from medseq_tf.errors import InputError
 from medseq_tf.execution.executor import Executor
 from medseq_tf.execution.processes import bound_memory
 from medseq_tf.execution.ray_cluster import MOST_DEATHS
-from medseq_tf.execution.work import SECONDS_AN_ITEM, each_within
+from medseq_tf.execution.work import SECONDS_AN_ITEM, each_within, require_seen
 from medseq_tf.files import naming
 from medseq_tf.readers import AuditEntry, SourceIndex, StudySource
 from medseq_tf.readers.storage import Place
@@ -240,11 +239,8 @@ def _write_seen(folder: Path, root: Place | None, strict: bool, plan: ShardPlan)
         InputError: with `strict`, a study is left out.
     """
     for path in (folder / "progress", root):
-        if isinstance(path, Path) and not path.is_dir():
-            raise Unreachable(
-                f"node {socket.gethostname()} of the Ray cluster does not see {path}; source and "
-                "out are to lie on storage that all nodes see, under the same path"
-            )
+        if isinstance(path, Path):
+            require_seen(path, "source and out")
     records = each_within(SECONDS_AN_ITEM, study_record_of, plan.tasks)
     return _write_shard(folder, plan, records, strict)
 

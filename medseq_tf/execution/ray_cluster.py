@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, Unreachable, note
+from medseq_tf.errors import InputError, Stopped, Unreachable, note
 from medseq_tf.execution.processes import cores
 from medseq_tf.execution.work import SECONDS_AN_ITEM, Item, Result, Work
 
@@ -37,6 +37,8 @@ WAITING_A_WORKER = 4
 
 SECONDS_TO_ANSWER = 10.0
 SECONDS_BETWEEN_COUNTS = 5.0
+SECONDS_TO_END = 1.0
+"""Until a map notices that it was ended."""
 
 
 class RayExecutor:
@@ -62,6 +64,7 @@ class RayExecutor:
     ):
         self._most, self._cpus, self._gpus = workers, cpus, gpus
         self._counted = -SECONDS_BETWEEN_COUNTS, 0
+        self._ended = threading.Event()
         self._connection = contextlib.ExitStack()
         self._connection.enter_context(connected(address))
         if not self._room():
@@ -114,7 +117,7 @@ class RayExecutor:
                 if not pieces:
                     return
                 if pieces[0].outcome is None:
-                    for piece in _finished(pieces):
+                    for piece in self._finished(pieces):
                         self._settle(piece, pieces, work, name, deaths)
                     continue
                 piece = pieces.popleft()
@@ -153,6 +156,21 @@ class RayExecutor:
         given = (__version__, self._gpus > 0, work, pickle.dumps(group))
         return _Piece(group, task.remote(*given), deaths)
 
+    def _finished(self, pieces: Iterable[_Piece]) -> list[_Piece]:
+        """Wait until at least one piece is finished; return those that are.
+
+        Raises:
+            Stopped: `end` was called.
+        """
+        waiting = {piece.task: piece for piece in pieces if piece.outcome is None}
+        ready: list[Any] = []
+        while not ready:
+            if self._ended.is_set():
+                raise Stopped("work on the Ray cluster was ended")
+            ready, _ = _ray().wait(list(waiting), num_returns=1, timeout=SECONDS_TO_END)
+        ready, _ = _ray().wait(list(waiting), num_returns=len(waiting), timeout=0)
+        return [waiting[task] for task in ready]
+
     def _settle(
         self,
         piece: _Piece,
@@ -169,6 +187,10 @@ class RayExecutor:
         del pieces[place]
         for number, item in enumerate(piece.group):
             pieces.insert(place + number, self._submitted([item], piece.deaths + 1, work, name))
+
+    def end(self) -> None:
+        """Let maps under way in other threads end soon, and with them their pieces in flight."""
+        self._ended.set()
 
     def close(self) -> None:
         """Leave the cluster, which ends this process's tasks; a cluster of its own ends too."""
@@ -248,14 +270,6 @@ def _portable(error: Exception) -> Exception:
 
 
 # ------------------------------------------------------------------------------- in the driver
-
-
-def _finished(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """Wait until at least one piece is finished; return those that are."""
-    waiting = {piece.task: piece for piece in pieces if piece.outcome is None}
-    _ray().wait(list(waiting), num_returns=1)
-    ready, _ = _ray().wait(list(waiting), num_returns=len(waiting), timeout=0)
-    return [waiting[task] for task in ready]
 
 
 def _outcome(task: Any) -> Outcome:

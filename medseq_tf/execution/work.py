@@ -6,8 +6,12 @@ import dataclasses
 import math
 import pickle
 import signal
+import socket
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from medseq_tf.errors import Unreachable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,6 +71,23 @@ def each_within(
             yield result
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def require_seen(path: Path, what: str) -> None:
+    """Refuse to work where a path is not seen.
+
+    Args:
+        path: a folder or a file.
+        what: what is to lie on storage that all nodes see, such as `source and out`.
+
+    Raises:
+        Unreachable: this machine, a node of a cluster, does not see it.
+    """
+    if not path.exists():
+        raise Unreachable(
+            f"node {socket.gethostname()} of the Ray cluster does not see {path}; {what} are to "
+            "lie on storage that all nodes see, under the same path"
+        )
 
 
 def _once(function: Callable[[], Any]) -> Any:

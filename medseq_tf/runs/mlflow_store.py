@@ -48,6 +48,13 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def absolute_uri() -> str:
+    """Return `tracking_uri()` as it holds in any working folder."""
+    uri = tracking_uri()
+    file = _database_file(uri)
+    return uri if file is None else uri.replace(str(file), str(file.absolute()), 1)
+
+
 def _public(text: str) -> str:
     """Leave user name, password and the options of an address out of a text."""
     return re.sub(r"(//\S+?)\?[^\s'\"]*", r"\1", re.sub(r"//\S*@", "//", text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from medseq_tf.tuning.search import BASE, Search, header, nested_text
 from medseq_tf.tuning.settings import Objective
 from medseq_tf.tuning.space import Space
 from medseq_tf.tuning.trial_store import TrialStore
-from medseq_tf.tuning.workers import team_here, train_trials
+from medseq_tf.tuning.workers import Team, teams, train_trials
 
 TRIALS = 20
 """How many, where neither trials nor minutes are given and the tuner has no end of its own."""
@@ -63,6 +63,9 @@ def tune(
     verbose: bool = True,
     nested: int | None = None,
     stop_hopeless: bool = False,
+    ray: str | None = None,
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
     cluster: str | int | None = None,
 ) -> Search:
     """Search a space of recipes on a prepared data set.
@@ -90,7 +93,8 @@ def tune(
         base: score the recipe as it is, first, to see what the search gains.
         retrain: train the best recipe on the training and validation patients, evaluate it on the
           test patients, and register its model, when no trial is left.
-        workers: how many trials are trained at a time; default: one after the other.
+        workers: how many trials are trained at a time; default: one after the other, on a Ray
+          cluster as many as it has room for.
         features: the folder where features of a network that is frozen whole are kept.
         track: log to MLflow: a run for the search, a child of it for every trial.
         verbose: print a line for every finished trial.
@@ -99,7 +103,12 @@ def tune(
           the cost of as many searches. It stands in `nested.json` and in `Search.nested`.
         stop_hopeless: end a trial whose best monitored value is worse than what half of the
           finished trials had on average by the same epoch; see `medseq_tf.tuning.hopeless`.
-        cluster: no longer known; see `workers`.
+        ray: the address of a Ray cluster whose nodes train the trials; `auto`: that of
+          `RAY_ADDRESS` or of this machine; `local`: one for the time of the search. All nodes see
+          `data` and `out` under the same paths.
+        cpus_per_trial: of a node, with `ray`: how many trials it is given at a time.
+        gpus_per_trial: of a node, with `ray`; a fraction shares a GPU.
+        cluster: no longer known; see `workers` and `ray`.
 
     Returns:
         The search.
@@ -111,7 +120,8 @@ def tune(
     """
     if cluster is not None:
         raise InputError(
-            "cluster: is no longer known; --workers N trains N trials at a time on this machine"
+            "cluster: is no longer known; --workers N trains N trials at a time on this machine, "
+            "--ray ADDRESS on the nodes of a Ray cluster"
         )
     space = Space.load(space, overrides)
     prepared = Prepared.open(data)
@@ -123,26 +133,26 @@ def tune(
     check_covariates(prepared, _covariates(space))
     space = decide_objective(space, prepared, folder)
     _check(space, tuner, trials, minutes, workers, stop_hopeless)
-    outer = None if nested is None else outer_folds(space, prepared, nested)
+    outer = [] if nested is None else outer_folds(space, prepared, nested)
     if trials is None and minutes is None and tuner in ("bayesian", "random"):
         trials = TRIALS
     prepared.verify()
-    how = _How(
-        tuner, seed, trials, minutes, base, features, track, verbose, workers or 1, stop_hopeless
-    )
     plan = set_aside(space, prepared)
-    if outer is None:
-        return _search(space, prepared, plan, folder, how, retrain)
-    search = _search(space, prepared, plan, folder, how, retrain)
-    for number, fold in enumerate(outer, start=1):
-        place_of_fold = folder / "nested" / f"fold_{number}"
+    with teams(workers, ray, cpus_per_trial, gpus_per_trial) as team:
+        how = _How(
+            tuner, seed, trials, minutes, base, features, track, verbose, stop_hopeless, team
+        )
+        search = _search(space, prepared, plan, folder, how, retrain)
+        for number, fold in enumerate(outer, start=1):
+            place_of_fold = folder / "nested" / f"fold_{number}"
+            if verbose:
+                print(f"nested evaluation, fold {number} of {nested}", flush=True)
+            _search(space, prepared, fold, place_of_fold, how, retrain=True, register=False)
+    if outer:
+        result = nested_result(folder, prepared, space.objective, len(outer))
+        write_json(folder / "nested.json", result)
         if verbose:
-            print(f"nested evaluation, fold {number} of {nested}", flush=True)
-        _search(space, prepared, fold, place_of_fold, how, retrain=True, register=False)
-    result = nested_result(folder, prepared, space.objective, len(outer))
-    write_json(folder / "nested.json", result)
-    if verbose:
-        print(nested_text(result), flush=True)
+            print(nested_text(result), flush=True)
     return search
 
 
@@ -158,8 +168,8 @@ class _How:
     features: str | None
     track: bool
     verbose: bool
-    workers: int
     stop_hopeless: bool
+    team: Callable[[Path], Team]
 
 
 def _covariates(space: Space) -> list[str]:
@@ -198,7 +208,7 @@ def _search(
                 "features": how.features,
                 **({"stop_hopeless": True} if how.stop_hopeless else {}),
             }
-            train_trials(scheduler, here, team_here(how.workers))
+            train_trials(scheduler, here, how.team(folder))
             scheduler.raise_if_hopeless()
             if retrain and search.best_trial is not None:
                 retrain_best(search, prepared, tracker, how.features, scheduler.say, register)

@@ -1,19 +1,25 @@
 """Workers train the trials of a search side by side: a thread of this process for each.
 
-A trial that a thread has trained is a process of its own, see `trial.run`; the oracle and the
-booking of results stay in this process.
+A thread has its trial trained in a process of its own, see `trial.run`, on this machine or on a
+node of a Ray cluster. The oracle and the booking of results stay in this process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from medseq_tf.errors import InputError
+from medseq_tf.execution.ray_cluster import MOST_DEATHS, RayExecutor
+from medseq_tf.execution.work import require_seen
+from medseq_tf.runs.mlflow_store import absolute_uri
 from medseq_tf.tuning import trial
 from medseq_tf.tuning.hopeless import MedianRule
 from medseq_tf.tuning.scheduler import TrialScheduler
@@ -21,39 +27,58 @@ from medseq_tf.tuning.scheduler import TrialScheduler
 PAUSE = 0.5
 """Seconds until a worker that found nothing to do asks again."""
 
+LOST = f"the worker that trained it was lost, {MOST_DEATHS} times"
+STOP = ".stop"
+"""A file of a search's folder that tells workers on other nodes to end."""
+
 SecondsLeft = Callable[[], float]
 Outcome = dict[str, Any] | None
 Train = Callable[[Path, dict[str, Any], SecondsLeft], Outcome]
 """Trains the trial of a folder by its job; the last says how many seconds it may still take."""
 
 
-def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Sequence[Train]) -> None:
+@dataclass(frozen=True)
+class Team:
+    """Workers, and how they are told to end.
+
+    Attributes:
+        members: what has a trial trained, for each worker.
+        end: ends what is in flight, saved or not, once the time to save is over.
+        ending: asks them to save and to end.
+    """
+
+    members: Sequence[Train]
+    end: Callable[[], None] = lambda: None
+    ending: trial.Ending = field(default_factory=trial.Ending)
+
+
+def train_trials(scheduler: TrialScheduler, here: dict[str, Any], team: Team) -> None:
     """Train the trials of a search until there are no more.
 
     Args:
         scheduler: hands them out and takes their results.
         here: what jobs need to know of this machine: `data`, `splits` and `features`, paths.
-        team: what trains them, for each worker.
+        team: who trains them.
 
     Raises:
         KeyboardInterrupt: passed on after the trials in flight have saved their state; of a second
             one, at once.
     """
-    ending = trial.Ending()
-    with ThreadPoolExecutor(len(team), "worker") as pool:
-        threads = [
-            pool.submit(_work, scheduler, f"worker {number}", here, train, ending)
-            for number, train in enumerate(team, start=1)
-        ]
+    with ThreadPoolExecutor(len(team.members), "worker") as pool:
+        threads = []
         try:
+            for number, train in enumerate(team.members, start=1):
+                name = f"worker {number}"
+                threads.append(pool.submit(_work, scheduler, name, here, train, team.ending))
             for thread in as_completed(threads):
                 thread.result()
         except BaseException:
-            ending.ask(trial.SAVE_SECONDS)
+            team.ending.ask(trial.SAVE_SECONDS)
             try:
-                wait(threads)
+                wait(threads, trial.SAVE_SECONDS)
             finally:
-                ending.ask(0)
+                team.ending.ask(0)
+                team.end()
             raise
 
 
@@ -74,9 +99,37 @@ def _work(
             scheduler.report(name, found)
 
 
-def team_here(count: int) -> list[Train]:
+@contextlib.contextmanager
+def teams(
+    workers: int | None, ray: str | None, cpus: float, gpus: float
+) -> Iterator[Callable[[Path], Team]]:
+    """Yield what returns the workers of the search in a folder.
+
+    Args:
+        workers: trials at a time; default: one, on a Ray cluster as many as it has room for.
+        ray: the address of the cluster; None: this machine.
+        cpus: of a node, that a trial takes.
+        gpus: the same.
+
+    Raises:
+        InputError: the cluster cannot be used.
+    """
+    if ray is None:
+        if (cpus, gpus) != (1.0, 0.0):
+            raise InputError("cpus_per_trial, gpus_per_trial: go with --ray")
+        yield lambda folder: _team_here(workers or 1)
+        return
+    with RayExecutor(ray, workers, cpus, gpus) as executor:
+        count = workers or executor.workers
+        yield lambda folder: _team_on(executor, count, folder)
+
+
+# ------------------------------------------------------------------------------ on this machine
+
+
+def _team_here(count: int) -> Team:
     """Return so many workers on this machine."""
-    return [_trained_here(variables) for variables in _devices(count)]
+    return Team([_trained_here(variables) for variables in _devices(count)])
 
 
 def _trained_here(variables: dict[str, str]) -> Train:
@@ -102,3 +155,65 @@ def _devices(count: int) -> list[dict[str, str]]:
     if len(named) < 2:
         return [shared] * count
     return [{**shared, "CUDA_VISIBLE_DEVICES": named[i % len(named)]} for i in range(count)]
+
+
+# ------------------------------------------------------------------------- on the nodes of Ray
+
+
+class _Piece(NamedTuple):
+    """A trial as a node is given it."""
+
+    folder: str
+    job: dict[str, Any]
+    variables: dict[str, str]
+
+
+class _SharedEnding(trial.Ending):
+    """An ending of which a file tells those on other nodes."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self._file = file
+        file.unlink(missing_ok=True)
+
+    def ask(self, seconds: float) -> None:
+        """Ask all to end, within so many seconds at most."""
+        super().ask(seconds)
+        self._file.touch()
+
+
+def _team_on(executor: RayExecutor, count: int, folder: Path) -> Team:
+    """Return so many workers whose trials are trained on a Ray cluster.
+
+    Args:
+        executor: the cluster.
+        count: trials at a time.
+        folder: the search's, which all nodes see.
+    """
+    variables = {"MLFLOW_TRACKING_URI": absolute_uri()}
+
+    def train(place: Path, job: dict[str, Any], _: SecondsLeft) -> Outcome:
+        piece = _Piece(str(place.resolve()), job, variables)
+        found = executor.map(_trained_there, [piece], _lost, name="trial", seconds=math.inf)
+        return next(iter(found))
+
+    return Team([train] * count, executor.end, _SharedEnding(folder / STOP))
+
+
+def _lost(piece: _Piece) -> Outcome:
+    return trial.failure(LOST, Path(piece.folder))
+
+
+def _trained_there(piece: _Piece) -> Outcome:
+    """Train a trial on a node, for a driver that may be on another."""
+    folder, stop = Path(piece.folder), trial.Ending()
+    for path in (folder, Path(piece.job["data"])):
+        require_seen(path, "data and out")
+
+    def seconds_left() -> float:
+        if (folder.parents[1] / STOP).exists():
+            stop.ask(trial.SAVE_SECONDS)
+        return stop.seconds_left()
+
+    hopeless = _hopeless(folder, piece.job)
+    return trial.run(folder, piece.job, piece.variables, seconds_left, hopeless)

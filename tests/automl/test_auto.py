@@ -212,9 +212,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, plan, demo_data, tmp_path, m
         with pytest.raises(Killed):
             quiet(demo_data, tmp_path / "run", plan)
     again = quiet(demo_data, tmp_path / "run", None, resume=True)
+    assert_same_bytes(again, run)
+
+
+def assert_same_bytes(one, other):
     for name in ("predictions.parquet", "candidates.parquet", "used_for_selection.csv"):
-        assert (again.path / name).read_bytes() == (run.path / name).read_bytes(), name
-    assert again.info["members"] == run.info["members"]
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+    assert one.info["members"] == other.info["members"]
+
+
+@pytest.mark.slow
+def test_candidates_side_by_side_come_to_the_same_bits(run, plan, demo_data, tmp_path):
+    assert_same_bytes(quiet(demo_data, tmp_path / "run", plan, workers=2), run)
 
 
 def test_ctrl_c_at_the_end_says_how_to_go_on(run, plan, demo_data, tmp_path, monkeypatch):

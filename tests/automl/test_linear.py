@@ -11,9 +11,12 @@ from covariate_columns import age_and_sex
 from linear_recipe import linear_recipe
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
-from medseq_tf.automl.linear import linear_predictions
+from medseq_tf.automl import linear
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.errors import InputError
+from medseq_tf.execution.executor import LocalExecutor
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.training.linear_head import study_vectors
 from medseq_tf.training.train import train
@@ -37,6 +40,12 @@ def vectors(rng, prepared):
     noise = rng.normal(size=(len(prepared), 7)).astype(np.float32)
     noise[:, :2] += prepared.labels
     return noise
+
+
+def linear_predictions(recipe, prepared, folds, *vectors):
+    """Return what is predicted in a single repeat."""
+    (found,) = linear.linear_predictions(recipe, prepared, folds[None], np.stack(vectors))
+    return found
 
 
 def with_labels(prepared, labels):
@@ -119,3 +128,56 @@ def test_missing_covariates_are_what_a_run_that_is_trained_takes_them_for(
     expected = run.predictions.set_index("study")["probability"]
     own = pd.Series(found.outer[:, 0], index=told.studies["study_id"])[expected.index]
     np.testing.assert_allclose(own, expected, atol=1e-4)
+
+
+@pytest.fixture
+def pool():
+    with LocalExecutor(2) as executor:
+        yield executor
+
+
+def test_other_processes_come_to_the_same_to_the_last_bit(prepared, rng, vectors, pool, tmp_path):
+    """Whatever BLAS does with threads there."""
+    fold_of = np.stack([rng.permutation(np.arange(len(prepared)) % FOLDS) for _ in range(2)])
+    fold_of[:, 5] = -1
+    wide = np.concatenate([vectors, rng.normal(size=(len(prepared), 60))], axis=1)
+    wide = np.stack([wide, wide[:, ::-1]]).astype(np.float32)
+    wide[:, 7] = np.nan
+    given = linear_recipe(), prepared, fold_of, wide
+    here = list(linear.linear_predictions(*given))
+    there = list(linear.linear_predictions(*given, pool, tmp_path / "candidate"))
+    assert len(here) == len(there) == 2
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one.outer, other.outer)
+        np.testing.assert_array_equal(one.inner, other.inner)
+    assert not list((tmp_path / "candidate").iterdir()), "what they read is removed"
+
+
+def test_more_threads_change_no_bit(prepared, fold_of, vectors):
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(linear_predictions(linear_recipe(), prepared, fold_of, vectors))
+    np.testing.assert_array_equal(found[0].outer, found[1].outer)
+    np.testing.assert_array_equal(found[0].inner, found[1].inner)
+
+
+class Broken:
+    """An executor all of whose workers die, or see another storage."""
+
+    def __init__(self, sees):
+        self.sees = sees
+
+    def map(self, function, items, stand_in, **_):
+        for item in items:
+            yield stand_in(item) if self.sees else function(item._replace(file="/not/there"))
+
+
+@pytest.mark.parametrize(
+    ("sees", "words"), [(True, "ended its worker, again and again"), (False, "not see /not/there")]
+)
+def test_a_lost_fit_is_one_line(prepared, fold_of, vectors, tmp_path, sees, words):
+    given = linear_recipe(), prepared, fold_of[None], vectors[None]
+    with pytest.raises(InputError, match=words):
+        list(linear.linear_predictions(*given, Broken(sees), tmp_path))
+    assert not list(tmp_path.iterdir())

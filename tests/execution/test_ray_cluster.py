@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, Stopped
 from medseq_tf.execution import ray_cluster
 from medseq_tf.execution.executor import executor_for
 from medseq_tf.execution.ray_cluster import RayExecutor, connected
@@ -181,6 +181,16 @@ def test_threads_map_at_the_same_time(executor):
     for thread in threads:
         thread.join()
     assert found == {number: 2 * number for number in range(5)}
+
+
+def test_work_that_waits_for_a_node_may_be_ended_by_another_thread(executor, two_nodes):
+    with RayExecutor(two_nodes, cpus=99) as waits:
+        timer = threading.Timer(0.5, waits.end)
+        timer.start()
+        with pytest.raises(Stopped, match="was ended"):
+            next(waits.map(double, [1], lost, name="test"))
+        timer.join()
+    assert list(executor.map(double, [1], lost, name="test")) == [2], "others go on"
 
 
 def test_fewer_workers_may_be_asked_for(executor, two_nodes):
