@@ -239,17 +239,17 @@ def check_weights(candidate: Candidate) -> None:
 
     Those that Keras downloads are not looked for.
     """
-    encoder = candidate.experiment().model.encoder
-    if not isinstance(encoder, recipes.KerasApplication) or encoder.weights == "none":
+    network = recipes.network_in(candidate.experiment().model.encoder)
+    if network is None or network.weights == "none":
         return
     missing = ""
-    if encoder.weights != "imagenet":
-        missing = "" if Path(encoder.weights).exists() else "there is no such file"
-    elif encoder.network == NETWORK:
+    if network.weights != "imagenet":
+        missing = "" if Path(network.weights).exists() else "there is no such file"
+    elif network.network == NETWORK:
         missing = _missing_weights()
     if missing:
         raise InputError(
-            f"candidate {candidate.name}: model.encoder.weights = {encoder.weights}: {missing}"
+            f"candidate {candidate.name}: weights = {network.weights} of model.encoder: {missing}"
         )
 
 

@@ -16,6 +16,7 @@ from medseq_tf.models.encoders import ENCODERS, ConvFSMStack, Encoder
 from medseq_tf.models.handcrafted import HandcraftedFeatures
 from medseq_tf.models.head import Head
 from medseq_tf.models.hub_network import HubNetwork
+from medseq_tf.models.joined import JoinedFeatures
 from medseq_tf.models.keras_application import KerasNetwork, PretrainedEncoder
 from medseq_tf.models.lesion_area import AreaHead, LesionArea
 from medseq_tf.models.segmenters import Segmenter
@@ -36,6 +37,7 @@ __all__ = [
     "HandcraftedFeatures",
     "Head",
     "HubNetwork",
+    "JoinedFeatures",
     "KerasNetwork",
     "LesionArea",
     "PretrainedEncoder",

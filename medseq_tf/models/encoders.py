@@ -17,11 +17,13 @@ from medseq_tf.layers import (
 )
 from medseq_tf.layers.layer import Layer, Shape, Tensor, Training, check_choice, child_seeds, dense
 from medseq_tf.models.handcrafted import HandcraftedFeatures
+from medseq_tf.models.joined import JoinedFeatures
 from medseq_tf.models.lesion_area import LesionArea
-from medseq_tf.models.pretrained import keras_application
+from medseq_tf.models.pretrained import keras_application, network_of
 from medseq_tf.models.segmenters import Segmenter
 from medseq_tf.recipe import ConvFSM as ConvFSMSettings
 from medseq_tf.recipe import Handcrafted as HandcraftedSettings
+from medseq_tf.recipe import Joined as JoinedSettings
 from medseq_tf.recipe import Pixels as PixelsSettings
 from medseq_tf.recipe import Segmenter as SegmenterSettings
 from medseq_tf.recipe import choices
@@ -262,6 +264,26 @@ def handcrafted(settings: HandcraftedSettings, seed: int | None, skip_padding: b
     return Encoder(layer, 0.0, name="encoder")
 
 
+def joined(settings: JoinedSettings, seed: int | None, skip_padding: bool) -> Encoder:
+    """Return the encoder of hand-made features beside a frozen network's.
+
+    Args:
+        settings: the recipe's `model.encoder`.
+        seed: seed of random weights.
+        skip_padding: see `TimeDistributed`.
+
+    Raises:
+        InputError: see `hub_network.hub_network`.
+    """
+    measures = settings.handcrafted
+    features = JoinedFeatures(
+        HandcraftedFeatures(measures.features, measures.bins, name="handcrafted"),
+        network_of(settings.keras_application, seed),
+        name="joined",
+    )
+    return Encoder(TimeDistributed(features, skip_padding, name="backbone"), 0.0, name="encoder")
+
+
 def pixels(settings: PixelsSettings, seed: int | None, skip_padding: bool) -> Encoder:
     """Return every slice as it is, flattened; nothing is drawn from `seed` or left out."""
     flatten = keras.layers.Flatten(name="flatten")
@@ -281,6 +303,7 @@ ENCODERS: dict[str, Callable[[Any, int | None, bool], Layer]] = {
     "conv_fsm": conv_fsm,
     "keras_application": keras_application,
     "handcrafted": handcrafted,
+    "joined": joined,
     "pixels": pixels,
     "segmenter": segmenter,
 }

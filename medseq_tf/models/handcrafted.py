@@ -1,4 +1,4 @@
-"""Hand-made features of slices: intensities, asymmetry, texture, shape, and a scanner's traces."""
+"""Hand-made features of slices: intensities, asymmetry, texture, shape, a scanner's traces."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ class HandcraftedFeatures(Layer):
         perimeter_PART: edges between pixels in and out, as a share of those about the slice;
         compactness_PART: 4 sqrt(pixels) / edges, 1 for a square; filled: area of bright / whole.
 
+    silhouette, for binary slices, of what is above 0.5 on the mean of the channels (its pixels: A,
+    the edges between pixels in and out: E), lengths in sides of the slice:
+        silhouette_area, and so on: as of shape; silhouette_outline: E^2 / 16 A, 1 for a square;
+        silhouette_height, silhouette_width: of the box about it; silhouette_extent: its share of
+        the box; silhouette_depth_max, silhouette_depth_mean: of its pixels, the octagonal distance
+        to what is outside (erosions by a cross and a square of 3 x 3 in turn; Rosenfeld and Pfaltz
+        1968), at most a 4th of the side; silhouette_left_k (k: 1, 2, 3, 4): the share of A that k
+        64ths of the side of such erosions leave; silhouette_near_k (k: 1, 2, 4): the mean over it
+        of itself, blurred by a Gaussian with a deviation of k 64ths.
+
     acquisition, what a scanner leaves and a diagnosis should not show in:
         corner_top_left, corner_top_right, corner_low_left, corner_low_right: means of squares of
         an 8th of the side; corner_sd: the root of the mean of their variances;
@@ -65,7 +75,8 @@ class HandcraftedFeatures(Layer):
         is not whole; share_0, share_1: of pixels that are 0 and 1; quantile_P: the intensity below
         which P percent of the slice is.
 
-    Each channel is measured by itself, in the region of its slice; shape is that of the region.
+    Each channel is measured by itself, in the region of its slice; shape is that of the region, and
+    silhouette that of the slice.
 
     Args:
         features: groups, in the order of their features.

@@ -114,6 +114,10 @@ class KerasNetwork(Layer):
         )
         return ops.stop_gradient(features)
 
+    def with_gradient(self, images: Tensor) -> Tensor:
+        """Return what `call` returns in inference, with its gradient, of all images at once."""
+        return self._features(images, False)
+
     def _features(self, images: Tensor, training: Training = False) -> Tensor:
         if images.shape[-1] == 1:
             images = ops.repeat(images, 3, axis=-1)

@@ -26,7 +26,7 @@ def keras_application(
     """
     network_seed, dense_seed = child_seeds(seed, 2)
     return PretrainedEncoder(
-        _network(settings, network_seed),
+        network_of(settings, network_seed),
         dense=[(layer.units, layer.activation) for layer in settings.dense],
         dropout=settings.dropout,
         skip_padding=skip_padding,
@@ -35,7 +35,8 @@ def keras_application(
     )
 
 
-def _network(settings: KerasApplicationSettings, seed: int | None) -> KerasNetwork:
+def network_of(settings: KerasApplicationSettings, seed: int | None) -> KerasNetwork:
+    """Return the network that settings name, not built, with random weights of a seed or theirs."""
     if settings.network == hub_network.NAME:
         network = hub_network.hub_network(settings.weights, settings.output, settings.frozen, seed)
     else:

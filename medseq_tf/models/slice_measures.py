@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from medseq_tf.layers import Mirrored
+from medseq_tf.layers import Mirrored, kernels
 from medseq_tf.layers.layer import Tensor
 
 SMOOTHING = 32
@@ -33,6 +33,12 @@ QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 """Percent."""
 SORTED_SIDE = 128
 """Of a slice of twice that side every second row and column is sorted, and so on."""
+FINENESS = 64
+"""Share of a slice's side that is a step of erosion, and the least deviation of a blur."""
+EROSIONS, BLURS = (1, 2, 3, 4), (1, 2, 4)
+"""In these steps."""
+DEEPEST = 4
+"""Share of a slice's side beyond which depth is not told apart."""
 LEAST_SHARE = 1e-4
 """Of a region's pixels: added before the root, whose slope at 0 has no end."""
 LEAST_DIFFERENCE = 1e-3
@@ -289,6 +295,72 @@ def _shape_of(region: Tensor) -> list[Tensor]:
     ]
 
 
+# ------------------------------------------------------------------------------ silhouette
+
+
+def silhouette_names(bins: int) -> list[str]:
+    """Return the names of `silhouette`."""
+    box = ("outline", "height", "width", "extent", "depth_max", "depth_mean")
+    left = [f"left_{step}" for step in EROSIONS]
+    near = [f"near_{step}" for step in BLURS]
+    return [f"silhouette_{name}" for name in (*SHAPE_OF_PART, *box, *left, *near)]
+
+
+def silhouette(shown: Shown) -> Tensor:
+    """Return area, place, outline and thickness of what is above the middle of [0, 1]."""
+    region = _float(ops.mean(shown.slices, axis=-1) > 0.5)
+    _, height, width = region.shape
+    pixels = ops.maximum(_pixels(region), 1.0)
+    shapes = _shape_of(region)
+    edges = 2 * (height + width) * shapes[SHAPE_OF_PART.index("perimeter")]
+    high = ops.sum(_enclosed(ops.max(region, axis=2), 1), axis=1)
+    wide = ops.sum(_enclosed(ops.max(region, axis=1), 1), axis=1)
+    found = [
+        *shapes,
+        ops.square(edges) / (16 * pixels),
+        high / height,
+        wide / width,
+        _pixels(region) / ops.maximum(high * wide, 1.0),
+        *_depths(region, pixels),
+        *(_mean(_blurred(region, steps), region) for steps in BLURS),
+    ]
+    return ops.stack(found, axis=1)
+
+
+def _depths(region: Tensor, pixels: Tensor) -> list[Tensor]:
+    """Return the largest and the mean depth in sides, and the shares left by `EROSIONS`."""
+    side = min(region.shape[1:])
+    eroded = [max(round(steps * side / FINENESS), 1) for steps in EROSIONS]
+    left = [_pixels(region)]
+    for number in range(max(side // DEEPEST, *eroded)):
+        region = _eroded(region, is_square=number % 2 == 1)
+        left.append(_pixels(region))
+    stages = ops.stack(left, axis=1)
+    deepest = ops.sum(_float(stages > 0), axis=1) / side
+    mean = ops.sum(stages, axis=1) / pixels / side
+    return [deepest, mean, *(left[number] / pixels for number in eroded)]
+
+
+def _eroded(region: Tensor, is_square: bool) -> Tensor:
+    """Return what has nothing but the region in the 3 x 3 about it, or in its cross alone."""
+    wide = ops.pad(region, _around(1))
+    column = functools.reduce(ops.minimum, (wide[:, :-2], wide[:, 1:-1], wide[:, 2:]))
+    row = column if is_square else wide[:, 1:-1]
+    return functools.reduce(ops.minimum, (column[:, :, 1:-1], row[:, :, :-2], row[:, :, 2:]))
+
+
+def _blurred(region: Tensor, steps: int) -> Tensor:
+    """Return a region blurred by a Gaussian, cut off at three deviations; beyond it is 0."""
+    deviation = steps * min(region.shape[1:]) / FINENESS
+    reach = math.ceil(3 * deviation)
+    weights = np.exp(-np.square(np.arange(-reach, reach + 1) / deviation) / 2)
+    line = ops.convert_to_tensor((weights / weights.sum()).astype("float32"))
+    wide = ops.pad(region, _around(reach))[..., None]
+    for window in ((-1, 1, 1, 1), (1, -1, 1, 1)):
+        wide = kernels.convolution(wide, ops.reshape(line, window))
+    return wide[..., 0]
+
+
 # ----------------------------------------------------------------------------- acquisition
 
 
@@ -407,6 +479,7 @@ GROUPS = {
     "asymmetry": Group(asymmetry_names, asymmetry),
     "texture": Group(texture_names, texture),
     "shape": Group(shape_names, shape, by_slice=True),
+    "silhouette": Group(silhouette_names, silhouette, by_slice=True),
     "acquisition": Group(acquisition_names, acquisition),
 }
 """`model.encoder.features` -> what it stands for."""

@@ -38,6 +38,7 @@ from medseq_tf.recipe.model import (
     FeatureSimilaritySettings,
     Handcrafted,
     Head,
+    Joined,
     KerasApplication,
     Model,
     Pixels,
@@ -47,6 +48,7 @@ from medseq_tf.recipe.model import (
     SliceScores,
     Statistics,
     Transformer,
+    network_in,
 )
 from medseq_tf.recipe.settings import (
     Settings,
@@ -97,6 +99,7 @@ __all__ = [
     "Handcrafted",
     "Head",
     "Input",
+    "Joined",
     "KerasApplication",
     "Loss",
     "Model",
@@ -120,6 +123,7 @@ __all__ = [
     "choices",
     "from_values",
     "load",
+    "network_in",
     "plain_values",
     "presets",
     "settings_in",

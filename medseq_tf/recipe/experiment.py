@@ -18,11 +18,11 @@ from medseq_tf.recipe.input import Augment, Input, Sequence
 from medseq_tf.recipe.model import (
     ConvFSM,
     Handcrafted,
-    KerasApplication,
     Model,
     Pooling,
     Segmenter,
     Statistics,
+    network_in,
 )
 from medseq_tf.recipe.settings import Settings
 from medseq_tf.recipe.training import (
@@ -132,9 +132,10 @@ class Experiment(Settings):
     @property
     def uses_features(self) -> bool:
         """Whether training reads stored features, of what is never trained, instead of slices."""
-        encoder = self.model.encoder
-        frozen = isinstance(encoder, KerasApplication) and encoder.frozen == "all"
-        return (frozen or isinstance(encoder, Handcrafted)) and self.features.use == "auto"
+        network = network_in(self.model.encoder)
+        frozen = network is not None and network.frozen == "all"
+        is_measured = isinstance(self.model.encoder, Handcrafted)
+        return (frozen or is_measured) and self.features.use == "auto"
 
     @property
     def segments(self) -> bool:
@@ -187,14 +188,15 @@ class Experiment(Settings):
     def _input_fits_the_network(self):
         encoder = self.model.encoder
         as_they_are = (self.input.mean, self.input.std) == (0.0, 1.0)
-        if isinstance(encoder, (KerasApplication, Handcrafted)) and not as_they_are:
+        network = network_in(encoder)
+        if (network or isinstance(encoder, Handcrafted)) and not as_they_are:
             raise ValueError(
                 f"model.encoder {encoder.name} takes slices in [0, 1] as they are; set "
                 f"input.mean=0 and input.std=1, got {self.input.mean} and {self.input.std}"
             )
-        if isinstance(encoder, KerasApplication) and self.input.channels not in (1, 3):
+        if network and self.input.channels not in (1, 3):
             raise ValueError(
-                f"model.encoder keras_application takes 1 or 3 channels, input.windows and "
+                f"model.encoder {encoder.name} takes 1 or 3 channels, input.windows and "
                 f"input.neighbours give {self.input.channels}"
             )
         return self
@@ -214,8 +216,8 @@ class Experiment(Settings):
         model, loss, shown = self.model, self.loss, self.sequence
         fixed = (Pooling, Statistics)
         return {
-            "set an encoder in which nothing is trained, handcrafted or keras_application with "
-            "frozen=all, dense=[] and dropout=0": not getattr(model.encoder, "learns", True),
+            "set an encoder in which nothing is trained, handcrafted, joined or keras_application "
+            "with frozen=all, dense=[] and dropout=0": not getattr(model.encoder, "learns", True),
             "set model.aggregator.name to one without weights, such as statistics or mean": (
                 isinstance(model.aggregator, fixed)
             ),

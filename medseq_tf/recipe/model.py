@@ -31,7 +31,7 @@ STATISTICS: tuple[str, ...] = get_args(Statistic)
 SomeStatistics = Annotated[list[Statistic], Field(min_length=1), AfterValidator(distinct)]
 
 
-Measures = Literal["histogram", "asymmetry", "texture", "shape", "acquisition"]
+Measures = Literal["histogram", "asymmetry", "texture", "shape", "silhouette", "acquisition"]
 
 
 class FeatureSimilaritySettings(Settings):
@@ -147,10 +147,33 @@ class Handcrafted(Settings):
         "shape",
     ]
     """Groups: intensities in the head, or whatever is bright; how its halves differ, turned
-    upright; variation from pixel to pixel at three scales; area, place, moments and outline; and,
-    for comparison, what a scanner leaves: corners, border, whole-slice quantiles."""
+    upright; variation from pixel to pixel at three scales; area, place, moments and outline; for
+    binary slices, such as the mask of an organ, these and how thick it is (`silhouette`); and, for
+    comparison, what a scanner leaves: corners, border, whole-slice quantiles."""
     bins: Annotated[int, Field(ge=2, le=256)] = 16
     """Of the histograms."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether training changes anything of it: it does not."""
+        return False
+
+
+class Joined(Settings):
+    """Hand-made features and those of a frozen network, side by side in one vector of a slice."""
+
+    name: Literal["joined"] = "joined"
+    handcrafted: Handcrafted = Handcrafted()
+    keras_application: KerasApplication = KerasApplication()
+
+    @model_validator(mode="after")
+    def _nothing_is_trained(self):
+        if self.keras_application.learns:
+            raise ValueError(
+                "joined features are never trained: set keras_application.frozen=all, dense=[] and "
+                "dropout=0"
+            )
+        return self
 
     @property
     def learns(self) -> bool:
@@ -295,8 +318,15 @@ class Head(Settings):
     dropout: Fraction = 0.2
 
 
-AnyEncoder = ConvFSM | KerasApplication | Handcrafted | Pixels | Segmenter
+AnyEncoder = ConvFSM | KerasApplication | Handcrafted | Joined | Pixels | Segmenter
 AnyAggregator = Recurrent | Pooling | Statistics | Attention | Transformer | SliceScores | Cnn3D
+
+
+def network_in(encoder: AnyEncoder) -> KerasApplication | None:
+    """Return the settings of the pretrained network that an encoder is, or joins; None: of none."""
+    if isinstance(encoder, Joined):
+        return encoder.keras_application
+    return encoder if isinstance(encoder, KerasApplication) else None
 
 
 class Model(Settings):

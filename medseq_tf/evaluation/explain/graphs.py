@@ -83,13 +83,10 @@ class ModelGraphs:
         """Return the logits (sequences, labels) of whole sequences, all of one length."""
         shape = tf.shape(slices)
         lengths = tf.fill(shape[:1], shape[1])
-        network = getattr(self.model.encoder, "network", None)
-        if network is None:
+        layer = getattr(self.model.encoder.backbone, "layer", None)
+        if not hasattr(layer, "with_gradient"):
             return self._of_slices(slices, lengths, told)
-        images = tf.reshape(slices, (-1, *slices.shape[2:]))
-        if images.shape[-1] == 1:
-            images = tf.repeat(images, 3, axis=-1)
-        features = network.model(network.preprocess(255.0 * images), training=False)
+        features = layer.with_gradient(tf.reshape(slices, (-1, *slices.shape[2:])))
         features = tf.reshape(features, (shape[0], shape[1], features.shape[-1]))
         inputs = {"features": features, "lengths": lengths, **_of_each(told, lengths)}
         return self.model(inputs, training=False)
