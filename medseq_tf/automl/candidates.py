@@ -25,6 +25,8 @@ FEW, MANY = 150, 600
 NETWORK = "EfficientNetLite0"
 DEPTHS = ["stage_4", "stage_5"]
 """Of the frozen network: its middle layers, which tell more of such pictures than its last."""
+SILHOUETTES = ["silhouette"]
+"""Of the hand-made features, those of binary slices: intensities and texture tell nothing there."""
 MEASURED, FROZEN, SMALL_FROZEN, TRAINED = 128, 160, 96, 64
 """Sides in pixels of what is measured by formulas, shown to the frozen network (the second where
 slices are stored smaller than the first), and learned from nothing."""
@@ -111,11 +113,12 @@ def _of_network(candidate: Candidate, seed: int, share: float) -> dict[str, Any]
 
 def _linear(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Candidate]:
     """Yield what is fitted by a regression alone; `frozen`: settings of a frozen network."""
+    ordered = {"model.ordered": "softmax"} if cohort.outputs == "ordered" else {}
     measured = {
         **_shown(cohort),
         **_all_slices(cohort, MOST_SLICES),
         "input.size": min(MEASURED, max(16, cohort.size)),
-        **({"model.ordered": "softmax"} if cohort.outputs == "ordered" else {}),
+        **ordered,
     }
     linear: dict[str, Any] = {"kind": "linear", "complexity": 0}
     yield Candidate(
@@ -139,24 +142,39 @@ def _linear(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Cand
         reason="how bright is what is inside the outline: few numbers, for few patients",
         **linear,
     )
+    groups = {"model.encoder.features": SILHOUETTES} if cohort.binary else {}
     yield Candidate(
         name="handcrafted",
         role="baseline",
         recipe="handcrafted",
-        overrides=measured,
-        reason="histogram, asymmetry, texture and shape of every slice",
+        overrides={**measured, **groups},
+        reason="area, place, outline and thickness of every slice's silhouette"
+        if cohort.binary
+        else "histogram, asymmetry, texture and shape of every slice",
         **linear,
     )
-    if frozen is not None:
-        ordered = {"model.ordered": "softmax"} if cohort.outputs == "ordered" else {}
-        yield Candidate(
-            name="frozen_linear",
-            role="baseline",
-            recipe="frozen_linear",
-            overrides={**frozen, **ordered},
-            reason=f"the middle layers of {NETWORK}, trained on photographs",
-            **linear,
-        )
+    if frozen is None:
+        return
+    shown = {**frozen, **ordered}
+    yield Candidate(
+        name="frozen_linear",
+        role="baseline",
+        recipe="frozen_linear",
+        overrides={**shown, "model.encoder.output": DEPTHS},
+        reason=f"the middle layers of {NETWORK}, trained on photographs",
+        **linear,
+    )
+    joined: dict[str, Any] = {"model.encoder.keras_application.output": DEPTHS}
+    if cohort.binary:
+        joined["model.encoder.handcrafted.features"] = SILHOUETTES
+    yield Candidate(
+        name="joined_linear",
+        role="baseline",
+        recipe="joined_linear",
+        overrides={**shown, **joined},
+        reason="both in one vector: formulas tell what the network has never seen",
+        **linear,
+    )
 
 
 def _networks(cohort: Fingerprint, frozen: dict[str, Any] | None) -> Iterator[Candidate]:
@@ -178,6 +196,7 @@ def _attention(cohort: Fingerprint, frozen: dict[str, Any]) -> Candidate:
         recipe="frozen_linear",
         overrides={
             **frozen,
+            "model.encoder.output": DEPTHS,
             "model.aggregator.name": "attention",
             "model.aggregator.units": 32 if few else 64,
             "model.aggregator.dropout": 0.25,
@@ -307,7 +326,6 @@ def _frozen(cohort: Fingerprint, minutes: float) -> dict[str, Any] | None:
         **_shown(cohort),
         **_all_slices(cohort, most),
         "input.size": side,
-        "model.encoder.output": DEPTHS,
     }
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -82,7 +83,8 @@ class FeatureStore:
         verbose: show progress.
 
     Attributes:
-        views: which views there are, and the names of their features.
+        views: which views there are, and the names of their features; of joined ones, of the
+            first part's.
         computed: number of studies and views that this store has computed.
     """
 
@@ -96,26 +98,22 @@ class FeatureStore:
     ):
         network = frozen_network(model)
         self.slices, self.experiment, self.verbose = slices, experiment, verbose
-        self.views = FeatureViews(slices.prepared, experiment, network, model.slice_shape)
-        self.width = int(network.compute_output_shape((None, *model.slice_shape))[-1])
         self.dtype = np.dtype(experiment.features.dtype)
+        self._parts = [
+            _Part(layer, slices, experiment, model.slice_shape, folder)
+            for layer in getattr(network, "parts", (network,))
+        ]
+        self.views = self._parts[0].views
+        self.width = sum(part.width for part in self._parts)
         self.computed = 0
         self._labels = slices.prepared.labels
         self._further = FurtherInputs(slices.prepared, experiment)
-        self._files = None if folder is None else FeatureFiles(folder, self.width, self.dtype)
+        self._on_disk = folder is not None
         self._held: dict[View, np.ndarray] = {}
         self._checked: set[View] = set()
         self._room = self._memory()
         self._generation: int | None = None
         self._above_limit = False
-
-        @tf.function(
-            input_signature=[tf.TensorSpec((None, *model.slice_shape), tf.float32)], autograph=False
-        )
-        def compute(images: tf.Tensor) -> tf.Tensor:
-            return tf.cast(network(images, training=False), tf.float32)
-
-        self._compute = compute
 
     # ------------------------------------------------------------------------------- batches
 
@@ -128,9 +126,9 @@ class FeatureStore:
         view = (row, draw)
         if view not in self._checked:
             self.prepare([view])
-        if view in self._held or self._files is None:
+        if view in self._held or not self._on_disk:
             return self._held[view]
-        features = self._files.mapped(self.views.key(row, draw))
+        features = _joined(part.mapped(view) for part in self._parts)
         if features is None:  # taken away since
             self._checked.discard(view)
             return self.of(row, draw)
@@ -229,20 +227,21 @@ class FeatureStore:
                 ahead = thread.submit(next, inputs, None)
                 view, images = item
                 if not self._find(view):  # another process may have been here
-                    self._keep(view, self._features(view, images))
+                    self._hold(view, self._features(view, images))
                 progress.show()
                 if stopped():
                     raise Stopped(f"stopped at {progress}")
 
     def _make_room_on_disk(self, missing: Sequence[View]) -> None:
         """Remove features that are not in use and do not fit beside what is missing."""
-        if self._files is None or not missing:
-            return
-        lengths = self.slices.prepared.studies["slices"].to_numpy()
-        above_limit = self._files.make_room([int(lengths[row]) for row, _ in missing])
-        if above_limit and self.verbose and not self._above_limit:
-            self._above_limit = True
-            print(above_limit, flush=True)
+        lengths = [self._length(view) for view in missing]
+        for part in self._parts:
+            if part.files is None or not missing:
+                continue
+            above_limit = part.files.make_room(lengths)
+            if above_limit and self.verbose and not self._above_limit:
+                self._above_limit = True
+                print(above_limit, flush=True)
 
     def _inputs(self, views: Iterable[View]) -> Iterator[tuple[View, tf.Tensor]]:
         """Yield the network's inputs of views that are sorted by study."""
@@ -253,9 +252,16 @@ class FeatureStore:
             self.slices.forget(row)
 
     def _features(self, view: View, images: tf.Tensor) -> np.ndarray:
-        """Compute the features of a view, in the dtype that they are kept in."""
-        computed = self._compute(images).numpy()
+        """Compute the features of a view, in the dtype that they are kept in, and keep them."""
         self.computed += 1
+        return np.concatenate([self._of_part(part, view, images) for part in self._parts], axis=1)
+
+    def _of_part(self, part: _Part, view: View, images: tf.Tensor) -> np.ndarray:
+        """Return one part of a view's features, which another recipe may have left on disk."""
+        found = part.read(view, self._length(view)) if len(self._parts) > 1 else None
+        if found is not None:
+            return found
+        computed = part.compute(images).numpy()
         with np.errstate(over="ignore"):
             features = computed.astype(self.dtype)
         if not np.isfinite(features).all():
@@ -266,26 +272,22 @@ class FeatureStore:
                     "features.dtype=float32"
                 )
             raise no_numbers(study, self.experiment)
+        if part.files is not None:
+            part.files.write(part.views.key(*view), features)
         return features
 
     # ---------------------------------------------------------------------- disk and memory
 
+    def _length(self, view: View) -> int:
+        return int(self.slices.prepared.studies["slices"].iat[view[0]])
+
     def _find(self, view: View) -> bool:
         """Return whether an entry is on disk, whole; then hold it where there is memory."""
-        if self._files is None:
-            return False
-        length = int(self.slices.prepared.studies["slices"].iat[view[0]])
-        features = self._files.read(self.views.key(*view), length)
+        features = _joined(part.read(view, self._length(view)) for part in self._parts)
         if features is None:
             return False
         self._hold(view, features)
         return True
-
-    def _keep(self, view: View, features: np.ndarray) -> None:
-        """Write features to disk and hold them where there is memory."""
-        if self._files is not None:
-            self._files.write(self.views.key(*view), features)
-        self._hold(view, features)
 
     def _hold(self, view: View, features: np.ndarray) -> None:
         self._checked.add(view)
@@ -296,7 +298,7 @@ class FeatureStore:
     def _memory(self) -> float:
         """Return how many bytes of features may be held in memory."""
         fit = self.experiment.fit
-        if self._files is None or fit.cache == "memory":
+        if not self._on_disk or fit.cache == "memory":
             return math.inf
         return fit.cache_limit_mib * 2**20 if fit.cache == "auto" else 0
 
@@ -308,8 +310,58 @@ class FeatureStore:
                 self._checked.discard(view)
                 if view in self._held:
                     self._room += self._held.pop(view).nbytes
-        if self._files is not None:
-            self._files.keep_only(self.views.key(*view) for view in self._checked)
+        for part in self._parts:
+            if part.files is not None:
+                part.files.keep_only(part.views.key(*view) for view in self._checked)
+
+
+class _Part:
+    """A layer that makes features by itself, alone or beside others, and what is kept of them.
+
+    Args:
+        layer: that is frozen whole.
+        slices, experiment, folder: as of `FeatureStore`.
+        slice_shape: of its input.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        slices: SliceStore,
+        experiment: Experiment,
+        slice_shape: Sequence[int],
+        folder: Path | None,
+    ):
+        self.views = FeatureViews(slices.prepared, experiment, layer, slice_shape)
+        self.width = int(layer.compute_output_shape((None, *slice_shape))[-1])
+        dtype = np.dtype(experiment.features.dtype)
+        self.files = None if folder is None else FeatureFiles(folder, self.width, dtype)
+
+        @tf.function(
+            input_signature=[tf.TensorSpec((None, *slice_shape), tf.float32)], autograph=False
+        )
+        def compute(images: tf.Tensor) -> tf.Tensor:
+            return tf.cast(layer(images, training=False), tf.float32)
+
+        self.compute = compute
+
+    def read(self, view: View, length: int) -> np.ndarray | None:
+        """Return features (L, F) that are on disk, whole, or None."""
+        return None if self.files is None else self.files.read(self.views.key(*view), length)
+
+    def mapped(self, view: View) -> np.ndarray | None:
+        """Return features as memory of their file; None if they are gone."""
+        return None if self.files is None else self.files.mapped(self.views.key(*view))
+
+
+def _joined(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    """Return the features of all parts side by side, (L, F); None if one is missing."""
+    found = []
+    for part in parts:
+        if part is None:
+            return None
+        found.append(part)
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 
 class _Progress:

@@ -197,13 +197,29 @@ def test_what_is_called_hu_and_spans_little_is_seen_whole(cohort):
     assert recipe.model.encoder.strides[0] == 1
 
 
+def test_binary_slices_are_measured_by_their_silhouettes(cohort):
+    for binary in (False, True):
+        made = names(cohort, has_weights=True, binary=binary)
+        own, joined = (made[name].experiment() for name in ("handcrafted", "joined_linear"))
+        assert own.model.encoder.features == joined.model.encoder.handcrafted.features
+        assert (own.model.encoder.features == ["silhouette"]) == binary
+        assert joined.model.encoder.keras_application.output == ["stage_4", "stage_5"]
+
+
+def test_a_joined_network_shares_its_features_with_the_network_alone(cohort):
+    made = names(cohort, has_weights=True)
+    alone, joined = (made[name].experiment() for name in ("frozen_linear", "joined_linear"))
+    assert joined.input == alone.input
+    assert joined.model.encoder.keras_application == alone.model.encoder
+
+
 def test_what_a_cohort_has_decides_who_is_tried(cohort):
     assert "segmenter" in names(cohort)
     assert "segmenter" not in names(cohort, kinds={"a positive": 9, "a negative": 9, "b": 9})
     assert "cnn_3d" in names(cohort, masks=False)
     assert "cnn_3d" not in names(cohort, masks=False, volumes=False)
     frozen = names(cohort, has_weights=True)
-    assert {"frozen_linear", "frozen_attention"} <= frozen.keys()
+    assert {"frozen_linear", "joined_linear", "frozen_attention"} <= frozen.keys()
     assert "frozen_linear" not in names(cohort, has_weights=True, channels=2)
 
 

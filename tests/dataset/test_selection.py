@@ -146,7 +146,8 @@ def test_a_recipe_knows_the_patients_it_was_chosen_on(demo_data):
 
 
 @pytest.mark.parametrize(
-    "preset", ["adrenal", "fsm_bilstm", "fsm_bilstm_ct", "frozen_linear", "handcrafted"]
+    "preset",
+    ["adrenal", "fsm_bilstm", "fsm_bilstm_ct", "frozen_linear", "handcrafted", "joined_linear"],
 )
 def test_presets_chosen_on_a_cohort_say_so(preset):
     words = selection.origins(recipes.load(preset, ["seed=1"]))

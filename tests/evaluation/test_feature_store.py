@@ -229,8 +229,8 @@ def test_what_is_not_whole_is_computed_again(prepared, tmp_path, damage):
 
 def test_an_entry_of_another_shape_is_not_read(prepared, tmp_path):
     store = make(prepared, folder=tmp_path)
-    store._files.write(store.views.key(0), np.zeros((3, 6), np.float32))
-    assert store._files.read(store.views.key(0), 3) is not None
+    store._parts[0].files.write(store.views.key(0), np.zeros((3, 6), np.float32))
+    assert store._parts[0].files.read(store.views.key(0), 3) is not None
     store.prepare([(0, None)])
     assert store.computed == 1
 
@@ -356,8 +356,8 @@ def test_float16_is_off_by_one_in_2000_at_most(prepared, tmp_path):
 
 def test_features_beyond_float16_say_so(prepared, monkeypatch):
     store = make(prepared, "features.dtype=float16")
-    compute = store._compute
-    store._compute = lambda images: compute(images) * 1e9
+    compute = store._parts[0].compute
+    store._parts[0].compute = lambda images: compute(images) * 1e9
     with pytest.raises(InputError, match=r"too large for float16; set features\.dtype=float32"):
         store.of(0)
 

@@ -258,4 +258,5 @@ def test_every_preset_has_its_space():
         "vgg19_bilstm",
         "frozen_linear",
         "handcrafted",
+        "joined_linear",
     }
