@@ -173,6 +173,61 @@ def test_features_are_those_computed_by_hand(rng, size):
     assert (found["area_whole"] > 0.2).all(), "a head is found"
 
 
+def silhouette_by_hand(region):
+    """Measures of a binary slice, by name."""
+    side, pixels = len(region), region.sum()
+    shape = shape_by_hand(region)
+    edges = shape["perimeter"] * 4 * side
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    box = np.ptp(rows) + 1, np.ptp(columns) + 1
+    cross, square = scipy.ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
+    depth, left, rest = np.zeros(region.shape), [pixels], region
+    for number in range(side // 4):
+        depth += rest
+        rest = scipy.ndimage.binary_erosion(rest, square if number % 2 else cross)
+        left.append(rest.sum())
+    depth += rest
+    found = {
+        **shape,
+        "outline": edges**2 / (16 * pixels),
+        "height": box[0] / side,
+        "width": box[1] / side,
+        "extent": pixels / np.prod(box),
+        "depth_max": depth.max() / side,
+        "depth_mean": depth[region].mean() / side,
+        **{f"left_{k}": left[max(round(k * side / 64), 1)] / pixels for k in (1, 2, 3, 4)},
+    }
+    for k in (1, 2, 4):
+        blurred = scipy.ndimage.gaussian_filter(
+            region.astype("float64"), k * side / 64, mode="constant", radius=-(-3 * k * side // 64)
+        )
+        found[f"near_{k}"] = blurred[region].mean()
+    return {f"silhouette_{name}": value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("size", [33, 64, 96])
+def test_silhouettes_are_those_computed_by_hand(rng, size):
+    blurred = scipy.ndimage.gaussian_filter(rng.normal(size=(3, size, size)), (0, size / 16, 3))
+    regions = blurred > 0.4 * blurred.std()
+    slices = np.where(regions, 0.9, 0.2).astype("float32")[..., None]
+    found = measure(slices, "silhouette")
+    for number, region in enumerate(regions):
+        of_slice = {name: values[number] for name, values in found.items()}
+        assert_equal(of_slice, silhouette_by_hand(region))
+    assert np.ptp(found["silhouette_depth_max"]) > 0
+
+
+def test_a_disc_is_as_deep_as_its_radius():
+    y, x = np.mgrid[:64, :64] - 31.5
+    disc = (np.hypot(x, y) < 10).astype("float32")[None, ..., None]
+    found = {name: values[0] for name, values in measure(disc, "silhouette").items()}
+    assert found["silhouette_depth_max"] == pytest.approx(10 / 64, rel=0.1)
+    assert found["silhouette_depth_mean"] == pytest.approx(10 / 64 / 3, rel=0.15)  # of a cone
+    assert found["silhouette_outline"] > found["silhouette_extent"]
+    wide = np.ones((1, 64, 64, 1), "float32")
+    assert measure(wide, "silhouette")["silhouette_depth_max"][0] == pytest.approx(17 / 64)
+
+
 def test_asymmetry_is_that_of_the_upright_halves(rng):
     """A slice that lies upright in the middle is compared as it is."""
     y, x = np.mgrid[:SIZE, :SIZE] / (SIZE - 1) - 0.5
@@ -230,7 +285,7 @@ def test_a_moved_and_turned_head_has_the_same_histogram_and_size(slices):
 def test_each_channel_is_measured_by_itself_in_the_region_of_its_slice(slices):
     pair = np.concatenate([slices, slices**2], axis=-1)
     found = measure(pair)
-    alone = measure(pair.mean(axis=-1, keepdims=True), "shape")
+    alone = measure(pair.mean(axis=-1, keepdims=True), "shape", "silhouette")
     assert_equal({name: found[name] for name in alone}, alone)
     twice = measure(np.repeat(slices, 2, axis=-1))
     one = measure(slices)
@@ -253,6 +308,9 @@ def test_slices_of_one_grey_value_have_no_region_and_finite_features(grey, size)
     assert all(np.isfinite(values).all() for values in found.values())
     assert not found["area_whole"].any()
     assert not found["roundness_whole"].any()
+    assert found["silhouette_area"][0] == (grey > 0.5)
+    if grey <= 0.5:
+        assert not any(found[name].any() for name in found if name.startswith("silhouette"))
     assert (found["asymmetry_inside"] == 0).all()
     np.testing.assert_allclose(found["histogram_whole_0"], 0.01, rtol=1e-4)
     np.testing.assert_allclose(found["quantile_50"], grey)

@@ -108,7 +108,7 @@ def test_settings_that_mean_nothing_are_one_line(setting, message):
 
 
 def test_its_input_is_that_of_both_parts():
-    with pytest.raises(InputError, match="joined takes slices in .0, 1. as they are"):
+    with pytest.raises(InputError, match=r"joined takes slices in \[0, 1\] as they are"):
         recipes.load("joined_linear", ["input.std=0.3"])
     with pytest.raises(InputError, match="joined takes 1 or 3 channels"):
         recipes.load("joined_linear", ["input.neighbours=2"])
