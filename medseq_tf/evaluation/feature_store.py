@@ -120,6 +120,8 @@ class FeatureStore:
     def of(self, row: int, draw: Draw = None) -> np.ndarray:
         """Return the features (L, F) of the study at `row`, in one view or plain.
 
+        They are of the slices that the recipe ever shows, see `FeatureViews.shown`.
+
         Raises:
             InputError: the study cannot be read, or its features not be kept.
         """
@@ -179,7 +181,11 @@ class FeatureStore:
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
         features = np.zeros((len(batch), lengths.max(), self.width), np.float32)
         for place, (sequence, draw) in enumerate(zip(batch, draws, strict=True)):
-            features[place, : lengths[place]] = self.of(sequence.study, draw)[sequence.slices]
+            shown = self.views.shown(sequence.study)
+            if not np.isin(sequence.slices, shown).all():
+                raise ValueError("a sequence shows slices that the store's recipe does not")
+            places = np.searchsorted(shown, sequence.slices)
+            features[place, : lengths[place]] = self.of(sequence.study, draw)[places]
         inputs = {"features": features, "lengths": lengths, **self._further.of(batch)}
         return inputs, self._labels[rows], rows
 
@@ -248,7 +254,8 @@ class FeatureStore:
         for row, views_of_study in itertools.groupby(views, key=lambda view: view[0]):
             for _, draw in views_of_study:
                 augmentation, seed = self.views.augmentation(draw), self.views.seed(row, draw)
-                yield (row, draw), study_input(self.slices, row, augmentation, seed)
+                images = study_input(self.slices, row, augmentation, seed)
+                yield (row, draw), tf.gather(images, self.views.shown(row))
             self.slices.forget(row)
 
     def _features(self, view: View, images: tf.Tensor) -> np.ndarray:
@@ -279,7 +286,7 @@ class FeatureStore:
     # ---------------------------------------------------------------------- disk and memory
 
     def _length(self, view: View) -> int:
-        return int(self.slices.prepared.studies["slices"].iat[view[0]])
+        return len(self.views.shown(view[0]))
 
     def _find(self, view: View) -> bool:
         """Return whether an entry is on disk, whole; then hold it where there is memory."""

@@ -5,9 +5,9 @@ plain slices, and by them mirrored where the recipe says so. A view is augmented
 what is drawn for it depends on the recipe's seed, the study's slices, the view's number and the
 generation (`features.redraw`), nothing else.
 
-A name is the SHA-256 of everything that the features depend on: the encoded slices, the input
-settings, the augmentation and the seed of its draw, the network and its weights, the dtype and the
-versions of what computes it.
+A name is the SHA-256 of everything that the features depend on: the encoded slices and which of
+them are shown, the input settings, the augmentation and the seed of its draw, the network and its
+weights, the dtype and the versions of what computes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ import tensorflow as tf
 from medseq_tf import __version__
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.input.batches import training_plan
-from medseq_tf.input.sampling import StudySequence, study_key
+from medseq_tf.input.sampling import (
+    StudySequence,
+    evaluation_sequences,
+    study_key,
+    study_sequences,
+)
 from medseq_tf.recipe import Augment, Experiment, Flip
 
 FORMAT_VERSION = 1
@@ -149,6 +154,21 @@ class FeatureViews:
         draws = [None, MIRRORED][: 1 + mirrored]
         return [(int(row), draw) for row in rows for draw in draws]
 
+    def shown(self, row: int) -> np.ndarray:
+        """Return which slices of the study at `row` the recipe ever shows, (L,) in scan order.
+
+        Where it always shows the same ones, as of long studies that are thinned, features of the
+        others are not needed.
+        """
+        length = int(self.prepared.studies["slices"].iat[row])
+        sequence, solver = self.experiment.sequence, self.experiment.fit.solver
+        read = evaluation_sequences(length, sequence)
+        if solver != "lbfgs":  # which learns from a study as it is evaluated
+            if sequence.policy not in ("all", "even"):
+                return np.arange(length)
+            read += study_sequences(length, sequence, np.random.default_rng(0))
+        return np.unique(np.concatenate(read))
+
     def augmentation(self, draw: Draw) -> Augment:
         """Return how a view is augmented."""
         if draw is None:
@@ -165,10 +185,13 @@ class FeatureViews:
 
     def key(self, row: int, draw: Draw = None) -> str:
         """Return the name of the features of the study at `row`, in one view or plain."""
-        view = None
+        view: list[Any] | None = None
         if draw is not None:
             augment = self.augmentation(draw).model_dump_json()
             view = [augment, self.seed(row, draw).tolist()]
+        shown = self.shown(row)
+        if len(shown) < self.prepared.studies["slices"].iat[row]:
+            view = [view, shown.tolist()]
         material = f"{self._common}\n{json.dumps(view)}\n".encode() + self._content(row)
         return hashlib.sha256(material).hexdigest()
 

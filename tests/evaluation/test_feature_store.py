@@ -49,6 +49,30 @@ def test_features_are_the_networks_own_of_every_slice(prepared, neighbours):
         np.testing.assert_allclose(store.of(row), expected, rtol=1e-5, atol=1e-6)
 
 
+THINNED = ("sequence.policy=all", "sequence.length=3", "sequence.evaluation.policy=even")
+
+
+def test_only_slices_that_are_ever_shown_are_computed(prepared, tmp_path):
+    """Of a long study that is thinned; under a name of their own."""
+    store = make(prepared, *THINNED, "sequence.evaluation.length=4", folder=tmp_path)
+    every = make(prepared, "sequence.policy=random", folder=tmp_path)
+    row = int(prepared.studies["slices"].argmax())
+    length = int(prepared.studies["slices"].max())
+    shown = {(2 * place + 1) * length // (2 * count) for count in (3, 4) for place in range(count)}
+    assert store.views.shown(row).tolist() == sorted(shown)
+    np.testing.assert_allclose(store.of(row), every.of(row)[sorted(shown)], rtol=1e-5, atol=1e-6)
+    assert store.views.key(row) != every.views.key(row)
+    recipe = store.experiment
+    slices = evaluation_batches(prepared, [row, 0], recipe, batch_size=64)
+    model = build(recipe)
+    for (inputs, _, rows), (expected, _, of) in zip(
+        store.evaluation_batches([row, 0]), slices, strict=True
+    ):
+        assert rows.tolist() == of.numpy().tolist()
+        features = model.extract(expected["slices"], expected["lengths"])
+        np.testing.assert_allclose(inputs["features"], features, rtol=1e-5, atol=1e-5)
+
+
 def test_a_study_gets_the_same_bits_whoever_is_computed_with_it(prepared):
     together, alone = make(prepared), make(prepared)
     together.prepare(plain())

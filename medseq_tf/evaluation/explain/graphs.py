@@ -83,7 +83,7 @@ class ModelGraphs:
         """Return the logits (sequences, labels) of whole sequences, all of one length."""
         shape = tf.shape(slices)
         lengths = tf.fill(shape[:1], shape[1])
-        layer = getattr(self.model.encoder.backbone, "layer", None)
+        layer: Any = getattr(self.model.encoder.backbone, "layer", None)
         if not hasattr(layer, "with_gradient"):
             return self._of_slices(slices, lengths, told)
         features = layer.with_gradient(tf.reshape(slices, (-1, *slices.shape[2:])))
