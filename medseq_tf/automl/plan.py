@@ -212,6 +212,11 @@ def make_plan(
             f"{_rarest(cohort)} has {cohort.rarest} patients, fewer than {CONCLUDE_FROM}: figures "
             "are given, and nothing is concluded from them"
         )
+    if cohort.binary and cohort.axis is not None:
+        notes.append(
+            f"how volumes of shapes are cut matters, and these are cut along axis {cohort.axis}: "
+            "prepare with another --axis (axial, coronal, sagittal) too, and compare"
+        )
     if missing:
         notes.append(f"no network trained on photographs takes part: {missing}")
     plan = Plan(

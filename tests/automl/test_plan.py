@@ -115,6 +115,14 @@ def test_25_patients_of_the_rarer_kind_have_five_folds(demo, monkeypatch, rarer,
     assert make_plan(demo).folds == folds
 
 
+@pytest.mark.parametrize(("binary", "axis"), [(True, "axial"), (False, "axial"), (True, None)])
+def test_shapes_in_volumes_may_be_cut_another_way(demo, monkeypatch, binary, axis):
+    cohort = fingerprint_of(demo).model_copy(update={"binary": binary, "axis": axis})
+    monkeypatch.setattr(plan_module, "fingerprint_of", lambda prepared: cohort)
+    said = [note for note in make_plan(demo).notes if "another --axis" in note]
+    assert len(said) == (binary and axis is not None)
+
+
 def test_too_few_patients_are_refused(demo):
     with pytest.raises(InputError, match=r"has 3 patients, and 4 folds .*: take 3 folds, add"):
         make_plan(with_positive(demo, 3))
