@@ -276,9 +276,10 @@ def joined(settings: JoinedSettings, seed: int | None, skip_padding: bool) -> En
         InputError: see `hub_network.hub_network`.
     """
     measures = settings.handcrafted
+    network_seed, _ = child_seeds(seed, 2)  # random weights are those of `keras_application`
     features = JoinedFeatures(
         HandcraftedFeatures(measures.features, measures.bins, name="handcrafted"),
-        network_of(settings.keras_application, seed),
+        network_of(settings.keras_application, network_seed),
         name="joined",
     )
     return Encoder(TimeDistributed(features, skip_padding, name="backbone"), 0.0, name="encoder")

@@ -31,6 +31,7 @@ SIDES = (32, 32, 1)
 SMALL = {
     "conv_fsm": {"filters": [3, 4, 6], "kernels": [5, 3, 3]},
     "keras_application": {"network": "MobileNet", "weights": "none", "dense": [{"units": 3}]},
+    "joined": {"keras_application": {"network": "MobileNet", "weights": "none"}},
     "segmenter": {"network": "unet", "width": 2},
 }
 """Encoders that are large, or not to be had offline, by their defaults."""
