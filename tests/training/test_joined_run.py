@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny_network
-from feature_stores import entries
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
@@ -49,6 +48,10 @@ def features(tmp_path_factory):
 def finished(demo_data, features, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "joined"
     return train("joined_linear", demo_data, out, overrides=JOINED, features=features, **QUIET)
+
+
+def entries(folder):
+    return [path for path in folder.glob("*/*") if not path.name.startswith(".")]
 
 
 def vectors(preset, overrides, prepared):
