@@ -214,8 +214,8 @@ def make_plan(
         )
     if cohort.binary and cohort.axis is not None:
         notes.append(
-            f"how volumes of shapes are cut matters, and these are cut along axis {cohort.axis}: "
-            "prepare with another --axis (axial, coronal, sagittal) too, and compare"
+            f"how volumes of shapes are cut matters: these were with --axis {cohort.axis}; prepare "
+            "with the others of axial, coronal and sagittal too, and compare"
         )
     if missing:
         notes.append(f"no network trained on photographs takes part: {missing}")

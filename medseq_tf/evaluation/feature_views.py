@@ -89,6 +89,7 @@ class FeatureViews:
     ):
         self.prepared, self.experiment = prepared, experiment
         self._contents: dict[int, bytes] = {}
+        self._shown: dict[int, np.ndarray] = {}
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
         tf32 = on_gpu and tf.config.experimental.tensor_float_32_execution_enabled()
         libraries = (tf, keras, cv2, np)
@@ -161,6 +162,11 @@ class FeatureViews:
         others are not needed.
         """
         length = int(self.prepared.studies["slices"].iat[row])
+        if length not in self._shown:
+            self._shown[length] = self._shown_of(length)
+        return self._shown[length]
+
+    def _shown_of(self, length: int) -> np.ndarray:
         sequence, solver = self.experiment.sequence, self.experiment.fit.solver
         read = evaluation_sequences(length, sequence)
         if solver != "lbfgs":  # which learns from a study as it is evaluated

@@ -119,7 +119,7 @@ def test_25_patients_of_the_rarer_kind_have_five_folds(demo, monkeypatch, rarer,
 def test_shapes_in_volumes_may_be_cut_another_way(demo, monkeypatch, binary, axis):
     cohort = fingerprint_of(demo).model_copy(update={"binary": binary, "axis": axis})
     monkeypatch.setattr(plan_module, "fingerprint_of", lambda prepared: cohort)
-    said = [note for note in make_plan(demo).notes if "another --axis" in note]
+    said = [note for note in make_plan(demo).notes if "these were with --axis axial" in note]
     assert len(said) == (binary and axis is not None)
 
 
