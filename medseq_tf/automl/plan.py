@@ -254,7 +254,7 @@ def check_weights(candidate: Candidate) -> None:
         missing = _missing_weights()
     if missing:
         raise InputError(
-            f"candidate {candidate.name}: weights = {network.weights} of model.encoder: {missing}"
+            f"candidate {candidate.name}: model.encoder's weights = {network.weights}: {missing}"
         )
 
 
