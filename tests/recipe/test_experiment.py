@@ -122,7 +122,7 @@ LBFGS = {
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
-        ("model.encoder.frozen=none", "set an encoder in which nothing is trained, handcrafted or"),
+        ("model.encoder.frozen=none", "set an encoder in which nothing is trained, handcrafted, j"),
         ("model.encoder.frozen=50", "set an encoder in which nothing is trained"),
         ("model.encoder.dense=[{units: 4}]", "set an encoder in which nothing is trained"),
         ("model.encoder.dropout=0.1", "set an encoder in which nothing is trained"),
