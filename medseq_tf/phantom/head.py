@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 FIELD_OF_VIEW_MM = 230.0
 HEAD_HEIGHT_MM = 150.0
@@ -106,7 +108,8 @@ class Head:
         planes = np.stack([cv2.remap(c, *maps, cv2.INTER_LINEAR) for c in coarse])
         at = self.z.ravel() * (levels - 1)
         weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(levels))).astype(np.float32)
-        return np.tensordot(weights, planes, 1)
+        with _blas().limit(limits=1):  # with more threads it rounds otherwise, now and then
+            return np.tensordot(weights, planes, 1)
 
     def blob(
         self, centre: tuple[float, float, float], radii: tuple[float, float, float]
@@ -236,3 +239,9 @@ class Head:
         eye = low * self.edge(0.09 - np.hypot(side - 0.26, self.y + 0.62))
         volume += eye * (15.0 - volume)
         return volume
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Return what sets the threads of NumPy's products."""
+    return ThreadpoolController()

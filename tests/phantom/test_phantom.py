@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from medseq_tf.errors import InputError
 from medseq_tf.phantom.cohort import DemoCohort, photographs
@@ -35,6 +36,17 @@ def test_same_settings_same_pictures_in_any_order():
     assert not np.array_equal(first.render(3).volume[:3], first.render(4).volume[:3])
     other = dataclasses.replace(first, seed=1).render(3).volume
     assert not np.array_equal(other[:3], first.render(3).volume[:3])
+
+
+def test_threads_of_products_change_no_picture():
+    """With two threads, NumPy's product once rounded this patient's otherwise."""
+    study = index_demo(patients=130, size=96, slices=(10, 20)).studies[88]
+    assert study.source == "patient-0089"
+    with threadpool_limits(1):
+        one = study.read().images
+    with threadpool_limits(2):
+        two = study.read().images
+    np.testing.assert_array_equal(one, two)
 
 
 def test_a_patient_does_not_depend_on_the_cohort_around_it():
