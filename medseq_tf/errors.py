@@ -21,6 +21,10 @@ class Diverged(InputError):
     """Training reached a loss that is no number; the message names the epoch and the batch."""
 
 
+class HostLost(InputError):
+    """Another host of a distributed training has died; the message names it."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, Python's own or TensorFlow's."""
     return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"

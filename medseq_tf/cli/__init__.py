@@ -76,12 +76,22 @@ cli.add_command(prepare)
     metavar="N",
     help="GPUs that train the model together; default: all that are visible.",
 )
+@RAY
+@click.option(
+    "--hosts", type=click.IntRange(1), metavar="N", help="Train on so many nodes of Ray together."
+)
+@cpus_per("host")
+@click.option(
+    "--gpus-per-host", type=click.IntRange(0), default=0, show_default=True, help="With --hosts."
+)
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
     from medseq_tf import recipe as recipes
+    from medseq_tf.execution.hosts import host_of_environment
 
     recipes.load(arguments["experiment"], arguments["overrides"])  # its errors come at once
+    host = host_of_environment()
     import_tensorflow_quietly()
     from medseq_tf.evaluation.results_text import (
         covariates_alone_text,
@@ -92,6 +102,9 @@ def train(**arguments: Any) -> None:
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
+    if host and not host.is_chief:
+        say(f"{host.name}: done; the run is the chief's")
+        return
     say(metrics_text(done.metrics, done.classes))
     if done.folds:
         say(folds_text(done.predictions, done.classes))

@@ -30,6 +30,7 @@ from medseq_tf.evaluation.feature_views import MIRRORED, Draw, FeatureViews, Vie
 from medseq_tf.input.batches import Batch, evaluation_plan, training_plan
 from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import study_input
+from medseq_tf.input.sampling import WHOLE, Part
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier
 from medseq_tf.readers.series import NO_SERIES
@@ -142,10 +143,12 @@ class FeatureStore:
         epoch: int,
         first_batch: int = 0,
         together: int = 1,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Yield one epoch of training: the sequences of `batches.training_batches` as features.
 
-        It starts at `first_batch`; each `together` batches are joined to one.
+        It starts at `first_batch`; each `together` batches are joined to one, of which `part` alone
+        is given.
 
         Yields:
             `({"features": float32 (B, T, F), "lengths": int32 (B,)}, labels float32 (B, labels))`,
@@ -154,6 +157,7 @@ class FeatureStore:
         plan = training_plan(self.slices.prepared, rows, self.experiment, epoch)
         for start in range(first_batch, len(plan), together):
             batch = list(itertools.chain.from_iterable(plan[start : start + together]))
+            batch = batch[part.of(len(batch))]
             draws = [self.views.draw(epoch, sequence) for sequence in batch]
             inputs, labels, _ = self._batch(batch, draws)
             yield inputs, labels
@@ -179,7 +183,7 @@ class FeatureStore:
     def _batch(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Inputs, np.ndarray, np.ndarray]:
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
-        features = np.zeros((len(batch), lengths.max(), self.width), np.float32)
+        features = np.zeros((len(batch), lengths.max(initial=0), self.width), np.float32)
         for place, (sequence, draw) in enumerate(zip(batch, draws, strict=True)):
             shown = self.views.shown(sequence.study)
             if not np.isin(sequence.slices, shown).all():
@@ -196,8 +200,13 @@ class FeatureStore:
         rows: Sequence[int] | np.ndarray,
         epoch: int,
         stopped: Callable[[], bool] = lambda: False,
+        part: Part = WHOLE,
+        meet: Callable[[], None] = lambda: None,
     ) -> None:
         """Compute what is missing of all that will be drawn from `epoch` to the next redraw.
+
+        Of several processes each computes its `part` first; when all `meet`, it reads those of the
+        others, or computes them, where the folder is not one that all see.
 
         It raises what `prepare` raises.
         """
@@ -205,7 +214,10 @@ class FeatureStore:
         if generation == self._generation:
             return
         self._forget_other_generations(generation)
-        self.prepare(self.views.of_generation(rows, epoch), stopped)
+        views = sorted(self.views.of_generation(rows, epoch), key=_place)
+        self.prepare(views[part.number :: part.count], stopped)
+        meet()
+        self.prepare(views, stopped)
         self._generation = generation
 
     def prepare(self, views: Iterable[View], stopped: Callable[[], bool] = lambda: False) -> None:
@@ -215,7 +227,7 @@ class FeatureStore:
             InputError: a study cannot be read, or a feature not be kept.
             Stopped: `stopped`, asked after every study, said so; what is on disk stays there.
         """
-        wanted = sorted(set(views) - self._checked, key=lambda view: (view[0], view[1] or ()))
+        wanted = sorted(set(views) - self._checked, key=_place)
         progress = _Progress(len({row for row, _ in wanted}), len(wanted), self.verbose)
         missing = []
         for view in wanted:
@@ -369,6 +381,10 @@ def _joined(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
             return None
         found.append(part)
     return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+
+def _place(view: View) -> tuple[int, Any]:
+    return view[0], view[1] or ()
 
 
 class _Progress:

@@ -24,7 +24,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from medseq_tf import __version__
-from medseq_tf.errors import InputError, Stopped, Unreachable, note
+from medseq_tf.errors import HostLost, InputError, Stopped, Unreachable, note
+from medseq_tf.execution.hosts import VARIABLE, Host
 from medseq_tf.execution.processes import cores
 from medseq_tf.execution.work import SECONDS_AN_ITEM, Item, Result, Work
 
@@ -35,6 +36,7 @@ UNFINISHED_A_WORKER = 2
 WAITING_A_WORKER = 4
 """Pieces that have been handed out, and those among them that wait for their turn as well."""
 
+SECONDS_FOR_NODES = 60
 SECONDS_TO_ANSWER = 10.0
 SECONDS_BETWEEN_COUNTS = 5.0
 SECONDS_TO_END = 1.0
@@ -376,3 +378,131 @@ def _own_answer_to_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, answer)
+
+
+# ------------------------------------------------------------- hosts that work at the same time
+
+
+def on_hosts(
+    address: str,
+    count: int,
+    function: Callable[[Callable[[], bool]], Result],
+    *,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Result:
+    """Call a function on several nodes at the same time, told of each other by `TF_CONFIG`.
+
+    Args:
+        address: see `connected`.
+        count: of nodes, each a host.
+        function: picklable; it is given what tells whether to stop.
+        cpus: of a node that a host takes.
+        gpus: the same.
+        stopped: asked every second; once true, the hosts are told so.
+        meanwhile: called every second.
+
+    Returns:
+        What the chief's function returned.
+
+    Raises:
+        InputError: the cluster cannot be used, or has too few such nodes.
+        HostLost: a host's process died.
+        Exception: what the function raised on a host.
+    """
+    ray = _ray()
+    with connected(address), _on_a_node_each(address, count, cpus, gpus) as actors:
+        asked = [actor.address.remote(__version__) for actor in actors]
+        addresses = tuple(_first(["a host"], [_outcome(reply)]) for reply in asked)
+        work = pickle.dumps(function)
+        hosts = [Host(addresses, place) for place in range(count)]
+        tasks = [a.work.remote(h.to_json(), work) for a, h in zip(actors, hosts, strict=True)]
+        waiting, told = tasks, False
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+            meanwhile()
+            if stopped() and not told:
+                told = True
+                for actor in actors:
+                    actor.stop.remote()
+        return _first([host.name for host in hosts], list(map(_outcome, tasks)))
+
+
+@contextlib.contextmanager
+def _on_a_node_each(address: str, count: int, cpus: float, gpus: float) -> Iterator[list[Any]]:
+    """Yield actors for hosts, each on a node of its own."""
+    ray = _ray()
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    needs = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    group = placement_group([needs] * count, strategy="STRICT_SPREAD", name="train")
+    try:
+        if not group.wait(SECONDS_FOR_NODES):
+            each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+            raise InputError(
+                f"--ray {address}: the cluster has no {count} nodes with {each} free on each; "
+                "start more, or ask for fewer hosts"
+            )
+        kind = ray.remote(_HostActor)
+        actors = [
+            kind.options(
+                name=None,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                max_restarts=0,
+                max_concurrency=2,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, place),
+            ).remote(gpus > 0)
+            for place in range(count)
+        ]
+        yield actors
+        for actor in actors:
+            ray.kill(actor)
+    finally:
+        remove_placement_group(group)  # what is on it ends
+
+
+def _first(names: list[str], outcomes: list[Outcome]) -> Any:
+    """Return the first host's result; or raise what says most of what went wrong on any."""
+    errors = [error for _, error in outcomes if error is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, HostLost)):
+        raise error
+    if _LOST in outcomes:
+        raise HostLost(f"{names[outcomes.index(_LOST)]} has ended; --resume goes on")
+    [result] = outcomes[0][0] or []
+    return result
+
+
+class _HostActor:
+    """The process of a host, which hears of a wish to stop while it works."""
+
+    def __init__(self, has_gpu: bool):
+        self._stopped = False
+        if not has_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+    def address(self, version: str) -> bytes:
+        """Return `HOST:PORT`, free just now; a pickled outcome."""
+        try:
+            _check_version(version)
+        except InputError as error:
+            return pickle.dumps((None, error))
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        return pickle.dumps(([f"{_ray().util.get_node_ip_address()}:{port}"], None))
+
+    def work(self, tf_config: str, function: bytes) -> bytes:
+        """Call a function as a host; return the pickled outcome."""
+        os.environ[VARIABLE] = tf_config
+        try:
+            return pickle.dumps(([_unpickled(function)(lambda: self._stopped)], None))
+        except Exception as error:
+            return pickle.dumps((None, _portable(error)))
+
+    def stop(self) -> None:
+        """Ask what works here to stop."""
+        self._stopped = True

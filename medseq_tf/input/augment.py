@@ -171,19 +171,25 @@ def draw_flip(count: tf.Tensor, seed: tf.Tensor, settings: recipes.Flip) -> Para
 def draw_gaussian_noise(
     count: tf.Tensor, seed: tf.Tensor, settings: recipes.GaussianNoise
 ) -> Parameters:
-    """Draw `std` (count,), on the 0..1 scale, of a uniform variance; and a `seed` (count, 2)."""
+    """Draw `std` (count,), on the 0..1 scale, of a uniform variance; and a `seed` (count, 2).
+
+    `skipped` (count,) is how many pictures of the batch get their noise before the first of these.
+    """
     chosen, uniform = _draw(count, seed, settings.p, 1)
     std = tf.sqrt(_between(*settings.variance, uniform[:, 0])) / 255.0
     return {
         "std": tf.where(chosen, std, 0.0),
         "seed": tf.tile(tf.random.fold_in(seed, 1)[None], (count, 1)),
+        "skipped": tf.zeros((count,), tf.int32),
     }
 
 
 def _add_noise(images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
     """Add noise, independent in every pixel, channel and slice, and clip to [0, 1]."""
     seed = tf.reduce_max(parameters["seed"], axis=0)
-    noise = tf.random.stateless_normal(tf.shape(images), seed)
+    skipped = tf.maximum(tf.reduce_max(parameters["skipped"]), 0)
+    count = skipped + tf.shape(images)[0]
+    noise = tf.random.stateless_normal((count, *images.shape[1:]), seed)[skipped:]
     noise *= parameters["std"][:, None, None, None]
     return tf.clip_by_value(images + noise, 0.0, 1.0)
 
@@ -341,6 +347,7 @@ def augment(
     settings: recipes.Augment,
     mean: float,
     std: float,
+    first: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Vary and normalise the slices of a batch, in the order of the fields of `Augment`.
 
@@ -352,6 +359,8 @@ def augment(
         settings: The recipe's `augment`.
         mean: The recipe's `input.mean`.
         std: The recipe's `input.std`.
+        first: Where `images` are a part of the batch's slices, the first one's place among all of
+            them, of which `sequence_ids` tells. They come out as of the whole batch, to rounding.
 
     Returns:
         float32 (N, H, W, C), normalised by `(x - mean) / std`.
@@ -367,8 +376,21 @@ def augment(
             drawn = augmentation.draw(tf.reduce_max(sequence_ids) + 1, seed, chosen)
             parameters = {key: tf.gather(value, sequence_ids) for key, value in drawn.items()}
         else:
-            parameters = augmentation.draw(tf.shape(images)[0], seed, chosen)
+            parameters = augmentation.draw(tf.size(sequence_ids), seed, chosen)
+        if first is not None:
+            parameters = _of_part(augmentation, parameters, first, tf.shape(images)[0])
         if name == "coarse_dropout" and chosen.after_normalisation:
             images, normalised = (images - mean) / std, True
         images = augmentation.apply(images, parameters)
     return images if normalised else (images - mean) / std
+
+
+def _of_part(
+    augmentation: Augmentation, parameters: Parameters, first: tf.Tensor, count: tf.Tensor
+) -> Parameters:
+    """Return the parameters of `count` slices of a batch, from the one at `first`."""
+    before = augmentation.is_chosen(parameters)[:first]
+    parameters = {name: value[first : first + count] for name, value in parameters.items()}
+    if "skipped" in parameters:
+        parameters["skipped"] += tf.reduce_sum(tf.cast(before, tf.int32))
+    return parameters

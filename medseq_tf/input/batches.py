@@ -22,7 +22,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.input import sampling
 from medseq_tf.input.further_inputs import FurtherInputs
 from medseq_tf.input.model_input import input_graph, input_signature, mask_graph
-from medseq_tf.input.sampling import StudySequence, study_key
+from medseq_tf.input.sampling import WHOLE, Part, StudySequence, study_key
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Augment, Experiment
 
@@ -41,6 +41,7 @@ def training_batches(
     store: SliceStore | None = None,
     num_parallel_calls: int = tf.data.AUTOTUNE,
     epochs: int = 1,
+    part: Part = WHOLE,
 ) -> tf.data.Dataset:
     """Make the batches of some epochs of training: shuffled, augmented, bucketed by length.
 
@@ -54,6 +55,7 @@ def training_batches(
         num_parallel_calls: Batches that are made at once; changes no number.
         epochs: How many, one after the other; the next one's first batches are made while the
             last of one are used.
+        part: Of every batch, which alone is read; what is drawn for it is that of the whole batch.
 
     Returns:
         A dataset of known length (`len`) of `(inputs, labels)`; for a segmenter masks in place of
@@ -76,7 +78,9 @@ def training_batches(
     indices = range(first_batch, epochs * steps)
     masks = experiment.segments
     further, augmentation = FurtherInputs(prepared, experiment), experiment.augment
-    dataset = _dataset(store, planned, indices, augmentation, num_parallel_calls, masks, further)
+    dataset = _dataset(
+        store, planned, indices, augmentation, num_parallel_calls, masks, further, part
+    )
     return dataset.map(lambda inputs, labels, rows: (inputs, labels)).prefetch(PREFETCH)
 
 
@@ -197,6 +201,10 @@ def _of_batch(batch: Batch, read: Callable[[int, np.ndarray], np.ndarray]) -> np
     )
 
 
+def _lengths(batch: Batch) -> np.ndarray:
+    return np.array([len(sequence.slices) for sequence in batch], np.int32)
+
+
 def _dataset(
     store: SliceStore,
     planned: Callable[[int], tuple[Batch, np.ndarray]],
@@ -205,6 +213,7 @@ def _dataset(
     num_parallel_calls: int,
     masks: bool,
     further: FurtherInputs,
+    part: Part = WHOLE,
 ) -> tf.data.Dataset:
     """Make a dataset of `(inputs, labels or masks, rows)` of what is planned at `indices`."""
     labels, names = store.prepared.labels, list(further.signature)
@@ -212,28 +221,34 @@ def _dataset(
     make_masks = mask_graph(augmentation.model_dump_json())
 
     def read(index):
-        batch, seed = planned(int(index))
+        whole, seed = planned(int(index))
+        mine = part.of(len(whole))
+        batch = whole[mine]
         rows = np.array([sequence.study for sequence in batch], np.int32)
-        lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
+        lengths = _lengths(batch)
+        read = batch or whole[:1]  # of which nothing is kept: for the shapes
         try:
-            images = _of_batch(batch, store.slices_among_neighbours)
-            ranges = np.concatenate(
-                [store.intensity_ranges(one.study, one.slices) for one in batch]
-            )
-            targets = _of_batch(batch, store.masks) if masks else labels[rows]
+            images = _of_batch(read, store.slices_among_neighbours)
+            ranges = np.concatenate([store.intensity_ranges(one.study, one.slices) for one in read])
+            targets = _of_batch(read, store.masks)[: lengths.sum()] if masks else labels[rows]
         except InputError as error:
             store.failures.append(error)
             raise
+        images, ranges = images[: lengths.sum()], ranges[: lengths.sum()]
         told = further.of(batch)
-        return images, lengths, ranges, seed, targets, rows, *(told[name] for name in names)
+        around = [_lengths(whole[: mine.start]), _lengths(whole[mine.stop :])]
+        others = (*(told[name] for name in names), *around[: len(around_specification)])
+        return images, lengths, ranges, seed, targets, rows, *others
 
     size = store.input.size
     target_shape = (None, size, size) if masks else (None, labels.shape[1])
+    around_specification = [] if part == WHOLE else [tf.TensorSpec((None,), tf.int32)] * 2
     specification = (
         *input_signature(store),
         tf.TensorSpec(target_shape, tf.float32),
         tf.TensorSpec((None,), tf.int32),
         *further.signature.values(),
+        *around_specification,
     )
 
     @tf.autograph.experimental.do_not_convert
@@ -245,10 +260,11 @@ def _dataset(
         )
 
     @tf.autograph.experimental.do_not_convert
-    def finish(images, lengths, ranges, seed, targets, rows, *told):
-        inputs = make_inputs(images, lengths, ranges, seed)
+    def finish(images, lengths, ranges, seed, targets, rows, *others):
+        told, around = others[: len(names)], others[len(names) :]
+        inputs = make_inputs(images, lengths, ranges, seed, *around)
         inputs = {**inputs, **dict(zip(names, told, strict=True))}
-        return inputs, make_masks(targets, lengths, seed) if masks else targets, rows
+        return inputs, make_masks(targets, lengths, seed, *around) if masks else targets, rows
 
     return (
         tf.data.Dataset.range(indices.start, indices.stop)

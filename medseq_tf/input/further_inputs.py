@@ -60,7 +60,7 @@ class FurtherInputs:
         rows = [sequence.study for sequence in batch]
         inputs = {name: values[rows] for name, values in self._by_study.items()}
         if self._series_of is not None:
-            longest = max(len(sequence.slices) for sequence in batch)
+            longest = max((len(sequence.slices) for sequence in batch), default=0)
             inputs["series"] = np.full((len(batch), longest), NO_SERIES, np.int32)
             for place, one in enumerate(batch):
                 of_slices = self._series_of(one.study)[one.slices]

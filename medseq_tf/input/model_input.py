@@ -47,13 +47,33 @@ def input_graph(input_json: str, augment_json: str) -> tf.types.experimental.Pol
     augmentation = Augment.model_validate_json(augment_json)
 
     @tf.function(autograph=False)
-    def make_inputs(images, lengths, ranges, seed):
-        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
+    def make_inputs(images, lengths, ranges, seed, before=None, after=None):
+        sequence_ids, first = places(lengths, before, after)
         images = scale_intensities(images, ranges)
-        images = augment(images, sequence_ids, seed, augmentation, settings.mean, settings.std)
+        scale = (settings.mean, settings.std)
+        images = augment(images, sequence_ids, seed, augmentation, *scale, first)
         return {"slices": pad(images, lengths), "lengths": lengths}
 
     return make_inputs
+
+
+def places(
+    lengths: tf.Tensor, before: tf.Tensor | None, after: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Return the sequence of each slice of a whole batch, and where a part of it begins.
+
+    Args:
+        lengths: int32 (B,), of the part's sequences.
+        before: int32, the lengths of the batch's sequences before the part; None: it is whole.
+        after: the same of those after it.
+
+    Returns:
+        int32 (N,), and the place of the part's first slice; None where the batch is whole.
+    """
+    first = None
+    if before is not None:
+        lengths, first = tf.concat([before, lengths, after], 0), tf.reduce_sum(before)
+    return tf.repeat(tf.range(tf.size(lengths)), lengths), first
 
 
 GEOMETRIC = ("rotation", "resized_crop", "flip", "grid_distortion", "optical_distortion")
@@ -68,9 +88,9 @@ def mask_graph(augment_json: str) -> tf.types.experimental.PolymorphicFunction:
     augmentation = augmentation.model_copy(update=still)
 
     @tf.function(autograph=False)
-    def make_masks(masks, lengths, seed):
-        sequence_ids = tf.repeat(tf.range(tf.size(lengths)), lengths)
-        moved = augment(masks[..., None], sequence_ids, seed, augmentation, 0.0, 1.0)[..., 0]
+    def make_masks(masks, lengths, seed, before=None, after=None):
+        sequence_ids, first = places(lengths, before, after)
+        moved = augment(masks[..., None], sequence_ids, seed, augmentation, 0.0, 1.0, first)[..., 0]
         masks = tf.where(tf.math.is_nan(moved), moved, tf.cast(moved >= 0.5, tf.float32))
         ragged = tf.RaggedTensor.from_row_lengths(masks, lengths, validate=False)
         return ragged.to_tensor(default_value=np.nan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,26 @@ class StudySequence(NamedTuple):
     slices: np.ndarray
     number: int = 0
     mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several parts of every batch, which together are the batch, in order.
+
+    Attributes:
+        number: its number, from 0.
+        count: how many there are.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, size: int) -> slice:
+        """Return which sequences of a batch of `size` are in it: perhaps none, if there are few."""
+        return slice(size * self.number // self.count, size * (self.number + 1) // self.count)
+
+
+WHOLE = Part()
 
 
 def spread_evenly(length: int, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from medseq_tf.errors import InputError
+from medseq_tf.input.sampling import WHOLE
 from medseq_tf.layers import replicas
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run
@@ -30,9 +31,13 @@ class Distribution:
 
     Attributes:
         devices: how many replicas there are.
+        chief: whether this process is the one that validates and writes.
+        part: of every batch, what this process reads.
     """
 
     devices = 1
+    chief = True
+    part = WHOLE
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Return the context that the model and the optimizer are made in."""
@@ -45,6 +50,25 @@ class Distribution:
         """Note in `run.json` how many devices there are, unless it has always been one."""
         if self.devices > 1 or "devices" in run.info:
             run.update_info(devices=self.devices)
+
+    def together(self) -> contextlib.AbstractContextManager:
+        """Return the context of what several processes do together: if one dies, all end."""
+        return contextlib.nullcontext()
+
+    def from_chief(self, make: Callable[[], bytes]) -> bytes:
+        """Return what the chief makes; an InputError of its is raised on all hosts."""
+        return make()
+
+    def json_from_chief(self, make: Callable[[], Any]) -> Any:
+        """Return what the chief makes, of numbers, texts, lists and dicts."""
+        return make()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether it is true in any process."""
+        return flag
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise an InputError in all processes unless all have the value that the chief has."""
 
     def sum(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """Return the sums over all replicas, within a step."""
@@ -99,8 +123,7 @@ class Replicas(Distribution):
 
         def of_replica(inputs: Inputs, targets: tf.Tensor) -> tf.Tensor:
             with tf.device("CPU:0"):
-                number = self.number() % self.here
-                inputs, targets, counts = share(inputs, targets, number, self.here)
+                inputs, targets, counts = self._share(inputs, targets)
 
             def sums(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
                 return self.sum([tf.where(counts, t, tf.zeros_like(t)) for t in tensors])
@@ -109,6 +132,10 @@ class Replicas(Distribution):
                 return step(inputs, targets)
 
         return lambda inputs, targets: self._first(of_replica, inputs, targets)
+
+    def _share(self, inputs: Inputs, targets: tf.Tensor) -> tuple[Inputs, tf.Tensor, tf.Tensor]:
+        """Return this replica's `share` of what the process has read, within a step."""
+        return share(inputs, targets, self.number() % self.here, self.here)
 
     def on_all(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that every replica does; it returns nothing."""
@@ -192,6 +219,12 @@ def _drop(
     return inputs * noise[first : first + rows]
 
 
+def of_one_device(recipe: Experiment) -> str | None:
+    """Return the setting of a recipe, if there is one, that a single device trains."""
+    alone = {"fit.solver=lbfgs": recipe.fit.solver == "lbfgs", "fit.jit=true": recipe.fit.jit}
+    return next((setting for setting, holds in alone.items() if holds), None)
+
+
 def distribution_for(devices: int | None, recipe: Experiment) -> Distribution:
     """Return the devices of this machine that a model is trained on.
 
@@ -204,10 +237,9 @@ def distribution_for(devices: int | None, recipe: Experiment) -> Distribution:
         InputError: there are fewer, TensorFlow has been used already with fewer, or the recipe does
             not go with several.
     """
-    alone = {"fit.solver=lbfgs": recipe.fit.solver == "lbfgs", "fit.jit=true": recipe.fit.jit}
-    if settings := [setting for setting, holds in alone.items() if holds]:
+    if setting := of_one_device(recipe):
         if devices not in (None, 1):
-            raise InputError(f"devices = {devices}: {settings[0]} takes one device; leave one out")
+            raise InputError(f"devices = {devices}: {setting} takes one device; leave one out")
         return Distribution()
     gpus = tf.config.list_physical_devices("GPU")
     count = max(len(gpus), 1) if devices is None else devices

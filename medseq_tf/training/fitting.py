@@ -106,6 +106,8 @@ class Fitting:
     def note_epoch(self, row: dict[str, float]) -> None:
         """Keep and log what there is to say of an epoch, by name, its number among it."""
         self.history.append(row)
+        if not self.distribution.chief:
+            return
         with atomic(self.folder / "history.csv") as temporary:
             pd.DataFrame(self.history).to_csv(temporary, index=False)
         figures = {name: value for name, value in row.items() if name != "epoch"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,43 +118,57 @@ class Fitter(Fitting):
         """
         restored = self.restore()
         self.saved = time.monotonic()
-        with interrupts(self.stop) as interrupted:
+        with interrupts(self.stop) as told:
+
+            def interrupted() -> bool:
+                return self.distribution.any(told())
+
             if self.recipe.pretraining and not restored:
-                self._pretrain(interrupted)
+                self._pretrain(told)
             try:
                 while not self._over():
                     if self.features is not None:
-                        self._prepare_features(self.features, interrupted)
+                        self._prepare_features(self.features, told)
                     self._run_epoch(interrupted)
             finally:
                 self._stream = None  # and with it the batches that are made ahead
-        for variable, value in zip(self.variables, self.best, strict=True):
-            variable.assign(value)
-        self.save_model()
+        if self.distribution.chief:
+            for variable, value in zip(self.variables, self.best, strict=True):
+                variable.assign(value)
+            self.save_model()
 
     def _pretrain(self, interrupted: Callable[[], bool]) -> None:
         rows, model = self.split["train"], self.model
-        if self.distribution.devices > 1:  # a copy on one device learns
+        if self.distribution.devices > 1:  # a copy on one device of the chief's learns
             model, _ = model_and_features(self.recipe, self.store)
-        pretrain(model, self.store, rows, self.recipe, self.verbose, interrupted)
+        if self.distribution.chief:
+            pretrain(model, self.store, rows, self.recipe, self.verbose, interrupted)
         if model is not self.model:
-            taught = model.encoder.backbone.variables
+            taught = [variable.numpy() for variable in model.encoder.backbone.variables]
+            taught = arrays_of(self.distribution.from_chief(lambda: bytes_of(taught)))
             for variable, value in zip(self.model.encoder.backbone.variables, taught, strict=True):
                 variable.assign(value)
-        if interrupted():
+        if self.distribution.any(interrupted()):
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
     def _prepare_features(self, features: FeatureStore, interrupted: Callable[[], bool]) -> None:
+        rows, distribution = self.split["train"], self.distribution
         validation = features.views.of_evaluation(self.split["validation"])
         with self.going_on():
-            features.prepare_training(self.split["train"], self.epoch, interrupted)
-            features.prepare(validation, interrupted)
+            features.prepare_training(rows, self.epoch, interrupted, distribution.part, self._meet)
+            if distribution.chief:
+                features.prepare(validation, interrupted)
+
+    def _meet(self) -> None:
+        """Wait until all processes are here."""
+        self.distribution.any(False)
 
     def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
         """Yield what is left of the epoch; of features, `together` batches as one."""
         rows = self.split["train"]
         if self.features is not None:
-            yield from self.features.training_batches(rows, self.epoch, self.batch, self.together)
+            together, part = self.together, self.distribution.part
+            yield from self.features.training_batches(rows, self.epoch, self.batch, together, part)
             return
         if self._stream is None:  # through all epochs: none waits for its first batches
             batches = training_batches(
@@ -164,6 +179,7 @@ class Fitter(Fitting):
                 self.batch,
                 self.store,
                 epochs=self.recipe.fit.epochs - self.epoch,
+                part=self.distribution.part,
             )
             self._stream = readable(batches, self.store)
         batches = itertools.islice(self._stream, self.steps - self.batch)
@@ -175,7 +191,10 @@ class Fitter(Fitting):
 
     def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
         inputs, labels = batch
-        features = self.updates.extract(inputs["slices"], inputs["lengths"])
+        width = self.model.input_signature("features")["features"].shape[-1]
+        features = np.zeros((0, 0, width), np.float32)
+        if len(labels):  # of several hosts one may have no part of a small batch
+            features = self.updates.extract(inputs["slices"], inputs["lengths"])
         others = {name: v.numpy() for name, v in inputs.items() if name != "slices"}
         return {"features": features, **others}, labels.numpy()
 
@@ -228,22 +247,26 @@ class Fitter(Fitting):
             )
 
     def _end_epoch(self, bar: keras.utils.Progbar) -> None:
-        row: dict[str, float] = {
+        row: dict[str, float] = self.distribution.json_from_chief(self._row)
+        shown = [
+            (k, row[k]) for k in ("loss", "val_loss", f"val_{self.recipe.fit.monitor}") if k in row
+        ]
+        bar.update(self.steps, shown, finalize=True)
+        self.note_epoch(row)
+        if self.distribution.chief and self.best_epoch() == len(self.history):
+            self.best = [variable.numpy() for variable in self.variables]
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum = self.known = self.seconds = 0.0
+
+    def _row(self) -> dict[str, float]:
+        """Return what is noted of the epoch that has ended."""
+        return {
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / max(self.known, 1.0),
             **self._validate(),
             "learning_rate": float(self.updates.rate(self.optimizer.iterations)),
             "seconds": round(self.seconds, 3),
         }
-        shown = [
-            (k, row[k]) for k in ("loss", "val_loss", f"val_{self.recipe.fit.monitor}") if k in row
-        ]
-        bar.update(self.steps, shown, finalize=True)
-        self.note_epoch(row)
-        if self.best_epoch() == len(self.history):
-            self.best = [variable.numpy() for variable in self.variables]
-        self.epoch, self.batch = self.epoch + 1, 0
-        self.loss_sum = self.known = self.seconds = 0.0
 
     def best_epoch(self) -> int:
         """Return the number of the best epoch so far: by the monitor, then by validation loss."""
@@ -273,7 +296,9 @@ class Fitter(Fitting):
         return since >= min(60 * minutes, self.saving_seconds / SAVING_SHARE)
 
     def save(self) -> None:
-        """Write the state between two updates, whole or not at all."""
+        """Write the state between two updates, whole or not at all; the chief does."""
+        if not self.distribution.chief:
+            return
         started = time.monotonic()
         state = {
             "epoch": self.epoch,
@@ -297,10 +322,13 @@ class Fitter(Fitting):
     def restore(self) -> bool:
         """Go on from the saved state, if there is one; return whether there was."""
         path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return False
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
+            data = self.distribution.from_chief(
+                lambda: path.read_bytes() if path.is_file() else b""
+            )
+            if not data:
+                return False
+            with np.load(io.BytesIO(data), allow_pickle=False) as saved:
                 state = json.loads(str(saved["state"]))
                 self._check_network(path, state.pop("network", None))
                 count = len(self.variables) if state["history"] else 0
@@ -326,6 +354,19 @@ class Fitter(Fitting):
                 f"{path}: the run began with other weights of the frozen network than are there "
                 "now, so it cannot go on; start anew in another --out"
             )
+
+
+def bytes_of(arrays: Sequence[np.ndarray]) -> bytes:
+    """Return arrays as the bytes of one file."""
+    file = io.BytesIO()
+    np.savez(file, *arrays)
+    return file.getvalue()
+
+
+def arrays_of(data: bytes) -> list[np.ndarray]:
+    """Return the arrays of `bytes_of`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return [file[name] for name in file.files]
 
 
 def holds_statistics(variables: list[keras.Variable]) -> bool:

@@ -118,6 +118,22 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
     (request.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
+def follow(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
+    """Train along with the chief, which alone validates, predicts, reports and writes."""
+    silent = Tracker(request.folder, options.name, enabled=False)
+    Fitter(
+        request.recipe,
+        store,
+        split,
+        request.folder,
+        silent,
+        verbose=False,
+        features=options.features,
+        stop=options.stop,
+        distribution=options.distribution,
+    ).run()
+
+
 @contextmanager
 def tracked(folder: Path, options: Options) -> Iterator[AnyTracker]:
     """Yield the run's tracker; note in `run.json` and in MLflow how the block ended."""

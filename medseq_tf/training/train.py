@@ -6,22 +6,29 @@ import gc
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from medseq_tf import __version__
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.feature_folder import feature_folder
+from medseq_tf.execution.hosts import host_of_environment
 from medseq_tf.files import destination
+from medseq_tf.input.sampling import WHOLE
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run, locked
 from medseq_tf.runs.tracking import AnyTracker
 from medseq_tf.training.beginning import Request, Splits, count_folds
-from medseq_tf.training.distribution import distribution_for
+from medseq_tf.training.distribution import Distribution, distribution_for
 from medseq_tf.training.folds import cross_validate
-from medseq_tf.training.one_run import Options, train_one
+from medseq_tf.training.hosts import Hosts
+from medseq_tf.training.on_ray import on_ray
+from medseq_tf.training.one_run import Options, follow, train_one
 
 
 def train(
@@ -39,6 +46,10 @@ def train(
     track: bool | AnyTracker = True,
     verbose: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    ray: str | None = None,
+    hosts: int | None = None,
+    cpus_per_host: float | None = None,
+    gpus_per_host: int = 0,
 ) -> Run:
     """Train a recipe on a prepared data set.
 
@@ -70,6 +81,14 @@ def train(
         track: log to MLflow; a tracker: into its run, which is not ended.
         verbose: show progress.
         stop: asked after every update; once true, training stops as after Ctrl-C.
+        ray: the address of a Ray cluster, see `execution.ray_cluster.connected`.
+        hosts: train on so many nodes of the Ray cluster together. The data set and `out` lie on
+            storage that all see.
+        cpus_per_host: CPUs of a node that a host takes, with `hosts`; default: 1.
+        gpus_per_host: the same of GPUs.
+
+    Where `TF_CONFIG` names several hosts, the same call on all of them trains one model; the first,
+    the chief, writes the run.
 
     Returns:
         The finished run.
@@ -80,31 +99,73 @@ def train(
         Stopped: interrupted with Ctrl-C, or by `stop`; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
-    distribution = distribution_for(devices, recipe)
-    prepared = Prepared.open(data)
-    folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
-    folds = _checked_folds(prepared, folds, repeats, splits)
-    request = Request(folder, recipe, prepared, folds, repeats, splits, resume)
-    earlier = request.earlier()
+    if hosts is not None:
+        if ray is None or isinstance(splits, list) or folds is not None:
+            raise InputError(
+                f"hosts = {hosts}: goes with ray, whose nodes they are, and without folds"
+            )
+        arguments = {
+            "experiment": recipe,
+            "data": Prepared.open(data).path.absolute(),
+            "out": destination(out or Path("runs") / (name or recipe.name)).absolute(),
+            "name": name,
+            "splits": splits,
+            "resume": resume,
+            "features": None if features is None else Path(features).absolute(),
+            "track": track,
+            "verbose": False,
+        }
+        return on_ray(
+            _as_host, arguments, ray, hosts, cpus_per_host or 1, gpus_per_host, stop, verbose
+        )
+    host = host_of_environment()
+    distribution = Hosts(host, devices, recipe) if host else distribution_for(devices, recipe)
+    with distribution.together():
+        prepared = Prepared.open(data)
+        folder = destination(out if out is not None else Path("runs") / (name or recipe.name))
+        folds = _checked_folds(prepared, folds, repeats, splits)
+        if host and folds is not None:
+            raise InputError("TF_CONFIG: several hosts train one model; leave folds out")
+        request = Request(folder, recipe, prepared, folds, repeats, splits, resume)
+        options = Options(
+            name or folder.name,
+            track,
+            verbose,
+            feature_folder(features) if recipe.uses_features else None,
+            stop=stop,
+            distribution=distribution,
+        )
+        return _train(request, options)
+
+
+def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
+    """Train as one of several hosts."""
+    train(**arguments, stop=stop)
+
+
+def _train(request: Request, options: Options) -> Run:
+    folder, recipe, prepared = request.folder, request.recipe, request.prepared
+    distribution = options.distribution
+    for what, value in {
+        "version of medseq_tf": __version__,
+        "data set": prepared.fingerprint,
+        "recipe": recipe.to_yaml(),
+    }.items():
+        distribution.check_same(what, value)
+    earlier = distribution.json_from_chief(request.earlier)
     if earlier.get("status") == "finished":
-        return Run.open(folder)
+        return Run(folder)
     prepared.verify()
     if not earlier:
         check_requirements(recipe, prepared)
     store = SliceStore(prepared, recipe)
-    run_splits = request.make_splits()
-    features_folder = feature_folder(features) if recipe.uses_features else None
+    run_splits = _splits(request, distribution)
+    if not distribution.chief and not isinstance(run_splits, list):
+        follow(request, store, run_splits, options)
+        return Run(folder)
     if not earlier:
         request.check(run_splits)
         gc.collect()  # a model is a cycle, and a pretrained one is large
-    options = Options(
-        name or folder.name,
-        track,
-        verbose,
-        features_folder,
-        stop=stop,
-        distribution=distribution,
-    )
     with locked(folder):
         now = request.earlier()
         if now.get("status") == "finished":
@@ -119,6 +180,17 @@ def train(
         else:
             train_one(request, store, run_splits, options)
     return Run.open(folder)
+
+
+def _splits(request: Request, distribution: Distribution) -> Splits:
+    """Return the splits, which are the chief's where there are several hosts."""
+    if distribution.part == WHOLE:
+        return request.make_splits()
+
+    made = request.make_splits() if distribution.chief else {}
+    lists = {name: rows.tolist() for name, rows in made.items()} if isinstance(made, dict) else {}
+    told = distribution.json_from_chief(lambda: lists)
+    return {name: np.array(rows, np.int64) for name, rows in told.items()}
 
 
 def _checked_folds(

@@ -17,6 +17,7 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES, encode_exampl
 from medseq_tf.errors import InputError
 from medseq_tf.input import model_input
 from medseq_tf.input.batches import evaluation_batches, readable, steps_per_epoch, training_batches
+from medseq_tf.input.sampling import Part
 from medseq_tf.input.slice_store import SliceStore, resize
 from medseq_tf.recipe import Augment, Experiment
 
@@ -255,6 +256,27 @@ def test_several_epochs_are_each_of_them_bit_for_bit(cohort, whole_epoch, first_
     assert len(dataset) == 18 - first_batch
     first, last = (collect(training_batches(cohort, ALL, recipe(PAPER), e)) for e in (1, 3))
     assert_same_bits(collect(dataset), [*first, *whole_epoch, *last][first_batch:])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("per", ["slice", "sequence"])
+def test_parts_of_batches_are_the_batches(cohort, count, per):
+    """Whatever is drawn for them, to rounding; a part may have no sequence."""
+    augment = {name: {**settings, "p": 0.5, "per": per} for name, settings in PAPER.items()}
+    augment["rotation"] = {"degrees": 20.0, "p": 0.5, "per": per}
+    given = (cohort, ALL, recipe(augment), 1)
+    parts = [collect(training_batches(*given, part=Part(at, count))) for at in range(count)]
+    for (inputs, labels), *mine in zip(collect(training_batches(*given)), *parts, strict=True):
+        steps = inputs["slices"].shape[1]
+        for name in ("slices", "lengths"):
+            padded = [
+                np.pad(part[name], [(0, 0), (0, steps - part[name].shape[1]), *[(0, 0)] * 3])
+                if name == "slices"
+                else part[name]
+                for part, _ in mine
+            ]
+            np.testing.assert_allclose(np.concatenate(padded), inputs[name], atol=2e-6)
+        np.testing.assert_array_equal(np.concatenate([part[1] for part in mine]), labels)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 7])

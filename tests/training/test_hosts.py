@@ -1,0 +1,151 @@
+"""Several hosts make the updates of one, and end together; processes on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from host_processes import Hosts
+from runs_compared import assert_same_weights, weights
+from small_run import run_small
+
+from medseq_tf.dataset.prepare import prepare
+from medseq_tf.errors import InputError, Stopped
+from medseq_tf.runs.run import Run
+from medseq_tf.training.loop import CHECKPOINT
+from medseq_tf.training.train import train
+
+ONE_UPDATE = ("fit.epochs=1", "fit.batch_size=64", "optimizer.name=sgd", "loss.weights=balanced")
+FROZEN = (
+    "model.encoder={name: handcrafted}",
+    "model.aggregator={name: mean}",
+    "fit.accumulate=3",
+)
+LONG = ("--set", "fit.epochs=500", "--set", "fit.patience=null")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("hosts") / "demo"
+    prepare("demo", out=out, patients=24, size=32, workers=1, progress=False)
+    return out
+
+
+def options(settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def has_row(folder):
+    return lambda: (folder / "history.csv").is_file()
+
+
+def test_a_recipe_of_one_device_is_refused(data, tmp_path, monkeypatch):
+    told = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
+    monkeypatch.setenv("TF_CONFIG", told)
+    with pytest.raises(InputError, match=r"TF_CONFIG: fit\.jit=true takes one device"):
+        run_small(data, tmp_path / "run", "fit.jit=true")
+
+
+@pytest.mark.slow
+def test_an_update_is_that_of_one_device_and_the_chief_alone_writes(data, tmp_path):
+    one = run_small(data, tmp_path / "one", *ONE_UPDATE)
+    with Hosts(tmp_path / "two", data, *options(ONE_UPDATE)) as hosts:
+        assert hosts.ended() == [0, 0]
+        assert "the run is the chief's" in hosts.said(1)
+        assert "report:" in hosts.said(0)
+        assert "report:" not in hosts.said(1)
+    two = Run.open(tmp_path / "two")
+    for theirs, ours in zip(weights(one), weights(two), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert two.info["devices"] == 2
+    assert sorted(p.name for p in two.path.iterdir()) == sorted(p.name for p in one.path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "count"), [((), 2), (FROZEN, 2), ((*FROZEN, "features.use=false"), 3)]
+)
+def test_an_epoch_is_that_of_one_device_and_the_same_each_time(data, tmp_path, settings, count):
+    one = run_small(data, tmp_path / "one", *settings)
+    words = options(settings)
+    with (
+        Hosts(tmp_path / "first", data, *words, count=count) as first,
+        Hosts(tmp_path / "second", data, *words, count=count) as second,
+    ):
+        assert first.ended() == [0] * count
+        assert second.ended() == [0] * count
+    runs = [Run.open(tmp_path / name) for name in ("first", "second")]
+    for run in runs:
+        for name in ("loss", "val_loss"):
+            np.testing.assert_allclose(run.history[name], one.history[name], rtol=1e-3)
+    assert_same_weights(*runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_host_dies_the_other_ends_and_the_run_goes_on_with_one(data, tmp_path, killed):
+    folder = tmp_path / "run"
+    words = [*LONG, "--set", "fit.checkpoint_minutes=0.001"]
+    with Hosts(folder, data, *words) as hosts:
+        hosts.wait_for(has_row(folder))
+        hosts.processes[killed].kill()
+        died = time.monotonic()
+        other = 1 - killed
+        assert hosts.processes[other].wait(60) == 2
+        assert time.monotonic() - died < 60
+        [line] = [line for line in hosts.said(other).splitlines() if "error" in line]
+        assert f"host {killed + 1} of 2" in line
+        assert "--resume goes on" in line
+        assert "Traceback" not in hosts.said(other)
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) > 3
+
+    recipe = Run.open(folder).experiment
+    epochs = len(Run.open(folder).history)
+    with pytest.raises(Stopped):
+        train(recipe, data, folder, resume=True, track=False, verbose=False, stop=stop)
+    assert len(Run.open(folder).history) in (epochs - 1, epochs)
+
+
+@pytest.mark.slow
+def test_hosts_that_are_told_to_stop_do_so_together_and_go_on_with_another_number(data, tmp_path):
+    folder = tmp_path / "run"
+    words = ["--set", "fit.epochs=40", "--set", "fit.patience=null"]
+    with Hosts(folder, data, *words) as hosts:
+        hosts.wait_for(has_row(folder))
+        os.kill(hosts.processes[1].pid, signal.SIGTERM)  # the other hears of it
+        assert hosts.ended(60) == [130, 143]
+        assert all("--resume goes on" in hosts.said(place) for place in range(2))
+    assert Run.open(folder).info["status"] == "stopped"
+    assert (folder / CHECKPOINT).is_file()
+    done = len(Run.open(folder).history)
+    with Hosts(folder, data, *words, "--resume", count=3) as hosts:
+        assert hosts.ended() == [0, 0, 0]
+    with Hosts(tmp_path / "whole", data, *words) as hosts:
+        assert hosts.ended() == [0, 0]
+    resumed, whole = Run.open(folder), Run.open(tmp_path / "whole")
+    assert len(resumed.history) == 40
+    assert not (folder / CHECKPOINT).exists()
+    np.testing.assert_array_equal(resumed.history["loss"][:done], whole.history["loss"][:done])
+    np.testing.assert_allclose(resumed.history["loss"], whole.history["loss"], rtol=2e-2)
+
+
+@pytest.mark.slow
+def test_hosts_with_other_data_and_what_the_chief_refuses_end_all(data, demo_data, tmp_path):
+    with Hosts(tmp_path / "run", [data, demo_data]) as hosts:
+        assert hosts.ended(120) == [2, 2]
+        for place in range(2):
+            assert "host 2 of 2" in hosts.said(place)
+            assert "has another data set than host 1 of 2" in hosts.said(place)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with Hosts(tmp_path / "taken", data) as hosts:
+        assert hosts.ended(120) == [2, 2]
+        for place in range(2):
+            assert "is in use and holds no run" in hosts.said(place)
