@@ -1,4 +1,4 @@
-"""The launch files: what they start, and that they are well-formed.
+"""The launch files: what they start is known to the command line, and well-formed.
 
 The Slurm scripts run here with stand-ins for `srun` and `scontrol`. The manifests were checked
 against the schema that KubeRay publishes; what is asserted of them here is what KubeRay needs of a
@@ -8,17 +8,24 @@ of replicas and `template`) and of a `RayJob` (`entrypoint`, `rayClusterSpec`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 import yaml
+
+from medseq_tf.cli import cli
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 RAY = [path for path in MANIFESTS if "ray.io" in path.read_text("utf-8")]
+JOBS = [path for path in RAY if "kind: RayJob" in path.read_text("utf-8")]
+GPU = "nvidia.com/gpu"
 
 SCONTROL = """#!/bin/bash
 [ "$1 $2 $3" = "show hostnames n[1-3]" ] && printf 'n1\\nn2\\nn3\\n'
@@ -53,6 +60,16 @@ def run(script: str, words: list[str], folder: Path) -> list[list[str]]:
     command = ["bash", str(DEPLOY / "slurm" / script), *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [line.split("|") for line in done.stdout.splitlines()]
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command as the command line would, unknown options and all."""
+    assert words[0] == "medseq-tf"
+    command: click.Command = cli
+    words = words[1:]
+    while isinstance(command, click.Group):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("medseq-tf", words)
 
 
 def test_slurm_tells_each_task_of_all_hosts_and_its_place(tmp_path):
@@ -105,3 +122,19 @@ def test_a_manifest_has_what_kuberay_needs(path):
         assert container["resources"]["limits"] == container["resources"]["requests"]
         images.add(container["image"])
     assert len(images) == 1
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_starts_a_command_that_there_is(path):
+    spec = yaml.safe_load(path.read_text("utf-8"))["spec"]
+    words = shlex.split(spec["entrypoint"])
+    check_command(words)
+    given = dict(itertools.pairwise(words))
+    assert given["--ray"] == "auto"
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    gpus = container["resources"]["limits"].get(GPU, 0)
+    asked = given.get("--gpus-per-trial", given.get("--gpus-per-host", "0"))
+    assert int(asked) <= gpus
+    assert int(given.get("--hosts", 0)) in (0, group["replicas"])
+    assert all(word.startswith("/medseq/") for word in words if "/" in word)

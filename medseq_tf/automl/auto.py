@@ -34,6 +34,7 @@ from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.execution.executor import Executor, LocalExecutor
+from medseq_tf.execution.hosts import require_one_host
 from medseq_tf.files import destination, write_text
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
@@ -97,6 +98,7 @@ def auto(
         InputError: the data or the plan cannot be used, or `out` is taken.
         Stopped: interrupted with Ctrl-C; `resume` goes on.
     """
+    require_one_host("auto")
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / "auto")
     asked = {"minutes": minutes, "seed": seed, "folds": folds, "repeats": repeats}

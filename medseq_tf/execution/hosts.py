@@ -82,6 +82,12 @@ def host_of_environment() -> Host | None:
     return Host(tuple(addresses), _place(jobs, task))
 
 
+def require_one_host(command: str) -> None:
+    """Raise an InputError where `TF_CONFIG` names several hosts, of which a command knows one."""
+    if host_of_environment() is not None:
+        raise InputError(f"{VARIABLE}: names several hosts, and {command} takes one; unset it")
+
+
 def _check(address: Any, addresses: list[Any]) -> None:
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if match is None or not 0 < int(match[2]) < 2**16:

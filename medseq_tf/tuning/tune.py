@@ -23,6 +23,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation import scoring
+from medseq_tf.execution.hosts import require_one_host
 from medseq_tf.files import destination, write_json, write_text
 from medseq_tf.runs.environment import environment
 from medseq_tf.runs.run import Run, locked
@@ -118,6 +119,7 @@ def tune(
           first trials have all failed.
         Stopped: interrupted with Ctrl-C; the same call goes on.
     """
+    require_one_host("tune")
     if cluster is not None:
         raise InputError(
             "cluster: is no longer known; --workers N trains N trials at a time on this machine, "

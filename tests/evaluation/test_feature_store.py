@@ -20,6 +20,7 @@ from medseq_tf.evaluation import feature_views
 from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.evaluation.feature_store import join
 from medseq_tf.input.batches import evaluation_batches, training_batches, training_plan
+from medseq_tf.input.sampling import Part
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +117,28 @@ def test_batches_are_joined_from_any_whole_group_on(prepared):
         np.testing.assert_array_equal(labels, expected[1])
     ((rest, _),) = store.training_batches(ROWS, 1, first_batch=2, together=2)
     np.testing.assert_array_equal(rest["features"], joined[1][0]["features"])
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_parts_of_batches_are_the_batches(prepared, tmp_path, count):
+    """A part may be empty; several processes that compute a part each share what they compute."""
+    whole = list(make(prepared).training_batches(ROWS, 1, together=2))
+    stores = [make(prepared, folder=tmp_path) for _ in range(count)]
+    for number, store in enumerate(stores):
+        store.prepare_training(ROWS, 0, part=Part(number, count), meet=lambda: None)
+    parts = [
+        list(store.training_batches(ROWS, 1, together=2, part=Part(number, count)))
+        for number, store in enumerate(stores)
+    ]
+    for (inputs, labels), *mine in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([part[1] for part in mine]), labels)
+        at = 0
+        for part, _ in mine:
+            rows, steps = part["features"].shape[:2]
+            theirs = inputs["features"][at : at + rows]
+            np.testing.assert_array_equal(part["features"], theirs[:, :steps])
+            assert not theirs[:, steps:].any()
+            at += rows
 
 
 def test_mirrored_slices_have_features_of_their_own(prepared, tmp_path):

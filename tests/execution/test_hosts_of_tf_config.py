@@ -7,7 +7,7 @@ import json
 import pytest
 
 from medseq_tf.errors import InputError
-from medseq_tf.execution.hosts import Host, host_of_environment
+from medseq_tf.execution.hosts import Host, host_of_environment, require_one_host
 
 TWO = {"worker": ["10.0.0.1:2222", "[fe80::1]:2222"]}
 
@@ -76,3 +76,11 @@ def test_what_is_malformed_is_one_line(monkeypatch, told, reason):
     with pytest.raises(InputError, match="^TF_CONFIG: .*" + reason.replace("[", r"\[")) as caught:
         read(monkeypatch, told)
     assert "\n" not in str(caught.value)
+
+
+def test_a_command_of_one_host_says_so(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": TWO, "task": FIRST}))
+    with pytest.raises(InputError, match="names several hosts, and tune takes one"):
+        require_one_host("tune")
+    monkeypatch.delenv("TF_CONFIG")
+    require_one_host("tune")
