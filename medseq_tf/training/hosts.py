@@ -35,6 +35,14 @@ LOOKS = 3
 SECONDS_TO_END = 10
 """What a host's own error, which says more, has from then on."""
 
+OF_A_LOST_HOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
 CHUNK = 2**15
 """Numbers that are sent at once."""
 
@@ -53,8 +61,7 @@ class Hosts(Replicas):
         recipe: the recipe, which may be one that a single device trains.
 
     Raises:
-        InputError: the hosts do not find each other, differ in their number of devices, or the
-            recipe does not go with several.
+        InputError: the hosts do not find each other, or the recipe does not go with several.
     """
 
     def __init__(self, host: Host, devices: int | None, recipe: Experiment):
@@ -64,7 +71,6 @@ class Hosts(Replicas):
         super().__init__(_connected(host, devices))
         self.part = Part(host.place, len(host.addresses))
         self._sums = tf.function(self._sum_of_hosts, autograph=False)
-        self.check_same("number of devices", str(self.here))
 
     def _share(self, inputs: Inputs, targets: tf.Tensor) -> tuple[Inputs, tf.Tensor, tf.Tensor]:
         """Return this replica's share of the part that its host has read, which may be empty."""
@@ -144,9 +150,10 @@ class Hosts(Replicas):
         done = threading.Event()
         threading.Thread(target=self._watch, args=(done,), daemon=True).start()
         try:
+            self.check_same("number of devices", str(self.here))
             yield
             self.any(False)  # all are done
-        except tf.errors.OpError as error:
+        except OF_A_LOST_HOST as error:
             if "ollective" not in str(error) and "/job:worker" not in str(error):
                 raise
             raise HostLost(_has_ended(self._lost(str(error)))) from None
@@ -271,4 +278,5 @@ def _ended_by_ctrl_c() -> Iterator[None]:
         yield
     finally:
         for number, answer in answers.items():
-            signal.signal(number, answer)
+            if answer is not None:  # one that Python knows
+                signal.signal(number, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Callable, Iterable
@@ -128,14 +129,9 @@ def train(
             raise InputError("TF_CONFIG: several hosts train one model; leave folds out")
         request = Request(folder, recipe, prepared, folds, repeats, splits, resume)
         options = Options(
-            name or folder.name,
-            track,
-            verbose,
-            feature_folder(features) if recipe.uses_features else None,
-            stop=stop,
-            distribution=distribution,
+            name or folder.name, track, verbose, None, stop=stop, distribution=distribution
         )
-        return _train(request, options)
+        return _train(request, options, features)
 
 
 def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
@@ -143,7 +139,7 @@ def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
     train(**arguments, stop=stop)
 
 
-def _train(request: Request, options: Options) -> Run:
+def _train(request: Request, options: Options, features: str | os.PathLike | None) -> Run:
     folder, recipe, prepared = request.folder, request.recipe, request.prepared
     distribution = options.distribution
     for what, value in {
@@ -160,6 +156,8 @@ def _train(request: Request, options: Options) -> Run:
         check_requirements(recipe, prepared)
     store = SliceStore(prepared, recipe)
     run_splits = _splits(request, distribution)
+    if recipe.uses_features:
+        options = dataclasses.replace(options, features=feature_folder(features))
     if not distribution.chief and not isinstance(run_splits, list):
         follow(request, store, run_splits, options)
         return Run(folder)
