@@ -116,7 +116,7 @@ def test_when_a_host_dies_the_other_ends_and_the_run_goes_on_with_one(data, tmp_
 @pytest.mark.slow
 def test_hosts_that_are_told_to_stop_do_so_together_and_go_on_with_another_number(data, tmp_path):
     folder = tmp_path / "run"
-    words = ["--set", "fit.epochs=40", "--set", "fit.patience=null"]
+    words = ["--set", "fit.epochs=12", "--set", "fit.patience=null"]
     with Hosts(folder, data, *words) as hosts:
         hosts.wait_for(has_row(folder))
         os.kill(hosts.processes[1].pid, signal.SIGTERM)  # the other hears of it
@@ -130,10 +130,11 @@ def test_hosts_that_are_told_to_stop_do_so_together_and_go_on_with_another_numbe
     with Hosts(tmp_path / "whole", data, *words) as hosts:
         assert hosts.ended() == [0, 0]
     resumed, whole = Run.open(folder), Run.open(tmp_path / "whole")
-    assert len(resumed.history) == 40
+    assert len(resumed.history) == 12
     assert not (folder / CHECKPOINT).exists()
     np.testing.assert_array_equal(resumed.history["loss"][:done], whole.history["loss"][:done])
-    np.testing.assert_allclose(resumed.history["loss"], whole.history["loss"], rtol=2e-2)
+    after = slice(done, done + 2)  # rounding then grows from update to update
+    np.testing.assert_allclose(resumed.history["loss"][after], whole.history["loss"][after], 1e-3)
 
 
 @pytest.mark.slow
