@@ -241,7 +241,7 @@ def _write_seen(folder: Path, root: Place | None, strict: bool, plan: ShardPlan)
     for path in (folder / "progress", root):
         if isinstance(path, Path):
             require_seen(path, "source and out")
-    records = each_within(SECONDS_AN_ITEM, study_record_of, plan.tasks)
+    records = each_within(SECONDS_AN_ITEM, study_record_of, _with_reads_ahead(plan.tasks))
     return _write_shard(folder, plan, records, strict)
 
 
@@ -330,6 +330,14 @@ def _row(
         **({"series": record.series} if record.series else {}),
         **{f"label.{name}": study.labels[name] for name in plan.storage.label_names},
     }
+
+
+def _with_reads_ahead(tasks: Sequence[Task]) -> Iterator[Task]:
+    """Give tasks, the study of the one that follows being read ahead where that takes waiting."""
+    for place, task in enumerate(tasks):
+        for study, _, _ in tasks[place + 1 : place + 2]:
+            study.read_ahead()
+        yield task
 
 
 def _studies_together(index: SourceIndex, workers: int) -> int:

@@ -37,6 +37,10 @@ class JoinedStudy(StudySource):
     numbers: tuple[int, ...]
     channels: int = 1
 
+    def read_ahead(self) -> None:
+        """Begin to read the first series."""
+        self.parts[0].read_ahead()
+
     def read(self) -> Slices:
         """Decode all series; one that cannot be read is left out, unless they are channels."""
         read: list[tuple[int, Slices]] = []

@@ -16,7 +16,7 @@ from medseq_tf.readers.names import listed
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.silence import silenced
-from medseq_tf.readers.storage import local_files
+from medseq_tf.readers.storage import local_files, read_ahead
 from medseq_tf.readers.study import (
     MOST_SLICES,
     AuditEntry,
@@ -36,6 +36,10 @@ class PictureStudy(StudySource):
 
     root: str
     files: tuple[str, ...]
+
+    def read_ahead(self) -> None:
+        """Begin to read files behind a URL."""
+        read_ahead(self.root, self.files)
 
     def read(self) -> Slices:
         """Decode every file that can be decoded; the others become audit entries."""

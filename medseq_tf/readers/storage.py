@@ -17,6 +17,7 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import os
 import tempfile
 import time
@@ -47,6 +48,8 @@ LONGEST_SILENCE = 30
 """Seconds that a web server may take for the next bytes."""
 SECONDS_BETWEEN_TRIES = (0.5, 2.0, 5.0)
 
+_begun: dict[tuple[str, str], Future[bytes]] = {}
+"""Reads of whole files by root and name, begun for who asks next."""
 _SAFE = "%/:[]!$&'()*+,;=~"
 """What stands for itself in a URL that may be quoted already."""
 
@@ -247,8 +250,16 @@ def local_files(root: str, names: Sequence[str]) -> Iterator[Callable[[str], str
     if not is_url(root):
         yield functools.partial(os.path.join, root)
         return
-    with _Copies(root, names, lambda name: _read(root, name)) as copies:
-        yield copies.path
+
+    def begun(name: str) -> Future[bytes]:
+        return _begun.pop((root, name), None) or _threads().submit(_read, root, name)
+
+    try:
+        with _Copies(root, names, begun) as copies:
+            yield copies.path
+    finally:
+        for name in names:  # of a study that was given up
+            _begun.pop((root, name), None)
 
 
 def headers(
@@ -306,20 +317,38 @@ def _local_starts(root: str, sizes: Mapping[str, int]) -> Iterator[Callable[[str
         end = min(sizes[name], START_BYTES)
         return _read(root, name, start=0, end=end)[:end] if end else b""
 
-    with _Copies(root, list(sizes), start) as copies:
+    with _Copies(root, list(sizes), lambda name: _threads().submit(start, name)) as copies:
         yield copies.path
+
+
+def read_ahead(root: str, names: Sequence[str]) -> None:
+    """Begin to read the first files of a study for whom they are soon `local_files`, here.
+
+    Args:
+        root: the folder; of one that is no URL nothing is read.
+        names: of the files, as they are asked for.
+    """
+    if not is_url(root):
+        return
+    for name in itertools.islice(dict.fromkeys(names), _most_ahead(names)):
+        _begun[root, name] = _threads().submit(_read, root, name)
+    for place in list(_begun)[: -2 * READS_AHEAD]:
+        _begun.pop(place).cancel()
+
+
+def _most_ahead(names: Sequence[str]) -> int:
+    return READS_AHEAD if len(set(names)) == len(names) else LARGE_READS_AHEAD
 
 
 class _Copies:
     """Nameless files in memory, each made ahead of its use and gone after it."""
 
-    def __init__(self, root: str, names: Sequence[str], read: Callable[[str], bytes]):
+    def __init__(self, root: str, names: Sequence[str], begin: Callable[[str], Future[bytes]]):
         self._root = root
         self._uses = collections.Counter(names)
-        is_large = any(count > 1 for count in self._uses.values())
-        self._ahead = LARGE_READS_AHEAD if is_large else READS_AHEAD
+        self._ahead = _most_ahead(names)
         self._waiting = iter(dict.fromkeys(names))
-        self._read = read
+        self._begin = begin
         self._reads: dict[str, Future[bytes]] = {}
         self._open: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
@@ -350,7 +379,7 @@ class _Copies:
             following = next(self._waiting, None)
             if following is None:
                 break
-            self._reads[following] = _threads().submit(self._read, following)
+            self._reads[following] = self._begin(following)
         try:
             return self._reads.pop(name).result()
         except StorageError as error:

@@ -107,6 +107,10 @@ class StudySource(abc.ABC):
     split: str | None
     others: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
+    def read_ahead(self) -> None:
+        """Begin to read what takes waiting; `read` follows in this process, soon."""
+        return
+
     @abc.abstractmethod
     def read(self) -> Slices:
         """Decode the study.

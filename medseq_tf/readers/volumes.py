@@ -57,6 +57,7 @@ from medseq_tf.readers.storage import (
     UnavailableStudy,
     headers,
     local_files,
+    read_ahead,
     root_of,
 )
 from medseq_tf.readers.study import MODALITIES, Slices, SourceIndex, StudySource, UnreadableStudy
@@ -88,6 +89,10 @@ class VolumeStudy(StudySource):
     axis: Axis
     modality: str
     spacing: Spacing
+
+    def read_ahead(self) -> None:
+        """Begin to read a file behind a URL."""
+        read_ahead(self.root, [self.file])
 
     def read(self) -> Slices:
         """Read the volume and cut it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers import storage
 from medseq_tf.readers.folder import Folder
+from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.joined_study import JoinedStudy
 from medseq_tf.readers.picture_study import PictureStudy
 from medseq_tf.readers.unlabelled import find_studies
@@ -244,7 +246,6 @@ def test_a_table_that_does_not_answer_is_not_taken_for_none(tmp_path, patients, 
 
 def test_another_version_of_an_object_is_another_preparation(tmp_path, classes, s3):
     from medseq_tf.dataset.preparation import Preparation
-    from medseq_tf.readers.image_folder import index_image_folder
 
     url = upload(s3, classes)
 
@@ -425,6 +426,32 @@ def test_files_are_read_ahead_of_their_use_and_let_go_of_after_it(monkeypatch):
         assert Path(path_of("b")).read_bytes() == b"b"
         assert copies_held() == 2
         assert first.read_bytes() == Path(path_of("a")).read_bytes() == b"a"
+
+
+def test_a_study_is_read_ahead_while_another_is_worked_on(tmp_path, classes, s3, monkeypatch):
+    begun, read = [], storage._read
+
+    def counted(root, name, **part):
+        begun.append(name)
+        return read(root, name, **part)
+
+    monkeypatch.setattr(storage, "_read", counted)
+    url = upload(s3, classes)
+    first, second, *_ = index_image_folder(url).studies
+    for study in (first, second):
+        study.read_ahead()
+    storage._begun[url, first.files[0]].result()
+    assert sorted(begun) == sorted(first.files + second.files)
+    for study in (first, second):
+        local = dataclasses.replace(study, root=str(classes))
+        np.testing.assert_array_equal(study.read().images, local.read().images)
+    assert len(begun) == len(set(begun))
+    assert not storage._begun
+    monkeypatch.setattr(storage, "_read", lambda root, name: b"")
+    for number in range(100):
+        storage.read_ahead(url, [f"none/{number}"])
+    assert len(storage._begun) == 2 * storage.READS_AHEAD
+    storage._begun.clear()
 
 
 def test_the_index_of_a_data_set_is_json_without_the_url(tmp_path, classes, s3):

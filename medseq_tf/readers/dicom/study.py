@@ -18,6 +18,7 @@ from medseq_tf.readers.intensities import (
     stored_intensities,
 )
 from medseq_tf.readers.orientation import plane_of, to_plane
+from medseq_tf.readers.storage import read_ahead
 from medseq_tf.readers.study import MOST_SLICES, AuditEntry, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volumes import Spacing
 
@@ -33,6 +34,10 @@ class DicomStudy(StudySource):
     modality: str
     tilt: Tilt
     spacing: Spacing
+
+    def read_ahead(self) -> None:
+        """Begin to read files behind a URL."""
+        read_ahead(self.root, [picture.path for picture in self.pictures])
 
     def read(self) -> Slices:
         """Decode every picture that can be decoded; the others become audit entries."""
