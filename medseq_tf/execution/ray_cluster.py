@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -144,16 +145,12 @@ class RayExecutor:
 
     def _submitted(self, group: list, deaths: int, work: bytes, name: str) -> _Piece:
         """Hand a group of items to a worker that is, or becomes, free."""
-        task = (
-            _ray()
-            .remote(_work)
-            .options(
-                name=name,
-                num_cpus=self._cpus,
-                num_gpus=self._gpus,
-                max_retries=0,
-                scheduling_strategy="SPREAD",
-            )
+        task = _task().options(
+            name=name,
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_retries=0,
+            scheduling_strategy="SPREAD",
         )
         given = (__version__, self._gpus > 0, work, pickle.dumps(group))
         return _Piece(group, task.remote(*given), deaths)
@@ -292,8 +289,9 @@ def _outcome(task: Any) -> Outcome:
 
 
 def _cancel(pieces: Iterable[_Piece]) -> None:
+    """End pieces in flight, unless leaving the cluster has."""
     for piece in pieces:
-        if piece.outcome is None:
+        if piece.outcome is None and _ray().is_initialized():
             _ray().cancel(piece.task, force=True)
 
 
@@ -327,6 +325,12 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@functools.cache
+def _task() -> Any:
+    """Return what Ray runs: one function for all pieces, so that workers go on from one to next."""
+    return _ray().remote(_work)
 
 
 def _ray() -> Any:

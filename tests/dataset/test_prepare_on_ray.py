@@ -240,3 +240,17 @@ def test_three_thousand_tiny_studies(two_nodes, tmp_path, rng):
         ray=two_nodes,
     )
     assert contents(two.path) == contents(one.path)
+
+
+@pytest.mark.slow
+def test_a_cluster_for_one_command(tmp_path):
+    """It ends with the command, which prints what it prints without."""
+    printed = {}
+    for name, options in {"one": ["--workers", "1"], "local": ["--ray", "local"]}.items():
+        command = [sys.executable, "-m", "medseq_tf", "prepare", "demo", "--patients", "20"]
+        command += ["--size", "16", "--out", str(tmp_path / name), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        printed[name] = done.stdout.replace(str(tmp_path / name), "OUT")
+    assert printed["local"] == printed["one"]
+    assert contents(tmp_path / "local") == contents(tmp_path / "one")

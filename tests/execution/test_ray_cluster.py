@@ -138,6 +138,14 @@ def test_few_items_are_read_ahead(executor):
     assert len(read) < 100
 
 
+def test_a_map_that_outlives_its_executor_ends_quietly(two_nodes, executor):
+    results = executor.map(sleep_for, [0.0, 5.0], lost, name="test")
+    assert next(results) == 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.is_initialized", lambda: False)
+        results.close()
+
+
 def test_what_is_raised_is_raised_here_at_its_turn(executor, capfd):
     results = executor.map(refuse, ["patient Smith"], lost, name="test")
     with pytest.raises(InputError, match=r"^patient Smith is refused$"):
