@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import resource
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from matplotlib.figure import Figure
 from ray_nodes import two_nodes  # noqa: F401
 from stores import s3, s3_address  # noqa: F401
 
@@ -17,6 +22,49 @@ settings.register_profile(
     "medseq_tf", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("medseq_tf")
+
+
+def pytest_collection_finish(session):
+    """Keep the many objects of imported modules out of every later collection."""
+    gc.collect()
+    gc.freeze()
+
+
+GROWN = 64
+"""MiB by which a process has grown when the models that refer to themselves are let go."""
+_peaks = [0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """Let models go that refer to themselves: what TensorFlow keeps for them is large."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    if peak > _peaks[-1] + GROWN:
+        gc.collect()
+        _peaks.append(peak)
+
+
+BLANK = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'
+DRAWN = ("reporting", "test_end_to_end.py")
+"""Where pages are drawn whole."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Leave the curves of a page blank where no test looks at them: every training writes one."""
+    if set(DRAWN) & set(item.path.parts):
+        return (yield)
+    draw = Figure.savefig
+
+    def leave_blank(figure, file, *, format=None, **settings):
+        if format == "svg":
+            file.write(BLANK)
+        else:
+            draw(figure, file, format=format, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", leave_blank)
+        return (yield)
 
 
 @pytest.fixture
@@ -56,14 +104,31 @@ def no_server(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def automatic(demo_data, tmp_path_factory):
     """A finished automatic run of one label, whose members read slices in different ways."""
-    from automatic_run import automatic_run
-
-    return automatic_run(demo_data, tmp_path_factory.mktemp("automatic") / "auto")
+    return _automatic(demo_data, tmp_path_factory, "automatic")
 
 
 @pytest.fixture(scope="session")
 def automatic_classes(class_data, tmp_path_factory):
     """The same of three classes."""
+    return _automatic(class_data, tmp_path_factory, "automatic_classes")
+
+
+def _automatic(data, tmp_path_factory, name):
+    """Return an automatic run that one worker process trains, and each has a copy of."""
     from automatic_run import automatic_run
 
-    return automatic_run(class_data, tmp_path_factory.mktemp("automatic") / "auto")
+    from medseq_tf.runs.run import Run
+
+    folder = tmp_path_factory.mktemp(name) / "auto"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return automatic_run(data, folder)
+    shared = tmp_path_factory.getbasetemp().parent / name
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shared.exists():
+            shutil.copytree(shared, folder)
+            return Run.open(folder)
+        run = automatic_run(data, folder)
+        shutil.copytree(folder, shared.with_suffix(".part"))
+        shared.with_suffix(".part").rename(shared)
+        return run

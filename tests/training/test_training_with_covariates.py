@@ -52,9 +52,9 @@ def only_age_tells(demo_data):
 @pytest.mark.parametrize("names", ["[]", "[age]"])
 def test_what_age_alone_tells_is_learned_with_it_and_not_without(demo_data, tmp_path, names):
     settings = ("fit.epochs=15", "optimizer.learning_rate=0.03", "model.head.units=[]")
-    settings += ("sequence.length=2", "augment.gaussian_noise=null", "model.aggregator.layers=1")
-    prepared = only_age_tells(demo_data)
-    run = run_small(prepared, tmp_path / "run", *settings, f"model.covariates={names}", folds=2)
+    settings += ("sequence.length=2", "augment.gaussian_noise=null", "split.test=0.5")
+    settings += ("model.aggregator={name: mean}", f"model.covariates={names}")
+    run = run_small(only_age_tells(demo_data), tmp_path / "run", *settings)
     table = run.metrics.set_index(["split", "metric"])
     auroc = table.loc[("test", "auroc"), "value"]
     assert auroc > 0.95 if names == "[age]" else auroc < 0.8
@@ -70,7 +70,7 @@ def test_constants_are_those_of_training_studies_alone(told, trained, tmp_path):
     others = ~wild["study_id"].isin(trained.splits["train"])
     wild.loc[others, "covariate.age"] = 1e6
     prepared = dataclasses.replace(told, studies=wild)
-    again = run_small(prepared, tmp_path / "run", BOTH).model().covariates
+    again = run_small(prepared, tmp_path / "run", BOTH, "fit.epochs=1").model().covariates
     np.testing.assert_array_equal(again.mean, layer.mean)
     np.testing.assert_array_equal(again.deviation, layer.deviation)
 
