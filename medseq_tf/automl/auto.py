@@ -31,7 +31,7 @@ from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, note
 from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.execution.executor import Executor, LocalExecutor
 from medseq_tf.execution.hosts import require_one_host
@@ -44,16 +44,18 @@ from medseq_tf.training.linear_head import study_vectors
 from medseq_tf.training.one_run import Options, class_params, tracked
 
 MINUTES = 60.0
-END_SHARE = 0.05
-"""Of the minutes, kept for what ends the run: the choice, the members and the report."""
+SEED = 0
+END_SHARE, END_SECONDS, MOST_END_SHARE = 0.05, 20.0, 0.3
+"""Of the minutes, kept for what ends the run: the choice, the members and the report; at least so
+many seconds, of few minutes not above the last."""
 
 
 def auto(
     data: str | os.PathLike | Prepared,
     out: str | os.PathLike | None = None,
-    minutes: float = MINUTES,
+    minutes: float | None = None,
     plan: str | os.PathLike | Plan | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     folds: int | None = None,
     repeats: int | None = None,
     resume: bool = False,
@@ -69,16 +71,16 @@ def auto(
     The plan says which candidates are tried; it is made from the data set's fingerprint, without a
     look at any outcome, and may be edited. Each candidate predicts every patient by models that
     were not trained on him. The figure of the run is that of the whole procedure, its choice among
-    candidates included. No outcome decides what is computed: time alone does, and of networks only.
+    candidates included. No outcome decides what is computed: time alone does.
 
     Args:
         data: the folder of a prepared data set.
         out: the run's new folder; default `runs/auto`.
-        minutes: that the whole command may take, over all its resumptions. Linear candidates are
-          fitted in any case.
+        minutes: that the whole command may take, over all its resumptions; default: 60. Linear
+          candidates are fitted in any case, in one repeat of the folds at least.
         plan: a YAML file, such as `--plan-only` writes, in place of the plan that would be made;
-          then `minutes`, `seed`, `folds` and `repeats` are the plan's.
-        seed: of the folds and the candidates.
+          then `minutes`, `seed`, `folds` and `repeats` are the plan's, and others are refused.
+        seed: of the folds and the candidates; default: 0.
         folds: default: 5, or 4 where the rarest class has fewer than 25 patients.
         repeats: of the folds; default: 5, or 1 where sites are kept whole.
         resume: go on with an interrupted run in `out`, to the same result.
@@ -113,9 +115,12 @@ def auto(
     if begun and _is_whole(kept.run, deploy_anyway):
         return Run.open(folder)
     prepared.verify()
+    to_know: list[str] = []
     for candidate in made.candidates:
-        check_requirements(candidate.experiment(), prepared)
+        to_know += check_requirements(candidate.experiment(), prepared)
         check_weights(candidate)
+    for words in dict.fromkeys(to_know):
+        note(words)
     fold_of = made.fold_of(prepared)
     uses_features = any(c.experiment().uses_features for c in made.candidates)
     options = Options(
@@ -127,7 +132,7 @@ def auto(
         if not begun:
             kept.begin(made, prepared, fold_of)
         budget = Budget(made.minutes, kept.auto["seconds"])
-        budget.reserve = 60 * made.minutes * END_SHARE
+        budget.reserve = _reserve(made.minutes)
         with tracked(folder, options) as tracker, _noting_time(kept, budget):
             executor = LocalExecutor(workers) if (workers or 1) > 1 else None
             work = _Work(made, prepared, fold_of, kept, budget, tracker, options, executor)
@@ -138,22 +143,27 @@ def auto(
     return Run.open(folder)
 
 
+def _reserve(minutes: float) -> float:
+    """Return how many seconds are kept for what ends the run."""
+    return 60 * minutes * max(END_SHARE, min(END_SECONDS / (60 * minutes), MOST_END_SHARE))
+
+
 def _plan(
     given: str | os.PathLike | Plan | None,
     folder: Path,
     prepared: Prepared,
     resume: bool,
-    asked: dict[str, float | int | None],
+    asked: dict[str, Any],
 ) -> Plan:
     """Return the plan that is given, that of the run to resume, or a new one."""
     if given is None and resume and (folder / PLAN).is_file():
         given = folder / PLAN
     if given is None:
-        return make_plan(prepared, **asked)  # type: ignore[arg-type]
+        given_ones = {name: value for name, value in asked.items() if value is not None}
+        return make_plan(prepared, **{"minutes": MINUTES, "seed": SEED, **given_ones})
     plan = given if isinstance(given, Plan) else load_plan(given)
-    defaults = {"minutes": MINUTES, "seed": 0, "folds": None, "repeats": None}
     for name, value in asked.items():
-        if value != defaults[name] and value != getattr(plan, name):
+        if value is not None and value != getattr(plan, name):
             raise InputError(
                 f"{name} = {value}: the plan {'' if isinstance(given, Plan) else f'{given} '}has "
                 f"{getattr(plan, name)}; leave it out, or change the plan"
@@ -219,16 +229,19 @@ class _Work:
         for number, candidate in enumerate([*linear, *networks], start=1):
             with self._step(f"{number}/{len(self.plan.candidates)} {candidate.name}"):
                 if candidate.kind == "linear":
-                    found.add(candidate.name, self._linear(candidate))
+                    found.add(candidate.name, self._linear(candidate, len(linear) - number + 1))
                 else:
                     found.add(candidate.name, *self._network(candidate, 1, networks))
+            if number == len(linear):
+                found.keep_common()
         self._further_repeats(found, networks)
         return found
 
     def _further_repeats(self, found: Candidates, networks: Sequence[Candidate]) -> None:
         """Add repeats of all networks together, while time is left for them."""
         part = [candidate for candidate in networks if candidate.name in found.predictions[0]]
-        for repeats in range(2, min((c.repeats for c in part), default=0) + 1):
+        most = min((candidate.repeats for candidate in part), default=0)
+        for repeats in range(2, min(most, found.repeats) + 1):
             asked = {c.name: self.kept.auto["rounds"][c.name]["asked"] for c in part}
             to_come = [c for c in part if asked[c.name] < repeats]
             seconds = sum(total_seconds(self.kept.place(c.name)) for c in part) / (repeats - 1)
@@ -254,21 +267,35 @@ class _Work:
         )
         gc.collect()
 
-    def _linear(self, candidate: Candidate) -> list[CandidatePredictions]:
-        """Return a linear candidate's predictions in all repeats."""
-        kept = [self.kept.predictions(candidate.name, r) for r in range(self.plan.repeats)]
+    def _linear(self, candidate: Candidate, candidates: int) -> list[CandidatePredictions]:
+        """Return a linear candidate's predictions: of the first repeat, and of others in time.
+
+        Time is shared among the linear candidates that are to come, this one among them.
+        """
+        decided: dict[str, int] = self.kept.auto.get("linear", {})
+        repeats = decided.get(candidate.name, self.plan.repeats)
+        kept = [self.kept.predictions(candidate.name, repeat) for repeat in range(repeats)]
         to_come = [repeat for repeat, one in enumerate(kept) if one is None]
         if to_come:
+            ends = time.monotonic() + self.budget.left / candidates
             recipe, place = candidate.experiment(), self.kept.place(candidate.name)
             with self._child(candidate):
                 vectors, folds = self._vectors(recipe), self.fold_of[to_come]
-                found = linear_predictions(
-                    recipe, self.prepared, folds, vectors, self.executor, place
-                )
-                for repeat, one in zip(to_come, found, strict=True):
-                    self.kept.keep(candidate.name, repeat, one)
-                    kept[repeat] = one
-        return [one for one in kept if one is not None]
+                began = time.monotonic()
+                with contextlib.closing(
+                    linear_predictions(
+                        recipe, self.prepared, folds, vectors, self.executor, place
+                    )
+                ) as found:
+                    for done, (repeat, one) in enumerate(zip(to_come, found, strict=True), 1):
+                        self.kept.keep(candidate.name, repeat, one)
+                        kept[repeat] = one
+                        now = time.monotonic()
+                        if now + SPARE * (now - began) / done > ends:
+                            break
+        predictions = [one for one in kept if one is not None]
+        self.kept.note(linear={**decided, candidate.name: len(predictions)})
+        return predictions
 
     def _vectors(self, recipe: Experiment) -> np.ndarray:
         """Return `study_vectors` of all studies; NaN of those that take no part."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ def linear_predictions(
     vectors: np.ndarray,
     executor: Executor | None = None,
     folder: Path = Path(),
-) -> Iterator[CandidatePredictions]:
+) -> Generator[CandidatePredictions, None, None]:
     """Yield a linear recipe's inner and outer predictions, repeat by repeat.
 
     Each fold is left out by itself, for the outer predictions of its studies, and with each other

@@ -40,6 +40,20 @@ class Candidates:
         self.notes |= {name: note} if note else {}
 
     @property
+    def repeats(self) -> int:
+        """In how many repeats, from the first, some candidate predicts."""
+        return sum(map(bool, self.predictions))
+
+    def keep_common(self) -> None:
+        """Forget the repeats that not all of the candidates have, and say how many are left."""
+        names = set().union(*self.predictions)
+        self.predictions = [own if own.keys() == names else {} for own in self.predictions]
+        if self.repeats < len(self.predictions):
+            self.notes["linear candidates"] = (
+                f"there was time for {self.repeats} of {len(self.predictions)} repeats of the folds"
+            )
+
+    @property
     def part(self) -> np.ndarray:
         """Which studies take part and are read by every linear candidate, (studies,) bool."""
         part = self.fold_of[0] >= 0

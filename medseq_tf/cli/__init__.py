@@ -41,6 +41,14 @@ def cli() -> None:
 cli.add_command(prepare)
 
 
+def _say_where_mlflow_is(info: dict[str, Any], track: bool, title: str = "MLflow:") -> None:
+    """Say where what was logged is to be seen, and how, if anything was."""
+    if track and info["mlflow_run_id"]:
+        from medseq_tf.runs.mlflow_store import public_uri
+
+        say(f"{title} {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+
+
 # ----------------------------------------------------------------------------- train, evaluate
 
 
@@ -98,7 +106,6 @@ def train(**arguments: Any) -> None:
         folds_text,
         metrics_text,
     )
-    from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.training.train import train as run
 
     done = run(**arguments)
@@ -114,8 +121,7 @@ def train(**arguments: Any) -> None:
     say(f"report: {done.path / 'report.html'}")
     for note in done.notes:
         say(f"note:   {note}")
-    if arguments["track"] and done.info["mlflow_run_id"]:
-        say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+    _say_where_mlflow_is(done.info, arguments["track"])
 
 
 @cli.command()
@@ -168,7 +174,6 @@ def tune(**arguments: Any) -> None:
 
     Space.load(arguments["space"], arguments["overrides"])  # its errors come at once
     import_tensorflow_quietly()
-    from medseq_tf.runs.mlflow_store import public_uri
     from medseq_tf.tuning.tune import tune as run
 
     search = run(**arguments)
@@ -176,16 +181,13 @@ def tune(**arguments: Any) -> None:
     say(f"best recipe: {search.path / 'best.yaml'}")
     if search.champion is not None:
         say(f"its run:     {search.champion.path}")
-    if arguments["track"] and search.info["mlflow_run_id"]:
-        say(f"MLflow:      {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+    _say_where_mlflow_is(search.info, arguments["track"], "MLflow:     ")
 
 
 @cli.command()
 @click.argument("data", type=FOLDER)
 @click.option("--out", type=FOLDER, help="The run's new folder; default: runs/auto.")
-@click.option(
-    "--minutes", type=float, default=60.0, show_default=True, help="Of it all; linear ones finish."
-)
+@click.option("--minutes", type=float, help="Of it all; default: 60. Linear ones finish.")
 @click.option("--plan", type=FOLDER, metavar="FILE.yaml", help="A plan to run, perhaps edited.")
 @click.option("--plan-only", is_flag=True, help="Print the plan, write OUT/plan.yaml, and stop.")
 @click.option(
@@ -195,7 +197,7 @@ def tune(**arguments: Any) -> None:
     help="Default: 5, or 4 where the rarest class has fewer than 25 patients.",
 )
 @click.option("--repeats", type=click.IntRange(1), help="Of the folds; default: 5.")
-@click.option("--seed", default=0, show_default=True, help="Of the folds and the candidates.")
+@click.option("--seed", type=int, help="Of the folds and the candidates; default: 0.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option(
     "--deploy-anyway",
@@ -223,7 +225,6 @@ def auto(**arguments: Any) -> None:
     import_tensorflow_quietly()
     from medseq_tf.automl.auto import auto as run
     from medseq_tf.evaluation.results_text import headline_text
-    from medseq_tf.runs.mlflow_store import public_uri
 
     done = run(**arguments)
     if done is None:
@@ -232,8 +233,7 @@ def auto(**arguments: Any) -> None:
     say(done.info["auto"]["sentence"])
     say(f"run:    {done.path}")
     say(f"report: {done.path / 'report.html'}")
-    if arguments["track"] and done.info["mlflow_run_id"]:
-        say(f"MLflow: {public_uri()}  (mlflow ui --backend-store-uri {public_uri()})")
+    _say_where_mlflow_is(done.info, arguments["track"])
 
 
 @cli.command()

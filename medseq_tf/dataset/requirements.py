@@ -10,15 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.errors import InputError, note, printable
+from medseq_tf.errors import InputError, printable
 from medseq_tf.readers.orientation import PLANES
 from medseq_tf.recipe import Experiment
 
 CUT_ALONG_AN_AXIS = ("volumes", "atlas")
 
 
-def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
-    """Raise an InputError that says what a recipe needs and what to prepare again with."""
+def check_requirements(recipe: Experiment, prepared: Prepared) -> list[str]:
+    """Return what a user should know of a recipe on a data set, a line each.
+
+    Raises:
+        InputError: the data set lacks what the recipe needs; it says what to prepare again with.
+    """
     needs = recipe.requires
     stored = reading(prepared.info)
     wrong, options, unknown = [], [], []
@@ -46,16 +50,18 @@ def check_requirements(recipe: Experiment, prepared: Prepared) -> None:
         if not (lacks_masks and recipe.segments):  # from which alone a segmenter learns
             again += " (--set requires=null trains all the same)"
         raise InputError(f"{prepared.path}: {recipe.name} needs {', '.join(wrong)}{again}")
+    notes = []
     if stored["size"] < recipe.input.size:
-        note(
+        notes.append(
             f"{prepared.path}: its slices of {stored['size']} pixels are enlarged to the recipe's "
             f"{recipe.input.size}; prepare with --size {recipe.input.size} keeps more of them"
         )
     if unknown:
-        note(
+        notes.append(
             f"{prepared.path}: {recipe.name} needs {', '.join(unknown)}, and the data set does not "
             "say what it has"
         )
+    return notes
 
 
 def reading(info: dict[str, Any]) -> dict[str, Any]:

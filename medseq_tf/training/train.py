@@ -15,7 +15,7 @@ from medseq_tf import __version__
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, note
 from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.execution.hosts import host_of_environment
 from medseq_tf.files import destination
@@ -153,7 +153,9 @@ def _train(request: Request, options: Options, features: str | os.PathLike | Non
         return Run(folder)
     prepared.verify()
     if not earlier:
-        check_requirements(recipe, prepared)
+        for words in check_requirements(recipe, prepared):
+            if verbose:
+                note(words)
     store = SliceStore(prepared, recipe)
     run_splits = _splits(request, distribution)
     if recipe.uses_features:

@@ -21,7 +21,7 @@ from medseq_tf.dataset import selection
 from medseq_tf.dataset.covariate_values import check_covariates
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, note
 from medseq_tf.evaluation import scoring
 from medseq_tf.execution.hosts import require_one_host
 from medseq_tf.files import destination, write_json, write_text
@@ -129,7 +129,8 @@ def tune(
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / f"{space.name}-search")
     features = None if features is None else str(Path(features).resolve())
-    check_requirements(space.base, prepared)
+    for words in check_requirements(space.base, prepared):
+        note(words)
     recipes.check_meaning("objective.metric", space.objective.metric, prepared.outputs)
     recipes.check_meaning("fit.monitor", space.base.fit.monitor, prepared.outputs)
     check_covariates(prepared, _covariates(space))

@@ -184,11 +184,29 @@ def test_another_plan_other_data_or_other_numbers_do_not_go_on(
         quiet(class_data, run.path, None, resume=True)
     with pytest.raises(InputError, match=r"seed = 3: the plan .* has 0"):
         quiet(demo_data, run.path, None, seed=3, resume=True)
+    with pytest.raises(InputError, match=r"minutes = 60: the plan has 3.0"):
+        quiet(demo_data, run.path, plan.model_copy(update={"minutes": 3.0}), minutes=60)
     with pytest.raises(InputError, match="--resume"):
         quiet(demo_data, run.path, plan)
     (tmp_path / "mine.txt").touch()
     with pytest.raises(InputError, match="in use"):
         quiet(demo_data, tmp_path, plan)
+
+
+def test_without_time_linear_candidates_have_one_repeat_and_it_is_said(
+    run, plan, demo_data, tmp_path
+):
+    made = quiet(demo_data, tmp_path / "run", plan.model_copy(update={"minutes": 1e-6}))
+    assert made.repeats == 1
+    assert "there was time for 1 of 2 repeats of the folds" in made.notes
+    both = [pd.read_parquet(one.path / "candidates.parquet") for one in (made, run)]
+    first = both[1].query("repeat == 1").reset_index(drop=True)
+    pd.testing.assert_frame_equal(both[0], first)
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(60, 180), (4, 20), (1, 18), (0.1, 1.8)])
+def test_time_is_kept_for_the_end(minutes, seconds):
+    assert command._reserve(minutes) == pytest.approx(seconds)
 
 
 class Killed(BaseException):
@@ -300,7 +318,7 @@ def test_where_nothing_beats_chance_nothing_is_deployed_unless_asked(demo_data, 
     assert made.info["members"] == made.members == []
     assert made.info["auto"]["choice"]["weights"] == {}
     sentence = made.info["auto"]["sentence"]
-    assert any(note.endswith("at a time; none is exported") for note in made.notes)
+    assert any(note.endswith("chosen without them; none is exported") for note in made.notes)
     assert sentence.startswith("nothing beats chance: AUROC 0.")
     assert "confounding" not in sentence
     low, high = made.metrics.set_index("metric").loc["auroc", ["low", "high"]]
