@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.dataset.stratification import owners
 from medseq_tf.errors import InputError
 from medseq_tf.execution.executor import Executor
 from medseq_tf.execution.work import require_seen
@@ -55,7 +56,7 @@ def linear_predictions(
     fits = _Fits(
         vectors,
         prepared.labels,
-        prepared.studies["patient_id"].to_numpy(str),
+        owners(prepared.studies, recipe.split.by).astype(str),
         fold_of,
         _Settings(prepared.outputs, recipe.fit.strength, recipe.loss.weights, recipe.seed),
     )
@@ -106,7 +107,7 @@ class _Fits:
 
     vectors: np.ndarray
     labels: np.ndarray
-    patients: np.ndarray
+    owners: np.ndarray
     fold_of: np.ndarray
     settings: _Settings
 
@@ -132,7 +133,7 @@ class _Fits:
                 filled(self.vectors[0], rows)[rows],
                 self.labels[rows],
                 outputs,
-                self.patients[rows],
+                self.owners[rows],
                 *self.settings[1:],
             )
             filled_in = [filled(one, rows) for one in self.vectors]

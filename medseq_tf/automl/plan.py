@@ -227,9 +227,7 @@ def make_plan(
         minutes=minutes,
         conclude=conclude,
         candidates=[
-            candidate.model_copy(update={"repeats": repeats})
-            if candidate.kind == "network" and cohort.patients < ONE_DIVISION_FROM
-            else candidate
+            _planned(candidate, cohort, repeats, by)
             for candidate in candidates_for(cohort, seed, minutes, not missing)
         ],
         notes=notes,
@@ -237,6 +235,17 @@ def make_plan(
     )
     plan.fold_of(prepared)  # its errors come at once
     return plan
+
+
+def _planned(candidate: Candidate, cohort: Fingerprint, repeats: int, by: str) -> Candidate:
+    """Return a candidate with what the plan's folds ask of it."""
+    if candidate.kind == "network":
+        of_all = cohort.patients < ONE_DIVISION_FROM
+        return candidate.model_copy(update={"repeats": repeats}) if of_all else candidate
+    if by == "site":  # as the folds are, so those that choose the strength
+        overrides = {**candidate.overrides, "split.by": by}
+        return candidate.model_copy(update={"overrides": overrides})
+    return candidate
 
 
 def check_weights(candidate: Candidate) -> None:

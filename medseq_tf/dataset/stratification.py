@@ -324,6 +324,17 @@ def patient_groups(studies: pd.DataFrame, by: str = "patient") -> list[list[int]
     return list(groups.values())
 
 
+def owners(studies: pd.DataFrame, by: str = "patient") -> np.ndarray:
+    """Return whom each study is kept together with: the patient, or the first of those linked.
+
+    Who is linked is as for `patient_groups`.
+    """
+    names = studies["patient_id"].to_numpy(dtype=object, copy=True)
+    for group in patient_groups(studies, by):
+        names[group] = min(names[group])
+    return names
+
+
 def _check_enough(
     groups: _Groups, shares: dict[str, float], what: str, is_strict: bool, by: str
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from medseq_tf import recipe as recipes
+from medseq_tf.dataset.stratification import owners
 from medseq_tf.evaluation.inference import model_vectors
 from medseq_tf.models import Head, losses
 from medseq_tf.training.fitting import Fitting, epoch_metrics, interrupts
@@ -40,7 +41,7 @@ class LinearFitting(Fitting):
             vectors,
             labels,
             outputs,
-            prepared.studies["patient_id"].to_numpy()[rows],
+            owners(prepared.studies.iloc[rows], self.recipe.split.by),
             self.recipe.fit.strength,
             self.recipe.loss.weights,
             self.recipe.seed,

@@ -131,7 +131,7 @@ def fit_linear(
     vectors: np.ndarray,
     labels: np.ndarray,
     outputs: str,
-    patients: Sequence[str] | np.ndarray,
+    owners: Sequence[str] | np.ndarray,
     strength: Literal["auto"] | float = "auto",
     weights: str | list[float] = "none",
     seed: int = 0,
@@ -142,9 +142,9 @@ def fit_linear(
     softmax, two classes as one label.
 
     `auto` is the strength of a fixed grid with the least log loss of the studies that are left out,
-    with all of their patient's, in five stratified folds, and of a prior (`PENALTIES`); the vectors
-    are standardised once for all folds. Who is the only patient of a class is never left out.
-    Unless two classes have two patients, the strength is 3.2 over the number of features that vary.
+    with all of their owner's, in five stratified folds, and of a prior (`PENALTIES`); the vectors
+    are standardised once for all folds. Who is the only owner of a class is never left out.
+    Unless two classes have two owners, the strength is 3.2 over the number of features that vary.
 
     Where nothing is known of a class, or of one side of a label, it gets the probability that half
     a study would give it, whatever the vector.
@@ -153,12 +153,12 @@ def fit_linear(
         vectors: `(studies, features)`.
         labels: `(studies, outputs)`, 1 and 0, NaN where unknown; of classes one-hot.
         outputs: `labels`, or `classes` or `ordered`, whose order is not read.
-        patients: `(studies,)`, the patient of each.
+        owners: `(studies,)`, the patient of each, or whatever else is to be left out as a whole.
         strength: C, or `auto`.
         weights: as `recipe.Loss.weights`.
         seed: decides who is left out together.
     """
-    task = _Task(_Axes(vectors), np.asarray(patients), strength, seed)
+    task = _Task(_Axes(vectors), np.asarray(owners), strength, seed)
     labels = np.asarray(labels, np.float64)
     if outputs == LABELS:
         each = zip(labels.T, *label_weights(labels, weights), strict=True)
@@ -216,7 +216,7 @@ class _Task(NamedTuple):
     """What is to be fitted, but for labels or classes: see `fit_linear`."""
 
     axes: _Axes
-    patients: np.ndarray
+    owners: np.ndarray
     strength: Literal["auto"] | float
     seed: int
 
@@ -275,7 +275,7 @@ class _Task(NamedTuple):
             kind: `(studies,)`, the number of the class or the label's side; -1 where unknown.
         """
         strength = self._scaled(DEFAULT_STRENGTH)
-        folds = _inner_folds(kind, self.patients, self.seed)
+        folds = _inner_folds(kind, self.owners, self.seed)
         if self.strength == "auto" and folds is not None:
             strength = self._choose(targets, weights, folds)
         start = np.zeros((len(self.axes.sizes) + 1, 1, targets.shape[1]))
@@ -297,23 +297,39 @@ class _Task(NamedTuple):
         return self._scaled(STRENGTHS[np.argmin(losses + PENALTIES)])
 
 
-def _inner_folds(kind: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray | None:
+def _inner_folds(kind: np.ndarray, owners: np.ndarray, seed: int) -> np.ndarray | None:
     """Return in which fold each study is left out, -1: in none; None where that tells nothing.
 
-    Patients are dealt out at random, kind by kind; a patient of several kinds is of the highest.
+    Owners are dealt out at random, kind by kind; one of several kinds is of the highest. Where that
+    makes nearly all of one kind, as it does of sites, they are dealt out without regard to it.
     """
-    names, number = np.unique(patients, return_inverse=True)
-    of_patient = np.full(len(names), -1)
-    np.maximum.at(of_patient, number, kind)
-    counts = np.bincount(of_patient[of_patient >= 0])
-    if (counts >= 2).sum() < 2:
-        return None
+    names, number = np.unique(owners, return_inverse=True)
+    of_owner = np.full(len(names), -1)
+    np.maximum.at(of_owner, number, kind)
+    counts = np.bincount(of_owner[of_owner >= 0])
     order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(of_patient[order], kind="stable")]
-    order = order[(of_patient[order] >= 0) & (counts[of_patient[order]] >= 2)]
     fold = np.full(len(names), -1)
+    if (counts >= 2).sum() < 2:
+        order = order[of_owner[order] >= 0]
+        fold[order] = np.arange(len(order)) % INNER_FOLDS
+        return _without_the_last_of_a_kind(fold[number], kind)
+    order = order[np.argsort(of_owner[order], kind="stable")]
+    order = order[(of_owner[order] >= 0) & (counts[of_owner[order]] >= 2)]
     fold[order] = np.arange(len(order)) % INNER_FOLDS
     return fold[number]
+
+
+def _without_the_last_of_a_kind(fold: np.ndarray, kind: np.ndarray) -> np.ndarray | None:
+    """Return folds `(studies,)` without those that hold all of a kind; None if too few are left.
+
+    What is left out in the others has to be of two kinds at least.
+    """
+    kinds = np.unique(kind[kind >= 0])
+    for number in range(INNER_FOLDS):
+        if not np.isin(kinds, kind[fold != number]).all():
+            fold = np.where(fold == number, -1, fold)
+    left_out = kind[(fold >= 0) & (kind >= 0)]
+    return fold if len(np.unique(left_out)) > 1 else None
 
 
 def _scores(values: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import applications
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.export import export
+from medseq_tf.training import linear_fitting
 from medseq_tf.training.linear_head import fit_linear, study_vectors
 from medseq_tf.training.train import train
 
@@ -294,6 +295,25 @@ def test_the_importance_of_slices_is_that_of_the_definition(demo_data, tmp_path)
     expected = np.where(subsets, 1.0, -1.0).T @ worth / 16
     found = explanation.slices["importance"].dropna()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_whoever_shares_a_slice_is_left_out_together(demo_data, tmp_path, monkeypatch):
+    prepared, seen = Prepared.load(demo_data), []
+    studies = prepared.studies.copy()
+    hashes = [["same"] if number < 3 else [str(number)] for number in range(len(studies))]
+    studies["slice_hashes"] = hashes
+    patients = studies["patient_id"].tolist()
+
+    def fit(vectors, labels, outputs, owners, *settings):
+        seen.append(list(owners))
+        return fit_linear(vectors, labels, outputs, owners, *settings)
+
+    monkeypatch.setattr(linear_fitting, "fit_linear", fit)
+    nobody = np.empty(0, np.int64)
+    everyone = {"train": np.arange(len(studies)), "validation": nobody, "test": nobody}
+    linked = dataclasses.replace(prepared, studies=studies)
+    solved(linked, tmp_path / "run", splits=everyone)
+    assert seen == [3 * [min(patients[:3])] + patients[3:]]
 
 
 def test_it_is_served_as_it_is(finished, tmp_path):

@@ -176,6 +176,20 @@ def test_the_only_patient_of_a_class_is_never_left_out(rng):
     assert np.isclose(fit.strength[0] * 200, STRENGTHS).any()
 
 
+def test_sites_of_all_classes_are_left_out_whole(rng):
+    sites, kind = np.repeat(["a", "b", "c", "d", "e", "f", "g"], 10), rng.integers(0, 2, 70)
+    kind[:10], kind[10:20] = 0, -1
+    folds = linear_head._inner_folds(kind, sites, seed=0)
+    assert all(len(set(folds[sites == site])) == 1 for site in sites)
+    assert (folds[10:20] == -1).all(), "nothing is known of the site"
+    assert set(folds) == {-1, 0, 1, 2, 3, 4}
+    only_here = np.where(sites == "c", 2, kind)
+    folds = linear_head._inner_folds(only_here, sites, seed=0)
+    assert set(folds[sites == "c"]) == {-1}, "nobody else is of the class"
+    assert linear_head._inner_folds(kind[20:40], sites[20:40], seed=0) is not None
+    assert linear_head._inner_folds(kind[20:30], sites[20:30], seed=0) is None
+
+
 @pytest.mark.parametrize("kind", [[0, 1], [0, 0, 0, 0, 1], [0, 1, 2]])
 def test_too_few_patients_give_the_default_strength(rng, kind):
     vectors, _ = cohort(rng, studies=len(kind), classes=3)
