@@ -99,18 +99,12 @@ def procedure(
         name: np.concatenate([predictions[repeat][name].outer for repeat in counting])
         for name in admitted
     }
-    final, linear = (
-        choose(
-            observed.truth,
-            stacked,
-            allowed,
-            outputs,
-            observed.patients,
-            observed.folds,
-            observed.repeats,
-        )
-        for allowed in (candidates, [one for one in candidates if one.kind == "linear"])
+    whole = (outputs, observed.patients, observed.folds, observed.repeats)
+    final = linear = choose(
+        observed.truth, stacked, [one for one in candidates if one.kind == "linear"], *whole
     )
+    if any(one.kind != "linear" and one.name in admitted for one in candidates):
+        final = choose(observed.truth, stacked, candidates, *whole)
     if not auroc.low > CHANCE:
         words = with_interval(auroc.value, auroc.low, auroc.high)
         final = final._replace(weights={}, reason=f"nothing beats chance: AUROC {words}")

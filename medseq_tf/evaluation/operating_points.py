@@ -44,7 +44,8 @@ class OperatingPoint:
         chosen_on: in words; empty where nothing could choose, and the threshold is 0.5.
         positives: number of patients with a positive study behind it.
         negatives: number of patients with a negative study behind it.
-        models: how many models' mean was measured at a time, where folds chose it.
+        models: how many models' mean was measured at a time, where folds chose it; 0: what an
+            automatic choice predicted, fold by fold.
         members: how many models' mean the run exports; 0: nothing.
         sensitivity: value, low, high (95%, nan where the recipe was chosen on these patients), with
             each fold left out of the choice; None of a single split, which its test studies
@@ -165,7 +166,7 @@ def of_folds(
             threshold,
             "" if note else _by(rule, HELD_OUT),
             *_patients(truth, table.loc[own, "patient"].to_numpy()),
-            models=int(predictions["repeat"].nunique()),
+            models=int(predictions["repeat"].nunique()) if exported is None else 0,
             members=int(predictions["fold"].nunique()) if exported is None else exported,
             note=note,
         )
@@ -253,10 +254,14 @@ def measured(point: Mapping[str, Any]) -> str:
         for value, low, high in [point[name]]
         if value is not None
     )
-    one = "one model" if point["models"] == 1 else f"the mean of {point['models']} models"
-    members = point["members"]
-    found = f"{words}; with each fold left out of the choice: {rates}. That is of {one} at a time"
+    members, models = point["members"], point["models"]
+    one = "one model at a time" if models == 1 else f"the mean of {models} models at a time"
+    if not models:
+        one = "what is chosen without them"
+    found = f"{words}; with each fold left out of the choice: {rates}. That is of {one}"
     if not members:
         return f"{found}; none is exported"
+    if not models:
+        return f"{found}: what is exported, chosen with all patients, was not measured itself"
     exported = f"mean of all {members}" if members != 1 else "one that learned from all patients"
     return f"{found}: the {exported}, which is exported, was not measured itself"

@@ -145,18 +145,23 @@ def _instructions() -> list[str]:
 
 
 def _packages(found: Checkup) -> None:
-    from medseq_tf.runs.environment import installed_version, requirements
+    from medseq_tf.runs.environment import installed_version, missing_of_extras, requirements
 
     for requirement, extra in requirements():
         version = installed_version(requirement.name)
+        missing = missing_of_extras(requirement) if version else []
         if version is None:
             state = "not installed" if extra else "missing"
+        elif missing:
+            state = f"without {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
         elif requirement.specifier.contains(version, prereleases=True):
             state = "ok"
         else:
             state = "outside the tested range"
         purpose = f"[{extra}]" if extra else ""
-        package = Package(requirement.name, str(requirement.specifier), version, state, purpose)
+        name = requirement.name
+        name += f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+        package = Package(name, str(requirement.specifier), version, state, purpose)
         if extra in DEVELOPMENT:
             continue
         (found.optional if extra else found.needed).append(package)

@@ -156,6 +156,7 @@ def page(
         "limits_of_use": LIMITS_OF_USE,
         "images": images,
         "nothing_held_out": predictions.empty,
+        "fitted_on": _fitted_on(run),
         "versions": json.dumps(run.info, indent=1),
         "classes": classes,
         **_data(run, audit),
@@ -194,6 +195,13 @@ def page(
         drawings = [*evaluated, *drawings]
         context |= {"has_curves": bool(evaluated), "explained": explained}
     return render_html("report.html.j2", pictures=[*map(_drawn, drawings)], **context)
+
+
+def _fitted_on(run: Run) -> str:
+    """Say which predictions gave the temperatures that the report shows."""
+    if run.automatic:
+        return "held-out predictions"
+    return "each fold's validation" if run.cross_validated else "validation"
 
 
 def _trained_by_epoch(run: Run) -> list[Run]:

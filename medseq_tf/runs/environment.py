@@ -96,6 +96,22 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def missing_of_extras(requirement: Requirement) -> list[str]:
+    """Return the libraries that the extras of an installed requirement need and that are not here.
+
+    Of `tensorflow[and-cuda]` they are those of CUDA.
+    """
+    from packaging.requirements import Requirement
+
+    needed = map(Requirement, importlib.metadata.requires(requirement.name) or [])
+    return [
+        further.name
+        for further in needed
+        if _extra(further, requirement.extras) in requirement.extras
+        and installed_version(further.name) is None
+    ]
+
+
 def pinned_requirements() -> list[str]:
     """Return the libraries that this package needs, each in the version that is here.
 

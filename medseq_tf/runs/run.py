@@ -201,7 +201,7 @@ class Run:
             sound &= all(weight > 0 for weight in weights.values())
         except (TypeError, KeyError, ValueError):
             sound = False
-        if not sound or not all(map(_lies_below, weights)):
+        if not sound or not all(_lies_below(self.path, place) for place in weights):
             raise InputError(
                 f"{self.path / 'run.json'}: is damaged; its members should be runs below it with "
                 "weights that add up to 1"
@@ -276,8 +276,9 @@ class Run:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """The temperature of each label, fitted on validation; 1, or none, scales nothing.
+        """The temperature of each label; 1, or none, scales nothing.
 
+        It is fitted on validation, of folds on all held-out predictions.
         Classes have one for all, by the name of their column.
         """
         return self._json("metrics.json").get("temperatures", {})
@@ -384,10 +385,12 @@ class Run:
         return f"<h4>{title}</h4>{self.metrics.to_html(index=False)}"
 
 
-def _lies_below(place: str) -> bool:
-    """Whether a relative path names a folder inside the one that it starts from."""
+def _lies_below(root: Path, place: str) -> bool:
+    """Whether a path names a folder inside another, wherever links on the way lead."""
     folder = PurePosixPath(place)
-    return not folder.is_absolute() and bool(folder.parts) and ".." not in folder.parts
+    if folder.is_absolute() or not folder.parts or ".." in folder.parts:
+        return False
+    return (root / folder).resolve().is_relative_to(root.resolve())
 
 
 def _metrics_table(rows: list[dict[str, Any]], classes: Classes | None) -> pd.DataFrame:

@@ -45,8 +45,20 @@ def test_all_is_well_here(folders):
     assert not (folders / "features").exists()
     assert found.text().endswith("all that is needed is there")
     purposes = {package.purpose for package in found.optional}
-    assert purposes >= {"[gpu]", "[pretrained]", "network: keras_hub"}
+    assert purposes >= {"[gpu]", "[pretrained]", "[remote]", "network: keras_hub"}
     assert "[test]" not in purposes
+
+
+def test_a_gpu_is_of_no_use_without_the_libraries_of_cuda(monkeypatch):
+    def with_cuda(name):
+        return "12" if name.startswith("nvidia-") and has_cuda else version(name)
+
+    version = environment.installed_version
+    monkeypatch.setattr(environment, "installed_version", with_cuda)
+    for has_cuda in (False, True):
+        states = {package.name: package.state for package in doctor().optional}
+        state = states["tensorflow[and-cuda]"]
+        assert state == "ok" if has_cuda else state.startswith("without nvidia-")
 
 
 def test_files_that_keras_has_downloaded(folders):

@@ -111,6 +111,20 @@ def test_members_that_are_none_are_refused_in_one_line(tmp_path, members):
     assert "\n" not in str(refused.value)
 
 
+def test_a_link_leads_to_no_member_elsewhere(tmp_path):
+    run = automatic(tmp_path / "auto", [{"run": "members/linked", "weight": 1}])
+    write_run(tmp_path / "elsewhere")
+    (run.path / "members").mkdir(exist_ok=True)
+    (run.path / "members" / "linked").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="its members should be runs below it"):
+        _ = run.members
+    moved = tmp_path / "linked"
+    moved.symlink_to(run.path)
+    write_run(run.path / "members" / "own")
+    run.update_info(members=[{"run": "members/own", "weight": 1}])
+    assert [member.run.name for member in Run(moved).members] == ["own"]
+
+
 def test_a_member_that_is_not_there_is_named(tmp_path):
     run = automatic(tmp_path / "auto", [{"run": "members/a", "weight": 1}])
     with pytest.raises(InputError, match=r"members/a: no run folder"):
