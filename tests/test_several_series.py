@@ -120,6 +120,7 @@ def test_files_get_the_run_s_probability_wherever_the_model_is(trained, exported
                     assert steps[-1] == pytest.approx(probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_export_is_checked_on_made_up_studies_too(trained, tmp_path):
     _, _, run = trained
     assert export(run, tmp_path / NAME).difference <= 1e-5

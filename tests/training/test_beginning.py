@@ -21,7 +21,7 @@ from medseq_tf.training import beginning
 from medseq_tf.training.loop import CHECKPOINT, Fitter
 
 
-@pytest.mark.parametrize("saves", [1, 4, 7])
+@pytest.mark.parametrize("saves", [1, pytest.param(4, marks=pytest.mark.slow), 7])
 def test_a_killed_run_resumes_to_bitwise_the_same_weights(
     finished, demo_data, tmp_path, monkeypatch, saves
 ):

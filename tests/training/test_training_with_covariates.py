@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(told, trained, tmp_pat
     assert_same_weights(run_small(told, tmp_path / "run", *settings, resume=True), trained)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_features_in_place_of_slices_give_the_same(told, tmp_path, monkeypatch, accumulate):
     tiny_network.install(monkeypatch)
     monkeypatch.setenv("MEDSEQ_TF_FEATURES", str(tmp_path / "features"))
