@@ -51,8 +51,9 @@ def only_age_tells(demo_data):
 
 @pytest.mark.parametrize("names", ["[]", "[age]"])
 def test_what_age_alone_tells_is_learned_with_it_and_not_without(demo_data, tmp_path, names):
-    settings = ("fit.epochs=15", "optimizer.learning_rate=0.03", "model.head.units=[]")
-    settings += ("sequence.length=2", "augment.gaussian_noise=null", "split.test=0.5")
+    settings = ("fit.epochs=30", "optimizer.learning_rate=0.03", "model.head.units=[]")
+    settings += ("sequence.length=2", "augment.gaussian_noise=null")
+    settings += ("split.test=0.4", "split.validation=0.1")
     settings += ("model.aggregator={name: mean}", f"model.covariates={names}")
     run = run_small(only_age_tells(demo_data), tmp_path / "run", *settings)
     table = run.metrics.set_index(["split", "metric"])
