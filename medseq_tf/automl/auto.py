@@ -283,9 +283,7 @@ class _Work:
                 vectors, folds = self._vectors(recipe), self.fold_of[to_come]
                 began = time.monotonic()
                 with contextlib.closing(
-                    linear_predictions(
-                        recipe, self.prepared, folds, vectors, self.executor, place
-                    )
+                    linear_predictions(recipe, self.prepared, folds, vectors, self.executor, place)
                 ) as found:
                     for done, (repeat, one) in enumerate(zip(to_come, found, strict=True), 1):
                         self.kept.keep(candidate.name, repeat, one)

@@ -162,7 +162,7 @@ def _spread(
     """Yield what each piece predicts, worked on by others."""
     file = (folder / FITS).resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: getattr(fits, name) for name in ("vectors", "labels", "patients", "fold_of")}
+    arrays = {name: getattr(fits, name) for name in ("vectors", "labels", "owners", "fold_of")}
     with atomic(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
     try:
