@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
-import resource
 import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -28,20 +27,6 @@ def pytest_collection_finish(session):
     """Keep the many objects of imported modules out of every later collection."""
     gc.collect()
     gc.freeze()
-
-
-GROWN = 64
-"""MiB by which a process has grown when the models that refer to themselves are let go."""
-_peaks = [0]
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown():
-    """Let models go that refer to themselves: what TensorFlow keeps for them is large."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    if peak > _peaks[-1] + GROWN:
-        gc.collect()
-        _peaks.append(peak)
 
 
 BLANK = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"/>'

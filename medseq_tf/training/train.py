@@ -153,9 +153,7 @@ def _train(request: Request, options: Options, features: str | os.PathLike | Non
         return Run(folder)
     prepared.verify()
     if not earlier:
-        for words in check_requirements(recipe, prepared):
-            if verbose:
-                note(words)
+        _check_requirements(request, options.verbose)
     store = SliceStore(prepared, recipe)
     run_splits = _splits(request, distribution)
     if recipe.uses_features:
@@ -180,6 +178,13 @@ def _train(request: Request, options: Options, features: str | os.PathLike | Non
         else:
             train_one(request, store, run_splits, options)
     return Run.open(folder)
+
+
+def _check_requirements(request: Request, verbose: bool) -> None:
+    """Check what the recipe needs, and say what is to be known of it."""
+    notes = check_requirements(request.recipe, request.prepared)
+    for words in notes if verbose else ():
+        note(words)
 
 
 def _splits(request: Request, distribution: Distribution) -> Splits:
