@@ -32,8 +32,8 @@ from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped, note
-from medseq_tf.evaluation.feature_folder import feature_folder
-from medseq_tf.execution.executor import Executor, LocalExecutor
+from medseq_tf.evaluation.feature_workers import feature_place
+from medseq_tf.execution.executor import Executor, executor_for
 from medseq_tf.execution.hosts import require_one_host
 from medseq_tf.files import destination, write_text
 from medseq_tf.input.slice_store import SliceStore
@@ -65,6 +65,9 @@ def auto(
     track: bool = True,
     verbose: bool = True,
     workers: int | None = None,
+    ray: str | None = None,
+    cpus_per_task: float = 1.0,
+    gpus_per_task: float = 0.0,
 ) -> Run | None:
     """Find, measure and deploy the best model for a prepared data set.
 
@@ -91,7 +94,12 @@ def auto(
         track: log to MLflow: a run, and a child of it for every candidate.
         verbose: show what runs and what is left.
         workers: processes that fit linear candidates at a time, to the same result; default: this
-          one alone.
+          one alone, with `ray` as many as there is room for.
+        ray: the address of a Ray cluster, whose workers compute the features of frozen networks and
+          the measures of slices, and fit linear candidates; see `train`. `out`, too, lies on
+          storage that all nodes see.
+        cpus_per_task: of a node that a worker takes, with `ray`.
+        gpus_per_task: the same; a fraction shares one.
 
     Returns:
         The finished run; None with `plan_only`.
@@ -123,10 +131,17 @@ def auto(
         note(words)
     fold_of = made.fold_of(prepared)
     uses_features = any(c.experiment().uses_features for c in made.candidates)
-    options = Options(
-        folder.name, track, verbose, feature_folder(features) if uses_features else None
-    )
-    with locked(folder):
+    with contextlib.ExitStack() as held:
+        place = None
+        if uses_features:
+            place = held.enter_context(
+                feature_place(features, ray, cpus=cpus_per_task, gpus=gpus_per_task)
+            )
+        executor = None
+        if ray is not None or (workers or 1) > 1:
+            executor = held.enter_context(executor_for(workers, ray, cpus=cpus_per_task))
+        options = Options(folder.name, track, verbose, place)
+        held.enter_context(locked(folder))
         if not begun and kept.has_begun(made, prepared, resume):
             raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
         if not begun:
@@ -134,7 +149,6 @@ def auto(
         budget = Budget(made.minutes, kept.auto["seconds"])
         budget.reserve = _reserve(made.minutes)
         with tracked(folder, options) as tracker, _noting_time(kept, budget):
-            executor = LocalExecutor(workers) if (workers or 1) > 1 else None
             work = _Work(made, prepared, fold_of, kept, budget, tracker, options, executor)
             work.begin()
             predictions = work.candidates()

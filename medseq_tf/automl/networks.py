@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def network_predictions(
     left: Callable[[], float],
     share: float = float("inf"),
     tracker: Tracker | None = None,
-    features: Path | None = None,
+    features: os.PathLike | None = None,
     say: Callable[[str], None] = print,
 ) -> Rounds:
     """Train a network's rounds, as far as time allows.
@@ -84,7 +85,7 @@ def network_predictions(
         left: seconds that are left for all candidates.
         share: seconds of them that are this one's.
         tracker: the candidate's MLflow run.
-        features: the folder for features of a frozen network.
+        features: the folder for features of a frozen network, or a `FeaturePlace`.
         say: what is told of progress, a line at a time.
 
     Raises:

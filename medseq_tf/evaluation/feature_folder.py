@@ -255,13 +255,16 @@ class FeatureFiles:
         folder: the folder, as `feature_folder` gives it.
         width: of the features.
         dtype: of the features.
+
+    Attributes:
+        mark: the file that is there while they are in use.
     """
 
     def __init__(self, folder: Path, width: int, dtype: np.dtype):
         self.folder, self.width, self.dtype = folder, width, dtype
         held = contextlib.ExitStack()
         try:
-            self._in_use = held.enter_context(in_use(folder))
+            self.mark = held.enter_context(in_use(folder))
         except OSError as error:
             raise cannot_keep(folder, error) from None
         weakref.finalize(self, _leave, held, folder)
@@ -320,7 +323,7 @@ class FeatureFiles:
 
     def keep_only(self, keys: Iterable[str]) -> None:
         """Let go of all entries that were used so far, except these."""
-        touch(self._in_use)
+        touch(self.mark)
         for key in keys:
             touch(self.path(key))
 

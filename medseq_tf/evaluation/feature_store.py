@@ -13,10 +13,11 @@ see `feature_folder`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ class FeatureStore:
         self._room = self._memory()
         self._generation: int | None = None
         self._above_limit = False
+
+    @property
+    def made_by(self) -> list[str]:
+        """What the names of the features are made of, see `FeatureViews`, part by part."""
+        return [part.views.made_by for part in self._parts]
+
+    @property
+    def mark(self) -> Path | None:
+        """A file that is in the folder while this store uses it."""
+        files = self._parts[0].files
+        return None if files is None else files.mark
 
     # ------------------------------------------------------------------------------- batches
 
@@ -237,18 +249,34 @@ class FeatureStore:
                 raise Stopped(f"stopped at {progress}")
         progress.show(len(wanted) - len(missing))
         self._make_room_on_disk(missing)
+        with contextlib.closing(self._computed(missing)) as computed:
+            for view, features in computed:
+                self._hold(view, features)
+                progress.show()
+                if stopped():
+                    raise Stopped(f"stopped at {progress}")
+
+    def _computed(self, views: Sequence[View]) -> Generator[tuple[View, np.ndarray]]:
+        """Compute views that are sorted by study; yield each when it is on disk."""
+        return self.computed_here(views)
+
+    def computed_here(self, views: Iterable[View]) -> Generator[tuple[View, np.ndarray]]:
+        """Compute views that are sorted by study in this process, which does not hold them.
+
+        Yields:
+            Each view with its features (L, F), when they are on disk.
+        """
         # The next study is decoded and augmented while the network is at work on this one.
         with ThreadPoolExecutor(max_workers=1) as thread:
-            inputs = self._inputs(missing)
+            inputs = self._inputs(views)
             ahead = thread.submit(next, inputs, None)
             while (item := ahead.result()) is not None:
                 ahead = thread.submit(next, inputs, None)
                 view, images = item
-                if not self._find(view):  # another process may have been here
-                    self._hold(view, self._features(view, images))
-                progress.show()
-                if stopped():
-                    raise Stopped(f"stopped at {progress}")
+                features = self._stored(view)
+                if features is None:  # else another process has been here
+                    features = self._features(view, images)
+                yield view, features
 
     def _make_room_on_disk(self, missing: Sequence[View]) -> None:
         """Remove features that are not in use and do not fit beside what is missing."""
@@ -302,13 +330,18 @@ class FeatureStore:
 
     def _find(self, view: View) -> bool:
         """Return whether an entry is on disk, whole; then hold it where there is memory."""
-        features = _joined(part.read(view, self._length(view)) for part in self._parts)
+        features = self._stored(view)
         if features is None:
             return False
         self._hold(view, features)
         return True
 
+    def _stored(self, view: View) -> np.ndarray | None:
+        """Return the features of a view if they are on disk, whole."""
+        return _joined(part.read(view, self._length(view)) for part in self._parts)
+
     def _hold(self, view: View, features: np.ndarray) -> None:
+        """Note that a view is there, and hold its features where there is memory."""
         self._checked.add(view)
         if features.nbytes <= self._room:
             self._held[view] = features

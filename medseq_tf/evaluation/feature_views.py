@@ -78,6 +78,10 @@ class FeatureViews:
         experiment: the recipe.
         network: a network that is frozen whole.
         slice_shape: of its input, before what it does to grey slices.
+
+    Attributes:
+        made_by: JSON of all that the names of all features are made of, beside the studies' slices
+            and views.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class FeatureViews:
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
         tf32 = on_gpu and tf.config.experimental.tensor_float_32_execution_enabled()
         libraries = (tf, keras, cv2, np)
-        self._common = json.dumps(
+        self.made_by = json.dumps(
             {
                 "format": FORMAT_VERSION,
                 "versions": [__version__, *(library.__version__ for library in libraries)],
@@ -198,7 +202,7 @@ class FeatureViews:
         shown = self.shown(row)
         if len(shown) < self.prepared.studies["slices"].iat[row]:
             view = [view, shown.tolist()]
-        material = f"{self._common}\n{json.dumps(view)}\n".encode() + self._content(row)
+        material = f"{self.made_by}\n{json.dumps(view)}\n".encode() + self._content(row)
         return hashlib.sha256(material).hexdigest()
 
     def _content(self, row: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from medseq_tf.dataset.splits import (
 from medseq_tf.dataset.stratification import Rows
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.feature_store import FeatureStore
+from medseq_tf.evaluation.feature_workers import FeaturePlace, SpreadFeatureStore
+from medseq_tf.execution.work import require_seen
 from medseq_tf.files import write_json, write_text
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import SequenceClassifier, losses
@@ -216,21 +220,41 @@ def new_model(recipe: Experiment, prepared: Prepared, **arguments: Any) -> Seque
 
 
 def model_and_features(
-    recipe: Experiment, store: SliceStore, features: Path | None = None, verbose: bool = False
+    recipe: Experiment,
+    store: SliceStore,
+    features: str | os.PathLike | None = None,
+    verbose: bool = False,
 ) -> tuple[SequenceClassifier, FeatureStore | None]:
     """Return a recipe's model for a data set and, where the recipe uses them, its features.
 
     Args:
         recipe: the recipe, whose seed and precision are those of the model.
         store: the prepared data set's slices.
-        features: the folder for stored features; None: in memory alone.
+        features: the folder for stored features, or a `FeaturePlace`; None: in memory alone.
         verbose: show progress.
     """
     with dtype_policy(keras.DTypePolicy(recipe.fit.precision)):
         model = new_model(recipe, store.prepared, seed=recipe.seed, skip_padding=not recipe.fit.jit)
     if not recipe.uses_features:
         return model, None
-    return model, FeatureStore(model, store, recipe, features, verbose)
+    if isinstance(features, FeaturePlace):
+        rebuild = functools.partial(
+            features_alone, recipe, store.prepared.path.absolute(), features.folder
+        )
+        return model, SpreadFeatureStore(model, store, recipe, features, verbose, rebuild)
+    folder = None if features is None else Path(features)
+    return model, FeatureStore(model, store, recipe, folder, verbose)
+
+
+def features_alone(recipe: Experiment, data: Path, folder: Path) -> FeatureStore:
+    """Return the features of a recipe in a process that opens the data set for nothing else."""
+    require_seen(data, "data and features")
+    one_by_one = recipes.load(recipe, ["fit.cache=none"])
+    store = SliceStore(Prepared.load(data), one_by_one)
+    _, features = model_and_features(one_by_one, store, folder)
+    if features is None:
+        raise InputError(f"the recipe {recipe.name} uses no stored features")
+    return features
 
 
 def count_folds(prepared: Prepared, splits: Splits, repeats: int = 1) -> int | None:

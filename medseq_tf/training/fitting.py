@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class Fitting:
         folder: the run folder.
         tracker: where figures go.
         verbose: show progress.
-        features: the folder for stored features; None: in memory alone.
+        features: the folder for stored features, or a `FeaturePlace`; None: in memory alone.
         stop: asked after every update; once true, training stops as after Ctrl-C.
         distribution: the devices to train on; default: one.
 
@@ -60,7 +61,7 @@ class Fitting:
         folder: Path,
         tracker: AnyTracker,
         verbose: bool = True,
-        features: Path | None = None,
+        features: os.PathLike | None = None,
         stop: Callable[[], bool] = lambda: False,
         distribution: Distribution | None = None,
     ):

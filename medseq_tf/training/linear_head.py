@@ -9,9 +9,9 @@ minimum is the same, each axis scaled by the curvature that it begins with.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -84,7 +84,7 @@ class LinearFit:
 def study_vectors(
     recipe: Experiment,
     store: SliceStore,
-    features: Path | None = None,
+    features: os.PathLike | None = None,
     rows: np.ndarray | None = None,
     verbose: bool = False,
 ) -> np.ndarray:
@@ -98,7 +98,7 @@ def study_vectors(
     Args:
         recipe: with `fit.solver` = `lbfgs`.
         store: the prepared data set's slices.
-        features: the folder for stored features; None: in memory alone.
+        features: the folder for stored features, or a `FeaturePlace`; None: in memory alone.
         rows: of the prepared data set, `(studies,)`; None: all.
         verbose: show progress.
 

@@ -68,7 +68,7 @@ class Fitter(Fitting):
         folder: Path,
         tracker: AnyTracker,
         verbose: bool = True,
-        features: Path | None = None,
+        features: os.PathLike | None = None,
         stop: Callable[[], bool] = lambda: False,
         distribution: Distribution | None = None,
     ):

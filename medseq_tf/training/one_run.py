@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -79,7 +80,8 @@ class Options:
         name: the run's name.
         track: log to MLflow; a tracker: into its run, which is not ended.
         verbose: show progress.
-        features: where features of a network that is frozen whole are kept.
+        features: where features of a network that is frozen whole are kept: a folder, or a
+            `FeaturePlace`.
         parent: what names the MLflow run that this one belongs to.
         stop: asked after every update; once true, training stops as after Ctrl-C.
         distribution: the devices that a model is trained on.
@@ -88,7 +90,7 @@ class Options:
     name: str
     track: bool | AnyTracker
     verbose: bool
-    features: Path | None
+    features: os.PathLike | None
     parent: str | None = None
     stop: Callable[[], bool] = lambda: False
     distribution: Distribution = field(default_factory=Distribution)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, note
-from medseq_tf.evaluation.feature_folder import feature_folder
+from medseq_tf.evaluation.feature_workers import feature_place
 from medseq_tf.execution.hosts import host_of_environment
 from medseq_tf.files import destination
 from medseq_tf.input.sampling import WHOLE
@@ -51,6 +53,8 @@ def train(
     hosts: int | None = None,
     cpus_per_host: float | None = None,
     gpus_per_host: int = 0,
+    cpus_per_task: float = 1.0,
+    gpus_per_task: float = 0.0,
 ) -> Run:
     """Train a recipe on a prepared data set.
 
@@ -82,11 +86,15 @@ def train(
         track: log to MLflow; a tracker: into its run, which is not ended.
         verbose: show progress.
         stop: asked after every update; once true, training stops as after Ctrl-C.
-        ray: the address of a Ray cluster, see `execution.ray_cluster.connected`.
+        ray: the address of a Ray cluster, see `execution.ray_cluster.connected`. Without `hosts`
+            its workers compute the features of a network that is frozen whole; the data set and
+            `features` lie on storage that all nodes see.
         hosts: train on so many nodes of the Ray cluster together. The data set and `out` lie on
             storage that all see.
         cpus_per_host: CPUs of a node that a host takes, with `hosts`; default: 1.
         gpus_per_host: the same of GPUs.
+        cpus_per_task: of a node that a worker takes that computes features, with `ray`.
+        gpus_per_task: the same; a fraction shares one.
 
     Where `TF_CONFIG` names several hosts, the same call on all of them trains one model; the first,
     the chief, writes the run.
@@ -131,7 +139,10 @@ def train(
         options = Options(
             name or folder.name, track, verbose, None, stop=stop, distribution=distribution
         )
-        return _train(request, options, features)
+        if ray is not None and not recipe.uses_features:
+            note("ray has nothing to do: this recipe does not learn from stored features")
+        place = feature_place(features, ray, cpus=cpus_per_task, gpus=gpus_per_task)
+        return _train(request, options, place)
 
 
 def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
@@ -139,7 +150,7 @@ def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
     train(**arguments, stop=stop)
 
 
-def _train(request: Request, options: Options, features: str | os.PathLike | None) -> Run:
+def _train(request: Request, options: Options, place: AbstractContextManager[os.PathLike]) -> Run:
     folder, recipe, prepared = request.folder, request.recipe, request.prepared
     distribution = options.distribution
     for what, value in {
@@ -156,15 +167,16 @@ def _train(request: Request, options: Options, features: str | os.PathLike | Non
         _check_requirements(request, options.verbose)
     store = SliceStore(prepared, recipe)
     run_splits = _splits(request, distribution)
-    if recipe.uses_features:
-        options = dataclasses.replace(options, features=feature_folder(features))
-    if not distribution.chief and not isinstance(run_splits, list):
-        follow(request, store, run_splits, options)
-        return Run(folder)
-    if not earlier:
-        request.check(run_splits)
-        gc.collect()  # a model is a cycle, and a pretrained one is large
-    with locked(folder):
+    with contextlib.ExitStack() as held:
+        if recipe.uses_features:
+            options = dataclasses.replace(options, features=held.enter_context(place))
+        if not distribution.chief and not isinstance(run_splits, list):
+            follow(request, store, run_splits, options)
+            return Run(folder)
+        if not earlier:
+            request.check(run_splits)
+            gc.collect()  # a model is a cycle, and a pretrained one is large
+        held.enter_context(locked(folder))
         now = request.earlier()
         if now.get("status") == "finished":
             return Run.open(folder)
