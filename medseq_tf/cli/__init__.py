@@ -93,6 +93,9 @@ def _say_where_mlflow_is(info: dict[str, Any], track: bool, title: str = "MLflow
     "--gpus-per-host", type=click.IntRange(0), default=0, show_default=True, help="With --hosts."
 )
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
+@RAY
+@cpus_per("task")
+@gpus_per("task")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
     from medseq_tf import recipe as recipes
@@ -211,6 +214,9 @@ def tune(**arguments: Any) -> None:
 )
 @click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
+@RAY
+@cpus_per("task")
+@gpus_per("task")
 def auto(**arguments: Any) -> None:
     """From a prepared data set to the best honest model, by itself.
 
@@ -380,6 +386,9 @@ def export(**arguments: Any) -> None:
     type=PLACE,
     help="A CSV of covariates, one row a patient, for a model that reads some.",
 )
+@RAY
+@cpus_per("task")
+@gpus_per("task")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON line a study and label; of classes, a study."
 )

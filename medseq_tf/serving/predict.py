@@ -26,12 +26,14 @@ from medseq_tf.dataset.records import (
 )
 from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import operating_points
+from medseq_tf.execution.executor import executor_for
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.storage import modules_for, root_of
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
 from medseq_tf.readers.unlabelled import find_studies, study_of
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.client import refuse_credentials
+from medseq_tf.serving.cohort import Opening, cohort_predictions, shared_name
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.open_model import Model, open_model
 from medseq_tf.serving.participants import read_participants
@@ -47,6 +49,9 @@ def predict(
     costs: str | os.PathLike | None = None,
     participants: str | os.PathLike | None = None,
     progress: bool = False,
+    ray: str | None = None,
+    cpus_per_task: float = 1.0,
+    gpus_per_task: float = 0.0,
 ) -> Iterator[Prediction]:
     """Predict studies one after the other, as they are read.
 
@@ -61,7 +66,8 @@ def predict(
         paths: files and folders of studies, or their URLs; see `readers.unlabelled`.
         running: also give the probability after each slice.
         workers: processes that read; default: one a core. 1: this process, which a damaged file
-          that crashes its decoder then ends.
+          that crashes its decoder then ends. With `ray`: processes that read and predict; default:
+          as many as there is room for.
         strict: a study that would be left out is an error.
         costs: of classes, a CSV file of what each call costs where each class is true, see
             `metrics.read_costs`; the class of least expected cost is then called. Default: the
@@ -69,35 +75,59 @@ def predict(
         participants: of a model that reads covariates, a CSV file of them, one row a patient, see
             `participants`. Those of studies without a row are missing, as all are without a file.
         progress: show a progress bar on standard error.
+        ray: the address of a Ray cluster, see `execution.ray_cluster.connected`: studies are read
+          and predicted by its workers, each of which opens the model. Model and studies lie on
+          storage that all nodes see.
+        cpus_per_task: of a node that a worker takes, with `ray`.
+        gpus_per_task: the same; a fraction shares one.
 
     Returns:
         One prediction a study and label, or, of classes, a study, in the order of the paths.
 
     Raises:
-        InputError: the model, a path, the costs or the participants cannot be used; later, the
-          model's server went away, or, with `strict`, a study is left out.
+        InputError: the model, a path, the costs, the participants or the cluster cannot be used;
+          later, the model's server went away, a node does not see what it should, or, with
+          `strict`, a study is left out.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: is not a number of processes, 1 or more")
     if not paths:
         raise InputError("no path of a study is given")
-    if workers != 1:
-        start_server(study_record_of.__module__, *itertools.chain(*map(modules_for, paths)))
     if isinstance(model, str):
         refuse_credentials(model)
+    with contextlib.ExitStack() as connection:
+        executor, name = None, ""
+        if ray is not None:
+            model = name = shared_name(model)
+            executor = connection.enter_context(
+                executor_for(workers, ray, cpus=cpus_per_task, gpus=gpus_per_task)
+            )
+        elif workers != 1:
+            start_server(study_record_of.__module__, *itertools.chain(*map(modules_for, paths)))
+        predictor = _predictor(model, running, costs)
+        given = [os.fspath(path) for path in paths]
+        studies = _studies_of_paths(given, predictor.description)
+        if participants is not None:
+            studies = _with_covariates(participants, predictor.description, studies)
+        elif covariates := predictor.description.covariates:
+            names = ", ".join(covariate["name"] for covariate in covariates)
+            note(f"the model reads {names}; without participants they are missing for every study")
+        if executor is None:
+            by_study = _predicted_here(predictor, studies, workers)
+        else:
+            opening = Opening.of(name, predictor, given)
+            by_study = cohort_predictions(executor, opening, predictor, studies)
+        return _predictions(by_study, len(studies), strict, progress, connection.pop_all())
+
+
+def _predictor(
+    model: str | os.PathLike | Run | Model, running: bool, costs: str | os.PathLike | None
+) -> Predictor:
     opened = open_model(model)
     description = opened.describe()
     if costs is not None:
         description = description.with_costs(costs)
-    points = _points(description)
-    studies = _studies_of_paths([os.fspath(path) for path in paths], description)
-    if participants is not None:
-        studies = _with_covariates(participants, description, studies)
-    elif description.covariates:
-        names = ", ".join(covariate["name"] for covariate in description.covariates)
-        note(f"the model reads {names}; without participants they are missing for every study")
-    predictor = Predictor(opened, description, points, running)
-    return _predictions(predictor, studies, workers, strict, progress)
+    return Predictor(opened, description, _points(description), running)
 
 
 def _points(description: Description) -> dict[str, str | None]:
@@ -202,23 +232,31 @@ class _Unreadable(StudySource):
 
 
 def _predictions(
-    predictor: Predictor,
-    studies: list[FoundStudy],
-    workers: int | None,
+    by_study: Generator[list[Prediction]],
+    studies: int,
     strict: bool,
     progress: bool,
+    connection: contextlib.ExitStack,
 ) -> Iterator[Prediction]:
     bar = click.progressbar(
-        length=len(studies), label="Predicting", file=sys.stderr, hidden=not progress
+        length=studies, label="Predicting", file=sys.stderr, hidden=not progress
     )
-    sources = [found.study for found in studies]
-    with bar, contextlib.closing(_records(sources, predictor.storage, workers)) as records:
-        for found, record in zip(studies, records, strict=True):
-            for prediction in predictor.of(found, record):
+    with connection, bar, contextlib.closing(by_study):
+        for of_study in by_study:
+            for prediction in of_study:
                 if strict and prediction.error:
                     raise InputError(f"{prediction.study}: {prediction.error}")
                 yield prediction
             bar.update(1)
+
+
+def _predicted_here(
+    predictor: Predictor, studies: list[FoundStudy], workers: int | None
+) -> Generator[list[Prediction]]:
+    sources = [found.study for found in studies]
+    with contextlib.closing(_records(sources, predictor.storage, workers)) as records:
+        for found, record in zip(studies, records, strict=True):
+            yield predictor.of(found, record)
 
 
 def _records(
