@@ -11,11 +11,13 @@ import functools
 import os
 import socket
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 
 from medseq_tf.dataset.records import left_out, start_worker, study_record
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.feature_workers import studies_together
 from medseq_tf.execution.executor import Executor
+from medseq_tf.execution.work import require_seen
 from medseq_tf.runs import mlflow_store
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.description import Description
@@ -80,16 +82,12 @@ class Opening:
         Raises:
             InputError: the worker's machine sees another model, or not all paths.
         """
-        node = f"node {socket.gethostname()}"
-        shared = f"{node} does not see it; it has to lie on storage that all nodes see"
+        node, seen = f"node {socket.gethostname()}", "model and studies"
         if not all(map(os.path.isabs, self.paths)):
-            try:
-                os.chdir(self.folder)
-            except OSError:
-                raise InputError(f"{self.folder}: {shared}") from None
+            require_seen(Path(self.folder), seen)
+            os.chdir(self.folder)
         for path in self.paths:
-            if not os.path.exists(path):
-                raise InputError(f"{path}: {shared}")
+            require_seen(Path(path), seen)
         try:
             model = open_model(self.model)
             described = model.describe()

@@ -61,8 +61,8 @@ def test_a_worker_that_sees_something_else_is_refused(studies, tmp_path):
     for one, message in (
         (other, r"class.*: node \S+ sees another model there"),
         (gone, r"node \S+: .*run: is no model"),
-        (unseen, r"scans: node \S+ does not see it; it has to lie on storage"),
-        (elsewhere, r"no: node \S+ does not see it"),
+        (unseen, r"node \S+ .* does not see \S+scans; model and studies are to lie on storage"),
+        (elsewhere, r"node \S+ .* does not see \S+no; model"),
     ):
         with pytest.raises(InputError, match=message):
             one()
