@@ -88,14 +88,13 @@ def _say_where_mlflow_is(info: dict[str, Any], track: bool, title: str = "MLflow
 @click.option(
     "--hosts", type=click.IntRange(1), metavar="N", help="Train on so many nodes of Ray together."
 )
+@cpus_per("task")
+@gpus_per("task")
 @cpus_per("host")
 @click.option(
     "--gpus-per-host", type=click.IntRange(0), default=0, show_default=True, help="With --hosts."
 )
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
-@RAY
-@cpus_per("task")
-@gpus_per("task")
 def train(**arguments: Any) -> None:
     """Train a recipe and evaluate its best epoch; splits are by patient."""
     from medseq_tf import recipe as recipes
