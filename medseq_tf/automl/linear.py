@@ -149,9 +149,10 @@ class _Fits:
 
 
 class _Errand(NamedTuple):
-    """A fit as another process is given it."""
+    """A fit as another process is given it; `written` tells contents of the file apart."""
 
     file: str
+    written: int
     settings: _Settings
     piece: Piece
 
@@ -166,18 +167,20 @@ def _spread(
     with atomic(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
     try:
-        errands = [_Errand(str(file), fits.settings, piece) for piece in pieces]
+        written = file.stat().st_mtime_ns
+        errands = [_Errand(str(file), written, fits.settings, piece) for piece in pieces]
         yield from executor.map(_predicted, errands, _lost, name="candidate", seconds=math.inf)
     finally:
         file.unlink(missing_ok=True)
 
 
 def _predicted(errand: _Errand) -> list[np.ndarray]:
-    return _Fits(**_arrays(errand.file), settings=errand.settings).predicted(errand.piece)
+    arrays = _arrays(errand.file, errand.written)
+    return _Fits(**arrays, settings=errand.settings).predicted(errand.piece)
 
 
 @functools.lru_cache(1)
-def _arrays(file: str) -> dict[str, np.ndarray]:
+def _arrays(file: str, written: int) -> dict[str, np.ndarray]:
     """Return what a file holds of fits; that of the last is kept for the next fit."""
     require_seen(Path(file), "data and out")
     with np.load(file, allow_pickle=False) as stored:

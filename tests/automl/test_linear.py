@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from medseq_tf.automl import linear
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
-from medseq_tf.execution.executor import LocalExecutor
+from medseq_tf.execution.executor import executor_for
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.training.linear_head import study_vectors
 from medseq_tf.training.train import train
@@ -130,13 +130,14 @@ def test_missing_covariates_are_what_a_run_that_is_trained_takes_them_for(
     np.testing.assert_allclose(own, expected, atol=1e-4)
 
 
-@pytest.fixture
-def pool():
-    with LocalExecutor(2) as executor:
+@pytest.fixture(params=["here", pytest.param("ray", marks=pytest.mark.slow)])
+def executor(request):
+    ray = request.getfixturevalue("two_nodes") if request.param == "ray" else None
+    with executor_for(2, ray) as executor:
         yield executor
 
 
-def test_other_processes_come_to_the_same_to_the_last_bit(prepared, rng, vectors, pool, tmp_path):
+def test_others_come_to_the_same_to_the_last_bit(prepared, rng, vectors, executor, tmp_path):
     """Whatever BLAS does with threads there."""
     fold_of = np.stack([rng.permutation(np.arange(len(prepared)) % FOLDS) for _ in range(2)])
     fold_of[:, 5] = -1
@@ -145,7 +146,7 @@ def test_other_processes_come_to_the_same_to_the_last_bit(prepared, rng, vectors
     wide[:, 7] = np.nan
     given = linear_recipe(), prepared, fold_of, wide
     here = list(linear.linear_predictions(*given))
-    there = list(linear.linear_predictions(*given, pool, tmp_path / "candidate"))
+    there = list(linear.linear_predictions(*given, executor, tmp_path / "candidate"))
     assert len(here) == len(there) == 2
     for one, other in zip(here, there, strict=True):
         np.testing.assert_array_equal(one.outer, other.outer)
