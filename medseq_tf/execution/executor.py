@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
@@ -54,8 +55,8 @@ class Executor(Protocol):
                 `candidate`); nothing of a patient, and no path.
             together: items that a worker is given at a time; more for short work.
             initializer: called once in each worker process.
-            setup: the same, and what it gives (a model) is kept in the process, which hands it to
-                the function with every item.
+            setup: the same, and what it gives (a model) is kept in the process for the maps of this
+                executor, and handed to the function with every item.
             seconds: the longest that one item may take; `math.inf`: any time.
             deaths: of an item's worker; after so many `stand_in` answers, until then another worker
                 tries again. A pool of this machine has its own rule, see `processes`.
@@ -99,9 +100,9 @@ class LocalExecutor:
         deaths: int = MOST_DEATHS,
     ) -> Generator[Result]:
         """Map as an `Executor` does."""
-        work: Work[Item, Result] = Work(function, setup=setup)
         if self._is_this_process:
-            return (work.of_item(item) for item in items)
+            return _here(function, items, setup)
+        work: Work[Item, Result] = Work(function, setup=setup)
         of_item = work.of_item if setup else function
         return isolated_map(of_item, items, stand_in, self.workers, seconds, initializer, together)
 
@@ -113,6 +114,13 @@ class LocalExecutor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _here(
+    function: Callable[..., Result], items: Iterable[Item], setup: Callable[[], Any] | None
+) -> Generator[Result]:
+    """Map in this process, which keeps nothing when the map ends."""
+    yield from map(functools.partial(function, setup()) if setup else function, items)
 
 
 def executor_for(

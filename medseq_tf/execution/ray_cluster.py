@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -66,6 +67,7 @@ class RayExecutor:
         self, address: str, workers: int | None = None, cpus: float = 1.0, gpus: float = 0.0
     ):
         self._most, self._cpus, self._gpus = workers, cpus, gpus
+        self._name = secrets.token_hex(8)
         self._counted = -SECONDS_BETWEEN_COUNTS, 0
         self._ended = threading.Event()
         self._connection = contextlib.ExitStack()
@@ -110,7 +112,7 @@ class RayExecutor:
         deaths: int = MOST_DEATHS,
     ) -> Generator[Result]:
         """Map as an `Executor` does."""
-        work = pickle.dumps(Work(function, initializer, setup, seconds))
+        work = pickle.dumps(Work(function, initializer, setup, seconds, self._name))
         items = iter(items)
         groups = iter(lambda: list(itertools.islice(items, together)), [])
         pieces: collections.deque[_Piece] = collections.deque()

@@ -18,8 +18,8 @@ Result = TypeVar("Result")
 
 SECONDS_AN_ITEM = 600.0
 
-_done: dict[bytes, Any] = {}
-"""What functions that a process calls once have given, by their pickles."""
+_done: dict[tuple[str, bytes], Any] = {}
+"""What functions that a process calls once have given, by whose they are and their pickles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,22 @@ class Work(Generic[Item, Result]):
         initializer: called once in a process.
         setup: the same, and its result stays in the process for all calls.
         seconds: the longest that one item may take; `math.inf`: any time.
+        of: whose work it is; what was made for another is forgotten.
     """
 
     function: Callable[..., Result]
     initializer: Callable[[], None] | None = None
     setup: Callable[[], Any] | None = None
     seconds: float = SECONDS_AN_ITEM
+    of: str = ""
 
     def ready(self) -> Callable[[Item], Result]:
         """Make this process ready; return the function of an item."""
         if self.initializer:
-            _once(self.initializer)
+            _once(self.initializer, self.of)
         if self.setup is None:
             return self.function
-        made = _once(self.setup)
+        made = _once(self.setup, self.of)
         return lambda item: self.function(made, item)
 
     def of_item(self, item: Item) -> Result:
@@ -90,9 +92,11 @@ def require_seen(path: Path, what: str) -> None:
         )
 
 
-def _once(function: Callable[[], Any]) -> Any:
-    """Return what a function gave when this process first called it, or an equal one."""
-    key = pickle.dumps(function)
+def _once(function: Callable[[], Any], of: str) -> Any:
+    """Return what a function gave when this process first called it for that work."""
+    key = of, pickle.dumps(function)
     if key not in _done:
+        for other in [done for done in _done if done[0] != of]:
+            del _done[other]
         _done[key] = function()
     return _done[key]

@@ -59,6 +59,12 @@ def test_a_cluster_in_the_environment_is_nobodys_unless_asked_for(monkeypatch):
     assert isinstance(executor_for(None, None), LocalExecutor)
 
 
+def test_what_was_made_for_one_executor_is_forgotten_for_the_next():
+    """A model of the same path may be another by then."""
+    works = [Work(made_and, setup=make, of=of) for of in ("one", "one", "two", "one")]
+    assert [work.of_item("a")[2] for work in works] == [2, 3, 2, 2]
+
+
 def test_without_a_limit_no_alarm_is_set():
     work = Work(lambda item: signal.getitimer(signal.ITIMER_REAL)[0], seconds=math.inf)
     assert work.of_group([1]) == [0.0]
