@@ -209,7 +209,7 @@ def tune(**arguments: Any) -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    help="Processes that fit linear candidates; default: one.",
+    help="Processes that fit linear candidates; default: one, on Ray what it has room for.",
 )
 @click.option("--features", type=FOLDER, metavar="DIR", help="As of train.")
 @click.option("--track/--no-track", default=True, show_default=True, help="Log to MLflow.")
