@@ -28,23 +28,25 @@ def free_ports(count):
 
 
 class Hosts:
-    """Processes of `medseq-tf train` with the small recipe; killed at the end, if they still run.
+    """Processes of `medseq-tf train` with a small recipe; killed at the end, if they still run.
 
     Args:
         folder: of the run, and beside it what the processes say.
         data: of a prepared data set; a list: one a host.
         words: further ones of the command.
         count: how many hosts.
+        preset: the recipe.
+        small: settings that make it small.
     """
 
-    def __init__(self, folder, data, *words, count=2):
+    def __init__(self, folder, data, *words, count=2, preset="fsm_bilstm", small=SMALL):
         self.folder = Path(folder)
         addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(count))
-        settings = [word for setting in SMALL for word in ("--set", setting)]
+        settings = [word for setting in small for word in ("--set", setting)]
         each = data if isinstance(data, list) else [data] * count
         self.processes = []
         for place in range(count):
-            command = ["train", "fsm_bilstm", "--data", each[place], "--out", folder, "--no-track"]
+            command = ["train", preset, "--data", each[place], "--out", folder, "--no-track"]
             environment = {**os.environ, VARIABLE: Host(addresses, place).to_json()}
             environment |= {"CUDA_VISIBLE_DEVICES": "-1", "OMP_NUM_THREADS": "1"}
             environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # the command sets its own

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from host_processes import Hosts
 from runs_compared import assert_same_weights, weights
-from small_run import run_small
+from small_run import SMALL, run_small
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError, Stopped
@@ -19,11 +19,18 @@ from medseq_tf.training.loop import CHECKPOINT
 from medseq_tf.training.train import train
 
 ONE_UPDATE = ("fit.epochs=1", "fit.batch_size=64", "optimizer.name=sgd", "loss.weights=balanced")
-FROZEN = (
-    "model.encoder={name: handcrafted}",
-    "model.aggregator={name: mean}",
+MEASURED = (
+    "input.size=32",
+    "fit.solver=gradient",
+    "fit.epochs=2",
+    "fit.batch_size=4",
     "fit.accumulate=3",
 )
+RECIPES = {
+    "trained whole": ("fsm_bilstm", SMALL),
+    "stored features": ("handcrafted", MEASURED),
+    "features of each batch": ("handcrafted", (*MEASURED, "features.use=never")),
+}
 LONG = ("--set", "fit.epochs=500", "--set", "fit.patience=null")
 
 
@@ -32,6 +39,11 @@ def data(tmp_path_factory):
     out = tmp_path_factory.mktemp("hosts") / "demo"
     prepare("demo", out=out, patients=24, size=32, workers=1, progress=False)
     return out
+
+
+def alone(data, out, preset, settings):
+    """Train by one process what `Hosts` train."""
+    return train(preset, data, out, overrides=settings, track=False, verbose=False)
 
 
 def options(settings):
@@ -51,7 +63,7 @@ def test_a_recipe_of_one_device_is_refused(data, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_update_is_that_of_one_device_and_the_chief_alone_writes(data, tmp_path):
-    one = run_small(data, tmp_path / "one", *ONE_UPDATE)
+    one = alone(data, tmp_path / "one", "fsm_bilstm", (*SMALL, *ONE_UPDATE))
     with Hosts(tmp_path / "two", data, *options(ONE_UPDATE)) as hosts:
         assert hosts.ended() == [0, 0]
         assert "the run is the chief's" in hosts.said(1)
@@ -66,21 +78,24 @@ def test_an_update_is_that_of_one_device_and_the_chief_alone_writes(data, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "count"), [((), 2), (FROZEN, 2), ((*FROZEN, "features.use=false"), 3)]
+    ("name", "count"),
+    [("trained whole", 2), ("stored features", 2), ("features of each batch", 3)],
 )
-def test_an_epoch_is_that_of_one_device_and_the_same_each_time(data, tmp_path, settings, count):
-    one = run_small(data, tmp_path / "one", *settings)
-    words = options(settings)
-    with (
-        Hosts(tmp_path / "first", data, *words, count=count) as first,
-        Hosts(tmp_path / "second", data, *words, count=count) as second,
-    ):
+def test_an_epoch_is_that_of_one_device_and_the_same_each_time(
+    data, tmp_path, monkeypatch, name, count
+):
+    monkeypatch.setenv("MEDSEQ_TF_FEATURES", str(tmp_path / "features"))
+    preset, small = RECIPES[name]
+    one = alone(data, tmp_path / "one", preset, small)
+    how = {"count": count, "preset": preset, "small": small}
+    with Hosts(tmp_path / "first", data, **how) as first:
         assert first.ended() == [0] * count
+    with Hosts(tmp_path / "second", data, **how) as second:
         assert second.ended() == [0] * count
-    runs = [Run.open(tmp_path / name) for name in ("first", "second")]
+    runs = [Run.open(tmp_path / place) for place in ("first", "second")]
     for run in runs:
-        for name in ("loss", "val_loss"):
-            np.testing.assert_allclose(run.history[name], one.history[name], rtol=1e-3)
+        for column in ("loss", "val_loss"):
+            np.testing.assert_allclose(run.history[column], one.history[column], rtol=1e-3)
     assert_same_weights(*runs)
 
 
