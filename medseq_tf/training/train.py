@@ -51,7 +51,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     ray: str | None = None,
     hosts: int | None = None,
-    cpus_per_host: float | None = None,
+    cpus_per_host: float = 1.0,
     gpus_per_host: int = 0,
     cpus_per_task: float = 1.0,
     gpus_per_task: float = 0.0,
@@ -91,7 +91,7 @@ def train(
             `features` lie on storage that all nodes see.
         hosts: train on so many nodes of the Ray cluster together. The data set and `out` lie on
             storage that all see.
-        cpus_per_host: CPUs of a node that a host takes, with `hosts`; default: 1.
+        cpus_per_host: CPUs of a node that a host takes, with `hosts`.
         gpus_per_host: the same of GPUs.
         cpus_per_task: of a node that a worker takes that computes features, with `ray`.
         gpus_per_task: the same; a fraction shares one.
@@ -124,9 +124,7 @@ def train(
             "track": track,
             "verbose": False,
         }
-        return on_ray(
-            _as_host, arguments, ray, hosts, cpus_per_host or 1, gpus_per_host, stop, verbose
-        )
+        return on_ray(_as_host, arguments, ray, hosts, cpus_per_host, gpus_per_host, stop, verbose)
     host = host_of_environment()
     distribution = Hosts(host, devices, recipe) if host else distribution_for(devices, recipe)
     with distribution.together():
