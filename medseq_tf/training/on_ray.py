@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from medseq_tf.errors import InputError
@@ -51,7 +52,7 @@ def on_ray(
     if not isinstance(arguments["track"], bool):
         raise InputError("track: expected True or False with hosts, which are other processes")
     run = Run(arguments["out"])
-    work = functools.partial(_tracking_to, tracking_uri(), train, arguments)
+    work = functools.partial(_as_here, tracking_uri(), Path.cwd(), train, arguments)
     shown = _Shown(run, verbose)
     with interrupts(stop) as interrupted:
         on_hosts(
@@ -71,13 +72,17 @@ def on_ray(
     return Run.open(run.path)
 
 
-def _tracking_to(
+def _as_here(
     uri: str,
+    folder: Path,
     train: Callable[[dict[str, Any], Callable[[], bool]], None],
     arguments: dict[str, Any],
     stop: Callable[[], bool],
 ) -> None:
+    """Track to where the driver does, whose folder a local store is relative to."""
     os.environ[VARIABLE] = uri
+    if folder.is_dir():
+        os.chdir(folder)
     train(arguments, stop)
 
 
