@@ -287,7 +287,8 @@ class _Work:
         Time is shared among the linear candidates that are to come, this one among them.
         """
         decided: dict[str, int] = self.kept.auto.get("linear", {})
-        repeats = decided.get(candidate.name, self.plan.repeats)
+        fewest = min(decided.values(), default=self.plan.repeats)  # which all have, or will have
+        repeats = decided.get(candidate.name, fewest)
         kept = [self.kept.predictions(candidate.name, repeat) for repeat in range(repeats)]
         to_come = [repeat for repeat, one in enumerate(kept) if one is None]
         if to_come:
