@@ -80,6 +80,12 @@ CASES = {
     "mixed": Case((*SMALL, *FIT, *SGD, "fit.precision=mixed_float16")),
     "an epoch": Case((*SMALL, *FIT, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 2, 10),
     "an epoch on three": Case((*SMALL, *FIT, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 3, 10),
+    "pretrained": Case(
+        (*SMALL, *FIT, *SGD, "model.encoder.paddings=[2, 1]", "model.encoder.filters=[8, 12]")
+        + ("model.encoder.pooling=lesion_map", "model.encoder.fsm=null")
+        + ("pretraining.steps=3", "pretraining.slices=4", "pretraining.frozen=false"),
+        studies=8,
+    ),
     "mean": Case((*VECTORS, *FIT, *SGD, *PADDED, "model.aggregator.name=mean")),
     "attention": Case((*VECTORS, *FIT, *SGD, *PADDED, "model.aggregator.name=attention")),
     "transformer": Case((*VECTORS, *FIT, *SGD, *PADDED, "model.aggregator.name=transformer")),

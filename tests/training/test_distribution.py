@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from linear_recipe import linear_recipe
-from replicas_compared import CASES
+from replicas_compared import CASES, VECTORS
 from small_run import run_small
 
 from medseq_tf import recipe as recipes
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError
+from medseq_tf.evaluation.inference import study_probabilities
+from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.runs.run import Run
 from medseq_tf.training.distribution import Distribution, distribution_for, share
 
 TESTS = Path(__file__).parents[1]
@@ -73,6 +77,25 @@ def test_a_run_goes_on_with_another_number_of_devices(demo_data):
     [found] = compare(demo_data, "resumed")
     one, both = found["losses"]
     np.testing.assert_allclose(both, one, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_notes_the_devices_and_its_model_runs_on_one(demo_data, tmp_path):
+    out, settings = tmp_path / "run", ("model.aggregator.name=mean", "fit.epochs=1")
+    words = [sys.executable, "-m", "medseq_tf", "train", "fsm_bilstm", "--data", demo_data]
+    words += [word for setting in (*VECTORS, *settings) for word in ("--set", setting)]
+    words += ["--out", out, "--devices", "2", "--no-track"]
+    subprocess.run(words, check=True, capture_output=True)
+    run = Run.open(out)
+    assert run.info["devices"] == 2
+    assert run.info["status"] == "finished"
+    prepared = Prepared.load(demo_data)
+    store = SliceStore(prepared, run.experiment)
+    tested = run.predictions[run.predictions["split"] == "test"]
+    rows = np.flatnonzero(prepared.studies["study_id"].isin(tested["study"]))
+    found = study_probabilities(run.model(), store, rows, run.experiment)[:, 0]
+    noted = tested.set_index("study")["probability"][prepared.studies["study_id"].iloc[rows]]
+    np.testing.assert_allclose(found, noted, atol=1e-5)
 
 
 @pytest.mark.parametrize("studies", [1, 2, 5, 6])
