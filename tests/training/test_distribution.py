@@ -85,8 +85,11 @@ def test_in_16_bits_several_devices_skip_the_updates_that_one_skips(demo_data):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(demo_data):
     [found] = compare(demo_data, "resumed")
-    one, both = found["losses"]
-    np.testing.assert_allclose(both, one, rtol=1e-3)
+    one, both = np.asarray(found["losses"])
+    np.testing.assert_allclose(both[:, 0], one[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(
+        both[:, 1], one[:, 1], rtol=5e-3
+    )  # of 10 studies, Adam's early steps
 
 
 @pytest.mark.slow
