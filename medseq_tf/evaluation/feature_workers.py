@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.evaluation.feature_folder import feature_folder
 from medseq_tf.evaluation.feature_store import FeatureStore
 from medseq_tf.evaluation.feature_views import View
@@ -153,6 +153,8 @@ class _Rebuilding:
         node = f"node {socket.gethostname()}"
         try:
             store = self.rebuild()
+        except Unreachable:  # which names the node
+            raise
         except InputError as error:
             raise InputError(f"{node}: {error}") from None
         prepared = store.slices.prepared

@@ -25,6 +25,7 @@ from medseq_tf.serving.open_model import MLFLOW, Model, open_model
 from medseq_tf.serving.study_prediction import FoundStudy, Prediction, Predictor
 
 SECONDS_A_STUDY = 3600.0
+"""The longest that one may take to be read and predicted."""
 
 
 def shared_name(model: str | os.PathLike | Run | Model) -> str:

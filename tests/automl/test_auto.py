@@ -244,6 +244,17 @@ def test_candidates_side_by_side_come_to_the_same_bits(run, plan, demo_data, tmp
     assert_same_bytes(quiet(demo_data, tmp_path / "run", plan, workers=2), run)
 
 
+@pytest.mark.slow
+def test_features_and_candidates_on_two_nodes_come_to_the_same_bits(
+    run, plan, demo_data, tmp_path, two_nodes
+):
+    folders = {"out": tmp_path / "spread", "features": tmp_path / "features"}
+    assert_same_bytes(quiet(demo_data, plan=plan, ray=two_nodes, **folders), run)
+    assert len(list((tmp_path / "features").glob("??/*"))) == len(LINEAR) * len(
+        Prepared.open(demo_data)
+    )
+
+
 def test_ctrl_c_at_the_end_says_how_to_go_on(run, plan, demo_data, tmp_path, monkeypatch):
     out = tmp_path / "run"
 

@@ -201,6 +201,16 @@ def test_two_nodes_write_the_files_of_one_process(prepared, two_nodes, tmp_path)
     assert files_of(tmp_path / "spread") == expected
 
 
+@pytest.mark.slow
+def test_a_run_learns_from_what_two_nodes_compute(demo_data, two_nodes, tmp_path):
+    settings = {"track": False, "verbose": False, "overrides": ["input.size=32"]}
+    folders = {"out": tmp_path / "spread", "features": tmp_path / "features"}
+    spread = train("handcrafted", demo_data, ray=two_nodes, **folders, **settings)
+    alone = train("handcrafted", demo_data, tmp_path / "b", features=tmp_path / "one", **settings)
+    assert files_of(tmp_path / "features") == files_of(tmp_path / "one")
+    assert spread.predictions.equals(alone.predictions)
+
+
 def test_a_killed_worker_loses_nothing(prepared, two_nodes, tmp_path):
     expected = of_one_process(prepared, MEASURES, PLAIN, tmp_path / "one")
     folder = tmp_path / "spread"
