@@ -49,6 +49,13 @@ def check_update(found):
     assert found["alike"]
 
 
+def check_losses(several, one):
+    """Adam moves a bias ahead of a normalisation by the sign of rounding: validation sees that."""
+    (training, validation), (expected, of_validation) = np.transpose(several), np.transpose(one)
+    np.testing.assert_allclose(training, expected, rtol=1e-5)
+    np.testing.assert_allclose(validation, of_validation, rtol=3e-3)
+
+
 def test_an_update_is_that_of_one_device(demo_data):
     """With padding, batch statistics, dropout, a clipped gradient, and a device without studies."""
     [found] = compare(demo_data, QUICK)
@@ -67,7 +74,7 @@ def test_an_update_of_every_kind_of_model_is_that_of_one_device(demo_data):
 def test_an_epoch_is_that_of_one_device_and_the_same_each_time(demo_data):
     for found in compare(demo_data, *EPOCHS):
         one, several = found["losses"]
-        np.testing.assert_allclose(several, one, rtol=1e-3)
+        check_losses([several], [one])
         assert found["again"]
         assert found["alike"]
 
@@ -77,7 +84,7 @@ def test_in_16_bits_several_devices_skip_the_updates_that_one_skips(demo_data):
     """The loss is scaled down until its gradients are finite; losses agree to the precision."""
     [found] = compare(demo_data, "mixed")
     one, several = found["updates"]
-    assert one == several
+    assert 0 < one == several
     np.testing.assert_allclose(found["losses"][4:], found["losses"][:4], rtol=1e-2)
     assert found["alike"]
 
