@@ -20,6 +20,8 @@ CT_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [40.0, 380.0]]
 """Of CT in HU, (centre, width): brain, blood beside the skull, soft tissue."""
 CT_RANGE = 100.0
 """HU; where intensities span less, it is no usual CT, and they are shown whole."""
+WHITE = 255.0
+"""The brightest of 8-bit slices; shapes that are darker, such as masks of 0 and 1, are stretched."""
 FEW, MANY = 150, 600
 """Patients below and above which networks are trained otherwise."""
 NETWORK = "EfficientNetLite0"
@@ -298,14 +300,16 @@ FINE = {
 
 
 def _shown(cohort: Fingerprint) -> dict[str, Any]:
-    """Return how slices of a unit become an input: of HU, by windows that show something."""
-    if cohort.unit != "HU":
-        return {}
+    """Return how slices become an input: of HU by windows that show something, of shapes whole."""
     low, _, high = cohort.intensities
     width = max(high - low, 1.0)
-    is_ct = low < 0 and width > CT_RANGE
-    of_all = [[round(low + width / 2, 1), round(width, 1)]]
-    return {"input.windows": CT_WINDOWS if is_ct and cohort.channels == 1 else of_all}
+    of_all = [round(low + width / 2, 1), round(width, 1)]
+    if cohort.unit == "HU":
+        is_ct = low < 0 and width > CT_RANGE and not cohort.binary
+        return {"input.windows": CT_WINDOWS if is_ct and cohort.channels == 1 else [of_all]}
+    if cohort.unit == "grey level" and cohort.binary and cohort.channels == 1:
+        return {"input.grey_window": of_all} if 0 < high - low < WHITE else {}
+    return {}
 
 
 def _all_slices(cohort: Fingerprint, most: int) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Fingerprint(Settings):
         unit: of the intensities: `grey level`, `HU` or `arbitrary`.
         size: side of the stored slices in pixels.
         channels: of a stored slice.
-        intensities: percentiles 1, 50 and 99 of middle slices.
+        intensities: percentiles 1, 50 and 99 of middle slices; of binary ones the least, the median
+            and the greatest.
         binary: whether slices show a shape, in two intensities.
         inside: median and spread inside a bright shell, such as the skull in CT; None: there is
             none; see `pictures`.

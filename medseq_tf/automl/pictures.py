@@ -31,7 +31,8 @@ class Pictures(NamedTuple):
     """What a cohort's slices look like.
 
     Attributes:
-        intensities: the 1st, 50th and 99th percentile of all that was looked at.
+        intensities: the 1st, 50th and 99th percentile of all that was looked at; of binary slices
+            both intensities, the median between them.
         binary: whether no slice has more than two intensities.
         inside: the median and the range of the middle 80% of what is inside a bright shell, as
             shares of a slice's range; None where most slices show no such shell.
@@ -46,13 +47,15 @@ def look_at(prepared: Prepared, rows: np.ndarray) -> Pictures:
     """Look at the middle slice of some of these studies."""
     some = np.unique(np.linspace(0, len(rows) - 1, STUDIES).astype(int))
     slices = [_middle(prepared, int(row)) for row in rows[some]]
-    low, median, high = np.percentile(np.stack(slices), [1, 50, 99]).round(1).tolist()
+    binary = all(len(np.unique(one)) < 3 for one in slices)
+    ends = (0, 100) if binary else (1, 99)  # of shapes, however small they are
+    low, high, median = np.percentile(np.stack(slices), [*ends, 50]).round(1).tolist()
     shells = [shell for shell in (_inside(one, prepared.info["unit"]) for one in slices) if shell]
     inside = None
     if 2 * len(shells) > len(slices):
         centre, spread = np.median(shells, axis=0).round(3).tolist()
         inside = (centre, spread)
-    return Pictures((low, median, high), all(len(np.unique(s)) < 3 for s in slices), inside)
+    return Pictures((low, median, high), binary, inside)
 
 
 def _middle(prepared: Prepared, row: int) -> np.ndarray:

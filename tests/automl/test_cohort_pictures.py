@@ -53,6 +53,12 @@ def test_a_shape_has_two_intensities():
     assert not look_at(Drawn(disc(100, 255)), np.arange(5)).binary
 
 
+def test_both_intensities_of_a_small_shape_are_seen():
+    speck = np.zeros((96, 96), np.uint8)
+    speck[40:44, 40:44] = 1
+    assert look_at(Drawn(speck), np.arange(5)).intensities == (0.0, 0.0, 1.0)
+
+
 def test_several_channels_are_seen_by_their_first():
     several = np.stack([disc(100, 250), disc(7, 7)], axis=-1)
     assert look_at(Drawn(several), np.arange(5)) == look_at(Drawn(disc(100, 250)), np.arange(5))

@@ -205,6 +205,22 @@ def test_what_is_called_hu_and_spans_little_is_seen_whole(cohort):
     assert recipe.model.encoder.strides[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("unit", "intensities", "setting", "shown"),
+    [
+        ("grey level", (0.0, 0.0, 1.0), "grey_window", (0.5, 1.0)),
+        ("grey level", (100.0, 100.0, 200.0), "grey_window", (150.0, 100.0)),
+        ("grey level", (0.0, 0.0, 255.0), "grey_window", None),
+        ("grey level", (0.0, 0.0, 0.0), "grey_window", None),
+        ("HU", (-1000.0, 0.0, 40.0), "windows", [(-480.0, 1040.0)]),
+    ],
+)
+def test_both_intensities_of_shapes_are_told_apart(cohort, unit, intensities, setting, shown):
+    changes = {"unit": unit, "intensities": intensities, "binary": True, "inside": None}
+    for candidate in names(cohort, has_weights=True, **changes).values():
+        assert getattr(candidate.experiment().input, setting) == shown, candidate.name
+
+
 def test_binary_slices_are_measured_by_their_silhouettes(cohort):
     for binary in (False, True):
         made = names(cohort, has_weights=True, binary=binary)
