@@ -13,6 +13,7 @@ from medseq_tf.evaluation import results_text
 from medseq_tf.evaluation.metrics.interval_text import interval, number
 from medseq_tf.files import write_text
 from medseq_tf.readers.series import series_text
+from medseq_tf.recipe import Experiment, network_in
 from medseq_tf.reporting import automatic, class_report
 from medseq_tf.reporting.rendering import LIMITS_OF_USE, render_markdown
 from medseq_tf.runs.run import Run
@@ -45,6 +46,8 @@ def card(run: Run, audit: leakage.Audit | None = None) -> str:
         audit=audit,
         partitions=_partitions(run),
         augmentations=[name for name, value in recipe.augment if value is not None],
+        initial_weights=_initial_weights(recipe),
+        solved=recipe.fit.solver == "lbfgs",
         origin=origin[:1].upper() + origin[1:] or "The recipe names no search that chose it",
         measures=_measures(scores),
         reads=_reads(run),
@@ -69,6 +72,15 @@ def series_in_words(run: Run) -> str | None:
     mark = "each slice with a learned mark of its series"
     told = mark if run.experiment.model.series_mark else "not told apart by the model"
     return series_text(series) + (f", {told}" if series.in_turn else "")
+
+
+def _initial_weights(recipe: Experiment) -> str:
+    """Return the weights that training began with, or stood on."""
+    network = network_in(recipe.model.encoder)
+    if recipe.model.initial_weights or network is None:
+        nothing = "none" if recipe.fit.solver == "lbfgs" else "random"
+        return recipe.model.initial_weights or nothing
+    return "random" if network.weights == "none" else network.weights
 
 
 def _partitions(run: Run) -> str:

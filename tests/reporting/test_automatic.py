@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from automatic_run import SENTENCE, emptied
 
+from medseq_tf import recipe as recipes
 from medseq_tf.errors import InputError
 from medseq_tf.evaluation.comparison import auroc_differences, compare_tables
 from medseq_tf.reporting import automatic as told
@@ -118,3 +119,21 @@ def test_other_runs_are_reported_as_before(automatic):
     assert "Initial weights" in card(folded)
     assert "Models, one per fold" in card(folded)
     assert SENTENCE not in card(folded)
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights", "solved"),
+    [
+        ("joined_linear", "imagenet", True),
+        ("frozen_linear", "imagenet", True),
+        ("handcrafted", "none", True),
+        ("vgg19_lstm", "imagenet", False),
+        ("fsm_bilstm", "random", False),
+    ],
+)
+def test_a_card_says_how_the_model_came_about(automatic, monkeypatch, preset, weights, solved):
+    monkeypatch.setattr(Run, "experiment", recipes.load(preset))
+    text = card(automatic.parts[0].run)
+    assert f"Initial weights | {weights};" in text
+    assert ("A logistic regression with an L2 penalty, solved to convergence" in text) == solved
+    assert ("Best epoch by" in text) == ("epochs; loss" in text) == (not solved)
