@@ -21,7 +21,7 @@ CT_WINDOWS = [[40.0, 80.0], [80.0, 200.0], [40.0, 380.0]]
 CT_RANGE = 100.0
 """HU; where intensities span less, it is no usual CT, and they are shown whole."""
 WHITE = 255.0
-"""The brightest of 8-bit slices; shapes that are darker, such as masks of 0 and 1, are stretched."""
+"""The brightest of 8-bit slices; darker shapes, such as masks of 0 and 1, are brought up to it."""
 FEW, MANY = 150, 600
 """Patients below and above which networks are trained otherwise."""
 NETWORK = "EfficientNetLite0"
