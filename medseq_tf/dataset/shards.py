@@ -2,8 +2,8 @@
 
 On one machine worker processes read the studies and this process writes them, in order. On Ray a
 shard is one piece of work: a worker reads its studies and writes it, so that no slices travel. A
-shard whose workers have died twice is written here, of studies that are read one a piece; the one
-that ends its worker again, the third, is left out.
+shard whose workers have died twice, by a study or with their nodes, is written here, of studies
+that are read one a piece; one that ends its worker three times by itself is left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from medseq_tf.dataset.tfrecord import FOOTER_BYTES, HEADER_BYTES
 from medseq_tf.errors import InputError
 from medseq_tf.execution.executor import Executor
 from medseq_tf.execution.processes import bound_memory
-from medseq_tf.execution.ray_cluster import MOST_DEATHS
 from medseq_tf.execution.work import SECONDS_AN_ITEM, each_within, require_seen
 from medseq_tf.files import naming
 from medseq_tf.readers import AuditEntry, SourceIndex, StudySource
@@ -46,6 +45,9 @@ BYTES_TOGETHER = 2 * 2**20
 MOST_TOGETHER = 8
 DEATHS_OF_A_SHARD = 2
 """Workers that a shard may end before its studies are read one a piece."""
+
+SEEN = "source and out"
+"""What all nodes are to see."""
 
 PARTIAL = ".partial"
 
@@ -209,13 +211,12 @@ def _written_elsewhere(
             _left_out,
             name="prepare",
             initializer=_start_elsewhere,
-            deaths=MOST_DEATHS - DEATHS_OF_A_SHARD,
         )
         with contextlib.closing(records):
             return _write_shard(folder, plan, records, strict)
 
     return executor.map(
-        functools.partial(_write_seen, folder, index.root, strict),
+        functools.partial(_write_seen, folder, index.root, _first_file(index), strict),
         plans,
         by_study,
         name="prepare",
@@ -231,16 +232,22 @@ def _start_elsewhere() -> None:
     bound_memory()
 
 
-def _write_seen(folder: Path, root: Place | None, strict: bool, plan: ShardPlan) -> Shard:
-    """Write a shard on a machine, if it sees where from and where to.
+def _first_file(index: SourceIndex) -> str:
+    return index.listing[0][0] if index.listing else ""
+
+
+def _write_seen(
+    folder: Path, root: Place | None, first_file: str, strict: bool, plan: ShardPlan
+) -> Shard:
+    """Write a shard on a machine, if it sees where from, the first file of it too, and where to.
 
     Raises:
         Unreachable: it does not.
         InputError: with `strict`, a study is left out.
     """
-    for path in (folder / "progress", root):
-        if isinstance(path, Path):
-            require_seen(path, "source and out")
+    require_seen(folder / "progress", SEEN)
+    if isinstance(root, Path):
+        require_seen(root, SEEN, first_file)
     records = each_within(SECONDS_AN_ITEM, study_record_of, _with_reads_ahead(plan.tasks))
     return _write_shard(folder, plan, records, strict)
 

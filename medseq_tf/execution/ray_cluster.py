@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import pickle
 import re
@@ -66,6 +67,7 @@ class RayExecutor:
     def __init__(
         self, address: str, workers: int | None = None, cpus: float = 1.0, gpus: float = 0.0
     ):
+        _check_shares(cpus, gpus)
         self._most, self._cpus, self._gpus = workers, cpus, gpus
         self._name = secrets.token_hex(8)
         self._counted = -SECONDS_BETWEEN_COUNTS, 0
@@ -154,7 +156,7 @@ class RayExecutor:
             max_retries=0,
             scheduling_strategy="SPREAD",
         )
-        given = (__version__, self._gpus > 0, work, pickle.dumps(group))
+        given = (__version__, self._gpus, work, pickle.dumps(group))
         return _Piece(group, task.remote(*given), deaths)
 
     def _finished(self, pieces: Iterable[_Piece]) -> list[_Piece]:
@@ -204,6 +206,15 @@ class RayExecutor:
         self.close()
 
 
+def _check_shares(cpus: float, gpus: float) -> None:
+    """Raise an InputError for amounts that Ray gives nobody."""
+    for amount, what in ((cpus, "CPUs"), (gpus, "GPUs")):
+        if not math.isfinite(amount) or amount < 0 or round(amount, 4) != amount:
+            raise InputError(f"{amount} {what} on Ray: should be a number of at most four decimals")
+    if gpus > 1 and not float(gpus).is_integer():
+        raise InputError(f"{gpus} GPUs on Ray: should be a whole number, or a part of one")
+
+
 Outcome = tuple[list | None, Exception | None]
 """Results, one an item, or what the function raised; neither where the worker died."""
 
@@ -230,13 +241,15 @@ class _Piece:
 # ------------------------------------------------------------------------------- in a worker
 
 
-def _work(version: str, has_gpu: bool, work: bytes, group: bytes) -> bytes:
+def _work(version: str, gpus: float, work: bytes, group: bytes) -> bytes:
     """Work on a group of items; return the pickled outcome.
 
     What is raised is a value: Ray would write it, with the path in it, to its logs and dashboard.
     """
-    if not has_gpu:
+    if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    elif gpus < 1:  # or else TensorFlow takes all memory of the GPU, the others' share too
+        os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
     try:
         _check_version(version)
         return pickle.dumps((_unpickled(work).of_group(_unpickled(group)), None))
@@ -318,7 +331,7 @@ def connected(address: str) -> Iterator[None]:
         settings = {}
         _check_answers(address)
     try:
-        with _own_answer_to_sigterm():
+        with _own_answer_to_sigterm(), _unsaid_command():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
@@ -384,6 +397,21 @@ def _own_answer_to_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, answer)
+
+
+@contextlib.contextmanager
+def _unsaid_command() -> Iterator[None]:
+    """Keep the words of this process's command, paths of studies, out of Ray's list of jobs.
+
+    The dashboard shows it to all; `ray.init` takes no other name for a job.
+    """
+    utils: Any = _ray()._private.utils
+    its_own = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: "medseq_tf"
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = its_own
 
 
 # ------------------------------------------------------------- hosts that work at the same time

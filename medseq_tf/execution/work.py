@@ -75,20 +75,23 @@ def each_within(
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def require_seen(path: Path, what: str) -> None:
+def require_seen(path: Path, what: str, holds: str = "") -> None:
     """Refuse to work where a path is not seen.
 
     Args:
         path: a folder or a file.
         what: what is to lie on storage that all nodes see, such as `source and out`.
+        holds: the name of a file in the folder, by which it is told from another one of its name;
+            it may be a patient's, and is not said.
 
     Raises:
         Unreachable: this machine, a node of a cluster, does not see it.
     """
-    if not path.exists():
+    if not (path / holds).exists():
+        as_here = " as this machine does" if path.exists() else ""
         raise Unreachable(
-            f"node {socket.gethostname()} of the Ray cluster does not see {path}; {what} are to "
-            "lie on storage that all nodes see, under the same path"
+            f"node {socket.gethostname()} of the Ray cluster does not see {path}{as_here}; {what} "
+            "are to lie on storage that all nodes see, under the same path"
         )
 
 

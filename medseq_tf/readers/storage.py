@@ -396,6 +396,8 @@ class _Copies:
 
 def _in_memory(data: bytes) -> int:
     """Return the descriptor of a file that has no name and holds some bytes."""
+    if not hasattr(os, "memfd_create"):
+        raise InputError("files behind a URL are read on Linux alone; copy them into a folder")
     descriptor = os.memfd_create("medseq_tf")
     with open(descriptor, "wb", buffering=0, closefd=False) as file:
         view = memoryview(data)

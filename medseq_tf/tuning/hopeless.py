@@ -68,7 +68,8 @@ class MedianRule:
         )
 
     def _find_finished(self) -> None:
-        for folder in self._folder.parent.iterdir():
+        for file in self._folder.parent.glob(f"*/{trial.RESULT}"):
+            folder = file.parent
             if folder.name not in self._finished and folder != self._folder:
                 outcome = trial.result(folder)
                 if outcome is not None and outcome["status"] == "finished":

@@ -29,11 +29,14 @@ from typing import Any, Literal
 
 import medseq_tf
 from medseq_tf.errors import InputError, Stopped, is_out_of_memory
-from medseq_tf.files import write_json
+from medseq_tf.files import locked, write_json
 
 JOB, RESULT, RUN, LOG, TRACKING = "job.json", "result.json", "run", "log.txt", "tracking.json"
 HEADLINES = ("auroc", "average_precision", "accuracy", "recall", "specificity", "f1", "brier")
 """What a trial tells besides its objective, as means over its folds; of classes, all metrics."""
+
+LOCK = ".lock"
+"""Held by the process that trains it."""
 
 SAVE_SECONDS = 60.0
 """How long a trial may take to save, once it is interrupted."""
@@ -194,11 +197,22 @@ def _why(status: int, folder: Path) -> str:
 def main(folder: Path) -> int:
     """Train the trial of a folder and write its result; return the exit status."""
     end_with_parent()
+    try:
+        with locked(folder / LOCK, "", wait=True):  # of a process that its node has lost touch with
+            if result(folder) is None:
+                write_json(folder / RESULT, _outcome(folder))
+    except (Stopped, KeyboardInterrupt):
+        return 130
+    return 0
+
+
+def _outcome(folder: Path) -> dict[str, Any]:
+    """Train the trial of a folder and return its result."""
     started = time.monotonic()
     try:
         outcome = evaluate(folder)
-    except (Stopped, KeyboardInterrupt):
-        return 130
+    except Stopped:
+        raise
     except InputError as error:
         outcome = failure(str(error), folder)
     except Exception as error:  # whatever a trial does, the search goes on
@@ -209,8 +223,7 @@ def main(folder: Path) -> int:
         outcome = failure(f"{what}: {first[0]}", folder)
     outcome["seconds"] = round(time.monotonic() - started, 1)
     outcome["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    write_json(folder / RESULT, outcome)
-    return 0
+    return outcome
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
@@ -375,5 +388,12 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _hear_of_interrupts() -> None:
+    """Let SIGINT interrupt this process: workers of Ray block it, a shell's & ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 if __name__ == "__main__":
+    _hear_of_interrupts()
     sys.exit(main(Path(sys.argv[1])))

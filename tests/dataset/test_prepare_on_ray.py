@@ -95,7 +95,7 @@ def test_a_study_that_ends_its_worker_three_times_is_left_out(two_nodes, tmp_pat
     two = make(
         "hostile", "-", out=tmp_path / "two", size=16, notes=notes, workers=None, ray=two_nodes
     )
-    assert Path(notes).read_bytes() == b"xxx"
+    assert Path(notes).read_bytes() == b"xx" + b"xxx", "among others, then by itself"
     assert len(two) == 19
     left_out = [entry for entry in two.audit["entries"] if entry["kind"] == "study left out"]
     assert [entry["where"] for entry in left_out] == ["3"]
@@ -106,10 +106,16 @@ def test_a_study_that_ends_its_worker_three_times_is_left_out(two_nodes, tmp_pat
 def test_a_node_that_does_not_see_a_path_is_one_line(tmp_path):
     plan = ShardPlan(0, [], [], [], None)
     with pytest.raises(Unreachable, match=rf"node \S+ .* does not see {tmp_path}/out/progress; "):
-        _write_seen(tmp_path / "out", None, False, plan)
+        _write_seen(tmp_path / "out", None, "", False, plan)
     (tmp_path / "out" / "progress").mkdir(parents=True)
+    first = "Stroke/Jane Doe (1).png"
     with pytest.raises(Unreachable, match=f"does not see {tmp_path}/source; "):
-        _write_seen(tmp_path / "out", tmp_path / "source", False, plan)
+        _write_seen(tmp_path / "out", tmp_path / "source", first, False, plan)
+    (tmp_path / "source").mkdir()  # its own disk's
+    words = f"does not see {tmp_path}/source as this machine does; "
+    with pytest.raises(Unreachable, match=words) as raised:
+        _write_seen(tmp_path / "out", tmp_path / "source", first, False, plan)
+    assert "Doe" not in str(raised.value)
 
 
 def test_a_cluster_that_is_not_there_is_said_before_anything_is_read(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import socket
@@ -12,10 +13,12 @@ import time
 
 import pytest
 
+from medseq_tf import __version__
 from medseq_tf.errors import InputError, Stopped
 from medseq_tf.execution import ray_cluster
 from medseq_tf.execution.executor import executor_for
 from medseq_tf.execution.ray_cluster import RayExecutor, connected
+from medseq_tf.execution.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,9 @@ def sleep_for(seconds):
 
 def want_memory(item):
     raise MemoryError
+
+
+GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 
 
 def visible_gpus(item):
@@ -175,6 +181,37 @@ def test_an_item_that_wants_too_much_memory_is_lost(executor):
 
 def test_without_gpus_a_piece_sees_none(executor):
     assert list(executor.map(visible_gpus, [1], lost, name="test")) == ["-1"]
+
+
+def test_who_shares_a_gpu_does_not_take_all_its_memory(monkeypatch):
+    monkeypatch.setenv(GROWTH, "false")  # so that it is undone
+    monkeypatch.delenv(GROWTH)
+    work = pickle.dumps(Work(os.getenv))
+    for gpus, expected in ((2, None), (0.5, "true")):
+        outcome = ray_cluster._work(__version__, gpus, work, pickle.dumps([GROWTH]))
+        assert pickle.loads(outcome) == ([expected], None)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((float("nan"), 0), "nan CPUs on Ray: should be a number"),
+        ((-1, 0), "-1 CPUs"),
+        ((1e-9, 0), "1e-09 CPUs on Ray: .* four decimals"),
+        ((1, 1.5), "1.5 GPUs on Ray: should be a whole number, or a part of one"),
+    ],
+)
+def test_shares_that_ray_gives_nobody_are_one_line(shares, words):
+    with pytest.raises(InputError, match=words):
+        RayExecutor("nowhere", None, *shares)
+
+
+def test_the_list_of_jobs_does_not_say_the_words_of_the_command(executor):
+    """They are paths of studies, `predict MODEL /data/JANE_DOE`, and the dashboard shows them."""
+    from ray._private.state import state
+
+    own = [job for job in state.job_table() if job["DriverPid"] == os.getpid()]
+    assert {job["Entrypoint"] for job in own} == {"medseq_tf"}
 
 
 def test_threads_map_at_the_same_time(executor):

@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
+from medseq_tf.files import locked
 from medseq_tf.training.train import train
 from medseq_tf.tuning import patients, trial, tune
 from medseq_tf.tuning.search import BASE, Search, nested_text
@@ -559,6 +562,42 @@ def test_an_interrupted_trial_saves(tmp_path, monkeypatch):
     assert trial.run(tmp_path / "0000", {}, None, seconds_left) is None
     assert (tmp_path / "0000" / "saved").exists()
     assert trial.result(tmp_path / "0000") is None
+
+
+@pytest.mark.parametrize("asker", ["a worker of Ray", "a shell's &"])
+def test_an_interrupt_is_heard_though_who_starts_the_trial_hears_none(tmp_path, asker):
+    before, end = signal.getsignal(signal.SIGINT), time.monotonic() + 30
+    if asker == "a worker of Ray":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with locked(tmp_path / ".lock", "taken"):  # so it waits
+            assert trial.run(tmp_path, {}, None, lambda: left(end)) is None
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, before)
+
+
+def left(end):
+    """Return the seconds until the end, which are not used up."""
+    seconds = end - time.monotonic()
+    assert seconds > 1, "it was to be killed"
+    return seconds
+
+
+def test_a_trial_that_is_in_training_elsewhere_is_not_trained_beside_it(tmp_path, monkeypatch):
+    """A node that the cluster has lost touch with goes on for a while."""
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    monkeypatch.setattr(trial, "evaluate", lambda folder: pytest.fail("it is in training"))
+    second = threading.Thread(target=trial.main, args=(tmp_path,))
+    with locked(tmp_path / ".lock", "taken"):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        (tmp_path / "result.json").write_text(json.dumps(outcome(0.5)))
+    second.join(30)
+    assert trial.result(tmp_path) == outcome(0.5)
 
 
 def test_a_hopeless_trial_is_stopped_for_good(tmp_path, monkeypatch):

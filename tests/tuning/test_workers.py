@@ -346,7 +346,7 @@ def test_sigterm_lets_trials_on_other_nodes_save(two_nodes, alone, demo_data, no
     assert driver.poll() is None, driver.communicate()
     running = trials_in_training(out)
     driver.send_signal(signal.SIGTERM)
-    _, errors = driver.communicate(timeout=120)
+    _, errors = driver.communicate(timeout=trial.SAVE_SECONDS)  # or else they were killed
     assert driver.returncode == 143, errors
     assert "the same command goes on" in errors
     assert not any(process.is_running() for process in running.values())
