@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
+from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import cores, isolated_map
 from medseq_tf.execution.ray_cluster import MOST_DEATHS, RayExecutor
 from medseq_tf.execution.work import SECONDS_AN_ITEM, Item, Result, Work
@@ -121,6 +122,12 @@ def _here(
 ) -> Generator[Result]:
     """Map in this process, which keeps nothing when the map ends."""
     yield from map(functools.partial(function, setup()) if setup else function, items)
+
+
+def refuse_without_ray(ray: str | None, cpus: float, gpus: float, piece: str = "task") -> None:
+    """Raise an InputError for what a piece of work is to have of a node, where there is none."""
+    if ray is None and (cpus, gpus) != (1.0, 0.0):
+        raise InputError(f"cpus_per_{piece}, gpus_per_{piece}: go with --ray")
 
 
 def executor_for(

@@ -446,6 +446,7 @@ def on_hosts(
         HostLost: a host's process died.
         Exception: what the function raised on a host.
     """
+    _check_shares(cpus, gpus)
     ray = _ray()
     with connected(address), _on_a_node_each(address, count, cpus, gpus) as actors:
         asked = [actor.address.remote(__version__) for actor in actors]

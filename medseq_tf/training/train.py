@@ -19,6 +19,7 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, note
 from medseq_tf.evaluation.feature_workers import feature_place
+from medseq_tf.execution.executor import refuse_without_ray
 from medseq_tf.execution.hosts import host_of_environment
 from medseq_tf.files import destination
 from medseq_tf.input.sampling import WHOLE
@@ -108,6 +109,7 @@ def train(
         Stopped: interrupted with Ctrl-C, or by `stop`; `resume` goes on.
     """
     recipe = recipes.load(experiment, overrides)
+    refuse_without_ray(ray, cpus_per_task, gpus_per_task)
     if hosts is not None:
         if ray is None or isinstance(splits, list) or folds is not None:
             raise InputError(

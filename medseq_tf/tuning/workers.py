@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medseq_tf.errors import InputError
+from medseq_tf.execution.executor import refuse_without_ray
 from medseq_tf.execution.ray_cluster import MOST_DEATHS, RayExecutor
 from medseq_tf.execution.work import require_seen
 from medseq_tf.runs.mlflow_store import absolute_uri
@@ -114,9 +114,8 @@ def teams(
     Raises:
         InputError: the cluster cannot be used.
     """
+    refuse_without_ray(ray, cpus, gpus, "trial")
     if ray is None:
-        if (cpus, gpus) != (1.0, 0.0):
-            raise InputError("cpus_per_trial, gpus_per_trial: go with --ray")
         yield lambda folder: _team_here(workers or 1)
         return
     with RayExecutor(ray, workers, cpus, gpus) as executor:

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+import medseq_tf
+from medseq_tf.errors import InputError
 from medseq_tf.execution.executor import LocalExecutor, executor_for
 from medseq_tf.execution.work import Work
 
@@ -78,3 +80,11 @@ def test_ray_is_imported_by_what_asks_for_it_alone(module):
     check = f"import {module}, sys; print([m for m in ('ray', 'grpc') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("shares", [{"cpus_per_task": 2}, {"gpus_per_task": 0.5}])
+@pytest.mark.parametrize("command", ["train", "auto", "predict"])
+def test_shares_of_a_node_go_with_ray(demo_data, command, shares):
+    words = {"train": ("fsm_bilstm", demo_data), "auto": (demo_data,), "predict": ("model", "path")}
+    with pytest.raises(InputError, match="cpus_per_task, gpus_per_task: go with --ray"):
+        getattr(medseq_tf, command)(*words[command], **shares)
