@@ -146,14 +146,23 @@ def _hopeless(folder: Path, job: dict[str, Any]) -> Callable[[], str | None]:
 
 
 def _devices(count: int) -> list[dict[str, str]]:
-    """Return variables by worker: the GPUs named by CUDA_VISIBLE_DEVICES are dealt out."""
+    """Return variables by worker: the GPUs that are visible are dealt out, one a worker."""
     if count == 1:
         return [{}]
-    named = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
-    shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    if len(named) < 2:
+    shared, gpus = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}, _visible_gpus()
+    if len(gpus) < 2:
         return [shared] * count
-    return [{**shared, "CUDA_VISIBLE_DEVICES": named[i % len(named)]} for i in range(count)]
+    return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+
+
+def _visible_gpus() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES calls the GPUs that it names, or else all of them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
+    import tensorflow as tf
+
+    return [str(number) for number in range(len(tf.config.list_physical_devices("GPU")))]
 
 
 # ------------------------------------------------------------------------- on the nodes of Ray

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import tensorflow as tf
 from ray_nodes import started_nodes
 from trials import SINGLE, command, outcome, wait_for
 
@@ -108,13 +109,19 @@ def test_an_end_that_was_asked_for_is_not_put_off():
     assert ending.seconds_left() <= 0
 
 
-def test_gpus_that_are_named_are_dealt_out(monkeypatch):
+def test_gpus_that_are_visible_are_dealt_out(monkeypatch):
+    """Or else every trial would be trained on all of them, beside the others."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     dealt = [variables["CUDA_VISIBLE_DEVICES"] for variables in workers._devices(3)]
     assert dealt == ["2", "3", "2"]
     assert workers._devices(1) == [{}], "which takes them all"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert "CUDA_VISIBLE_DEVICES" not in workers._devices(2)[1]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for gpus, expected in ((3, ["0", "1"]), (1, [None, None]), (0, [None, None])):
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda _, gpus=gpus: ["GPU"] * gpus)
+        dealt = [variables.get("CUDA_VISIBLE_DEVICES") for variables in workers._devices(2)]
+        assert dealt == expected
 
 
 # ------------------------------------------------------------------------- on the nodes of Ray
