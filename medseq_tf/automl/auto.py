@@ -33,7 +33,12 @@ from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.dataset.requirements import check_requirements
 from medseq_tf.errors import InputError, Stopped, note
 from medseq_tf.evaluation.feature_workers import feature_place
-from medseq_tf.execution.executor import Executor, executor_for, refuse_without_ray
+from medseq_tf.execution.executor import (
+    Executor,
+    check_workers,
+    executor_for,
+    refuse_without_ray,
+)
 from medseq_tf.execution.hosts import require_one_host
 from medseq_tf.files import destination, write_text
 from medseq_tf.input.slice_store import SliceStore
@@ -110,6 +115,7 @@ def auto(
     """
     require_one_host("auto")
     refuse_without_ray(ray, cpus_per_task, gpus_per_task)
+    check_workers(workers)
     prepared = Prepared.open(data)
     folder = destination(out if out is not None else Path("runs") / "auto")
     asked = {"minutes": minutes, "seed": seed, "folds": folds, "repeats": repeats}

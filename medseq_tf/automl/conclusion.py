@@ -18,6 +18,7 @@ import pandas as pd
 
 from medseq_tf.automl.choice import Choice, Shares, combine
 from medseq_tf.automl.kept import Kept, fold_splits
+from medseq_tf.automl.linear import FITS
 from medseq_tf.automl.plan import Plan
 from medseq_tf.automl.predicted import Candidates
 from medseq_tf.automl.procedure import Outcome
@@ -94,11 +95,16 @@ def conclude(
         tracker.metrics({f"used_for_selection/{score.name}/auroc": score.auroc})
     for name in (SELECTION, CANDIDATES):
         tracker.artifact(run.path / name)
-    _remove_models(kept, members)
+    _remove_leftovers(kept, members)
 
 
-def _remove_models(kept: Kept, members: Sequence[Mapping[str, Any]]) -> None:
-    """Remove the models of networks that are not deployed; what they predicted is kept."""
+def _remove_leftovers(kept: Kept, members: Sequence[Mapping[str, Any]]) -> None:
+    """Remove the models of networks that are not deployed; what they predicted is kept.
+
+    With them goes what was handed to other processes when the run was killed.
+    """
+    for file in (kept.folder / OF_CANDIDATES).glob(f"*/{FITS}"):
+        file.unlink()
     deployed = {kept.folder / member["run"] for member in members}
     for name in ("model.keras", CHECKPOINT):
         for file in (kept.folder / OF_CANDIDATES).glob(f"*/round_*/fold_*/{name}"):

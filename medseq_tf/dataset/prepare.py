@@ -36,7 +36,7 @@ from medseq_tf.dataset.publication import (
 from medseq_tf.dataset.records import STORAGE, Aspect
 from medseq_tf.dataset.shards import Shard, refuse_left_out, write_shards
 from medseq_tf.errors import InputError, Unreachable, did_you_mean
-from medseq_tf.execution.executor import executor_for
+from medseq_tf.execution.executor import check_workers, executor_for
 from medseq_tf.execution.processes import cores, start_server
 from medseq_tf.files import destination
 from medseq_tf.phantom.reader import index_demo
@@ -163,8 +163,7 @@ def _check_settings(size: int, aspect: str, workers: int | None) -> None:
         )
     if aspect not in ("pad", "stretch"):
         raise InputError(f"aspect={aspect!r} is unknown; valid: pad, stretch")
-    if workers is not None and (not isinstance(workers, int) or workers < 1):
-        raise InputError(f"workers={workers!r} is not a number of processes, 1 or more")
+    check_workers(workers)
 
 
 def _check_place(out: Path, source: str | Path | None) -> None:

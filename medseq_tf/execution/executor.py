@@ -130,6 +130,12 @@ def refuse_without_ray(ray: str | None, cpus: float, gpus: float, piece: str = "
         raise InputError(f"cpus_per_{piece}, gpus_per_{piece}: go with --ray")
 
 
+def check_workers(workers: int | None) -> None:
+    """Raise an InputError if that is no number of processes."""
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise InputError(f"workers={workers!r} is not a number of processes, 1 or more")
+
+
 def executor_for(
     workers: int | None, ray: str | None, *, cpus: float = 1.0, gpus: float = 0.0
 ) -> Executor:
@@ -144,8 +150,9 @@ def executor_for(
         gpus: the same; a fraction shares one.
 
     Raises:
-        InputError: the cluster cannot be used.
+        InputError: the cluster cannot be used, or `workers` is no number of them.
     """
+    check_workers(workers)
     if ray is None:
         return LocalExecutor(workers)
     return RayExecutor(ray, workers, cpus, gpus)

@@ -26,7 +26,7 @@ from medseq_tf.dataset.records import (
 )
 from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import operating_points
-from medseq_tf.execution.executor import executor_for, refuse_without_ray
+from medseq_tf.execution.executor import check_workers, executor_for, refuse_without_ray
 from medseq_tf.execution.processes import cores, isolated_map, start_server
 from medseq_tf.readers.storage import modules_for, root_of
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
@@ -89,8 +89,7 @@ def predict(
           later, the model's server went away, a node does not see what it should, or, with
           `strict`, a study is left out.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers}: is not a number of processes, 1 or more")
+    check_workers(workers)
     if not paths:
         raise InputError("no path of a study is given")
     refuse_without_ray(ray, cpus_per_task, gpus_per_task)

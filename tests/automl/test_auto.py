@@ -21,6 +21,7 @@ from medseq_tf.automl import auto as command
 from medseq_tf.automl.auto import auto
 from medseq_tf.automl.fingerprint import fingerprint_of
 from medseq_tf.automl.kept import Kept
+from medseq_tf.automl.linear import FITS
 from medseq_tf.automl.plan import Plan
 from medseq_tf.automl.procedure import CandidatePredictions
 from medseq_tf.automl.sentences import against_reference
@@ -193,6 +194,12 @@ def test_another_plan_other_data_or_other_numbers_do_not_go_on(
         quiet(demo_data, tmp_path, plan)
 
 
+def test_no_processes_are_one_line(plan, demo_data, tmp_path):
+    with pytest.raises(InputError, match="workers=0 is not a number of processes, 1 or more"):
+        quiet(demo_data, tmp_path / "run", plan, workers=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_time_linear_candidates_have_one_repeat_and_it_is_said(
     run, plan, demo_data, tmp_path
 ):
@@ -229,8 +236,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, plan, demo_data, tmp_path, m
         patch.setattr(Kept, "keep", keep_then_die)
         with pytest.raises(Killed):
             quiet(demo_data, tmp_path / "run", plan)
+    handed_out = tmp_path / "run" / "candidates" / "acquisition" / FITS
+    handed_out.touch()
     again = quiet(demo_data, tmp_path / "run", None, resume=True)
     assert_same_bytes(again, run)
+    assert not handed_out.exists()
 
 
 def assert_same_bytes(one, other):
