@@ -11,9 +11,23 @@ from pathlib import Path
 
 from small_run import SMALL
 
-from medseq_tf.execution.hosts import VARIABLE, Host
+from medseq_tf.errors import InputError
+from medseq_tf.execution.hosts import VARIABLE, Host, host_of_environment
 
 SECONDS = 300
+
+
+def refuse_on_the_second(stop):
+    """As a host, find the others; the second then raises what only it can know of."""
+    from medseq_tf.recipe import Experiment
+    from medseq_tf.training.hosts import Hosts as Training
+
+    host = host_of_environment()
+    hosts = Training(host, None, Experiment())
+    with hosts.together():
+        if not host.is_chief:
+            raise InputError("a study cannot be read")
+        hosts.any(False)
 
 
 def free_ports(count):

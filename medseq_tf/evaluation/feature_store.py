@@ -169,9 +169,10 @@ class FeatureStore:
         plan = training_plan(self.slices.prepared, rows, self.experiment, epoch)
         for start in range(first_batch, len(plan), together):
             batch = list(itertools.chain.from_iterable(plan[start : start + together]))
+            longest = max(len(sequence.slices) for sequence in batch)
             batch = batch[part.of(len(batch))]
             draws = [self.views.draw(epoch, sequence) for sequence in batch]
-            inputs, labels, _ = self._batch(batch, draws)
+            inputs, labels, _ = self._batch(batch, draws, longest)
             yield inputs, labels
 
     def evaluation_batches(
@@ -192,17 +193,20 @@ class FeatureStore:
         for batch in evaluation_plan(self.slices.prepared, rows, experiment, batch_size):
             yield self._batch(batch, [MIRRORED if one.mirrored else None for one in batch])
 
-    def _batch(self, batch: Batch, draws: Sequence[Draw]) -> tuple[Inputs, np.ndarray, np.ndarray]:
+    def _batch(
+        self, batch: Batch, draws: Sequence[Draw], longest: int | None = None
+    ) -> tuple[Inputs, np.ndarray, np.ndarray]:
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = np.array([len(sequence.slices) for sequence in batch], np.int32)
-        features = np.zeros((len(batch), lengths.max(initial=0), self.width), np.float32)
+        longest = int(lengths.max()) if longest is None else longest
+        features = np.zeros((len(batch), longest, self.width), np.float32)
         for place, (sequence, draw) in enumerate(zip(batch, draws, strict=True)):
             shown = self.views.shown(sequence.study)
             if not np.isin(sequence.slices, shown).all():
                 raise ValueError("a sequence shows slices that the store's recipe does not")
             places = np.searchsorted(shown, sequence.slices)
             features[place, : lengths[place]] = self.of(sequence.study, draw)[places]
-        inputs = {"features": features, "lengths": lengths, **self._further.of(batch)}
+        inputs = {"features": features, "lengths": lengths, **self._further.of(batch, longest)}
         return inputs, self._labels[rows], rows
 
     # ----------------------------------------------------------------------------- computing
@@ -213,12 +217,13 @@ class FeatureStore:
         epoch: int,
         stopped: Callable[[], bool] = lambda: False,
         part: Part = WHOLE,
-        meet: Callable[[], None] = lambda: None,
+        alike: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         """Compute what is missing of all that will be drawn from `epoch` to the next redraw.
 
-        Of several processes each computes its `part` first; when all `meet`, it reads those of the
-        others, or computes them, where the folder is not one that all see.
+        Of several processes each computes its `part` first; when all have, it reads those of the
+        others, or computes them, where the folder is not one that all see. `alike` does each of the
+        two, and comes back when all have, or all are stopped.
 
         It raises what `prepare` raises.
         """
@@ -227,9 +232,8 @@ class FeatureStore:
             return
         self._forget_other_generations(generation)
         views = sorted(self.views.of_generation(rows, epoch), key=_place)
-        self.prepare(views[part.number :: part.count], stopped)
-        meet()
-        self.prepare(views, stopped)
+        alike(lambda: self.prepare(views[part.number :: part.count], stopped))
+        alike(lambda: self.prepare(views, stopped))
         self._generation = generation
 
     def prepare(self, views: Iterable[View], stopped: Callable[[], bool] = lambda: False) -> None:

@@ -42,6 +42,8 @@ WAITING_A_WORKER = 4
 SECONDS_FOR_NODES = 60
 SECONDS_TO_ANSWER = 10.0
 SECONDS_BETWEEN_COUNTS = 5.0
+SECONDS_TO_FOLLOW = 30
+"""That hosts have when one has ended, until its process ends too, which those it left notice."""
 SECONDS_TO_END = 1.0
 """Until a map notices that it was ended."""
 
@@ -454,9 +456,15 @@ def on_hosts(
         work = pickle.dumps(function)
         hosts = [Host(addresses, place) for place in range(count)]
         tasks = [a.work.remote(h.to_json(), work) for a, h in zip(actors, hosts, strict=True)]
-        waiting, told = tasks, False
+        waiting, told, alone_since = tasks, False, float("inf")
         while waiting:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+            if len(waiting) < count:
+                alone_since = min(alone_since, time.monotonic())
+            if time.monotonic() - alone_since > SECONDS_TO_FOLLOW:
+                for actor, task in zip(actors, tasks, strict=True):
+                    if task not in waiting:  # those that wait for its host end with its process
+                        ray.kill(actor)
             meanwhile()
             if stopped() and not told:
                 told = True

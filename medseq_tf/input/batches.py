@@ -226,16 +226,18 @@ def _dataset(
         batch = whole[mine]
         rows = np.array([sequence.study for sequence in batch], np.int32)
         lengths = _lengths(batch)
-        read = batch or whole[:1]  # of which nothing is kept: for the shapes
+        shown = batch or whole[:1]  # of which nothing is kept: for the shapes
         try:
-            images = _of_batch(read, store.slices_among_neighbours)
-            ranges = np.concatenate([store.intensity_ranges(one.study, one.slices) for one in read])
-            targets = _of_batch(read, store.masks)[: lengths.sum()] if masks else labels[rows]
+            images = _of_batch(shown, store.slices_among_neighbours)
+            ranges = np.concatenate(
+                [store.intensity_ranges(one.study, one.slices) for one in shown]
+            )
+            targets = _of_batch(shown, store.masks)[: lengths.sum()] if masks else labels[rows]
         except InputError as error:
             store.failures.append(error)
             raise
         images, ranges = images[: lengths.sum()], ranges[: lengths.sum()]
-        told = further.of(batch)
+        told = further.of(batch, int(_lengths(whole).max()))
         around = [_lengths(whole[: mine.start]), _lengths(whole[mine.stop :])]
         others = (*(told[name] for name in names), *around[: len(around_specification)])
         return images, lengths, ranges, seed, targets, rows, *others

@@ -55,12 +55,20 @@ class FurtherInputs:
             specs["series"] = tf.TensorSpec((None, None), tf.int32, "series")
         return specs
 
-    def of(self, batch: Sequence[StudySequence]) -> dict[str, np.ndarray]:
-        """Return the inputs of sequences, whose studies are rows of the data set, by name."""
+    def of(
+        self, batch: Sequence[StudySequence], longest: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the inputs of sequences, whose studies are rows of the data set, by name.
+
+        Args:
+            batch: the sequences.
+            longest: what they are padded to; None: the longest of them.
+        """
         rows = [sequence.study for sequence in batch]
         inputs = {name: values[rows] for name, values in self._by_study.items()}
         if self._series_of is not None:
-            longest = max((len(sequence.slices) for sequence in batch), default=0)
+            if longest is None:
+                longest = max(len(sequence.slices) for sequence in batch)
             inputs["series"] = np.full((len(batch), longest), NO_SERIES, np.int32)
             for place, one in enumerate(batch):
                 of_slices = self._series_of(one.study)[one.slices]

@@ -35,9 +35,22 @@ def scale_intensities(images: tf.Tensor, ranges: tf.Tensor) -> tf.Tensor:
     return tf.reshape(scaled, (-1, height, width, pictures * count))
 
 
-def pad(images: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
-    """Lay out flat slices (N, H, W, C) as (B, T, H, W, C), with zeros after each sequence."""
-    return tf.RaggedTensor.from_row_lengths(images, lengths, validate=False).to_tensor()
+def pad(
+    images: tf.Tensor,
+    lengths: tf.Tensor,
+    longest: tf.Tensor | None = None,
+    beyond: float | None = None,
+) -> tf.Tensor:
+    """Lay out flat slices (N, ...) as (B, T, ...), with `beyond`, or zeros, after each sequence.
+
+    T is the longest of `lengths`, or `longest`, which none exceeds.
+    """
+    ragged = tf.RaggedTensor.from_row_lengths(images, lengths, validate=False)
+    padded = ragged.to_tensor(default_value=beyond)
+    if longest is None:
+        return padded
+    further = [[0, 0], [0, longest - tf.shape(padded)[1]], *[[0, 0]] * (len(padded.shape) - 2)]
+    return tf.pad(padded, further, constant_values=beyond or 0)
 
 
 @functools.lru_cache(maxsize=16)
@@ -48,19 +61,19 @@ def input_graph(input_json: str, augment_json: str) -> tf.types.experimental.Pol
 
     @tf.function(autograph=False)
     def make_inputs(images, lengths, ranges, seed, before=None, after=None):
-        sequence_ids, first = places(lengths, before, after)
+        sequence_ids, first, longest = places(lengths, before, after)
         images = scale_intensities(images, ranges)
         scale = (settings.mean, settings.std)
         images = augment(images, sequence_ids, seed, augmentation, *scale, first)
-        return {"slices": pad(images, lengths), "lengths": lengths}
+        return {"slices": pad(images, lengths, longest), "lengths": lengths}
 
     return make_inputs
 
 
 def places(
     lengths: tf.Tensor, before: tf.Tensor | None, after: tf.Tensor | None
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Return the sequence of each slice of a whole batch, and where a part of it begins.
+) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+    """Return the sequence of each slice of a whole batch, and what a part of it has to know.
 
     Args:
         lengths: int32 (B,), of the part's sequences.
@@ -68,12 +81,14 @@ def places(
         after: the same of those after it.
 
     Returns:
-        int32 (N,), and the place of the part's first slice; None where the batch is whole.
+        int32 (N,), the place of the part's first slice, and the length of the batch's longest
+        sequence; both None where the batch is whole.
     """
-    first = None
+    first = longest = None
     if before is not None:
         lengths, first = tf.concat([before, lengths, after], 0), tf.reduce_sum(before)
-    return tf.repeat(tf.range(tf.size(lengths)), lengths), first
+        longest = tf.reduce_max(lengths)
+    return tf.repeat(tf.range(tf.size(lengths)), lengths), first, longest
 
 
 GEOMETRIC = ("rotation", "resized_crop", "flip", "grid_distortion", "optical_distortion")
@@ -89,11 +104,10 @@ def mask_graph(augment_json: str) -> tf.types.experimental.PolymorphicFunction:
 
     @tf.function(autograph=False)
     def make_masks(masks, lengths, seed, before=None, after=None):
-        sequence_ids, first = places(lengths, before, after)
+        sequence_ids, first, longest = places(lengths, before, after)
         moved = augment(masks[..., None], sequence_ids, seed, augmentation, 0.0, 1.0, first)[..., 0]
         masks = tf.where(tf.math.is_nan(moved), moved, tf.cast(moved >= 0.5, tf.float32))
-        ragged = tf.RaggedTensor.from_row_lengths(masks, lengths, validate=False)
-        return ragged.to_tensor(default_value=np.nan)
+        return pad(masks, lengths, longest, np.nan)
 
     return make_masks
 

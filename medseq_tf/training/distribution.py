@@ -67,6 +67,10 @@ class Distribution:
         """Return whether it is true in any process."""
         return flag
 
+    def alike(self, work: Callable[[], None]) -> None:
+        """Do this process's part of some work; if one is stopped meanwhile, all are."""
+        work()
+
     def check_same(self, what: str, value: str) -> None:
         """Raise an InputError in all processes unless all have the value that the chief has."""
 

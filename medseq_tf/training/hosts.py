@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from medseq_tf.errors import HostLost, InputError, printable
+from medseq_tf.errors import HostLost, InputError, Stopped, printable
 from medseq_tf.execution.hosts import Host
 from medseq_tf.input.sampling import Part
 from medseq_tf.recipe import Experiment
@@ -106,6 +106,16 @@ class Hosts(Replicas):
         """Return whether it is true on any host."""
         return bool(self._sum(np.array([flag], np.float32))[0])
 
+    def alike(self, work: Callable[[], None]) -> None:
+        """Do this host's part of some work; if one is stopped meanwhile, all are."""
+        stop = None
+        try:
+            work()
+        except Stopped as error:
+            stop = error
+        if self.any(stop is not None):
+            raise stop or Stopped("another host was told to stop")
+
     def check_same(self, what: str, value: str) -> None:
         """Raise an InputError on all hosts unless all have the value that the chief has."""
         theirs = self.from_chief(value.encode).decode()
@@ -121,13 +131,13 @@ class Hosts(Replicas):
     def _spread(self, data: bytes) -> bytes:
         """Return the chief's bytes, sent as numbers that every kind of sum leaves exact."""
         data = len(data).to_bytes(8, "big") + data
-        received, total = b"", 8
+        received, total = bytearray(), 8
         while len(received) < total:
             piece = data[len(received) : len(received) + 2 * CHUNK] if self.chief else b""
             numbers = np.frombuffer(piece.ljust(2 * CHUNK, b"\0"), np.uint16).astype(np.float32)
             received += self._sum(numbers).astype(np.uint16).tobytes()
             total = 8 + int.from_bytes(received[:8], "big")
-        return received[8:total]
+        return bytes(received[8:total])
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         return self._sums(tf.constant(values)).numpy()
@@ -151,7 +161,11 @@ class Hosts(Replicas):
         threading.Thread(target=self._watch, args=(done,), daemon=True).start()
         try:
             self.check_same("number of devices", str(self.here))
-            yield
+            try:
+                yield
+            except Stopped:  # as all are, of which the chief may be saving still
+                self.any(False)
+                raise
             self.any(False)  # all are done
         except OF_A_LOST_HOST as error:
             if "ollective" not in str(error) and "/job:worker" not in str(error):

@@ -23,6 +23,7 @@ from medseq_tf.evaluation.feature_store import FeatureStore, join
 from medseq_tf.evaluation.feature_views import frozen_network, weights_digest
 from medseq_tf.files import atomic
 from medseq_tf.input.batches import readable, steps_per_epoch, training_batches, training_plan
+from medseq_tf.input.sampling import WHOLE
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.models import losses
 from medseq_tf.recipe import MINIMISED, Experiment
@@ -116,6 +117,7 @@ class Fitter(Fitting):
             InputError: a study cannot be read, or the saved state not be gone on with.
             Stopped: interrupted with Ctrl-C, or by `stop`.
         """
+        self._begin_alike()
         restored = self.restore()
         self.saved = time.monotonic()
         with interrupts(self.stop) as told:
@@ -137,6 +139,18 @@ class Fitter(Fitting):
                 variable.assign(value)
             self.save_model()
 
+    def _begin_alike(self) -> None:
+        """Let all hosts begin with the chief's weights, which theirs may have read elsewhere."""
+        if self.distribution.part != WHOLE:
+            self.distribution.check_same("frozen network", str(self.digest))
+            self._take([*self.constants, *self.variables], [*self.constants, *self.variables])
+
+    def _take(self, variables: Sequence[keras.Variable], chief_s: Sequence[keras.Variable]) -> None:
+        """Give variables the values that others have on the chief."""
+        data = self.distribution.from_chief(lambda: bytes_of([v.numpy() for v in chief_s]))
+        for variable, value in zip(variables, arrays_of(data), strict=True):
+            variable.assign(value)
+
     def _pretrain(self, interrupted: Callable[[], bool]) -> None:
         rows, model = self.split["train"], self.model
         if self.distribution.devices > 1:  # a copy on one device of the chief's learns
@@ -144,10 +158,7 @@ class Fitter(Fitting):
         if self.distribution.chief:
             pretrain(model, self.store, rows, self.recipe, self.verbose, interrupted)
         if model is not self.model:
-            taught = [variable.numpy() for variable in model.encoder.backbone.variables]
-            taught = arrays_of(self.distribution.from_chief(lambda: bytes_of(taught)))
-            for variable, value in zip(self.model.encoder.backbone.variables, taught, strict=True):
-                variable.assign(value)
+            self._take(self.model.encoder.backbone.variables, model.encoder.backbone.variables)
         if self.distribution.any(interrupted()):
             raise Stopped(f"{self.folder}: stopped in the pretraining; --resume begins it again")
 
@@ -155,13 +166,11 @@ class Fitter(Fitting):
         rows, distribution = self.split["train"], self.distribution
         validation = features.views.of_evaluation(self.split["validation"])
         with self.going_on():
-            features.prepare_training(rows, self.epoch, interrupted, distribution.part, self._meet)
-            if distribution.chief:
-                features.prepare(validation, interrupted)
-
-    def _meet(self) -> None:
-        """Wait until all processes are here."""
-        self.distribution.any(False)
+            features.prepare_training(
+                rows, self.epoch, interrupted, distribution.part, distribution.alike
+            )
+            views = validation if distribution.chief else []
+            distribution.alike(lambda: features.prepare(views, interrupted))
 
     def _batches(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
         """Yield what is left of the epoch; of features, `together` batches as one."""

@@ -111,7 +111,7 @@ def train(
     recipe = recipes.load(experiment, overrides)
     refuse_without_ray(ray, cpus_per_task, gpus_per_task)
     if hosts is not None:
-        if ray is None or isinstance(splits, list) or folds is not None:
+        if ray is None or isinstance(splits, list) or folds is not None or repeats != 1:
             raise InputError(
                 f"hosts = {hosts}: goes with ray, whose nodes they are, and without folds"
             )
@@ -123,6 +123,7 @@ def train(
             "splits": splits,
             "resume": resume,
             "features": None if features is None else Path(features).absolute(),
+            "devices": devices,
             "track": track,
             "verbose": False,
         }
@@ -164,38 +165,57 @@ def _train(request: Request, options: Options, place: AbstractContextManager[os.
         return Run(folder)
     prepared.verify()
     if not earlier:
-        _check_requirements(request, options.verbose)
+        _check_requirements(request, options)
     store = SliceStore(prepared, recipe)
     run_splits = _splits(request, distribution)
     with contextlib.ExitStack() as held:
         if recipe.uses_features:
             options = dataclasses.replace(options, features=held.enter_context(place))
-        if not distribution.chief and not isinstance(run_splits, list):
-            follow(request, store, run_splits, options)
+
+        def begin() -> bool:
+            return _begin(request, run_splits, distribution, held, resumed=bool(earlier))
+
+        if not distribution.json_from_chief(begin):
             return Run(folder)
-        if not earlier:
-            request.check(run_splits)
-            gc.collect()  # a model is a cycle, and a pretrained one is large
-        held.enter_context(locked(folder))
-        now = request.earlier()
-        if now.get("status") == "finished":
-            return Run.open(folder)
-        if now and not earlier:
-            raise InputError(f"{folder}: a run came there meanwhile; choose another --out")
-        if not now:
-            request.begin(run_splits)
-        distribution.note(Run(folder))
         if isinstance(run_splits, list):
             cross_validate(request, store, run_splits, options)
-        else:
+        elif distribution.chief:
             train_one(request, store, run_splits, options)
-    return Run.open(folder)
+        else:
+            follow(request, store, run_splits, options)
+    return Run(folder)
 
 
-def _check_requirements(request: Request, verbose: bool) -> None:
+def _begin(
+    request: Request,
+    splits: Splits,
+    distribution: Distribution,
+    held: contextlib.ExitStack,
+    resumed: bool,
+) -> bool:
+    """Begin in the folder, which is then held, or go on there; return whether there is a need."""
+    if not resumed:
+        request.check(splits)
+        gc.collect()  # a model is a cycle, and a pretrained one is large
+    held.enter_context(locked(request.folder))
+    now = request.earlier()
+    if now.get("status") == "finished":
+        return False
+    if now and not resumed:
+        raise InputError(f"{request.folder}: a run came there meanwhile; choose another --out")
+    if not now:
+        request.begin(splits)
+    distribution.note(Run(request.folder))
+    return True
+
+
+def _check_requirements(request: Request, options: Options) -> None:
     """Check what the recipe needs, and say what is to be known of it."""
     notes = check_requirements(request.recipe, request.prepared)
-    for words in notes if verbose else ():
+    devices, size = options.distribution.devices, request.recipe.fit.batch_size
+    if devices > size and not request.recipe.uses_features:
+        notes = [*notes, f"of {devices} devices a batch of fit.batch_size={size} fills only {size}"]
+    for words in notes if options.verbose and options.distribution.chief else ():
         note(words)
 
 
@@ -204,9 +224,11 @@ def _splits(request: Request, distribution: Distribution) -> Splits:
     if distribution.part == WHOLE:
         return request.make_splits()
 
-    made = request.make_splits() if distribution.chief else {}
-    lists = {name: rows.tolist() for name, rows in made.items()} if isinstance(made, dict) else {}
-    told = distribution.json_from_chief(lambda: lists)
+    def lists() -> dict[str, list[int]]:
+        made = request.make_splits()
+        return {n: rows.tolist() for n, rows in made.items()} if isinstance(made, dict) else {}
+
+    told = distribution.json_from_chief(lists)
     return {name: np.array(rows, np.int64) for name, rows in told.items()}
 
 

@@ -17,7 +17,7 @@ from small_run import run_small
 
 from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, Stopped
 from medseq_tf.evaluation.inference import study_probabilities
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
@@ -156,6 +156,17 @@ def test_what_cannot_be_is_one_line(demo_data, tmp_path):
         with pytest.raises(InputError, match=f"devices = 2: {setting} takes one device"):
             distribution_for(2, recipe)
         assert distribution_for(None, recipe).devices == 1
+
+
+def test_devices_that_a_batch_leaves_idle_are_said(demo_data, tmp_path, monkeypatch, capsys):
+    many = Distribution()
+    many.devices = 9
+    monkeypatch.setattr("medseq_tf.training.train.distribution_for", lambda *_: many)
+    with pytest.raises(Stopped):
+        run_small(demo_data, tmp_path / "run", verbose=True, stop=lambda: True)
+    said = capsys.readouterr().err
+    assert "of 9 devices a batch of fit.batch_size=4 fills only 4" in said
+    assert Run.open(tmp_path / "run").info["devices"] == 9
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -12,13 +13,25 @@ from host_processes import Hosts
 from runs_compared import assert_same_weights, weights
 from small_run import SMALL, run_small
 
+from medseq_tf import recipe as recipes
 from medseq_tf.dataset.prepare import prepare
+from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
+from medseq_tf.input.sampling import Part
+from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run
-from medseq_tf.training.loop import CHECKPOINT
+from medseq_tf.runs.tracking import Tracker
+from medseq_tf.training import hosts as training_hosts
+from medseq_tf.training.distribution import Distribution
+from medseq_tf.training.loop import CHECKPOINT, Fitter, arrays_of, bytes_of
 from medseq_tf.training.train import train
 
-ONE_UPDATE = ("fit.epochs=1", "fit.batch_size=64", "optimizer.name=sgd", "loss.weights=balanced")
+ONE_UPDATE = (
+    *("fit.epochs=1", "fit.batch_size=5", "optimizer.name=sgd", "loss.weights=balanced"),
+    *("sequence.policy=all", "sequence.length=30", "model.encoder.dropout=0.2"),
+    *("model.aggregator.dropout=0.2", "model.head.dropout=0.2"),
+)
+"""Of sequences of several lengths, with noise that is drawn for the whole padded batch."""
 MEASURED = (
     "input.size=32",
     "fit.solver=gradient",
@@ -62,7 +75,7 @@ def test_a_recipe_of_one_device_is_refused(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_update_is_that_of_one_device_and_the_chief_alone_writes(data, tmp_path):
+def test_updates_are_those_of_one_device_and_the_chief_alone_writes(data, tmp_path):
     one = alone(data, tmp_path / "one", "fsm_bilstm", (*SMALL, *ONE_UPDATE))
     with Hosts(tmp_path / "two", data, *options(ONE_UPDATE)) as hosts:
         assert hosts.ended() == [0, 0]
@@ -165,3 +178,47 @@ def test_hosts_with_other_data_and_what_the_chief_refuses_end_all(data, demo_dat
         assert hosts.ended(120) == [2, 2]
         for place in range(2):
             assert "is in use and holds no run" in hosts.said(place)
+    with Hosts(tmp_path / "weights", data, "--set", "loss.weights=[1, 2]") as hosts:
+        assert hosts.ended(120) == [2, 2]
+        for place in range(2):
+            assert "loss.weights has 2 weights" in hosts.said(place)
+
+
+def test_a_host_begins_with_the_chiefs_weights(data, tmp_path):
+    """Its own may come from another file of the same name."""
+
+    class Second(Distribution):
+        chief, part = False, Part(1, 2)
+
+        def from_chief(self, make):
+            return bytes_of([values + 1 for values in arrays_of(make())])
+
+    recipe = recipes.load(recipes.Experiment(), SMALL)
+    store, tracker = SliceStore(Prepared.load(data), recipe), Tracker(tmp_path, "x", enabled=False)
+    split = {"train": np.arange(8), "validation": np.arange(8, 12)}
+    fitter = Fitter(recipe, store, split, tmp_path, tracker, False, distribution=Second())
+    before = [variable.numpy() for variable in fitter.variables]
+    fitter._begin_alike()
+    for values, variable in zip(before, fitter.variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), values + 1)
+
+
+@pytest.mark.parametrize(("theirs", "raised"), [(False, None), (True, "another host was told")])
+def test_what_one_host_stops_all_stop(theirs, raised):
+    """So none waits in a sum for one that has left."""
+    hosts = training_hosts.Hosts.__new__(training_hosts.Hosts)
+    told = []
+
+    def any_of_all(mine):
+        told.append(mine)
+        return mine or theirs
+
+    def stopped():
+        raise Stopped("stopped here")
+
+    hosts.any = any_of_all
+    with pytest.raises(Stopped, match="stopped here"):
+        hosts.alike(stopped)
+    with pytest.raises(Stopped, match=raised) if raised else contextlib.nullcontext():
+        hosts.alike(lambda: None)
+    assert told == [True, False]

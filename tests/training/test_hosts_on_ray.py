@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from host_processes import refuse_on_the_second
 from ray_nodes import two_nodes  # noqa: F401 - a fixture
 from small_run import run_small
 
 from medseq_tf.errors import InputError, Stopped
+from medseq_tf.execution import ray_cluster
 from medseq_tf.runs.run import Run
+from medseq_tf.training import train as training
 from medseq_tf.training.loop import CHECKPOINT
 
 
@@ -17,6 +20,15 @@ def test_hosts_go_with_ray_and_without_folds(demo_data, tmp_path):
         run_small(demo_data, tmp_path / "run", hosts=2)
     with pytest.raises(InputError, match=r"hosts = 2: goes with ray.*without folds"):
         run_small(demo_data, tmp_path / "run", hosts=2, ray="auto", folds=3)
+    with pytest.raises(InputError, match=r"hosts = 2: goes with ray.*without folds"):
+        run_small(demo_data, tmp_path / "run", hosts=2, ray="auto", repeats=3)
+
+
+def test_hosts_are_told_how_many_devices_to_take(demo_data, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(training, "on_ray", lambda train, arguments, *_: told.append(arguments))
+    run_small(demo_data, tmp_path / "run", hosts=2, ray="auto", devices=3)
+    assert told[0]["devices"] == 3
 
 
 @pytest.mark.slow
@@ -29,6 +41,13 @@ def test_two_nodes_train_as_one_device(demo_data, tmp_path, two_nodes, monkeypat
     for name in ("loss", "val_loss"):
         np.testing.assert_allclose(two.history[name], one.history[name], rtol=1e-3)
     assert "Epoch 2 - " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_when_one_host_fails_the_others_do_not_wait_for_it(two_nodes, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ray_cluster, "SECONDS_TO_FOLLOW", 2)
+    with pytest.raises(InputError, match=r"^a study cannot be read$"):
+        ray_cluster.on_hosts(two_nodes, 2, refuse_on_the_second)
 
 
 @pytest.mark.slow
