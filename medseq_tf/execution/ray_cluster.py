@@ -461,7 +461,7 @@ def on_hosts(
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
             if len(waiting) < count:
                 alone_since = min(alone_since, time.monotonic())
-            if time.monotonic() - alone_since > SECONDS_TO_FOLLOW:
+            if waiting and time.monotonic() - alone_since > SECONDS_TO_FOLLOW:
                 for actor, task in zip(actors, tasks, strict=True):
                     if task not in waiting:  # those that wait for its host end with its process
                         ray.kill(actor)

@@ -201,7 +201,7 @@ class Fitter(Fitting):
     def _featured(self, batch: tuple[Mapping[str, tf.Tensor], tf.Tensor]) -> tuple[Any, Any]:
         inputs, labels = batch
         width = self.model.input_signature("features")["features"].shape[-1]
-        features = np.zeros((0, 0, width), np.float32)
+        features = np.zeros((0, inputs["slices"].shape[1], width), np.float32)
         if len(labels):  # of several hosts one may have no part of a small batch
             features = self.updates.extract(inputs["slices"], inputs["lengths"])
         others = {name: v.numpy() for name, v in inputs.items() if name != "slices"}
