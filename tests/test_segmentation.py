@@ -70,6 +70,7 @@ def drawn(rng, tmp_path):
         "label_names": ["lesion"],
         "modality": "photograph",
         "storage": {"dtype": "uint8", "offset": 0},
+        "fingerprint": "of what is drawn",
     }
     return Drawn(tmp_path, info, table)
 

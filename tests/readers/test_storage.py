@@ -362,7 +362,9 @@ def test_a_folder_of_this_machine_needs_none_of_the_libraries(tmp_path, classes)
         f"prepare('image-folder', {str(classes)!r}, out={str(tmp_path / 'out')!r}, workers=1)\n"
         "print([m for m in ('fsspec', 's3fs', 'aiohttp', 'ray') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -374,7 +376,7 @@ def test_worker_processes_read_for_themselves(tmp_path, patients, s3):
     done = subprocess.run(
         [*command, "--out", str(out), "--size", "16", "--workers", "2"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=dict(os.environ),
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,11 +15,11 @@ from medseq_tf.evaluation.explain.graphs import ModelGraphs, last_feature_maps
 from medseq_tf.evaluation.explain.pixel_maps import grad_cam, integrated_gradients
 
 
-@pytest.mark.parametrize("kind", ["shared", "per position", "frozen"])
-def test_integrated_gradients_add_up_to_the_difference_of_the_logits(shown_studies, kind):
+@pytest.mark.parametrize(("kind", "steps"), [("shared", 64), ("per position", 64), ("frozen", 512)])
+def test_integrated_gradients_add_up_to_the_difference_of_the_logits(shown_studies, kind, steps):
     study = shown_studies(kind)
     sequence = study.sequences[0]
-    heat, missed = integrated_gradients(study, 0, steps=64)
+    heat, missed = integrated_gradients(study, 0, steps=steps)
     black = tf.zeros_like(study.inputs) + study.black
     ends = [logits(study, tf.gather(part, sequence))[0] for part in (study.inputs, black)]
     difference = float(ends[0] - ends[1])
