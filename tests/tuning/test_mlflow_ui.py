@@ -141,7 +141,7 @@ def test_without_a_server_a_search_ends_as_well(demo_data, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.chdir(tmp_path)
 
-    def run(folder, job, variables=None, abandoned=None):
+    def run(folder, job, *_):
         assert job["mlflow_parent"].startswith(mlflow_store.NOT_YET)
         return trial.failure("no reason") if folder.name == "0000" else outcome(0.5)
 
