@@ -118,8 +118,6 @@ CASES = {
         )
     ),
     "unet": Case((*SEGMENTER, *FIT, *SGD, "model.encoder.network=unet")),
-    "xnet": Case((*SEGMENTER, *FIT, *SGD, "model.encoder.network=xnet")),
-    "dunet": Case((*SEGMENTER, *FIT, *SGD, "model.encoder.network=dunet")),
 }
 """An update each, by plain gradient descent, which hides no wrong factor; or an epoch."""
 
