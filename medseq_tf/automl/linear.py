@@ -129,14 +129,14 @@ class _Fits:
         folds, outputs = self.fold_of[repeat], self.settings.outputs
         rows = self.is_read & (folds >= 0) & ~np.isin(folds, left_out)
         with threadpool_limits(1):
+            filled_in = [filled(one, rows) for one in self.vectors]
             fit = fit_linear(
-                filled(self.vectors[0], rows)[rows],
+                filled_in[0][rows],
                 self.labels[rows],
                 outputs,
                 self.owners[rows],
                 *self.settings[1:],
             )
-            filled_in = [filled(one, rows) for one in self.vectors]
             return [
                 np.mean(
                     [fit.probabilities(one[self.told(repeat, fold)]) for one in filled_in], axis=0
