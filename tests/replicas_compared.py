@@ -81,8 +81,11 @@ CASES = {
     ),
     "accumulated": Case((*SMALL, *FIT, *SGD, *PADDED, "fit.batch_size=2", "fit.accumulate=8"), 11),
     "mixed": Case((*SMALL, *FIT, *SGD, "fit.precision=mixed_float16", "fit.epochs=4")),
-    "an epoch": Case((*SMALL, *FIT, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 2, 10),
-    "an epoch on three": Case((*SMALL, *FIT, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 3, 10),
+    "an epoch": Case((*SMALL, *FIT, *SGD, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 2, 10),
+    "an epoch on three": Case(
+        (*SMALL, *FIT, *SGD, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 3, 10
+    ),
+    "an epoch of Adam": Case((*SMALL, *FIT, *PADDED, *DROPOUT, "fit.batch_size=4"), 22, 2, 10),
     "pretrained": Case(
         (*SMALL, *FIT, *SGD, "model.encoder.paddings=[2, 1]", "model.encoder.filters=[8, 12]")
         + ("model.encoder.pooling=lesion_map", "model.encoder.fsm=null")

@@ -25,7 +25,7 @@ from medseq_tf.training.distribution import Distribution, distribution_for, shar
 
 TESTS = Path(__file__).parents[1]
 QUICK = "fewer studies than devices"
-EPOCHS = ("an epoch", "an epoch on three")
+EPOCHS = ("an epoch", "an epoch on three", "an epoch of Adam")
 
 
 def compare(data, *names):
@@ -49,13 +49,6 @@ def check_update(found):
     assert found["alike"]
 
 
-def check_losses(several, one):
-    """Adam moves a bias ahead of a normalisation by the sign of rounding: validation sees that."""
-    (training, validation), (expected, of_validation) = np.transpose(several), np.transpose(one)
-    np.testing.assert_allclose(training, expected, rtol=1e-5)
-    np.testing.assert_allclose(validation, of_validation, rtol=3e-3)
-
-
 def test_an_update_is_that_of_one_device(demo_data):
     """With padding, batch statistics, dropout, a clipped gradient, and a device without studies."""
     [found] = compare(demo_data, QUICK)
@@ -72,9 +65,11 @@ def test_an_update_of_every_kind_of_model_is_that_of_one_device(demo_data):
 
 @pytest.mark.slow
 def test_an_epoch_is_that_of_one_device_and_the_same_each_time(demo_data):
-    for found in compare(demo_data, *EPOCHS):
+    """Adam moves a bias ahead of a normalisation by the sign of rounding: validation sees that."""
+    for name, found in zip(EPOCHS, compare(demo_data, *EPOCHS), strict=True):
         one, several = found["losses"]
-        check_losses([several], [one])
+        seen = slice(1) if name.endswith("Adam") else slice(None)
+        np.testing.assert_allclose(several[seen], one[seen], rtol=1e-3)
         assert found["again"]
         assert found["alike"]
 
@@ -92,11 +87,8 @@ def test_in_16_bits_several_devices_skip_the_updates_that_one_skips(demo_data):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(demo_data):
     [found] = compare(demo_data, "resumed")
-    one, both = np.asarray(found["losses"])
-    np.testing.assert_allclose(both[:, 0], one[:, 0], rtol=1e-3)
-    np.testing.assert_allclose(
-        both[:, 1], one[:, 1], rtol=5e-3
-    )  # of 10 studies, Adam's early steps
+    one, both = found["losses"]
+    np.testing.assert_allclose(both, one, rtol=1e-3)
 
 
 @pytest.mark.slow

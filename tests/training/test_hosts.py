@@ -40,7 +40,7 @@ MEASURED = (
     "fit.accumulate=3",
 )
 RECIPES = {
-    "trained whole": ("fsm_bilstm", SMALL),
+    "trained whole": ("fsm_bilstm", (*SMALL, "optimizer.name=sgd")),
     "stored features": ("handcrafted", MEASURED),
     "features of each batch": ("handcrafted", (*MEASURED, "features.use=never")),
 }
