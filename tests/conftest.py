@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
+from orthanc import archive, orthanc  # noqa: F401
 from ray_nodes import two_nodes  # noqa: F401
 from stores import s3, s3_address  # noqa: F401
 
