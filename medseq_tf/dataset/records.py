@@ -79,6 +79,7 @@ class StudyRecord:
         slice_names: what the slices are called in audit entries; empty: by their number.
         series: the number of each slice's series; empty where they are not told apart.
         audit_entries: what was odd about the study.
+        pictures: which of the study's pictures each slice is, see `Slices.pictures`.
     """
 
     framed: bytes = b""
@@ -87,6 +88,7 @@ class StudyRecord:
     slice_names: list[str] = field(default_factory=list)
     series: list[int] = field(default_factory=list)
     audit_entries: list[AuditEntry] = field(default_factory=list)
+    pictures: tuple[int, ...] | None = None
 
     @property
     def example(self) -> bytes:
@@ -138,6 +140,7 @@ def study_record(study: StudySource, study_id: str, storage: StorageSpec) -> Stu
         slice_names=slices.names,
         series=slices.series,
         audit_entries=slices.audit_entries + _mixed_sizes(study, slices),
+        pictures=slices.pictures,
     )
 
 
@@ -267,5 +270,7 @@ def _check(slices: Slices, storage: StorageSpec) -> None:
         raise TypeError(f"slices are (H, W) {storage.dtype}, as the source index says")
     if slices.series and len(slices.series) != len(images):
         raise TypeError("each slice is of a series, or none is")
+    if slices.pictures is not None and len(slices.pictures) != len(images):
+        raise TypeError("each slice is a picture, or none is")
     if masks is not None and [m.shape for m in masks] != [image.shape[:2] for image in images]:
         raise TypeError("each slice has a mask of its own shape, or none has")

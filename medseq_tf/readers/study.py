@@ -78,6 +78,8 @@ class Slices:
         series: which of `SourceIndex.series` each is of; empty where they are no sequence.
         grid: where the slices lie in the patient, by which series are known to be registered: mm
             and cosines, (numbers,), or each picture's place in the scan; None where nothing tells.
+        pictures: which of the study's pictures each is, where it is one: of DICOM studies whose
+            slices are not resampled.
     """
 
     images: list[np.ndarray]
@@ -86,6 +88,7 @@ class Slices:
     names: list[str] = field(default_factory=list)
     series: list[int] = field(default_factory=list)
     grid: np.ndarray | None = None
+    pictures: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from medseq_tf.readers.storage import START_BYTES
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset as Dataset
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -66,6 +69,12 @@ class PixelData(NamedTuple):
 
     start: int
     length: int
+
+
+Parsed = TypeVar("Parsed")
+Parse = Callable[[bytes, int, "Elements", bool], Parsed]
+"""Parses a data set in a file's first bytes, from where it starts, given the file's meta
+information and whether that is the whole file."""
 
 
 class Elements(dict[str, Any]):
@@ -189,6 +198,27 @@ def read_elements(
         NotDicom: if it is not a DICOM file.
         UnreadableDicom: if it is damaged or cut short.
     """
+    (elements, pixels), size = _read(path, size, _data_set)
+    return elements, pixels, size
+
+
+def read_data_set(path: str | Path) -> Dataset:
+    """Read every element of a file up to its pixel data, as pydicom's data set.
+
+    Args:
+        path: the whole file.
+
+    Raises:
+        NotDicom: if it is not a DICOM file.
+        UnreadableDicom: if it is damaged or cut short.
+    """
+    with quiet_pydicom():
+        data_set, _ = _read(path, None, _whole_data_set)
+    return data_set
+
+
+def _read(path: str | Path, size: int | None, parse: Parse[Parsed]) -> tuple[Parsed, int]:
+    """What is parsed of as many first bytes of a file as that takes, and the file's size."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size if size is None else size
@@ -197,9 +227,8 @@ def read_elements(
             for most in _READ_FIRST:
                 file.seek(0)
                 data = file.read(most)
-                is_whole = len(data) >= size
                 with contextlib.suppress(_CutShort):
-                    return *_parsed(data, most, is_whole), size
+                    return _parsed(data, most, len(data) >= size, parse), size
     except OSError:
         raise UnreadableDicom("cannot be opened") from None
     raise UnreadableDicom("damaged or cut short")
@@ -218,8 +247,8 @@ def _is_explicit(data: bytes, start: int) -> bool:
     return kind.isalpha() and kind.isupper()
 
 
-def _parsed(data: bytes, most: int, is_whole: bool) -> tuple[Elements, PixelData | None]:
-    """The elements in a file's first bytes, of which deflated ones are unpacked up to `most`."""
+def _parsed(data: bytes, most: int, is_whole: bool, parse: Parse[Parsed]) -> Parsed:
+    """What is parsed of a file's first bytes, of which deflated ones are unpacked up to `most`."""
     start = 132 if data[128:132] == b"DICM" else 0
     if not start and not _looks_bare(data):
         raise NotDicom("not a DICOM file")
@@ -230,7 +259,7 @@ def _parsed(data: bytes, most: int, is_whole: bool) -> tuple[Elements, PixelData
             fits = min(_MOST_UNPACKED, _UNPACKED_PER_BYTE * len(data))
             data, start = unpack.decompress(data[start:], min(most, fits)), 0
             is_whole = is_whole and (unpack.eof or fits <= most)
-        return _data_set(data, start, meta, is_whole)
+        return parse(data, start, meta, is_whole)
     except UnreadableDicom:
         raise
     except Exception:  # whatever a damaged file makes of pydicom's many
@@ -260,8 +289,8 @@ def _data_set(
     at_pixels: list[PixelData | None] = []
 
     def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
-        if tag >> 16 != _PIXEL_GROUP or not _FIRST_PIXELS <= int(tag) <= _PIXEL_DATA:
-            return False  # tags compare slowly, and shift fast
+        if not _is_of_pixels(tag, kind, length):
+            return False
         at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
         return True
 
@@ -278,6 +307,35 @@ def _data_set(
     if not at_pixels and not (is_whole and _ends(elements, buffer, len(data))):
         raise _CutShort
     return elements, at_pixels[0] if at_pixels else None
+
+
+def _is_of_pixels(tag: int, kind: str | None, length: int) -> bool:
+    # Tags compare slowly, and shift fast.
+    return tag >> 16 == _PIXEL_GROUP and _FIRST_PIXELS <= int(tag) <= _PIXEL_DATA
+
+
+def _whole_data_set(data: bytes, start: int, meta: Elements, is_whole: bool) -> Dataset:
+    """The data set up to its pixels, with the file meta information that other software needs."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID
+
+    _data_set(data, start, meta, is_whole)  # is all there
+    buffer = _buffer(data)
+    buffer.seek(start)
+    syntax = meta.text("TransferSyntaxUID")
+    data_set = read_dataset(
+        buffer, not _is_explicit(data, start), syntax != EXPLICIT_BIG, stop_when=_is_of_pixels
+    )
+    data_set.file_meta = FileMetaDataset()
+    data_set.file_meta.TransferSyntaxUID = UID(syntax or _default_syntax(data, start))
+    data_set.file_meta.MediaStorageSOPClassUID = data_set.SOPClassUID
+    data_set.file_meta.MediaStorageSOPInstanceUID = data_set.SOPInstanceUID
+    return data_set
+
+
+def _default_syntax(data: bytes, start: int) -> str:
+    return EXPLICIT_LITTLE if _is_explicit(data, start) else IMPLICIT_LITTLE
 
 
 def _ends(elements: Elements, buffer: io.BytesIO, size: int) -> bool:

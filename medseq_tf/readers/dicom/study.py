@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom, read_data_set
 from medseq_tf.readers.dicom.frame import Picture
 from medseq_tf.readers.dicom.header import CT
 from medseq_tf.readers.dicom.pixels import decode, fill_padding
@@ -18,9 +19,12 @@ from medseq_tf.readers.intensities import (
     stored_intensities,
 )
 from medseq_tf.readers.orientation import plane_of, to_plane
-from medseq_tf.readers.storage import read_ahead
+from medseq_tf.readers.storage import local_files, read_ahead
 from medseq_tf.readers.study import MOST_SLICES, AuditEntry, Slices, StudySource, UnreadableStudy
 from medseq_tf.readers.volumes import Spacing
+
+if TYPE_CHECKING:
+    from medseq_tf.readers.dicom.elements import Dataset
 
 Tilt = Literal["keep", "correct"]
 
@@ -44,9 +48,9 @@ class DicomStudy(StudySource):
         if len(self.pictures) > MOST_SLICES:
             count = len(self.pictures)
             raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
-        volume, pictures, audit_entries = self._decoded()
+        volume, places, audit_entries = self._decoded()
         images, intensity_entries = stored_intensities(volume, self.modality, self.source)
-        frames = [picture.frame for picture in pictures]
+        frames = [self.pictures[place].frame for place in places]
         if self.tilt == "correct":
             images = upright(images, frames)
         cosines = frames[0].cosines
@@ -54,19 +58,39 @@ class DicomStudy(StudySource):
         slices = [to_plane(image.T[:, :, None], cosines, plane)[0] for image in images]
         if self.spacing is not None:
             slices = evenly_spaced(slices, frames, plane, self.spacing)
-        places = [(*f.position, *f.orientation, *f.pixel_spacing) for f in frames]
+        grid = [(*f.position, *f.orientation, *f.pixel_spacing) for f in frames]
         return Slices(
             [np.ascontiguousarray(image) for image in slices],
             audit_entries=audit_entries + intensity_entries,
-            grid=np.array(places).ravel(),
+            grid=np.array(grid).ravel(),
+            pictures=None if self.spacing else tuple(places),
         )
 
-    def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
-        """(T, H, W) intensities without padding, their pictures, and what was odd."""
-        images, pictures, paddings = [], [], []
+    def source_headers(self) -> list[Dataset]:
+        """Read the header of each picture's file: all but its pixels, the patient's name too.
+
+        Raises:
+            UnreadableStudy: one cannot be read.
+            UnavailableStudy: they lie behind a URL, and one cannot be read there.
+        """
+        names = [picture.path for picture in self.pictures]
+        of_files: dict[str, Dataset] = {}
+        with local_files(self.root, names) as path_of:
+            for name in names:
+                path = path_of(name)
+                try:
+                    of_files[name] = of_files.get(name) or read_data_set(path)
+                except (NotDicom, UnreadableDicom) as error:
+                    raise UnreadableStudy(f"the header of a picture: {error}") from None
+        return [of_files[name] for name in names]
+
+    def _decoded(self) -> tuple[np.ndarray, list[int], list[AuditEntry]]:
+        """(T, H, W) intensities without padding, which pictures they are, and what was odd."""
+        images, places, paddings = [], [], []
         audit_entries: list[AuditEntry] = []
         beyond = voxels = 0
-        for picture, image, padding in decode(self.root, self.pictures):
+        decoded = decode(self.root, self.pictures)
+        for place, (picture, image, padding) in enumerate(decoded):
             if image is None:
                 where = f"{self.source} file {picture.number}"
                 audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
@@ -80,7 +104,7 @@ class DicomStudy(StudySource):
                 # see the whole study.
                 image = hounsfield_units(image)
             images.append(image)
-            pictures.append(picture)
+            places.append(place)
             paddings.append(padding)
         if not images:
             raise UnreadableStudy("no slice can be read", audit_entries)
@@ -88,7 +112,7 @@ class DicomStudy(StudySource):
             audit_entries += beyond_range(beyond, voxels, self.source)
         volume = np.stack(images)
         audit_entries += fill_padding(volume, paddings, self.modality, self.source)
-        return volume, pictures, audit_entries
+        return volume, places, audit_entries
 
 
 def _counted(image: np.ndarray, padding: np.ndarray | None, is_whole_ct: bool) -> tuple[int, int]:
