@@ -1,12 +1,12 @@
 """Takes a demo cohort; prints what a second core, with a worker of its own, makes of the work.
 
-Three kinds of work, each by one worker on one core and by two on a core each: `prepare`, training
-(the updates of all epochs but the first, by one process and by two that `TF_CONFIG` tells of each
-other, on halves of the same batches) and a search. Processes are kept to their cores. The two take
-turns, and every other round goes the other way round; a figure is the median of the rounds, with
-its quartiles. On a machine of two cores what else runs on it counts in full, so the load is
-printed. With --ray the pieces of `prepare` and the trials are Ray's, on a cluster that has the same
-cores.
+Three kinds of work, each by one worker on one core and by two on a core each: `prepare` (what a
+cohort takes beyond a few patients, which take little but the workers' start), training (the updates
+of all epochs but the first, by one process and by two that `TF_CONFIG` tells of each other, on
+halves of the same batches) and a search. Processes are kept to their cores. The two take turns, and
+every other round goes the other way round; a figure is the median of the rounds, with its
+quartiles. On a machine of two cores what else runs on it counts in full, so the load is printed.
+With --ray the pieces of `prepare` and the trials are Ray's, on a cluster that has the same cores.
 
     python benchmarks/bench_scale.py [--quick] [--rounds N] [--ray] [--only prepare|training|trials]
 """
@@ -97,12 +97,14 @@ class Work:
         self.cores = sorted(os.sched_getaffinity(0))
 
     def prepare(self, workers: int) -> float:
-        """Seconds of `prepare`."""
+        """Seconds of `prepare` for all patients, beyond those for a few."""
         out = self.folder / "made"
-        words = [str(self.pictures), str(out), str(workers), self.engine]
-        seconds = float(output(on_cores(["-c", PREPARE, *words], self.cores[:workers])))
-        shutil.rmtree(out)
-        return seconds
+        seconds = []
+        for pictures in (self.pictures, self.few):
+            words = [str(pictures), str(out), str(workers), self.engine]
+            seconds.append(float(output(on_cores(["-c", PREPARE, *words], self.cores[:workers]))))
+            shutil.rmtree(out)
+        return seconds[0] - seconds[1]
 
     def trials(self, workers: int) -> float:
         """Seconds of a search."""
@@ -141,11 +143,11 @@ class Work:
 
         quick = self.options.quick
         self.count, self.epochs = (2, 2) if quick else (6, 4)
-        cohort = DemoCohort(
-            patients=24 if quick else 160, size=64 if quick else 256, slices=(12, 18)
-        )
-        self.pictures, self.data = self.folder / "pictures", self.folder / "data"
-        write_jpegs(cohort, self.pictures)
+        size, length = 64 if quick else 256, (12, 18)
+        self.pictures, self.few = self.folder / "pictures", self.folder / "few"
+        for folder, patients in ((self.pictures, 24 if quick else 320), (self.few, 8)):
+            write_jpegs(DemoCohort(patients=patients, size=size, slices=length), folder)
+        self.data = self.folder / "data"
         patients = 24 if quick else 60
         prepare("demo", out=self.data, patients=patients, size=64, progress=False)
 

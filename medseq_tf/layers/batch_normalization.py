@@ -84,9 +84,15 @@ class BatchNormalization(Layer):
         if not (training and self.trainable):
             outputs = self._normalize(outputs, self.moving_mean, self.moving_variance)
         elif not replicas.is_alone():  # whose sums no condition may stand around
-            weights = self._weights(real, outputs)
-            outputs, mean, variance, known = self._normalize_real(outputs, weights)
-            self._update(mean, variance, known)
+            outputs, mean, variance, count = kernels.normalize_by_shares(
+                outputs,
+                replicas.counted(self._weights(real, outputs)),
+                self.gamma,
+                self.beta,
+                self.epsilon,
+                replicas.summed,
+            )
+            self._update(mean, variance, count > 0)
         elif real is None:
             outputs, mean, variance = self._normalize_all(outputs)
             self._update(mean, variance)
@@ -127,11 +133,9 @@ class BatchNormalization(Layer):
         inputs = ops.where(weights > 0, inputs, 0.0)
         area = shape[1] if self.shared and self.positions > 1 else shape[1] * shape[2]
         count = ops.sum(weights, axis=(0, 1, 2)) * ops.cast(area, "float32")
-        count, total = replicas.summed([count, ops.sum(inputs, axis=(0, 1, 2))])
         some = ops.maximum(count, 1.0)
-        mean = total / some
-        squares = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2))
-        variance = replicas.summed([squares])[0] / some
+        mean = ops.sum(inputs, axis=(0, 1, 2)) / some
+        variance = ops.sum(weights * ops.square(inputs - mean), axis=(0, 1, 2)) / some
         known = ops.broadcast_to(count > 0, self.gamma.shape)
         return self._normalize(inputs, mean, variance), mean, variance, known
 

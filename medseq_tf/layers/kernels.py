@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -100,6 +100,93 @@ def normalize_by_batch(
     # The kernel gives n / (n - 1) times the biased variance, for n > 1.
     count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), variance.dtype)
     return outputs, mean, variance * tf.where(count > 1, (count - 1) / count, 1.0)
+
+
+def normalize_by_shares(
+    inputs: Tensor,
+    weights: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    epsilon: float,
+    summed: Callable[[list[Tensor]], Sequence[Tensor]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalise each channel by its mean and variance over several shares of a batch.
+
+    Moments of the shares are joined as those of parts of a sample are (Chan et al. 1983). The
+    gradient that TensorFlow would derive passes over the activations several times as often.
+
+    Args:
+        inputs: `(B, H, W, C)` float32, this share.
+        weights: 1 for what is real, else 0; of rank 4, and broadcast to the inputs.
+        scale: `(C,)`.
+        offset: `(C,)`.
+        epsilon: added to the variance.
+        summed: tensors to their sums over all shares.
+
+    Returns:
+        The normalised inputs, the means `(C,)`, the biased variances `(C,)` and how many values
+        each channel has in all shares; the last three without a gradient.
+    """
+    import tensorflow as tf
+
+    channels, axes = inputs.shape[-1], (0, 1, 2)
+    each = tf.reduce_prod(tf.shape(inputs)[:-1] // tf.shape(weights)[:-1])
+    count = tf.broadcast_to(tf.reduce_sum(weights, axes) * tf.cast(each, "float32"), [channels])
+    is_whole = tf.reduce_all(weights > 0)
+    ones, zeros = tf.ones(channels), tf.zeros(channels)
+
+    def of_whole() -> tuple[Tensor, Tensor]:
+        return normalize_by_batch(inputs, ones, zeros, epsilon)[1:]
+
+    def of_real() -> tuple[Tensor, Tensor]:
+        some = tf.maximum(count, 1.0)
+        mean = tf.reduce_sum(tf.where(weights > 0, inputs, 0.0), axes) / some
+        squares = tf.where(weights > 0, tf.math.squared_difference(inputs, mean), 0.0)
+        return mean, tf.reduce_sum(squares, axes) / some
+
+    @tf.custom_gradient
+    def normalized(inputs: Tensor, scale: Tensor, offset: Tensor) -> Any:
+        mine, spread = tf.cond(is_whole, of_whole, of_real)
+        known, total = summed([count, count * mine])
+        some = tf.maximum(known, 1.0)
+        mean = total / some
+        [squares] = summed([count * (spread + tf.math.squared_difference(mine, mean))])
+        variance = squares / some
+        # Padding becomes 0 first: times 0 it would stay what it is if it is not finite.
+        real = tf.cond(is_whole, lambda: inputs, lambda: tf.where(weights > 0, inputs, 0.0))
+        outputs = tf.raw_ops.FusedBatchNormV3(
+            x=real,
+            scale=scale,
+            offset=offset,
+            mean=mean,
+            variance=variance,
+            epsilon=epsilon,
+            is_training=False,
+        )[0]
+
+        def gradient(of_outputs: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            of_inputs, of_scale, of_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=of_outputs,
+                x=real,
+                scale=scale,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=[],
+                epsilon=epsilon,
+                is_training=False,
+            )
+            by_scale, by_offset = summed([of_scale, of_offset])
+            slope = scale * tf.math.rsqrt(variance + epsilon) / some
+            tilt = slope * by_scale * tf.math.rsqrt(variance + epsilon)
+            of_inputs -= real * tilt + (slope * by_offset - tilt * mean)
+            of_inputs = tf.cond(
+                is_whole, lambda: of_inputs, lambda: tf.where(weights > 0, of_inputs, 0.0)
+            )
+            return of_inputs, of_scale, of_offset
+
+        return (outputs, mean, variance, known), gradient
+
+    return normalized(inputs, tf.convert_to_tensor(scale), tf.convert_to_tensor(offset))
 
 
 def scan(step: Callable[..., Any], state: Any, inputs: Tensor) -> Tensor:

@@ -128,11 +128,7 @@ class Replicas(Distribution):
         def of_replica(inputs: Inputs, targets: tf.Tensor) -> tf.Tensor:
             with tf.device("CPU:0"):
                 inputs, targets, counts = self._share(inputs, targets)
-
-            def sums(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-                return self.sum([tf.where(counts, t, tf.zeros_like(t)) for t in tensors])
-
-            with replicas.among(sums):
+            with replicas.among(self.sum, counts):
                 return step(inputs, targets)
 
         return lambda inputs, targets: self._first(of_replica, inputs, targets)
