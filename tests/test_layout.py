@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import graphlib
 import inspect
 import re
@@ -45,11 +46,11 @@ HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py",),
     "fsspec": ("readers/storage.py",),
-    "pydicom": ("readers/dicom/elements.py",),
+    "pydicom": ("readers/dicom/elements.py", "serving/dicom_results/*"),
     "ray": ("execution/ray_cluster.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }
-"""A heavy library -> the files that may import it."""
+"""A heavy library -> the files that may import it, all of them there."""
 
 MOST_LINES = 600
 
@@ -126,7 +127,9 @@ def test_a_heavy_library_has_its_place(library):
         for path in MODULES
         if library in {module.split(".")[0] for module in imports(path)}
     }
-    assert found == set(HOMES[library])
+    homes = {home: set(fnmatch.filter(found, home)) for home in HOMES[library]}
+    assert all(homes.values())
+    assert found == set().union(*homes.values())
 
 
 def test_layers_and_models_are_written_in_keras_ops_alone():

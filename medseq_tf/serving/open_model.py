@@ -51,15 +51,20 @@ class Model(Protocol):
 
 
 class GraphModel:
-    """The signatures of a `ServingModel`, by name, in memory or loaded."""
+    """The signatures of a `ServingModel`, by name, in memory or loaded.
 
-    def __init__(self, signatures: Mapping[str, Any]):
-        self._signatures = signatures
+    Attributes:
+        folder: of the run or SavedModel that it is of; None of one in memory.
+    """
+
+    def __init__(self, signatures: Mapping[str, Any], folder: Path | None = None):
+        self._signatures, self.folder = signatures, folder
 
     @classmethod
     def of_run(cls, run: RunOrPath) -> GraphModel:
         """Build the graph of a finished run, of its folds if it is cross-validated."""
-        return cls(LoadedRun.open(run).serving_model().signatures)
+        loaded = LoadedRun.open(run)
+        return cls(loaded.serving_model().signatures, loaded.run.path)
 
     def describe(self) -> Description:
         """Return what the model says of itself."""
@@ -137,7 +142,7 @@ def open_saved_model(folder: str | os.PathLike) -> GraphModel:
     """
     try:
         check_saved_model(folder)
-        model = GraphModel(tf.saved_model.load(os.fspath(folder)).signatures)
+        model = GraphModel(tf.saved_model.load(os.fspath(folder)).signatures, Path(folder))
         model.describe()
     except InputError:
         raise

@@ -125,11 +125,8 @@ class Predictor:
             return [dataclasses.replace(blank, error=(reasons or ["unreadable"])[0])]
         files = list(decode_example(record.example)["slices"])
         blank = dataclasses.replace(blank, slices=len(files))
-        told: dict[str, Any] = {"covariates": found.covariates} if found.covariates else {}
-        if record.series:
-            told["series"] = record.series
         try:
-            predicted = self.model.predict(files, self.running, **told)
+            predicted = self.model.predict(files, self.running, **told_of(found, record))
             predicted = predicted.checked(len(files), self.description)
         except RequestRefused as error:
             return [dataclasses.replace(blank, error=str(error))]
@@ -168,6 +165,12 @@ class Predictor:
                 running=steps and steps[label],
                 operating_point=self.points[label],
             )
+
+
+def told_of(found: FoundStudy, record: StudyRecord) -> dict[str, Any]:
+    """Return what a model is told of a study besides its slices, as arguments of `predict`."""
+    told: dict[str, Any] = {"covariates": found.covariates} if found.covariates else {}
+    return {**told, "series": record.series} if record.series else told
 
 
 def _warnings(audit_entries: list[AuditEntry]) -> tuple[str, ...]:
