@@ -53,7 +53,7 @@ _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
 _PIXEL_GROUP, _FIRST_PIXELS, _PIXEL_DATA = 0x7FE0, 0x7FE00008, 0x7FE00010
 """Pixels in floating point come first, and are not read."""
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 class NotDicom(ValueError):
