@@ -340,6 +340,22 @@ def _most_ahead(names: Sequence[str]) -> int:
     return READS_AHEAD if len(set(names)) == len(names) else LARGE_READS_AHEAD
 
 
+@contextlib.contextmanager
+def nameless_file(data: bytes) -> Iterator[str]:
+    """Give a path that leads to some bytes: in memory, or where that cannot be, in a file."""
+    if hasattr(os, "memfd_create"):
+        descriptor = _in_memory(data)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="medseq_tf-") as folder:
+        path = Path(folder, "file")
+        path.write_bytes(data)
+        yield str(path)
+
+
 class _Copies:
     """Nameless files in memory, each made ahead of its use and gone after it."""
 

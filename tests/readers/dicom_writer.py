@@ -13,17 +13,25 @@ EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.1
 
 
 def element(tag: int, kind: str, value, syntax: str = EXPLICIT, undefined: bool = False) -> bytes:
-    """One element; a sequence's value is a list of lists of (tag, kind, value)."""
+    """One element; a sequence's value is a list of lists of (tag, kind, value).
+
+    Bytes in a list are fragments, as of compressed pixels.
+    """
     order = ">" if syntax == BIG else "<"
     if kind == "SQ":
         data = b"".join(_item(items, syntax, undefined) for items in value)
         data += struct.pack(order + "HHI", 0xFFFE, 0xE0DD, 0) if undefined else b""
+    elif isinstance(value, list):
+        pieces = [b"", *(piece + bytes(len(piece) % 2) for piece in value)]
+        data = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(p)) + p for p in pieces)
+        data += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+        undefined = True
     elif kind == "US":
         data = struct.pack(order + "H", value)
     else:
         data = value if isinstance(value, bytes) else str(value).encode()
         data += (b"\0" if kind in ("UI", "OB", "OW") else b" ") * (len(data) % 2)
-    length = 0xFFFFFFFF if kind == "SQ" and undefined else len(data)
+    length = 0xFFFFFFFF if isinstance(value, list) and undefined else len(data)
     head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
     if syntax == IMPLICIT:
         return head + struct.pack("<I", length) + data

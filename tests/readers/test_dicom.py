@@ -123,7 +123,7 @@ def test_pixels_that_cannot_be_decoded_cost_one_slice(tmp_path):
     values, positions = stack()
     files = [dicom_file(image(v, p)) for v, p in zip(values, positions, strict=True)]
     packed = image(values[2], positions[2])
-    packed[0x7FE00010] = ("OB", b"\xff\xd8 no JPEG at all " * 20)
+    packed[0x7FE00010] = ("OB", [b"\xff\xd8 no JPEG at all " * 20])
     files[2] = dicom_file(packed, "1.2.840.10008.1.2.4.70")
     scan = index_dicom(write(tmp_path, *files))
     slices = scan.studies[0].read()

@@ -30,6 +30,7 @@ IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+UNKNOWN_LENGTH = 0xFFFFFFFF
 
 _KEYWORDS = (
     "MediaStorageSOPClassUID", "TransferSyntaxUID", "SpecificCharacterSet", "ImageType",
@@ -41,7 +42,7 @@ _KEYWORDS = (
     "TemporalPositionIndex", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
     "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "BurnedInAnnotation",
-    "RescaleIntercept", "RescaleSlope", "PixelMeasuresSequence",
+    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "PixelMeasuresSequence",
     "PixelValueTransformationSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
@@ -52,7 +53,7 @@ _MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
 _PIXEL_GROUP, _FIRST_PIXELS, _PIXEL_DATA = 0x7FE0, 0x7FE00008, 0x7FE00010
-"""Pixels in floating point come first, and are not read."""
+"""Pixels in floating point come first."""
 _lock = threading.RLock()
 
 
@@ -65,10 +66,19 @@ class UnreadableDicom(ValueError):
 
 
 class PixelData(NamedTuple):
-    """Where the pixel data element's value starts (once unpacked), and its stated length."""
+    """Where the pixels lie.
+
+    Attributes:
+        start: of the element's value, once the data set is unpacked.
+        length: of it in bytes, as stated.
+        kind: its value representation; "" where the data set states none.
+        is_float: whether these are pixels in floating point.
+    """
 
     start: int
     length: int
+    kind: str = ""
+    is_float: bool = False
 
 
 Parsed = TypeVar("Parsed")
@@ -234,6 +244,21 @@ def _read(path: str | Path, size: int | None, parse: Parse[Parsed]) -> tuple[Par
     raise UnreadableDicom("damaged or cut short")
 
 
+def unpacked_data_set(path: str | Path, size: int) -> bytes:
+    """Unpack the first bytes of a deflated file's data set, or as many as there are.
+
+    Raises:
+        UnreadableDicom: if it is damaged.
+    """
+    try:
+        data = Path(path).read_bytes()
+        with quiet_pydicom():
+            _, start = _meta(data, 132)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(memoryview(data)[start:], size)
+    except Exception:  # whatever a damaged file makes of pydicom's many
+        raise UnreadableDicom("damaged or cut short") from None
+
+
 def _looks_bare(data: bytes) -> bool:
     """Whether a file without preamble starts with an element of group 2 or 8."""
     if len(data) < 8:
@@ -286,12 +311,12 @@ def _data_set(
 
     buffer = _buffer(data)
     buffer.seek(start)
-    at_pixels: list[PixelData | None] = []
+    at_pixels: list[PixelData] = []
 
     def is_at_pixels(tag: int, kind: str | None, length: int) -> bool:
         if not _is_of_pixels(tag, kind, length):
             return False
-        at_pixels.append(PixelData(buffer.tell(), length) if tag == _PIXEL_DATA else None)
+        at_pixels.append(PixelData(buffer.tell(), length, kind or "", tag != _PIXEL_DATA))
         return True
 
     elements = Elements.of(
@@ -342,7 +367,8 @@ def _ends(elements: Elements, buffer: io.BytesIO, size: int) -> bool:
     """Whether a data set ends where its bytes do, and not within a value."""
     values = ((element.value, getattr(element, "length", 0)) for element in elements.values())
     return buffer.tell() <= size and not any(
-        isinstance(value, bytes) and len(value) < length < 0xFFFFFFFF for value, length in values
+        isinstance(value, bytes) and len(value) < length < UNKNOWN_LENGTH
+        for value, length in values
     )
 
 
@@ -352,6 +378,14 @@ def _keywords() -> dict[int, str]:
     from pydicom.datadict import tag_for_keyword
 
     return {tag: keyword for keyword in _KEYWORDS if (tag := tag_for_keyword(keyword))}
+
+
+def name_of_uid(uid: str) -> str:
+    """Return what the standard calls a UID; "" where it has none of the kind."""
+    from pydicom.uid import UID
+
+    name = UID(uid).name
+    return "" if name == uid else name
 
 
 @functools.lru_cache(maxsize=64)

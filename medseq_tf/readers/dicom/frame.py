@@ -66,18 +66,28 @@ def places(frames: Sequence[Frame]) -> np.ndarray:
     return np.array([frame.position for frame in frames]) @ frames[0].slice_axis
 
 
-class PlainPixels(NamedTuple):
-    """Where the stored values of an unpacked picture lie in its file.
+class PixelFormat(NamedTuple):
+    """How the stored values of a file's pictures lie in it.
 
     Attributes:
-        offset: of the first frame, in bytes.
-        dtype: of a stored value as it lies in the file.
-        unused_bits: of each value, above those that are stored.
+        syntax: the transfer syntax.
+        offset: of the pixel data in bytes, once the data set is unpacked.
+        frames: how many there are.
+        dtype: of a stored value, as it lies in the file where it is not compressed.
+        bits: of each value that are stored.
+        high_bit: the highest of them.
+        is_inverted: whether the smallest value is white (MONOCHROME1).
+        is_compressed: whether they lie in fragments, which SimpleITK decodes.
     """
 
+    syntax: str
     offset: int
+    frames: int
     dtype: str
-    unused_bits: int
+    bits: int
+    high_bit: int
+    is_inverted: bool
+    is_compressed: bool
 
 
 class Picture(NamedTuple):
@@ -89,8 +99,7 @@ class Picture(NamedTuple):
         place: of the frame in the file.
         frame: the frame.
         shape: rows and columns.
-        first_frame: of the file.
-        plain: where its values lie, if they are not packed.
+        format: how its values are stored.
         padding: the smallest and largest stored value that mean no pixel.
         tie: what orders pictures of one position.
     """
@@ -100,7 +109,6 @@ class Picture(NamedTuple):
     place: int
     frame: Frame
     shape: tuple[int, int]
-    first_frame: Frame
-    plain: PlainPixels | None
+    format: PixelFormat
     padding: tuple[int, int] | None
     tie: tuple

@@ -12,16 +12,14 @@ from typing import NamedTuple
 
 from medseq_tf.readers.dicom.elements import (
     DEFLATED,
-    EXPLICIT_BIG,
-    EXPLICIT_LITTLE,
-    IMPLICIT_LITTLE,
     Elements,
     PixelData,
     UnreadableDicom,
     quiet_pydicom,
     read_elements,
 )
-from medseq_tf.readers.dicom.frame import Frame, PlainPixels
+from medseq_tf.readers.dicom.encoding import UNCOMPRESSED, pixel_format, why_unread
+from medseq_tf.readers.dicom.frame import Frame, PixelFormat
 from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS
 
 CT, MR = "CT", "MR"
@@ -55,8 +53,10 @@ class DicomHeader(NamedTuple):
     """What a file says about its picture or pictures; text is "" where it says nothing.
 
     Attributes:
-        padding: the smallest and largest stored value that mean no pixel, once MONOCHROME1 is
-            inverted; None where the file names none.
+        format: how its pixels are stored.
+        unread: why they are not read; "" where they are.
+        padding: the smallest and largest stored value that mean no pixel; None where the file names
+            none.
     """
 
     patient_id: str
@@ -73,11 +73,11 @@ class DicomHeader(NamedTuple):
     image_type: tuple[str, ...]
     is_burned_in: bool
     samples: int
-    is_inverted: bool
     rows: int
     columns: int
     frames: tuple[Frame, ...]
-    plain: PlainPixels | None
+    format: PixelFormat
+    unread: str
     padding: tuple[int, int] | None
 
 
@@ -127,31 +127,13 @@ def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
         image_type=tuple(value.strip().upper() for value in image_type),
         is_burned_in=elements.text("BurnedInAnnotation").upper() == "YES",
         samples=elements.binary("SamplesPerPixel", default=1),
-        is_inverted=elements.text("PhotometricInterpretation") == "MONOCHROME1",
         rows=elements.binary("Rows"),
         columns=elements.binary("Columns"),
         frames=tuple(_frames(elements)),
-        plain=_plain_pixels(elements, pixels),
+        format=pixel_format(elements, pixels),
+        unread=why_unread(elements, pixels),
         padding=_padding(elements),
     )
-
-
-def _plain_pixels(elements: Elements, pixels: PixelData) -> PlainPixels | None:
-    """Where the values lie, if they are unpacked, little-endian, grey and 8 or 16 bits wide."""
-    allocated = elements.binary("BitsAllocated", default=16)
-    stored = elements.binary("BitsStored", default=allocated)
-    is_plain = (
-        elements.text("TransferSyntaxUID") in (IMPLICIT_LITTLE, EXPLICIT_LITTLE)
-        and elements.text("PhotometricInterpretation") == "MONOCHROME2"
-        and elements.binary("SamplesPerPixel", default=1) == 1
-        and allocated in (8, 16)
-        and 0 < stored <= allocated
-        and elements.binary("HighBit", default=stored - 1) == stored - 1
-    )
-    if not is_plain:
-        return None
-    dtype = ("<i" if elements.binary("PixelRepresentation") else "<u") + str(allocated // 8)
-    return PlainPixels(pixels.start, dtype, allocated - stored)
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:
@@ -161,9 +143,6 @@ def _padding(elements: Elements) -> tuple[int, int] | None:
     form = "h" if elements.binary("PixelRepresentation") else "H"
     value = elements.binary("PixelPaddingValue", form)
     limit = elements.binary("PixelPaddingRangeLimit", form, default=value)
-    if elements.text("PhotometricInterpretation") == "MONOCHROME1":
-        stored = elements.binary("BitsStored", default=16)
-        value, limit = (2**stored - 1 - end for end in (value, limit))
     return min(value, limit), max(value, limit)
 
 
@@ -220,15 +199,15 @@ def _check_size(elements: Elements, pixels: PixelData, file_bytes: int) -> None:
         raise UnreadableDicom(
             f"declares {frames} frames of {columns} x {rows}; at most {LARGEST_VOXELS} voxels"
         )
-    bits = elements.binary("SamplesPerPixel", default=1)
-    bits *= elements.binary("BitsAllocated", default=16)
-    wanted = rows * columns * frames * bits // 8
+    wanted = rows * columns * frames * elements.binary("BitsAllocated", default=16) // 8
     syntax = elements.text("TransferSyntaxUID")
-    if syntax == DEFLATED:
-        is_short = pixels.length < wanted or pixels.length > file_bytes * _LARGEST_PER_BYTE
-    elif syntax in (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG):
-        is_short = pixels.length < wanted or pixels.start + pixels.length > file_bytes
-    else:
+    if syntax not in UNCOMPRESSED:
         is_short = pixels.start + frames * _FRAGMENT_BYTES > file_bytes
+    elif why_unread(elements, pixels):  # of another size
+        is_short = False
+    elif syntax == DEFLATED:
+        is_short = pixels.length < wanted or pixels.length > file_bytes * _LARGEST_PER_BYTE
+    else:
+        is_short = pixels.length < wanted or pixels.start + pixels.length > file_bytes
     if is_short:
         raise UnreadableDicom("cut short: declares more pixels than it holds")

@@ -1,6 +1,8 @@
 """The intensities of DICOM pictures: HU for CT, for MR see `readers.intensities`.
 
-Rescale slope and intercept are applied, frame by frame. MONOCHROME1 images are inverted within the
+Rescale slope and intercept are applied, frame by frame. They are those of the modality (PS3.3,
+C.11.1, and for multi-frame images C.7.6.16.2.9); a real world value mapping is none: there may be
+several, each of other units, and scanners write both. MONOCHROME1 images are inverted within the
 range of their stored bits first, as SimpleITK does. Pixels that the file calls padding
 (PixelPaddingValue, to PixelPaddingRangeLimit; PS3.3, C.7.5.1.1.2), such as those outside the
 scanner's field of view, take the study's smallest other value, and are counted in the audit. They
@@ -17,7 +19,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from medseq_tf.readers.dicom.frame import Picture, PlainPixels
+from medseq_tf.readers.dicom.compressed import compressed_frames
+from medseq_tf.readers.dicom.elements import DEFLATED, UnreadableDicom, unpacked_data_set
+from medseq_tf.readers.dicom.frame import Picture, PixelFormat
 from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.storage import local_files
 from medseq_tf.readers.study import AuditEntry
@@ -32,63 +36,72 @@ Decoded = tuple[Picture, np.ndarray | None, np.ndarray | None]
 def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
     """Decode pictures, in order.
 
-    Unpacked values are read from where they lie; SimpleITK decodes the others, file by file.
+    Of uncompressed files each picture is read from where it lies; others are decoded file by file.
     """
-    from medseq_tf.readers.simpleitk_volume import read_dicom_frames
-
     names = [picture.path for picture in pictures]
-    counts = Counter(names)
-    several: dict[str, np.ndarray | None] = {}
+    uses = Counter(names)
+    whole: dict[str, np.ndarray | None] = {}
     with local_files(root, names) as path_of:
         for picture in pictures:
-            path = path_of(picture.path)
-            if picture.plain:
-                yield picture, *_plain_intensities(path, picture, picture.plain)
-                continue
-            if picture.path in several:
-                frames = several[picture.path]
+            path, name, stored = path_of(picture.path), picture.path, picture.format
+            if not stored.is_compressed and stored.syntax != DEFLATED:
+                values = _values_at(path, picture)
             else:
-                frames = read_dicom_frames(path)
-                if counts[picture.path] > 1:
-                    several[picture.path] = frames
-            if frames is None or frames.shape[1:] != picture.shape or picture.place >= len(frames):
+                if name not in whole:
+                    read = compressed_frames if stored.is_compressed else _deflated_frames
+                    whole[name] = read(path, stored, picture.shape)
+                uses[name] -= 1
+                frames = whole[name] if uses[name] else whole.pop(name)
+                values = None if frames is None else frames[picture.place]
+            if values is None:
                 yield picture, None, None
             else:
-                yield picture, *_rescaled(frames[picture.place], picture)
+                yield picture, *_rescaled(values, picture)
 
 
-def _plain_intensities(
-    path: str, picture: Picture, plain: PlainPixels
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    count = math.prod(picture.shape)
-    offset = plain.offset + picture.place * count * np.dtype(plain.dtype).itemsize
+def _values_at(path: str, picture: Picture) -> np.ndarray | None:
+    """The (H, W) stored values of a picture of an uncompressed file; None where there are fewer."""
+    stored, count = picture.format, math.prod(picture.shape)
+    offset = stored.offset + picture.place * count * np.dtype(stored.dtype).itemsize
     try:
-        values = np.fromfile(path, plain.dtype, count, offset=offset)
+        values = np.fromfile(path, stored.dtype, count, offset=offset)
     except OSError:
-        return None, None
-    if values.size < count:
-        return None, None
-    if plain.unused_bits:  # which may hold an overlay
-        values = (values << plain.unused_bits) >> plain.unused_bits
-    values = values.reshape(picture.shape)
+        return None
+    return _own_bits(values, stored).reshape(picture.shape) if values.size == count else None
+
+
+def _deflated_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) -> np.ndarray | None:
+    """The (frames, H, W) stored values of a deflated file; None where there are fewer."""
+    count = stored.frames * math.prod(shape)
+    size = stored.offset + count * np.dtype(stored.dtype).itemsize
+    try:
+        data = unpacked_data_set(path, size)
+    except UnreadableDicom:
+        return None
+    if len(data) < size:
+        return None
+    values = np.frombuffer(data, stored.dtype, count, offset=stored.offset)
+    return _own_bits(values, stored).reshape(stored.frames, *shape)
+
+
+def _own_bits(values: np.ndarray, stored: PixelFormat) -> np.ndarray:
+    """Values without the bits around those that are stored, which may hold an overlay."""
+    allocated = 8 * values.itemsize
+    if stored.bits == allocated:
+        return values
+    return (values << (allocated - 1 - stored.high_bit)) >> (allocated - stored.bits)
+
+
+def _rescaled(values: np.ndarray, picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
+    """The intensities of stored values, and where they are padding."""
     padding = _between(values, *picture.padding) if picture.padding else None
+    if picture.format.is_inverted:
+        values = values.dtype.type(2**picture.format.bits - 1) - values
     slope, intercept = picture.frame.slope, picture.frame.intercept
     if slope == 1 and intercept.is_integer():
-        return values + np.int32(intercept), padding
+        whole = np.int32 if values.itemsize < 4 else np.int64
+        return values + whole(intercept), padding
     return values * slope + intercept, padding
-
-
-def _rescaled(image: np.ndarray, picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
-    """Give a frame its own slope and intercept in place of the first frame's."""
-    first, frame = picture.first_frame, picture.frame
-    padding = None
-    if picture.padding:
-        low, high = sorted(value * first.slope + first.intercept for value in picture.padding)
-        half_a_step = abs(first.slope) / 2
-        padding = _between(image, low - half_a_step, high + half_a_step)
-    if (first.slope, first.intercept) != (frame.slope, frame.intercept):
-        image = (image - first.intercept) / first.slope * frame.slope + frame.intercept
-    return image, padding
 
 
 def _between(values: np.ndarray, low: float, high: float) -> np.ndarray | None:

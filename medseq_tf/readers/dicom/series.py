@@ -226,7 +226,7 @@ def _why_no_slice(header: DicomHeader) -> str:
         "neither CT nor MR": header.modality not in (CT, MR),
         "localiser": is_localiser,
         "text burned into the image": header.is_burned_in,
-        "colour image": header.samples != 1,
+        header.unread: bool(header.unread),
         "mosaic of slices": "MOSAIC" in kinds,
         "image without orientation": not first.orientation or not first.is_orthonormal,
         "image without position": not first.position,
@@ -257,7 +257,7 @@ def _stack(files: list[DicomFile], name: str) -> Stack:
         detail = f"{repeated} images left out"
         audit_entries.append(AuditEntry("duplicate slice positions", name, detail))
     audit_entries += _oddities_of_spacing(pictures, name)
-    inverted = sum(file.header.is_inverted for file in files)
+    inverted = sum(file.header.format.is_inverted for file in files)
     if inverted:
         audit_entries.append(AuditEntry("MONOCHROME1", name, f"{inverted} images inverted"))
     rescalings = {(p.frame.slope, p.frame.intercept) for p in pictures}
@@ -299,8 +299,7 @@ def _pictures(file: DicomFile) -> Iterator[Picture]:
             place=place,
             frame=frame,
             shape=(header.rows, header.columns),
-            first_frame=header.frames[0],
-            plain=header.plain,
+            format=header.format,
             padding=header.padding,
             tie=(
                 *frame.order,
