@@ -8,6 +8,9 @@ import pytest
 from dicom_heads import SYNTAXES, enhanced, head_study, leaked, planted
 from dicom_validators import assert_valid, dicom_errors, dsr_tree
 
+from medseq_tf.phantom.cohort import DemoCohort
+from medseq_tf.phantom.writers import write_dicom
+
 UNKNOWN_TO_DCIODVFY = ("deflated",)
 
 
@@ -26,6 +29,12 @@ def test_a_head_is_the_phantom_in_every_transfer_syntax(tmp_path, syntax):
         np.testing.assert_array_equal(intensities(path), image)
     if syntax not in UNKNOWN_TO_DCIODVFY:
         assert_valid(study.paths[0])
+
+
+def test_what_the_phantom_writes_is_valid(tmp_path):
+    write_dicom(DemoCohort(2, size=32, slices=(3, 3)), tmp_path, tilt_degrees=9.0)
+    for path in tmp_path.rglob("IM*"):
+        assert_valid(path)
 
 
 def test_an_mr_and_files_of_many_frames(tmp_path):

@@ -229,7 +229,12 @@ def _patient_tags(name: str, number: int) -> dict[str, str]:
         "0010|0020": name,
         "0010|0030": f"19{50 + number % 50}0101",
         "0008|0020": "20200101",
+        "0008|0030": "120000",
         "0008|0050": f"A{number:06}",
+        "0008|1030": "demo head",
+        "0018|5100": "HFS",
+        "0020|0010": f"{number + 1}",
+        "0020|0052": _uid(name, "frame of reference"),
         "0020|000d": _uid(name),
     }
 
@@ -239,11 +244,17 @@ def _series_tags(name: str, series: str, number: int) -> dict[str, str]:
         "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
         "0008|0016": _CT_IMAGE_STORAGE,
         "0008|0060": "CT",
+        "0008|0070": "medseq_tf",
         "0008|103e": f"demo {series}",
+        "0018|0015": "HEAD",
+        "0018|0060": "120",
         "0020|000e": _uid(name, series),
         "0020|0011": str(number),
+        "0020|0012": str(number),
+        "0020|1040": "",
         "0028|1052": "-1024",
         "0028|1053": "1",
+        "0028|1054": "HU",
     }
 
 
@@ -262,6 +273,7 @@ def _write_slice(
     image.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
     for tag, value in tags.items():
         image.SetMetaData(tag, value)
+    image.SetMetaData("0018|0050", f"{between:g}")
     image.SetMetaData("0020|0032", "\\".join(f"{value:.6f}" for value in position))
     image.SetMetaData("0020|0037", "\\".join(f"{value:.6f}" for value in (*row, *column)))
     writer = sitk.ImageFileWriter()
