@@ -98,6 +98,7 @@ class MemberGroup:
 
     Attributes:
         weight: of all of them together.
+        segments: whether they are segmenters.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class MemberGroup:
         self.recipe = members[0].recipe
         self._weights = [member.weight for member in members]
         self.weight = sum(self._weights)
+        self.segments = all(member.recipe.segments for member in members)
 
     def of_tensors(self, slices: tf.Tensor, lengths: tf.Tensor) -> Encoded:
         """Encode studies that are the models' own input (B, T, H, W, C)."""
@@ -151,6 +153,18 @@ class MemberGroup:
         """Return the mean probability (B, T, labels) after each slice."""
         steps = self._mean_of_models(encoded, running=True)
         return mean_of_sequences(steps, encoded.chosen, lengths, width)
+
+    def lesion_map(self, studies: Studies) -> tf.Tensor:
+        """Return segmenters' mean probability (N, size, size) that a pixel is lesion.
+
+        It is of all slices of the studies, one after the other, at the size that they are stored.
+        """
+        frames = self._frames(studies, tf.range(tf.reduce_sum(studies.lengths)))
+        logits = self._encoded(lambda model: model.encoder.backbone.lesion(frames[None])[0])
+        mean = weighted_mean([tf.sigmoid(one) for one in logits], self._weights)[..., None]
+        size = self.description.size
+        method = "area" if self.recipe.input.size > size else "bilinear"
+        return tf.image.resize(mean, (size, size), method)[..., 0]
 
     def _mean_of_models(self, encoded: Encoded, running: bool) -> tf.Tensor:
         """Return the models' mean probability for each sequence, or after each of its slices."""

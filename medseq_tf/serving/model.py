@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -10,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from medseq_tf.evaluation.explain.graphs import ModelGraphs
+from medseq_tf.input.model_input import pad
 from medseq_tf.readers.series import NO_SERIES
 from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.description import MOST_SLICES, Description
@@ -46,6 +49,9 @@ class ServingModel(tf.Module):
         with_covariates: `serving_default` with all of them, called as `signature_with` says; not
             there where there are none.
         probability_with_covariates: the same of `probability`.
+        lesion_map: of segmenters alone, and not of series that follow one another: as `probability`
+            to `lesion_map` float32 (B, T, size, size), the probability that a pixel of a slice as
+            it is stored is lesion; 0 after a study's length.
         describe: `question` string (B,), whatever it holds, to `description` string (B,): JSON.
     """
 
@@ -67,6 +73,9 @@ class ServingModel(tf.Module):
             slices = tf.TensorSpec((None, None, *slice_shape), tf.float32, "slices")
             self.serve_tensors = _compiled(functions.from_tensors, slices, lengths)
             self._names.append("serve_tensors")
+        if all(group.segments for group in groups) and not description.series_in_turn:
+            self.lesion_map = _compiled(functions.lesion_map, image_bytes, lengths)
+            self._names.append("lesion_map")
         self.further = further_names(description)
         if self.further:
             known = {
@@ -123,6 +132,11 @@ class LoadedRun:
             description = description.with_costs(costs)
         return cls(opened, members, description)
 
+    @functools.cached_property
+    def graphs(self) -> list[ModelGraphs]:
+        """Each member's model as graphs, whose gradients say what it looks at."""
+        return [ModelGraphs(member.model, member.recipe) for member in self.members]
+
     def serving_model(self) -> ServingModel:
         """Build the graph."""
         return ServingModel(self.members, self.description)
@@ -172,6 +186,12 @@ class _Signatures:
             slices = tf.identity(slices)
         encoded = [group.of_tensors(slices, lengths) for group in self.groups]
         return self._running(encoded, lengths, width)
+
+    def lesion_map(self, image_bytes: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return where segmenters see a lesion in files (B, T)."""
+        studies = self._checked(Studies(image_bytes, lengths))
+        maps = self._mean([group.lesion_map(studies) for group in self.groups])
+        return _finite(lesion_map=pad(maps, studies.lengths, tf.shape(image_bytes)[1]))
 
     def running_of(self, further: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
         """Return what predicts from files (B, T), after each slice.

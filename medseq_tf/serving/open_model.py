@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import tensorflow as tf
 
 from medseq_tf.errors import InputError
@@ -55,16 +56,22 @@ class GraphModel:
 
     Attributes:
         folder: of the run or SavedModel that it is of; None of one in memory.
+        loaded: the run that it is; None of an exported model.
     """
 
-    def __init__(self, signatures: Mapping[str, Any], folder: Path | None = None):
-        self._signatures, self.folder = signatures, folder
+    def __init__(
+        self,
+        signatures: Mapping[str, Any],
+        folder: Path | None = None,
+        loaded: LoadedRun | None = None,
+    ):
+        self._signatures, self.folder, self.loaded = signatures, folder, loaded
 
     @classmethod
     def of_run(cls, run: RunOrPath) -> GraphModel:
         """Build the graph of a finished run, of its folds if it is cross-validated."""
         loaded = LoadedRun.open(run)
-        return cls(loaded.serving_model().signatures, loaded.run.path)
+        return cls(loaded.serving_model().signatures, loaded.run.path, loaded)
 
     def describe(self) -> Description:
         """Return what the model says of itself."""
@@ -95,6 +102,22 @@ class GraphModel:
         after_each_slice = outputs["running_probability"].numpy()[0] if running else None
         probabilities = StudyProbabilities(outputs["probability"].numpy()[0], after_each_slice)
         return probabilities.checked(len(slices))
+
+    def lesion_map(self, slices: Sequence[bytes]) -> np.ndarray | None:
+        """Return the probability (T, size, size) that a pixel of a study's files is lesion.
+
+        Only segmenters tell. Raises RequestRefused as `predict` does.
+        """
+        if "lesion_map" not in self._signatures:
+            return None
+        files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
+        try:
+            outputs = self._signatures["lesion_map"](
+                image_bytes=files, lengths=tf.constant([len(slices)])
+            )
+        except tf.errors.OpError as error:
+            raise RequestRefused(readable(error.message)) from None
+        return outputs["lesion_map"].numpy()[0]
 
 
 def open_model(model: str | os.PathLike | Run | Model) -> Model:
