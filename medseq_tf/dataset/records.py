@@ -184,6 +184,21 @@ def to_square(image: np.ndarray, size: int, aspect: Aspect, interpolation: int) 
     return cv2.resize(image, (size, size), interpolation=interpolation)
 
 
+def from_square(square: np.ndarray, height: int, width: int, aspect: Aspect) -> np.ndarray:
+    """Bring values of a stored slice (size, size) back to the (H, W) that `to_square` was given.
+
+    They are interpolated linearly, or by area to shrink.
+    """
+    side = max(height, width)
+    rows, columns = (side, side) if aspect == "pad" else (height, width)
+    if square.shape[:2] != (rows, columns):
+        shrinks = max(rows, columns) <= square.shape[0]
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        square = cv2.resize(square, (columns, rows), interpolation=interpolation)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return square[top : top + height, left : left + width]
+
+
 def _encoded(squares: Iterable[np.ndarray]) -> list[bytes]:
     """Encode each as PNG; a run of equal ones (blank slices, empty masks) is encoded once."""
     encoded, last = [], b""

@@ -13,6 +13,7 @@ planes and nothing is resampled. Whatever the order and sense in which a file st
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,23 @@ def to_plane(voxels: np.ndarray, direction: np.ndarray, plane: str) -> np.ndarra
     turned = voxels.transpose([axes[world] for world, _ in arrangement])
     steps = [slice(None, None, sense * signs[world]) for world, sense in arrangement]
     return turned[tuple(steps)]
+
+
+def in_plane(along_columns: Any, along_rows: Any, direction: np.ndarray) -> tuple[Any, Any]:
+    """Return what is told along a picture's growing columns and rows along those of its plane.
+
+    Args:
+        along_columns: such as mm between columns, or how many there are.
+        along_rows: the same of rows.
+        direction: (3, 3) direction cosines, see `nearest_axes`.
+
+    Returns:
+        What is along the growing rows of the slices that `to_plane` gives, and along their columns.
+    """
+    axes, _ = nearest_axes(direction)
+    told = (along_columns, along_rows)
+    _, rows_world, columns_world = world_axes(plane_of(direction))
+    return told[axes[rows_world]], told[axes[columns_world]]
 
 
 def world_axes(plane: str) -> tuple[int, ...]:

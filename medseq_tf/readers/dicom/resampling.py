@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from medseq_tf.readers.dicom.frame import Frame, places
-from medseq_tf.readers.orientation import nearest_axes, world_axes
+from medseq_tf.readers.orientation import in_plane, world_axes
 from medseq_tf.readers.study import LARGEST_SIDE, LARGEST_VOXELS, UnreadableStudy
 
 
@@ -25,6 +25,12 @@ def upright(images: Sequence[np.ndarray], frames: Sequence[Frame]) -> list[np.nd
         images: (H, W) each.
         frames: their geometry.
     """
+    lowest = float(min(image.min() for image in images))
+    return shifted(images, shifts(frames), lowest)
+
+
+def shifts(frames: Sequence[Frame]) -> np.ndarray:
+    """Return by how many pixels `upright` shifts each slice along its columns and rows, (T, 2)."""
     normal = frames[0].normal
     positions = np.array([frame.position for frame in frames])
     from_middle = positions - positions[len(positions) // 2]
@@ -32,7 +38,11 @@ def upright(images: Sequence[np.ndarray], frames: Sequence[Frame]) -> list[np.nd
     rows_mm, columns_mm = frames[0].pixel_spacing
     across = in_plane @ np.array(frames[0].orientation[:3]) / columns_mm
     down = in_plane @ np.array(frames[0].orientation[3:]) / rows_mm
-    lowest = float(min(image.min() for image in images))
+    return np.column_stack([across, down])
+
+
+def shifted(images: Sequence[np.ndarray], by: np.ndarray, beyond: float) -> list[np.ndarray]:
+    """Shift images (H, W) by (T, 2) pixels, linearly; what is shifted in is `beyond`."""
     return [
         cv2.warpAffine(
             image,
@@ -40,9 +50,9 @@ def upright(images: Sequence[np.ndarray], frames: Sequence[Frame]) -> list[np.nd
             image.shape[::-1],
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=lowest,
+            borderValue=beyond,
         )
-        for image, x, y in zip(images, across, down, strict=True)
+        for image, (x, y) in zip(images, by, strict=True)
     ]
 
 
@@ -64,10 +74,8 @@ def evenly_spaced(
         UnreadableStudy: if that would be too many voxels.
     """
     rows_mm, columns_mm = frames[0].pixel_spacing
-    axes, _ = nearest_axes(frames[0].cosines)
     slices_world, rows_world, columns_world = world_axes(plane)
-    mm = (columns_mm, rows_mm)
-    between_rows, between_columns = mm[axes[rows_world]], mm[axes[columns_world]]
+    between_rows, between_columns = in_plane(columns_mm, rows_mm, frames[0].cosines)
     along, down, across = (spacing[w] for w in (slices_world, rows_world, columns_world))
     height, width = slices[0].shape
     height = max(1, round(height * between_rows / down)) if down else height

@@ -1,0 +1,276 @@
+"""A segmentation lies where the lesion lies in the source, whatever way the source was turned."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+
+import cv2
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from dicom_heads import enhanced, head_study
+from dicom_validators import assert_valid
+from oriented_phantom import (
+    CENTRE,
+    DIRECTIONS,
+    RADIUS,
+    SHAPE,
+    STEP,
+    is_ball,
+    oblique,
+    pixel_places,
+    write_pictures,
+)
+from small_models import description_of
+
+from medseq_tf.dataset.records import StorageSpec, from_square, study_record, to_square
+from medseq_tf.dataset.tfrecord import decode_example
+from medseq_tf.readers.dicom.index import find_dicom_studies
+from medseq_tf.serving.dicom_results.answer import Answer, ModelIdentity, SliceMaps
+from medseq_tf.serving.dicom_results.segmentation import in_source, refusal, segmentation
+from medseq_tf.serving.study_prediction import Prediction
+
+MODEL = ModelIdentity("lesions\\of all", "3", "0f" * 32, "research")
+
+
+def answer_for(folder, size=64, aspect="pad", threshold=50, **settings):
+    """What a model would say that sees a lesion exactly where prepared slices are bright."""
+    (study,), _ = find_dicom_studies(folder, **settings)
+    record = study_record(study, "", StorageSpec((), "int16", size, aspect))
+    files = decode_example(record.example)["slices"]
+    slices = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) for file in files]
+    values = np.stack(slices).astype(np.float32) - 32768
+    lesion = np.clip(values / (2 * threshold), 0, 1)
+    description = dataclasses.replace(description_of("int16"), size=size, aspect=aspect)
+    return Answer(
+        [Prediction("study", "lesion", probability=0.7, threshold=0.5, positive=True)],
+        description,
+        MODEL,
+        study,
+        study.source_headers(),
+        record.pictures,
+        slices,
+        maps=SliceMaps(lesion, "lesion", "lesion"),
+    )
+
+
+def in_pixels(answer):
+    return in_source(answer, answer.maps.values, answer.pictures)
+
+
+def lesion_places(dataset):
+    """(N, 3) mm, where the pixels of a segmentation lie that are lesion, by its own geometry."""
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    spacing = shared.PixelMeasuresSequence[0].PixelSpacing
+    masks, found = dataset.pixel_array, []
+    for mask, groups in zip(masks, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        settings = (orientation[:3], orientation[3:], mask.shape, spacing)
+        found.append(pixel_places(position, *settings)[mask > 0])
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("aspect", ["pad", "stretch"])
+@pytest.mark.parametrize("direction", range(len(DIRECTIONS)))
+def test_the_ball_is_found_where_it_is(tmp_path, direction, aspect):
+    folder = write_pictures(tmp_path, *DIRECTIONS[direction])
+    answer = answer_for(folder, aspect=aspect)
+    found = in_pixels(answer)
+    assert found.shape == (9, *SHAPE)
+    for header, values in zip(answer.headers, found, strict=True):
+        orientation = np.array(header.ImageOrientationPatient, float)
+        places = pixel_places(
+            header.ImagePositionPatient,
+            orientation[:3],
+            orientation[3:],
+            SHAPE,
+            header.PixelSpacing,
+        )
+        ball = is_ball(places)
+        assert np.abs(values.sum() - ball.sum()) <= max(0.1 * ball.sum(), 2)
+        overlap = ((values > 0.5) & ball).sum() / max(((values > 0.5) | ball).sum(), 1)
+        assert overlap > 0.85 or ball.sum() < 20
+
+
+@pytest.mark.parametrize("kind", ["binary", "fractional"])
+@pytest.mark.parametrize(
+    "directions",
+    [
+        pytest.param((np.eye(3)[0], np.eye(3)[1]), id="axial"),
+        pytest.param((-np.eye(3)[0], -np.eye(3)[1]), id="axial flipped"),
+        pytest.param((np.eye(3)[1], np.eye(3)[0]), id="axial transposed"),
+        pytest.param((np.eye(3)[0], -np.eye(3)[2]), id="coronal"),
+        pytest.param((np.eye(3)[1], -np.eye(3)[2]), id="sagittal"),
+        pytest.param((-np.eye(3)[1], np.eye(3)[2]), id="sagittal flipped"),
+        pytest.param(oblique(25), id="oblique"),
+    ],
+)
+def test_another_reader_overlays_it_on_the_source(tmp_path, directions, kind):
+    folder = write_pictures(tmp_path / "source", *directions)
+    result = segmentation(answer_for(folder), kind)
+    assert_valid(result)
+    path = tmp_path / "result.dcm"
+    result.save_as(path, enforce_file_format=True)
+    if kind == "binary":
+        places = lesion_places(pydicom.dcmread(path))
+        np.testing.assert_allclose(places.mean(axis=0), CENTRE, atol=0.5)
+        assert np.linalg.norm(places - CENTRE, axis=1).max() < RADIUS + 1.5
+    read = highdicom.seg.segread(path)
+    sources = [pydicom.dcmread(file) for file in folder.glob("*.dcm")]
+    uids = [source.SOPInstanceUID for source in sources]
+    of_sources = read.get_pixels_by_source_instance(
+        uids, combine_segments=False, rescale_fractional=True
+    )
+    assert of_sources.shape == (9, *SHAPE, 1)
+    volume = read.get_volume(rescale_fractional=True, combine_segments=False)
+    truth = highdicom.get_volume_from_series(sources)
+    np.testing.assert_allclose(np.abs(volume.spacing), np.abs(truth.spacing), atol=1e-4)
+    for values, source in zip(of_sources[..., 0], sources, strict=True):
+        ball = source.pixel_array > 50
+        if ball.sum() > 20:
+            overlap = ((values > 0.5) & ball).sum() / ((values > 0.5) | ball).sum()
+            assert overlap > 0.85
+    on_truth = volume.match_geometry(truth.get_geometry())
+    lesion, ball = on_truth.array[..., 0] > 0.5, truth.array > 50
+    assert (lesion & ball).sum() / (lesion | ball).sum() > 0.85
+    lowest = np.unique(of_sources)
+    assert len(lowest) == 2 if kind == "binary" else len(lowest) > 5
+
+
+# ------------------------------------------------------------------------------- other sources
+
+
+def head_answer(folder, **settings):
+    """The answer for a head whose lesion a model finds: the phantom's, brighter than 90 HU."""
+    return answer_for(folder, size=32, threshold=60, **settings)
+
+
+def test_frames_of_a_file_of_many_are_told_one_by_one(tmp_path):
+    study = head_study(tmp_path / "single", slices=6)
+    single = segmentation(head_answer(study.folder))
+    path = enhanced(study, tmp_path / "enhanced" / "all.dcm")
+    answer = head_answer(path.parent)
+    several = segmentation(answer)
+    assert_valid(several)
+    np.testing.assert_array_equal(several.pixel_array, single.pixel_array)
+    np.testing.assert_array_equal(lesion_places(several), lesion_places(single))
+    source = pydicom.dcmread(path)
+    frames = []
+    for groups in several.PerFrameFunctionalGroupsSequence:
+        (item,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert item.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        assert item.ReferencedSOPClassUID == source.SOPClassUID
+        frames.append(item.ReferencedFrameNumber)
+        there = source.PerFrameFunctionalGroupsSequence[item.ReferencedFrameNumber - 1]
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        assert position == there.PlanePositionSequence[0].ImagePositionPatient
+    assert sorted(frames) == [1, 2, 3, 4, 5, 6]
+    assert len(several.SourceImageSequence) == 1
+    path = tmp_path / "result.dcm"
+    several.save_as(path, enforce_file_format=True)
+    read = highdicom.seg.segread(path)
+    by_frame = read.get_pixels_by_source_frame(source.SOPInstanceUID, frames)
+    np.testing.assert_array_equal(by_frame[..., 0], several.pixel_array)
+
+
+def test_a_corrected_tilt_is_undone(tmp_path):
+    directions = (np.eye(3)[0], np.array([0, np.cos(0.3), np.sin(0.3)]))
+    folder = write_pictures(tmp_path / "source", *directions, tilt=1.4)
+    kept, corrected = answer_for(folder), answer_for(folder, tilt="correct")
+    assert any((a != b).any() for a, b in zip(kept.slices, corrected.slices, strict=True))
+    found, expected = in_pixels(corrected), in_pixels(kept)
+    np.testing.assert_allclose(found.sum(), expected.sum(), rtol=0.02)
+    both, either = (found > 0.5) & (expected > 0.5), (found > 0.5) | (expected > 0.5)
+    assert both.sum() / either.sum() > 0.9
+    result = segmentation(corrected)
+    assert_valid(result)
+    np.testing.assert_allclose(lesion_places(result).mean(axis=0), CENTRE, atol=0.6)
+
+
+def test_what_cannot_be_placed_is_refused_with_a_reason(tmp_path):
+    directions = (np.eye(3)[0], np.eye(3)[1])
+    folder = write_pictures(tmp_path / "source", *directions)
+    answer = answer_for(folder)
+    assert refusal(answer) is None
+    even = answer_for(folder, spacing=(1.0, 1.0, STEP))
+    assert "resampled" in refusal(even)
+    assert segmentation(even) is None
+    for header in answer.headers:
+        del header.FrameOfReferenceUID
+    assert "frame of reference" in refusal(answer)
+    assert segmentation(answer) is None
+
+
+def test_heat_is_no_segmentation(tmp_path):
+    folder = write_pictures(tmp_path / "source", np.eye(3)[0], np.eye(3)[1])
+    answer = answer_for(folder)
+    heat = dataclasses.replace(answer, maps=answer.maps._replace(kind="heat"))
+    assert segmentation(heat) is None
+    assert segmentation(dataclasses.replace(answer, maps=None)) is None
+
+
+def test_the_same_answer_is_the_same_object(tmp_path):
+    folder = write_pictures(tmp_path / "source", np.eye(3)[0], np.eye(3)[1])
+    answer = answer_for(folder)
+    before = [header.to_json() for header in answer.headers]
+    made = [bytes_of(segmentation(answer, kind)) for kind in ("binary", "binary", "fractional")]
+    assert made[0] == made[1] != made[2]
+    assert [header.to_json() for header in answer.headers] == before
+    uids = [pydicom.dcmread(io.BytesIO(one)).SOPInstanceUID for one in made]
+    assert uids[0] == uids[1] != uids[2]
+    other = dataclasses.replace(answer, model=MODEL._replace(sha256="1f" * 32))
+    assert segmentation(other).SOPInstanceUID != uids[0]
+
+
+def bytes_of(dataset):
+    written = io.BytesIO()
+    dataset.save_as(written, enforce_file_format=True)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        dict.fromkeys(["PatientID", "PatientBirthDate", "AccessionNumber", "StudyID"]),
+        dict.fromkeys(["StudyDate", "StudyTime", "SeriesDate", "SeriesTime", "PatientSex"]),
+        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jörg"},
+        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"},
+        {"PatientSex": "X"},
+        {"SliceThickness": None},
+        {"StudyDate": "2026.01.15", "PatientAge": ""},
+    ],
+    ids=lambda attributes: ", ".join(attributes),
+)
+def test_patient_and_study_are_the_sources(tmp_path, attributes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values that are none
+        study = head_study(tmp_path / "source", **attributes)
+        answer = head_answer(study.folder)
+        result = segmentation(answer)
+        back = pydicom.dcmread(io.BytesIO(bytes_of(result)))
+        header = pydicom.dcmread(study.paths[0])
+        for name in ("PatientName", "PatientID", "StudyInstanceUID", "AccessionNumber", "StudyID"):
+            assert back.get(name, None) == header.get(name, None) or not header.get(name), name
+        assert str(back.PatientSex or "") == str(header.get("PatientSex", ""))
+        assert (back.StudyDate or None) == header.get("StudyDate")
+    if not {"PatientSex", "StudyDate"} & set(attributes):
+        assert_valid(result)
+    highdicom.seg.Segmentation.from_dataset(back)
+
+
+@pytest.mark.parametrize("aspect", ["pad", "stretch"])
+@pytest.mark.parametrize("shape", [(40, 40), (31, 64), (80, 37), (20, 21), (1, 5)])
+def test_a_square_goes_back_to_where_it_came_from(shape, aspect):
+    """A ramp is linear, so that resizing it twice changes it at the edges alone."""
+    rows, columns = np.indices(shape, np.float32)
+    for ramp in (rows, columns):
+        square = to_square(ramp + 1, 128, aspect, cv2.INTER_LINEAR)
+        back = from_square(square, *shape, aspect) - 1
+        assert back.shape == shape
+        inner = tuple(slice(2, -2) if side > 4 else slice(None) for side in shape)
+        tolerance = 0.05 if min(shape) > 4 else 1
+        np.testing.assert_allclose(back[inner], ramp[inner], atol=tolerance)
