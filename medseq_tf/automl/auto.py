@@ -24,7 +24,7 @@ from medseq_tf.automl.candidates import Candidate
 from medseq_tf.automl.conclusion import conclude
 from medseq_tf.automl.kept import Kept
 from medseq_tf.automl.linear import linear_predictions
-from medseq_tf.automl.networks import network_predictions, share_of, total_seconds
+from medseq_tf.automl.networks import Cluster, network_predictions, share_of, total_seconds
 from medseq_tf.automl.pace import SPARE
 from medseq_tf.automl.plan import Plan, check_weights, load_plan, make_plan
 from medseq_tf.automl.predicted import Candidates
@@ -101,8 +101,8 @@ def auto(
         workers: processes that fit linear candidates at a time, to the same result; default: this
           one alone, with `ray` as many as there is room for.
         ray: the address of a Ray cluster, whose workers compute the features of frozen networks and
-          the measures of slices, and fit linear candidates; see `train`. `out`, too, lies on
-          storage that all nodes see.
+          the measures of slices, fit linear candidates, and train the folds of networks side by
+          side; see `train`. `out`, too, lies on storage that all nodes see.
         cpus_per_task: of a node that a worker takes, with `ray`.
         gpus_per_task: the same; a fraction shares one.
 
@@ -147,6 +147,13 @@ def auto(
         executor = None
         if ray is not None or (workers or 1) > 1:
             executor = held.enter_context(executor_for(workers, ray, cpus=cpus_per_task))
+        cluster = None
+        if ray is not None:
+            room = held.enter_context(
+                executor_for(None, ray, cpus=cpus_per_task, gpus=gpus_per_task)
+            ).workers
+            told = {"ray": ray, "cpus_per_task": cpus_per_task, "gpus_per_task": gpus_per_task}
+            cluster = Cluster(room, told)
         options = Options(folder.name, track, verbose, place)
         held.enter_context(locked(folder))
         if not begun and kept.has_begun(made, prepared, resume):
@@ -156,7 +163,7 @@ def auto(
         budget = Budget(made.minutes, kept.auto["seconds"])
         budget.reserve = _reserve(made.minutes)
         with tracked(folder, options) as tracker, _noting_time(kept, budget):
-            work = _Work(made, prepared, fold_of, kept, budget, tracker, options, executor)
+            work = _Work(made, prepared, fold_of, kept, budget, tracker, options, executor, cluster)
             work.begin()
             predictions = work.candidates()
             work.say("the choice, what it deploys, and the report")
@@ -222,6 +229,7 @@ class _Work:
     tracker: AnyTracker
     options: Options
     executor: Executor | None
+    cluster: Cluster | None
 
     def say(self, text: str) -> None:
         """Print a line of progress."""
@@ -347,6 +355,7 @@ class _Work:
                     tracker=child,
                     features=self.options.features,
                     say=lambda text: self.say(f"    {text}"),
+                    cluster=self.cluster,
                 )
             for repeat, one in enumerate(done.predictions):
                 self.kept.keep(candidate.name, repeat, one)

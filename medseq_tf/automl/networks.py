@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,18 @@ LEAST_SECONDS = 15.0
 """In which no round begins: building the training step alone takes most of them."""
 SECONDS_FILE = "rounds.json"
 """In a candidate's folder: what each of its finished rounds took."""
+
+
+class Cluster(NamedTuple):
+    """A Ray cluster whose workers train folds.
+
+    Attributes:
+        workers: folds that it has room for.
+        options: of `train`.
+    """
+
+    workers: int
+    options: dict[str, Any]
 
 
 class Rounds(NamedTuple):
@@ -72,6 +84,7 @@ def network_predictions(
     tracker: Tracker | None = None,
     features: os.PathLike | None = None,
     say: Callable[[str], None] = print,
+    cluster: Cluster | None = None,
 ) -> Rounds:
     """Train a network's rounds, as far as time allows.
 
@@ -87,6 +100,7 @@ def network_predictions(
         tracker: the candidate's MLflow run.
         features: the folder for features of a frozen network, or a `FeaturePlace`.
         say: what is told of progress, a line at a time.
+        cluster: whose workers train the folds of a round side by side; default: this process.
 
     Raises:
         Stopped: interrupted with Ctrl-C.
@@ -98,7 +112,10 @@ def network_predictions(
     names = ("loss", "val_loss", f"val_{recipe.fit.monitor}")
     for one in rounds:
         run = Run(folder / f"round_{one.number}")
-        pace = Pace(run.path, folds, recipe.fit, lambda: min(left(), ends - time.monotonic()))
+        at_once = min(cluster.workers, folds) if cluster else 1
+        pace = Pace(
+            run.path, folds, recipe.fit, lambda: min(left(), ends - time.monotonic()), at_once
+        )
         if not _is_finished(run):
             if not finished and pace.left() < LEAST_SECONDS:
                 why = "its time is over"
@@ -118,6 +135,7 @@ def network_predictions(
                     track=Section(log, names, f"round_{one.number}/"),
                     verbose=False,
                     stop=pace.stops,
+                    **(cluster.options if cluster else {}),
                 )
             except Stopped:
                 if not pace.stopped:

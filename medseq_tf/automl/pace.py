@@ -32,6 +32,7 @@ class Pace:
         folds: how many there are.
         fit: of the recipe.
         left: seconds that are left.
+        at_once: folds that are trained at a time.
         stopped: whether it has said so.
         reason: why, in words.
     """
@@ -40,6 +41,7 @@ class Pace:
     folds: int
     fit: Fit
     left: Callable[[], float]
+    at_once: int = 1
     stopped: bool = False
     reason: str = ""
     _began: float = field(default_factory=lambda: time.monotonic())
@@ -95,4 +97,4 @@ class Pace:
         if self.fit.patience is not None:
             least = min(least, max(self.fit.patience + 1, len(seconds)))
         each = float(np.min(seconds))
-        return each * (least * to_do - len(seconds))
+        return each * (least * to_do / min(self.at_once, to_do) - len(seconds))

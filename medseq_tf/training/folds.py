@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,11 +17,14 @@ from medseq_tf.errors import Stopped
 from medseq_tf.evaluation import operating_points
 from medseq_tf.evaluation.predictions import fit_temperatures, of_folds
 from medseq_tf.evaluation.scoring import fold_summary
+from medseq_tf.execution.ray_cluster import RayExecutor
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.recipe import Experiment
+from medseq_tf.runs.mlflow_store import absolute_uri
 from medseq_tf.runs.run import COVARIATES_ALONE, Run
 from medseq_tf.runs.tracking import AnyTracker, Section
 from medseq_tf.training.beginning import Request
+from medseq_tf.training.fold_workers import Fold, train_folds
 from medseq_tf.training.one_run import (
     Options,
     Results,
@@ -42,26 +46,66 @@ def cross_validate(
         about = {**class_params(prepared), "folds": folds, "repeats": repeats}
         tracker.params({**recipe.flat(), **about})
         tracker.dataset(prepared.path.name, prepared.fingerprint, prepared.info["counts"])
+        waiting: list[tuple[Request, Options]] = []
         for number, split in enumerate(splits, start=1):
             repeat = (number - 1) // folds + 1
             site = whole.fold_sites[number - 1] if whole.fold_sites else None
-            if options.verbose:
-                words = f"Fold {number - (repeat - 1) * folds}/{folds}"
-                words += f" (site {site})" if site else ""
-                print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
             folder = request.folder / f"fold_{number}"
             fold = Request(folder, of_repeat(recipe, repeat), prepared, resume=True, site=site)
             earlier = fold.earlier()
             if not earlier:
                 fold.begin(split)
+            of_fold = _of_fold(options, number, tracker)
+            if options.executor is not None:
+                if earlier.get("status") != "finished":
+                    waiting.append((fold, of_fold))
+                continue
+            if options.verbose:
+                words = f"Fold {number - (repeat - 1) * folds}/{folds}"
+                words += f" (site {site})" if site else ""
+                print(words if repeats == 1 else f"Repeat {repeat}/{repeats}, {words.lower()}")
             if earlier.get("status") != "finished":
                 if options.stop():
                     raise Stopped(
                         f"{request.folder}: stopped before fold {number}; --resume goes on"
                     )
-                train_one(fold, store, split, _of_fold(options, number, tracker))
+                train_one(fold, store, split, of_fold)
                 gc.collect()
+        if options.executor and waiting:
+            _side_by_side(request, waiting, options, options.executor)
         _pool(whole, prepared, tracker)
+
+
+def _side_by_side(
+    request: Request,
+    folds: Sequence[tuple[Request, Options]],
+    options: Options,
+    executor: RayExecutor,
+) -> None:
+    """Train folds by the workers of a cluster; what the run's tracker gets of them it gets then."""
+    if options.verbose:
+        print(
+            f"{len(folds)} folds on Ray, {min(executor.workers, len(folds))} at a time", flush=True
+        )
+    there = [
+        Fold(
+            os.path.abspath(fold.folder),
+            os.path.abspath(fold.prepared.path),
+            of_fold.name,
+            None if options.features is None else os.path.abspath(options.features),
+            of_fold.track is True,
+            of_fold.parent,
+            absolute_uri(),
+        )
+        for fold, of_fold in folds
+    ]
+    try:
+        train_folds(executor, request.folder, there, options.stop)
+    finally:
+        for fold, of_fold in folds:
+            if isinstance(of_fold.track, Section) and (fold.folder / "history.csv").is_file():
+                for row in Run(fold.folder).history.to_dict(orient="records"):
+                    of_fold.track.metrics(row, int(row["epoch"]))
 
 
 def _of_fold(options: Options, number: int, tracker: AnyTracker) -> Options:

@@ -29,6 +29,7 @@ from medseq_tf.evaluation.predictions import (
 )
 from medseq_tf.evaluation.scoring import mark_selection, score
 from medseq_tf.evaluation.unseen_data import audit_splits
+from medseq_tf.execution.ray_cluster import RayExecutor
 from medseq_tf.files import atomic, write_json
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.reporting import model_card, report
@@ -85,6 +86,7 @@ class Options:
         parent: what names the MLflow run that this one belongs to.
         stop: asked after every update; once true, training stops as after Ctrl-C.
         distribution: the devices that a model is trained on.
+        executor: the cluster whose workers train the folds; None: this process does.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Options:
     parent: str | None = None
     stop: Callable[[], bool] = lambda: False
     distribution: Distribution = field(default_factory=Distribution)
+    executor: RayExecutor | None = None
 
 
 def train_one(request: Request, store: SliceStore, split: Rows, options: Options) -> None:

@@ -21,6 +21,7 @@ from medseq_tf.errors import InputError, note
 from medseq_tf.evaluation.feature_workers import feature_place
 from medseq_tf.execution.executor import refuse_without_ray
 from medseq_tf.execution.hosts import host_of_environment
+from medseq_tf.execution.ray_cluster import RayExecutor
 from medseq_tf.files import destination
 from medseq_tf.input.sampling import WHOLE
 from medseq_tf.input.slice_store import SliceStore
@@ -88,13 +89,14 @@ def train(
         verbose: show progress.
         stop: asked after every update; once true, training stops as after Ctrl-C.
         ray: the address of a Ray cluster, see `execution.ray_cluster.connected`. Without `hosts`
-            its workers compute the features of a network that is frozen whole; the data set and
-            `features` lie on storage that all nodes see.
+            its workers compute the features of a network that is frozen whole, and train folds, a
+            fold each; the data set, `features` and, with folds, `out` lie on storage that all nodes
+            see.
         hosts: train on so many nodes of the Ray cluster together. The data set and `out` lie on
             storage that all see.
         cpus_per_host: CPUs of a node that a host takes, with `hosts`.
         gpus_per_host: the same of GPUs.
-        cpus_per_task: of a node that a worker takes that computes features, with `ray`.
+        cpus_per_task: of a node that such a worker takes, with `ray`.
         gpus_per_task: the same; a fraction shares one.
 
     Where `TF_CONFIG` names several hosts, the same call on all of them trains one model; the first,
@@ -140,10 +142,16 @@ def train(
         options = Options(
             name or folder.name, track, verbose, None, stop=stop, distribution=distribution
         )
-        if ray is not None and not recipe.uses_features:
-            note("ray has nothing to do: this recipe does not learn from stored features")
-        place = feature_place(features, ray, cpus=cpus_per_task, gpus=gpus_per_task)
-        return _train(request, options, place)
+        share = {"cpus": cpus_per_task, "gpus": gpus_per_task}
+        place = feature_place(features, ray, **share)
+        if ray is None:
+            return _train(request, options, place)
+        if folds is None and not isinstance(splits, list):
+            if not recipe.uses_features:
+                note("ray has nothing to do: no folds, and a recipe without stored features")
+            return _train(request, options, place)
+        with RayExecutor(ray, None, **share) as executor:
+            return _train(request, dataclasses.replace(options, executor=executor), place)
 
 
 def _as_host(arguments: dict[str, Any], stop: Callable[[], bool]) -> None:
