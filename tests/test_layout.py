@@ -46,7 +46,12 @@ HOMES = {
     "mlflow": ("runs/mlflow_store.py",),
     "keras_tuner": ("tuning/oracles.py",),
     "fsspec": ("readers/storage.py",),
-    "pydicom": ("readers/dicom/elements.py", "serving/dicom_results/*"),
+    "pydicom": (
+        "readers/dicom/archive.py",
+        "readers/dicom/elements.py",
+        "serving/dicom_results/*",
+    ),
+    "requests": ("readers/dicom/connection.py",),
     "ray": ("execution/ray_cluster.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }

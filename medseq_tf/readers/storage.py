@@ -155,7 +155,7 @@ def read_whole(url: str) -> bytes:
     """
     url = checked_url(url)
     try:
-        return _tried(lambda: _file_system(url).cat_file(url))
+        return tried(lambda: _file_system(url).cat_file(url))
     except StorageError as error:
         raise InputError(f"{url} cannot be read: {error}") from None
 
@@ -185,7 +185,7 @@ def listing(root: str) -> list[StoredFile]:
     if _is_http(root):
         return _indexed(root)
     try:
-        found = _tried(lambda: _file_system(root).find(root, detail=True))
+        found = tried(lambda: _file_system(root).find(root, detail=True))
     except StorageError as error:
         raise InputError(f"{root} cannot be listed: {error}") from None
     start = f"{root.partition('://')[2]}/"
@@ -384,7 +384,7 @@ class _Copies:
         for other in [other for other in self._open if not self._uses[other]]:
             os.close(self._open.pop(other))
         if name not in self._open:
-            self._open[name] = _in_memory(self._content(name))
+            self._open[name] = in_memory(self._content(name))
         self._uses[name] -= 1
         path = f"/proc/self/fd/{self._open[name]}"
         ending = name[len(without_extension(name)) :]
@@ -410,7 +410,7 @@ class _Copies:
         return link
 
 
-def _in_memory(data: bytes) -> int:
+def in_memory(data: bytes) -> int:
     """Return the descriptor of a file that has no name and holds some bytes."""
     if not hasattr(os, "memfd_create"):
         raise InputError("files behind a URL are read on Linux alone; copy them into a folder")
@@ -423,7 +423,7 @@ def _in_memory(data: bytes) -> int:
 
 
 def _read(root: str, name: str, **part: int) -> bytes:
-    return _tried(lambda: _file_system(root).cat_file(_url_in(root, name), **part))
+    return tried(lambda: _file_system(root).cat_file(_url_in(root, name), **part))
 
 
 def _asked_for(url: str) -> bool:
@@ -432,9 +432,9 @@ def _asked_for(url: str) -> bool:
     What asks a web server for no more than its header takes any error for an absent file.
     """
     if _is_http(url):
-        _tried(lambda: _file_system(url).cat_file(url, start=0, end=1))
+        tried(lambda: _file_system(url).cat_file(url, start=0, end=1))
         return True
-    return bool(_tried(lambda: _file_system(url).info(url))["type"] == "file")
+    return bool(tried(lambda: _file_system(url).info(url))["type"] == "file")
 
 
 def _check_answers(root: str) -> None:
@@ -504,7 +504,7 @@ def _options(kind: str) -> dict[str, Any]:
     }
 
 
-def _tried(call: Callable[[], Result]) -> Result:
+def tried(call: Callable[[], Result]) -> Result:
     """Call a library, again after a pause where it fails and may not fail for ever.
 
     Raises:
@@ -513,14 +513,20 @@ def _tried(call: Callable[[], Result]) -> Result:
     for seconds in (*SECONDS_BETWEEN_TRIES, None):
         try:
             return call()
-        except InputError:
+        except (InputError, StorageError):
             raise
         except Exception as error:  # each library has its own, of many kinds
             _refuse_final(error)
             if seconds is None:
-                raise StorageError(f"no whole answer ({type(error).__name__})") from None
+                raise StorageError(f"no whole answer ({_name_of(error)})") from None
             time.sleep(seconds)
     raise AssertionError
+
+
+def _name_of(error: Exception) -> str:
+    """Call an error by what can hold no secret."""
+    status = getattr(error, "status", None)
+    return type(error).__name__ + (f", {status}" if isinstance(status, int) else "")
 
 
 def _refuse_final(error: Exception) -> None:

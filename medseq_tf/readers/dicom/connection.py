@@ -1,0 +1,284 @@
+"""A connection to a web server that holds patients' images: what it answers, within bounds.
+
+Credentials come from the environment, or else from the netrc file, and are sent to that server
+alone:
+
+    MEDSEQ_TF_DICOMWEB_TOKEN                    a bearer token
+    MEDSEQ_TF_DICOMWEB_USER, _PASSWORD          a name and its password
+    MEDSEQ_TF_DICOMWEB_CERT, _KEY               files: a client certificate, and its key
+    MEDSEQ_TF_DICOMWEB_CA                       a file: the authorities that are trusted
+
+A request that fails is sent again, with pauses. An answer is read as far as its bound and no longer
+than `LONGEST_ANSWER` seconds. A redirection to another server is refused. What the libraries log
+would tell who was asked for, and is not passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.message
+import logging
+import os
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from medseq_tf.errors import InputError
+from medseq_tf.readers.storage import NotThere, StorageError, tried
+
+if TYPE_CHECKING:
+    import requests
+
+Result = TypeVar("Result")
+
+AT_A_TIME = 8
+"""Requests."""
+LONGEST_ANSWER = 600.0
+"""Seconds that an answer may take as a whole, however steadily it comes."""
+MOST_REDIRECTIONS = 3
+
+_VARIABLE = "MEDSEQ_TF_DICOMWEB_"
+_CHUNK_BYTES = 2**18
+_TRY_LATER = (408, 425, 429)
+_LOGS = ("connection", "connectionpool", "response", "util.retry")
+_asking = threading.local()
+
+
+class Denied(StorageError):
+    """The server knows who asks, or not, and gives nothing."""
+
+
+class BadAnswer(StorageError):
+    """The server answers what cannot be used, and would again."""
+
+
+class ServerFailure(Exception):
+    """The server fails; it may not, soon."""
+
+    def __init__(self, status: int):
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class Answer(NamedTuple):
+    """What a server answered.
+
+    Attributes:
+        status: of HTTP.
+        kind: media type, in lower case.
+        parameters: of the media type, such as its boundary.
+        body: the bytes.
+    """
+
+    status: int
+    kind: str
+    parameters: Mapping[str, str]
+    body: bytes
+
+
+class Sent(NamedTuple):
+    """A message that is sent, and its media type."""
+
+    body: bytes
+    kind: str
+
+
+class Connection:
+    """A server and who asks it; threads may share one, processes may not."""
+
+    def __init__(self, url: str, insecure_tls: bool, seconds: float):
+        """Look for credentials; nothing is asked yet.
+
+        Args:
+            url: checked, see `storage.checked_url`.
+            insecure_tls: whether any certificate of the server will do.
+            seconds: that it may be silent.
+
+        Raises:
+            InputError: the environment's credentials cannot be used.
+        """
+        self.url = url
+        self._seconds = seconds
+        self._verify: bool | str = _file("CA") or True
+        if insecure_tls:
+            import urllib3
+
+            self._verify = False
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        self._session = _session(url)
+
+    def ask(
+        self,
+        read: Callable[[Answer], Result],
+        path: str,
+        accept: str,
+        most_bytes: int,
+        parameters: Mapping[str, str] | None = None,
+        sent: Sent | None = None,
+    ) -> Result:
+        """Send a request and return what is read of the answer.
+
+        Args:
+            read: makes a result of an answer; what it raises beside a StorageError is a reason to
+                ask again.
+            path: below the URL.
+            accept: media types.
+            most_bytes: of the answer.
+            parameters: of the query.
+            sent: what is sent to be stored.
+
+        Raises:
+            InputError: the server's certificate is not trusted.
+            NotThere: there is nothing at that path.
+            Denied: the credentials do not do.
+            StorageError: no answer, or none that is whole and within its bounds.
+        """
+        url = f"{self.url}/{path}"
+        if parameters:
+            url += "?" + urllib.parse.urlencode(parameters, safe="*,\\-")
+        headers = {"Accept": accept, **({"Content-Type": sent.kind} if sent else {})}
+        return tried(lambda: read(self._asked(url, headers, most_bytes, sent)))
+
+    def _asked(
+        self, url: str, headers: dict[str, str], most_bytes: int, sent: Sent | None
+    ) -> Answer:
+        deadline = time.monotonic() + LONGEST_ANSWER
+        for _ in range(MOST_REDIRECTIONS + 1):
+            with self._response(url, headers, sent) as response:
+                if not response.is_redirect:
+                    return _answer(response, most_bytes, deadline)
+                url = self._redirected(url, response.headers.get("Location", ""))
+        raise BadAnswer("it redirects in circles")
+
+    @contextlib.contextmanager
+    def _response(
+        self, url: str, headers: dict[str, str], sent: Sent | None
+    ) -> Iterator[requests.Response]:
+        _asking.now = True
+        try:
+            with self._session.request(
+                "POST" if sent else "GET",
+                url,
+                headers=headers,
+                data=sent.body if sent else None,
+                stream=True,
+                timeout=self._seconds,
+                allow_redirects=False,
+                verify=self._verify,
+            ) as response:
+                yield response
+        except Exception as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise InputError(
+                    f"{self.url}: its TLS certificate is not trusted; {_VARIABLE}CA may name a "
+                    "file of the authority that signed it, or insecure_tls (--insecure-tls) do "
+                    "without"
+                ) from None
+            raise
+        finally:
+            _asking.now = False
+
+    def _redirected(self, url: str, location: str) -> str:
+        """Where a redirection leads, if that is the same server."""
+        target = urllib.parse.urljoin(url, location)
+        if _server(target) != _server(url):
+            raise BadAnswer("it redirects to another server, which is not followed")
+        return target
+
+
+def _server(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+def _answer(response: requests.Response, most_bytes: int, deadline: float) -> Answer:
+    status = response.status_code
+    if status in (401, 403):
+        raise Denied("access is denied to the credentials of the environment")
+    if status in (404, 410):
+        raise NotThere("it is not there")
+    if status >= 500 or status in _TRY_LATER:
+        raise ServerFailure(status)
+    message = email.message.Message()
+    message["Content-Type"] = response.headers.get("Content-Type", "")
+    parameters = {str(name): str(value) for name, value in message.get_params(failobj=[])[1:]}
+    body = _body(response, most_bytes, deadline)
+    return Answer(status, message.get_content_type(), parameters, body)
+
+
+def _body(response: requests.Response, most_bytes: int, deadline: float) -> bytes:
+    too_large = BadAnswer(f"an answer of more than {most_bytes} bytes, which it cannot need")
+    length = response.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > most_bytes:
+        raise too_large
+    body = bytearray()
+    while data := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+        body += data
+        if len(body) > most_bytes:
+            raise too_large
+        if time.monotonic() > deadline:
+            raise BadAnswer(f"an answer takes more than {LONGEST_ANSWER:g} seconds")
+    return bytes(body)
+
+
+# ------------------------------------------------------------------------------------- who asks
+
+
+def _session(url: str) -> requests.Session:
+    import requests
+
+    for name in _LOGS:
+        logging.getLogger(f"urllib3.{name}").addFilter(_is_of_others)
+    session = requests.Session()
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=AT_A_TIME)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    session.headers["User-Agent"] = "medseq_tf"
+    session.auth = _authentication(url)
+    certificate, key = _file("CERT"), _file("KEY")
+    if key and not certificate:
+        raise InputError(f"{_VARIABLE}KEY is set and {_VARIABLE}CERT is not; set both")
+    session.cert = (certificate, key) if key else certificate
+    return session
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return not getattr(_asking, "now", False)
+
+
+def _authentication(url: str) -> Callable[[Any], Any]:
+    """What gives a request its credentials, or none."""
+    import requests
+
+    token = os.environ.get(f"{_VARIABLE}TOKEN", "").strip()
+    user = os.environ.get(f"{_VARIABLE}USER")
+    password = os.environ.get(f"{_VARIABLE}PASSWORD")
+    if token and user is not None:
+        raise InputError(f"{_VARIABLE}TOKEN and {_VARIABLE}USER are both set; set one of them")
+    if (user is None) != (password is None):
+        raise InputError(f"of {_VARIABLE}USER and {_VARIABLE}PASSWORD one is set; set both")
+    if token:
+        if not token.isascii() or not token.isprintable():
+            raise InputError(f"{_VARIABLE}TOKEN holds characters that no token has")
+        return lambda request: _with_header(request, f"Bearer {token}")
+    pair = (user, password) if user is not None else requests.utils.get_netrc_auth(url)
+    if pair:
+        name, secret = (str(value).encode() for value in pair)
+        return requests.auth.HTTPBasicAuth(name, secret)
+    return lambda request: request
+
+
+def _with_header(request: Any, value: str) -> Any:
+    request.headers["Authorization"] = value
+    return request
+
+
+def _file(name: str) -> str:
+    """The path of a file that the environment names; "" for none."""
+    path = os.environ.get(f"{_VARIABLE}{name}", "")
+    if path and not Path(path).is_file():
+        raise InputError(f"{_VARIABLE}{name} names a file that is not there")
+    return path
