@@ -344,7 +344,7 @@ def _most_ahead(names: Sequence[str]) -> int:
 def nameless_file(data: bytes) -> Iterator[str]:
     """Give a path that leads to some bytes: in memory, or where that cannot be, in a file."""
     if hasattr(os, "memfd_create"):
-        descriptor = _in_memory(data)
+        descriptor = in_memory(data)
         try:
             yield f"/proc/self/fd/{descriptor}"
         finally:
