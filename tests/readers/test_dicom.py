@@ -114,7 +114,7 @@ def test_files_that_are_no_dicom_are_numbered(tmp_path):
     assert {(f.where, f.detail) for f in scan.audit_entries} == {
         (f"file {numbers['a.txt']}", "not a DICOM file"),
         (f"file {numbers['b']}", "an empty file"),
-        (f"file {numbers['c']}", "damaged or cut short"),
+        (f"file {numbers['c']}", "damaged or cut short: holds no pixels"),
         (f"file {numbers['d']}", "cut short: declares more pixels than it holds"),
     }
 

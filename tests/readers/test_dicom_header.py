@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pydicom
 import pytest
 from dicom_writer import (
     BIG,
@@ -94,104 +91,6 @@ def test_nesting_without_end(tmp_path):
     (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + nested)
     with pytest.raises(UnreadableDicom, match="damaged"):
         read_dicom_header(tmp_path / "a")
-
-
-# ------------------------------------------------------------------------- beside pydicom itself
-
-
-PYDICOM_FILES = Path(pydicom.__file__).parent / "data"
-REFUSED = {
-    "ExplVR_BigEndNoMeta.dcm": "not a DICOM file",
-    "IM000000": "damaged or cut short",  # no pixels
-    "MR_truncated.dcm": "cut short: declares more pixels than it holds",
-    "UN_sequence.dcm": "damaged or cut short",
-    "chrSQEncoding.dcm": "damaged or cut short",
-    "chrSQEncoding1.dcm": "damaged or cut short",
-    "empty_charset_LEI.dcm": "damaged or cut short",
-    "meta_missing_tsyntax.dcm": "declares 0 x 0 pixels",
-    "nested_priv_SQ.dcm": "declares 0 x 0 pixels",
-    "no_meta.dcm": "not a DICOM file",
-    "priv_SQ.dcm": "damaged or cut short",
-    "rtplan_truncated.dcm": "damaged or cut short",
-}
-"""Of pydicom's own files: what holds no picture and does not say so, or less than it declares."""
-
-
-PLAIN = ("CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "MR_small_padded.dcm")
-
-
-def own_files():
-    """List those that ship with it; of fifty that hold no pixels one."""
-    files = [p for p in PYDICOM_FILES.rglob("*") if p.is_file() and p.suffix in (".dcm", "")]
-    return sorted(p for p in files if "TINY_ALPHA" not in p.parts or p.name == "IM000000")
-
-
-def as_integer(value):
-    try:
-        return int(value or 0)
-    except ValueError:
-        return 0
-
-
-def as_pydicom_reads(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(path, force=True)
-        pixels = getattr(dataset, "pixel_array", None) if path.name in PLAIN else None
-        return {"pixels": pixels, **{e.keyword: e.value for e in dataset}}
-
-
-@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.name)
-def test_pydicom_s_own_files_are_read_as_it_reads_them(path):
-    if path.name in REFUSED:
-        with pytest.raises((NotDicom, UnreadableDicom), match=REFUSED[path.name]):
-            read_dicom_header(path)
-        return
-    header, theirs = read_dicom_header(path), as_pydicom_reads(path)
-    if header is None:
-        assert "PixelData" not in theirs
-        return
-    assert (header.rows, header.columns) == (theirs["Rows"], theirs["Columns"])
-    assert header.samples == theirs["SamplesPerPixel"]
-    assert header.format.is_inverted == (theirs["PhotometricInterpretation"] == "MONOCHROME1")
-    assert len(header.frames) == (as_integer(theirs.get("NumberOfFrames")) or 1)
-    for name, keyword in TEXTS.items():
-        assert getattr(header, name) == str(theirs.get(keyword) or "").strip(), keyword
-    for name, keyword in NUMBERS.items():
-        assert getattr(header, name) == as_integer(theirs.get(keyword)), keyword
-    if header.modality not in ("CT", "MR"):
-        return
-    for name, keyword in GEOMETRY.items():
-        assert getattr(header.frames[0], name) == tuple(theirs.get(keyword) or ()), keyword
-    first = header.frames[0]
-    rescaling = (theirs.get("RescaleSlope") or 1, theirs.get("RescaleIntercept") or 0)
-    assert (first.slope, first.intercept) == rescaling
-    if path.name in PLAIN:
-        count = header.rows * header.columns
-        values = np.fromfile(path, header.format.dtype, count, offset=header.format.offset)
-        np.testing.assert_array_equal(values.reshape(header.rows, -1), theirs["pixels"])
-
-
-TEXTS = {
-    "patient_id": "PatientID",
-    "accession_number": "AccessionNumber",
-    "study_uid": "StudyInstanceUID",
-    "series_uid": "SeriesInstanceUID",
-    "series_description": "SeriesDescription",
-    "sop_instance": "SOPInstanceUID",
-    "sop_class": "SOPClassUID",
-    "modality": "Modality",
-}
-NUMBERS = {
-    "series_number": "SeriesNumber",
-    "acquisition_number": "AcquisitionNumber",
-    "instance_number": "InstanceNumber",
-}
-GEOMETRY = {
-    "position": "ImagePositionPatient",
-    "orientation": "ImageOrientationPatient",
-    "pixel_spacing": "PixelSpacing",
-}
 
 
 # --------------------------------------------------------------------------------- character sets

@@ -1,7 +1,7 @@
-"""Pixels in fragments, compressed one way or another, decoded by GDCM.
+"""Pixels in fragments, compressed one way or another, decoded by GDCM or else by pydicom's plugins.
 
-GDCM is given a file of its own, of the fragments and what it needs to decode them, so that nothing
-else in the header can change the values: they are those that are stored.
+Each is given the fragments and what it needs to decode them, so that nothing else in the header can
+change the values: they are those that are stored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import struct
 
 import numpy as np
 
-from medseq_tf.readers.dicom.elements import UNKNOWN_LENGTH
+from medseq_tf.readers.dicom.elements import UNKNOWN_LENGTH, decoded_by_plugins
+from medseq_tf.readers.dicom.encoding import COMPRESSED
 from medseq_tf.readers.dicom.frame import PixelFormat
 from medseq_tf.readers.storage import nameless_file
 
@@ -26,7 +27,7 @@ def compressed_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) ->
         shape: rows and columns.
 
     Returns:
-        (frames, H, W) stored values; None where GDCM does not give as many.
+        (frames, H, W) stored values; None where nothing gives as many.
     """
     from medseq_tf.readers.simpleitk_volume import read_dicom_frames
 
@@ -36,20 +37,23 @@ def compressed_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) ->
             fragments = file.read()
     except OSError:
         return None
-    with nameless_file(_grey_file(stored, shape, fragments)) as alone:
-        frames = read_dicom_frames(alone)
-    if frames is None or frames.shape != (stored.frames, *shape) or frames.dtype.kind not in "iu":
-        return None
-    return frames
+    dtype, expected = np.dtype(stored.dtype), (stored.frames, *shape)
+    frames = None
+    if stored.syntax in COMPRESSED:
+        with nameless_file(_grey_file(stored, shape, fragments)) as alone:
+            frames = read_dicom_frames(alone)
+    if frames is None:
+        frames = decoded_by_plugins(fragments, stored.syntax, expected, dtype, stored.bits)
+    is_right = frames is not None and frames.shape == expected and frames.dtype.kind in "iu"
+    return frames if is_right else None
 
 
 def _grey_file(stored: PixelFormat, shape: tuple[int, int], fragments: bytes) -> bytes:
     """A file of grey pictures (PS3.10, 7.1), and nothing of the patient."""
-    allocated = 8 * np.dtype(stored.dtype).itemsize
-    is_signed = np.dtype(stored.dtype).kind == "i"
+    dtype = np.dtype(stored.dtype)
     meta = _element(0x0002, 0x0002, b"UI", _SECONDARY_CAPTURE)
     meta += _element(0x0002, 0x0010, b"UI", _even(stored.syntax.encode(), b"\0"))
-    numbers = (1, *shape, allocated, stored.bits, stored.high_bit, int(is_signed))
+    numbers = (1, *shape, 8 * dtype.itemsize, stored.bits, stored.high_bit, dtype.kind == "i")
     samples, rows, columns, *bits = (struct.pack("<H", number) for number in numbers)
     parts = [
         bytes(128) + b"DICM" + _element(0x0002, 0x0000, b"UL", struct.pack("<I", len(meta))),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from medseq_tf.readers.storage import START_BYTES
 
 if TYPE_CHECKING:
+    import numpy as np
     from pydicom.dataset import Dataset as Dataset
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
@@ -35,16 +36,18 @@ UNKNOWN_LENGTH = 0xFFFFFFFF
 _KEYWORDS = (
     "MediaStorageSOPClassUID", "TransferSyntaxUID", "SpecificCharacterSet", "ImageType",
     "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "Modality", "SeriesDescription",
-    "PatientID", "EchoTime", "EffectiveEchoTime", "MREchoSequence", "StudyInstanceUID",
+    "PatientID", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime", "MREchoSequence",
+    "DiffusionBValue", "MRDiffusionSequence", "MRImageFrameTypeSequence", "StudyInstanceUID",
     "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier",
     "FrameContentSequence", "PlanePositionSequence", "PlaneOrientationSequence",
-    "TemporalPositionIndex", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
+    "TemporalPositionIndex", "DimensionIndexValues", "ConcatenationUID", "InConcatenationNumber",
+    "InConcatenationTotalNumber", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
     "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "BurnedInAnnotation",
-    "RescaleIntercept", "RescaleSlope", "ModalityLUTSequence", "PixelMeasuresSequence",
-    "PixelValueTransformationSequence", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+    "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
+    "PixelMeasuresSequence", "PixelValueTransformationSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 """The elements that are read, as the standard calls them."""
 
@@ -52,6 +55,7 @@ _READ_FIRST = (START_BYTES, 2 * 2**20, 128 * 2**20)
 _MOST_UNPACKED, _UNPACKED_PER_BYTE = 32 * 2**20, 32
 _MOST_READS = 2**21
 """Of a header: an element takes two or three, an item of a sequence five and a kilobyte."""
+_MOST_INDICES = 32
 _PIXEL_GROUP, _FIRST_PIXELS, _PIXEL_DATA = 0x7FE0, 0x7FE00008, 0x7FE00010
 """Pixels in floating point come first."""
 _lock = threading.RLock()
@@ -153,6 +157,14 @@ class Elements(dict[str, Any]):
         if len(value) < struct.calcsize(form):
             return 0
         return struct.unpack_from(("<" if self[keyword].is_little_endian else ">") + form, value)[0]
+
+    def indices(self, keyword: str) -> tuple[int, ...]:
+        """The binary numbers of 4 bytes, the first of them."""
+        value = self.raw(keyword)[: 4 * _MOST_INDICES]
+        if not value:
+            return ()
+        order = "<" if self[keyword].is_little_endian else ">"
+        return struct.unpack_from(f"{order}{len(value) // 4}I", value)
 
     def sequence(self, keyword: str) -> list[Elements]:
         """The items of a sequence."""
@@ -386,6 +398,55 @@ def name_of_uid(uid: str) -> str:
 
     name = UID(uid).name
     return "" if name == uid else name
+
+
+def has_decoder(syntax: str) -> bool:
+    """Whether a plugin of pydicom's that is installed decodes a transfer syntax."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        return get_decoder(UID(syntax)).is_available
+    except NotImplementedError:
+        return False
+
+
+def decoded_by_plugins(
+    fragments: bytes, syntax: str, shape: tuple[int, int, int], dtype: np.dtype, bits: int
+) -> np.ndarray | None:
+    """Decode compressed grey pictures by pydicom's plugins.
+
+    Args:
+        fragments: the value of the pixel data element; more may follow.
+        syntax: the transfer syntax.
+        shape: frames, rows and columns.
+        dtype: of the values.
+        bits: of each value that are stored.
+
+    Returns:
+        (frames, H, W) stored values; None where no plugin gives them.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    frames, rows, columns = shape
+    options: dict[str, Any] = {
+        "number_of_frames": frames,
+        "rows": rows,
+        "columns": columns,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": 8 * dtype.itemsize,
+        "bits_stored": bits,
+        "pixel_representation": int(dtype.kind == "i"),
+        "pixel_keyword": "PixelData",
+    }
+    try:
+        with quiet_pydicom():
+            values, _ = get_decoder(UID(syntax)).as_array(fragments, raw=True, **options)
+    except Exception:  # each plugin has its own
+        return None
+    return values[None] if values.ndim == 2 else values
 
 
 @functools.lru_cache(maxsize=64)

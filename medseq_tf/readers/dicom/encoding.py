@@ -2,7 +2,8 @@
 
     uncompressed, deflated      8, 16 and 32 bits, signed or not, in either byte order
     RLE, JPEG, JPEG-LS,         decoded by GDCM, in SimpleITK: JPEG of 8 and 12 bits, lossless JPEG
-    JPEG 2000                   of up to 16
+    JPEG 2000                   of up to 16; what it does not decode, by pydicom's plugins
+    others                      where pydicom has a plugin, as pylibjpeg-openjpeg for HTJ2K
 
 Grey pictures are read, one whole number a pixel. Others are named and left out: colour, palettes,
 bit masks, floating point, a table in place of slope and intercept, and other transfer syntaxes.
@@ -18,6 +19,7 @@ from medseq_tf.readers.dicom.elements import (
     UNKNOWN_LENGTH,
     Elements,
     PixelData,
+    has_decoder,
     name_of_uid,
 )
 from medseq_tf.readers.dicom.frame import PixelFormat
@@ -55,7 +57,7 @@ def pixel_format(elements: Elements, pixels: PixelData) -> PixelFormat:
         bits=bits,
         high_bit=high_bit,
         is_inverted=elements.text("PhotometricInterpretation") == _INVERTED,
-        is_compressed=syntax in COMPRESSED,
+        is_compressed=syntax not in UNCOMPRESSED,
     )
 
 
@@ -72,7 +74,7 @@ def why_unread(elements: Elements, pixels: PixelData) -> str:
         "image neither grey nor colour": photometric not in _GREY,
         "pixels in floating point": pixels.is_float,
         f"transfer syntax that is not read: {name_of_uid(syntax) or 'none of the standard'}": (
-            syntax not in (*UNCOMPRESSED, *COMPRESSED)
+            syntax not in (*UNCOMPRESSED, *COMPRESSED) and not has_decoder(syntax)
         ),
         "pixels that their transfer syntax does not fit": (
             is_compressed != (pixels.length == UNKNOWN_LENGTH)

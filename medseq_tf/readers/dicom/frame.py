@@ -22,7 +22,10 @@ class Frame(NamedTuple):
         intercept: see `slope`.
         order: what tells pictures of one position apart: temporal position, echo time.
         is_rescalable: whether slope and intercept, where they are given, are numbers, and the
-            slope is not 0.
+            slope is not 0; an enhanced CT must give them.
+        unit: of rescaled values, as DICOM calls it; "" where the file does not say.
+        within: what tells frames of one multi-frame file and position apart, the first used: a
+            magnitude, of the smallest b-value, the first along the file's own dimensions.
     """
 
     position: tuple[float, ...]
@@ -32,6 +35,8 @@ class Frame(NamedTuple):
     intercept: float
     order: tuple[float, ...]
     is_rescalable: bool = True
+    unit: str = ""
+    within: tuple = ()
 
     @property
     def normal(self) -> np.ndarray:

@@ -33,10 +33,14 @@ MODALITY_OF_SOP_CLASS = {
     "1.2.840.10008.5.1.4.1.1.4.4": MR,
 }
 
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""Images that must say how they are rescaled, or else are no Hounsfield units."""
+
 _MOST_FRAMES = 2**16
 """Of one file; the longest series of enhanced MR have some ten thousand."""
 _LARGEST_PER_BYTE = 1032
 """Deflate makes a file at most this many times smaller."""
+_OTHER_GROUPS = "functional groups of other frames than it has"
 _FRAGMENT_BYTES = 8
 """Of each fragment of packed pixels, before its data; a frame has one at least."""
 _FUNCTIONAL_GROUPS = (
@@ -46,6 +50,8 @@ _FUNCTIONAL_GROUPS = (
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
     "MREchoSequence",
+    "MRDiffusionSequence",
+    "MRImageFrameTypeSequence",
 )
 
 
@@ -55,6 +61,9 @@ class DicomHeader(NamedTuple):
     Attributes:
         format: how its pixels are stored.
         unread: why they are not read; "" where they are.
+        has_groups: whether each frame has functional groups, and so its own position.
+        concatenation: of the file, where it is a part of one: its UID, the part's number, and how
+            many there are (0: it does not say).
         padding: the smallest and largest stored value that mean no pixel; None where the file names
             none.
     """
@@ -78,6 +87,8 @@ class DicomHeader(NamedTuple):
     frames: tuple[Frame, ...]
     format: PixelFormat
     unread: str
+    has_groups: bool
+    concatenation: tuple[str, int, int]
     padding: tuple[int, int] | None
 
 
@@ -100,7 +111,7 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
         if pixels is None:
             sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
             if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
-                raise UnreadableDicom("damaged or cut short")
+                raise UnreadableDicom("damaged or cut short: holds no pixels")
             return None
         _check_size(elements, pixels, file_bytes)
         try:
@@ -112,6 +123,8 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
 def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
     sop_class = elements.text("SOPClassUID")
     image_type = elements.text("ImageType").split("\\")
+    groups = elements.sequence("PerFrameFunctionalGroupsSequence")
+    frames = _frames(elements, groups)
     return DicomHeader(
         patient_id=elements.decoded("PatientID"),
         accession_number=elements.decoded("AccessionNumber"),
@@ -129,9 +142,16 @@ def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
         samples=elements.binary("SamplesPerPixel", default=1),
         rows=elements.binary("Rows"),
         columns=elements.binary("Columns"),
-        frames=tuple(_frames(elements)),
+        frames=tuple(frames),
         format=pixel_format(elements, pixels),
-        unread=why_unread(elements, pixels),
+        unread=why_unread(elements, pixels)
+        or (_OTHER_GROUPS if groups and len(groups) != len(frames) else ""),
+        has_groups=bool(groups),
+        concatenation=(
+            elements.text("ConcatenationUID"),
+            elements.binary("InConcatenationNumber"),
+            elements.binary("InConcatenationTotalNumber"),
+        ),
         padding=_padding(elements),
     )
 
@@ -146,13 +166,12 @@ def _padding(elements: Elements) -> tuple[int, int] | None:
     return min(value, limit), max(value, limit)
 
 
-def _frames(elements: Elements) -> list[Frame]:
+def _frames(elements: Elements, groups: list[Elements]) -> list[Frame]:
     count = max(elements.integer("NumberOfFrames", 1), 1)
     of_all = _merged(elements, elements.sequence("SharedFunctionalGroupsSequence"))
-    groups = elements.sequence("PerFrameFunctionalGroupsSequence")
     if len(groups) != count:
         return [_frame(of_all)] * count
-    return [_frame(_merged(of_all, [group])) for group in groups]
+    return [_frame_of_group(of_all, group) for group in groups]
 
 
 def _merged(elements: Elements, groups: list[Elements]) -> Elements:
@@ -165,9 +184,25 @@ def _merged(elements: Elements, groups: list[Elements]) -> Elements:
     return merged
 
 
+def _frame_of_group(of_all: Elements, group: Elements) -> Frame:
+    elements = _merged(of_all, [group])
+    component = elements.text("ComplexImageComponent")
+    within = (
+        component not in ("", "MAGNITUDE", "MIXED"),
+        component,
+        float(elements.binary("DiffusionBValue", "d")),
+        elements.indices("DimensionIndexValues"),
+    )
+    return _frame(elements)._replace(within=within)
+
+
 def _frame(elements: Elements) -> Frame:
     spacing = elements.floats("PixelSpacing", 2)
     slope, intercept = elements.floats("RescaleSlope", 1), elements.floats("RescaleIntercept", 1)
+    has_slope, has_intercept = (
+        bool(elements.text(keyword)) or elements.text("SOPClassUID") in ENHANCED_CT
+        for keyword in ("RescaleSlope", "RescaleIntercept")
+    )
     (temporal,) = elements.floats("TemporalPositionIdentifier", 1) or (0.0,)
     (echo,) = elements.floats("EchoTime", 1) or (0.0,)
     return Frame(
@@ -180,8 +215,9 @@ def _frame(elements: Elements) -> Frame:
             float(elements.binary("TemporalPositionIndex", "I", temporal)),
             float(elements.binary("EffectiveEchoTime", "d", echo)),
         ),
-        is_rescalable=(not elements.text("RescaleSlope") or bool(slope and slope[0]))
-        and (not elements.text("RescaleIntercept") or intercept is not None),
+        is_rescalable=(not has_slope or bool(slope and slope[0]))
+        and (not has_intercept or intercept is not None),
+        unit=elements.text("RescaleType").upper(),
     )
 
 
@@ -189,6 +225,8 @@ def _check_size(elements: Elements, pixels: PixelData, file_bytes: int) -> None:
     """Hold what a header declares against the bytes of its file, before any of it is believed."""
     rows, columns = elements.binary("Rows"), elements.binary("Columns")
     frames = max(elements.integer("NumberOfFrames", 1), 1)
+    if not (elements.text("NumberOfFrames") or "1").removeprefix("+").isdecimal():
+        raise UnreadableDicom("its number of frames is no number")
     if frames > _MOST_FRAMES:
         raise UnreadableDicom(f"declares {frames} frames; at most {_MOST_FRAMES} a file")
     if min(rows, columns) < 1 or max(rows, columns) > LARGEST_SIDE:

@@ -13,11 +13,15 @@ series a study of its patient.
 
 Order. Slices stand by the projection of ImagePositionPatient on the normal of
 ImageOrientationPatient; file names and InstanceNumber are not looked at. Frames of a multi-frame
-file are slices like others; without positions of their own they keep the file's order. Also
-handled, and named in the audit:
+file are slices like others, and so are those of a concatenation, an image in several files; without
+functional groups, which say where each lies, they keep the file's order. Also handled, and named in
+the audit:
 
     several orientations or sizes   the largest group of one orientation, size and pixel spacing
-    duplicate positions             the first in time, echo, acquisition, then instance number
+    duplicate positions             the first in time, echo, acquisition, then instance number; of
+                                    frames of one file the magnitude, the smallest b-value, then the
+                                    first along the file's own dimensions
+    parts of a concatenation lack   the others
     missing positions               nothing is filled in
     variable spacing                slices as acquired
     gantry tilt                     slices as acquired, in tilted planes
@@ -52,6 +56,8 @@ NO_SERIES = "no series that can be used"
 _LOCALISER = re.compile(
     r"\b(locali[sz]er|scout|topogram|surview|scano(gram)?|survey|3[- ]?plane)\b", re.IGNORECASE
 )
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+"""Of the rescale types (PS3.3, C.11.1.1.2) those that are none of a usual CT: material maps."""
 _SCREEN = {"SCREEN SAVE", "SCREEN_CAPTURE", "SCREENSHOT"}
 
 
@@ -206,7 +212,7 @@ def _images_of_slices(
     reasons: Counter[str] = Counter()
     slices = []
     for file in files:
-        reason = _why_no_slice(file.header)
+        reason = why_no_slice(file.header)
         if reason:
             reasons[reason] += 1
         else:
@@ -217,8 +223,9 @@ def _images_of_slices(
     return slices
 
 
-def _why_no_slice(header: DicomHeader) -> str:
-    kinds, first = set(header.image_type), header.frames[0]
+def why_no_slice(header: DicomHeader) -> str:
+    """Return why a file's pictures are no slices, as an audit entry calls it; "" where they are."""
+    kinds, frames = set(header.image_type), header.frames
     is_localiser = "LOCALIZER" in kinds or _LOCALISER.search(header.series_description)
     is_secondary = header.sop_class.startswith(SECONDARY_CAPTURE) or kinds & _SCREEN
     reasons = {
@@ -228,11 +235,13 @@ def _why_no_slice(header: DicomHeader) -> str:
         "text burned into the image": header.is_burned_in,
         header.unread: bool(header.unread),
         "mosaic of slices": "MOSAIC" in kinds,
-        "image without orientation": not first.orientation or not first.is_orthonormal,
-        "image without position": not first.position,
+        "image without orientation": not all(f.orientation and f.is_orthonormal for f in frames),
+        "image without position": not all(f.position for f in frames),
         "image with an impossible rescale slope or intercept": not all(
-            frame.is_rescalable for frame in header.frames
+            f.is_rescalable for f in frames
         ),
+        "CT of other units than Hounsfield's": header.modality == CT
+        and any(f.unit in _OTHER_UNITS for f in frames),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -242,7 +251,7 @@ def _why_no_slice(header: DicomHeader) -> str:
 
 def _stack(files: list[DicomFile], name: str) -> Stack:
     """A series' pictures in order, one a position, and what was odd about them."""
-    audit_entries: list[AuditEntry] = []
+    audit_entries = _missing_parts(files, name)
     groups: dict[tuple, list[Picture]] = defaultdict(list)
     for file in files:
         for picture in _pictures(file):
@@ -285,13 +294,24 @@ def _stack(files: list[DicomFile], name: str) -> Stack:
     )
 
 
+def _missing_parts(files: list[DicomFile], name: str) -> list[AuditEntry]:
+    """What lacks of multi-frame images that lie in several files (concatenations)."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    totals: dict[str, int] = defaultdict(int)
+    for uid, number, total in (file.header.concatenation for file in files):
+        if uid:
+            numbers[uid].add(number)
+            totals[uid] = max(totals[uid], number, total)
+    missing = sum(max(totals[uid] - len(numbers[uid]), 0) for uid in numbers)
+    detail = f"{missing} of {sum(totals.values())} files are not there"
+    return [AuditEntry("incomplete concatenation", name, detail)] if missing else []
+
+
 def _pictures(file: DicomFile) -> Iterator[Picture]:
     header = file.header
-    has_positions = len({frame.position for frame in header.frames}) > 1
+    has_positions = header.has_groups or len(header.frames) == 1
     for place, frame in enumerate(header.frames):
-        if not frame.position or not frame.orientation:
-            continue
-        if len(header.frames) > 1 and not has_positions:
+        if not has_positions:
             frame = _in_file_order(frame, place)
         yield Picture(
             number=file.number,
@@ -303,6 +323,7 @@ def _pictures(file: DicomFile) -> Iterator[Picture]:
             padding=header.padding,
             tie=(
                 *frame.order,
+                frame.within,
                 header.acquisition_number,
                 header.instance_number,
                 header.sop_instance,
