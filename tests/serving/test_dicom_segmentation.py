@@ -11,6 +11,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from dicom_answers import MODEL, answer_for, bytes_of
 from dicom_heads import enhanced, head_study
 from dicom_validators import assert_valid
 from oriented_phantom import (
@@ -24,37 +25,9 @@ from oriented_phantom import (
     pixel_places,
     write_pictures,
 )
-from small_models import description_of
 
-from medseq_tf.dataset.records import StorageSpec, from_square, study_record, to_square
-from medseq_tf.dataset.tfrecord import decode_example
-from medseq_tf.readers.dicom.index import find_dicom_studies
-from medseq_tf.serving.dicom_results.answer import Answer, ModelIdentity, SliceMaps
+from medseq_tf.dataset.records import from_square, to_square
 from medseq_tf.serving.dicom_results.segmentation import in_source, refusal, segmentation
-from medseq_tf.serving.study_prediction import Prediction
-
-MODEL = ModelIdentity("lesions\\of all", "3", "0f" * 32, "research")
-
-
-def answer_for(folder, size=64, aspect="pad", threshold=50, **settings):
-    """What a model would say that sees a lesion exactly where prepared slices are bright."""
-    (study,), _ = find_dicom_studies(folder, **settings)
-    record = study_record(study, "", StorageSpec((), "int16", size, aspect))
-    files = decode_example(record.example)["slices"]
-    slices = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED) for file in files]
-    values = np.stack(slices).astype(np.float32) - 32768
-    lesion = np.clip(values / (2 * threshold), 0, 1)
-    description = dataclasses.replace(description_of("int16"), size=size, aspect=aspect)
-    return Answer(
-        [Prediction("study", "lesion", probability=0.7, threshold=0.5, positive=True)],
-        description,
-        MODEL,
-        study,
-        study.source_headers(),
-        record.pictures,
-        slices,
-        maps=SliceMaps(lesion, "lesion", "lesion"),
-    )
 
 
 def in_pixels(answer):
@@ -224,12 +197,6 @@ def test_the_same_answer_is_the_same_object(tmp_path):
     assert uids[0] == uids[1] != uids[2]
     other = dataclasses.replace(answer, model=MODEL._replace(sha256="1f" * 32))
     assert segmentation(other).SOPInstanceUID != uids[0]
-
-
-def bytes_of(dataset):
-    written = io.BytesIO()
-    dataset.save_as(written, enforce_file_format=True)
-    return written.getvalue()
 
 
 @pytest.mark.parametrize(

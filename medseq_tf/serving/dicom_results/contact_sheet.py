@@ -40,7 +40,7 @@ LARGEST_TILE, BETWEEN = 240, 4
 CT_WINDOW = (40.0, 80.0)
 """HU, centre and width, where the source names none."""
 QUANTILES = (0.01, 0.995)
-"""Of MR and photographs: what is black and what is white."""
+"""Of the intensities of others: what is black and what is white."""
 FRAME = (90, 200, 250)
 """The colour around slices that counted."""
 MOST_LETTERS, MOST_LINES = 130, 8
@@ -198,12 +198,17 @@ def _window(answer: Answer) -> tuple[float, float]:
     """Return the intensities that are black and white."""
     description, header = answer.description, answer.headers[0]
     if description.modality != "CT":
-        low, high = np.quantile(np.stack(answer.slices), QUANTILES)
+        low, high = np.quantile(np.stack(list(map(_first_series, answer.slices))), QUANTILES)
         return float(low), float(max(high, low + 1))
     centre, width = (_first(header.get(f"Window{name}")) for name in ("Center", "Width"))
     if centre is None or width is None or not width > 0:
         centre, width = CT_WINDOW
     return centre - width / 2, centre + width / 2
+
+
+def _first_series(image: np.ndarray) -> np.ndarray:
+    """Return a slice (size, size), of several series side by side the first."""
+    return image if image.ndim == 2 else image[..., 0]
 
 
 def _first(value: Any) -> float | None:
@@ -217,13 +222,9 @@ def _first(value: Any) -> float | None:
 
 def _tile(answer: Answer, number: int, window: tuple[float, float], side: int) -> np.ndarray:
     """Return a slice with its map over it, (side, side, 3) uint8, in its true proportions."""
-    square = answer.slices[number]
-    square = square if square.ndim == 2 else square[..., 0]
-    offset = 0 if answer.description.modality == "photograph" else answer.description.offset
     low, high = window
-    if answer.description.modality != "CT":
-        offset = 0
-    grey = np.clip((square.astype(np.float32) + offset - low) / (high - low), 0, 1)
+    intensities = _first_series(answer.slices[number]).astype(np.float32)
+    grey = np.clip((intensities + answer.description.offset - low) / (high - low), 0, 1)
     shown = np.repeat(_proportioned(answer, number, grey, side)[..., None], 3, axis=-1)
     if answer.maps is not None and not np.isnan(answer.maps.values[number]).any():
         greatest = 1.0
