@@ -52,6 +52,7 @@ HOMES = {
         "serving/dicom_results/*",
     ),
     "requests": ("readers/dicom/connection.py",),
+    "highdicom": ("serving/dicom_results/*",),
     "ray": ("execution/ray_cluster.py",),
     "SimpleITK": ("phantom/writers.py", "readers/simpleitk_volume.py"),
 }

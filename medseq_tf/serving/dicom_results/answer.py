@@ -61,6 +61,11 @@ class ModelIdentity(NamedTuple):
     intended_use: str
     calls: str = ""
 
+    @property
+    def uid(self) -> str:
+        """The UID of the model as a device."""
+        return derived_uid("device", self, ())
+
 
 class KeySlice(NamedTuple):
     """A slice that counted.
@@ -107,6 +112,7 @@ class Answer:
             not known.
         maps: of the slices' pixels, where the model tells.
         covariates: that the model was told, by name.
+        warnings: what was odd about the study, whatever lay beside it and however it was called.
     """
 
     predictions: list[Prediction]
@@ -119,6 +125,7 @@ class Answer:
     key_slices: dict[str, list[KeySlice]] = field(default_factory=dict)
     maps: SliceMaps | None = None
     covariates: Values | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def error(self) -> str | None:
@@ -243,7 +250,7 @@ def answer_of(
     """
     if not hasattr(found.study, "source_headers"):
         raise InputError(f"{found.study.source}: is no DICOM series; results are of such alone")
-    pictures = getattr(record, "pictures", None)
+    pictures = record.pictures
     answer = Answer(
         predictions,
         predictor.description,
@@ -254,11 +261,20 @@ def answer_of(
         _decoded(record, predictor.description.channels),
         maps=maps,
         covariates=found.covariates,
+        warnings=_warnings(found, record),
     )
     if answer.error or pictures is None:
         return answer
     importance = key_slices.importance(found, record, predictor)
     return replace(answer, key_slices=_key_slices(answer, pictures, importance))
+
+
+def _warnings(found: FoundStudy, record: StudyRecord) -> tuple[str, ...]:
+    """Return what is known of the study itself, each once."""
+    entries = [*found.audit_entries, *record.audit_entries]
+    own = [entry for entry in entries if entry.where.startswith(found.study.source)]
+    lines = (f"{e.kind}: {e.detail}" if e.detail else e.kind for e in own)
+    return tuple(dict.fromkeys(lines))
 
 
 def _key_slices(

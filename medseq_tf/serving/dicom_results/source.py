@@ -6,9 +6,11 @@ of the acquisition, the content or the study, so that the same answer made tomor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from medseq_tf.errors import printable
+from medseq_tf.errors import InputError, printable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -22,6 +24,10 @@ MANUFACTURER = "medseq_tf"
 RESEARCH = "Research use only, not for diagnosis"
 """What every object says of itself."""
 
+UNKNOWN_DATE, UNKNOWN_TIME = "19000101", "000000"
+"""Of a source that names none."""
+
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _CLOCKS = ("Series", "Acquisition", "Content", "Study")
 _OF_FRAMES = (
     *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -80,9 +86,47 @@ def settle(result: Any, header: Dataset) -> Dataset:
 def when(header: Dataset) -> tuple[str, str]:
     """Return the date and the time of a source."""
     for of in _CLOCKS:
-        if date := str(header.get(f"{of}Date") or ""):
-            return date, str(header.get(f"{of}Time") or "000000")
-    return "19000101", "000000"
+        date, time = (str(header.get(f"{of}{part}") or "").strip() for part in ("Date", "Time"))
+        if len(date) == 8 and _is_of_form(date, "%Y%m%d"):
+            is_time = _is_of_form(time, "%H%M%S" if len(time) == 6 else "%H%M%S.%f")
+            return date, time if is_time else UNKNOWN_TIME
+    return UNKNOWN_DATE, UNKNOWN_TIME
+
+
+def _is_of_form(text: str, form: str) -> bool:
+    try:
+        datetime.strptime(text, form)
+    except ValueError:
+        return False
+    return True
+
+
+def in_utf8(result: Dataset) -> Dataset:
+    """Return an object with its text in UTF-8, which has letters that its source's may lack."""
+    result.decode()
+    result.SpecificCharacterSet = "ISO_IR 192"
+    return result
+
+
+def evidence(headers: Sequence[Dataset]) -> list[Dataset]:
+    """Return each instance of a source once, with nothing of the patient.
+
+    Raises:
+        InputError: an instance has no UID, so that nothing can refer to it.
+    """
+    from pydicom import Dataset
+
+    instances: dict[str, Dataset] = {}
+    for header in headers:
+        instance = Dataset()
+        for name in _UIDS:
+            setattr(instance, name, str(header.get(name) or ""))
+        if not all(instance[name].value for name in _UIDS):
+            raise InputError(f"no result can refer to a file that lacks one of {', '.join(_UIDS)}")
+        for name in NEEDED:
+            setattr(instance, name, None)
+        instances[instance.SOPInstanceUID] = instance
+    return list(instances.values())
 
 
 def long_string(text: Any, most: int = 64) -> str:
