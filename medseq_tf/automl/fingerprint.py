@@ -17,7 +17,7 @@ from medseq_tf.dataset.requirements import has_masks, reading
 from medseq_tf.dataset.stratification import kinds_of, patient_groups
 from medseq_tf.recipe import Settings
 
-READ_WHOLE = ("volumes", "atlas", "dicom", "demo")
+READ_WHOLE = ("volumes", "atlas", "dicom", "dicomweb", "demo")
 """Readers whose studies are whole stacks, in order and evenly spaced."""
 
 

@@ -374,6 +374,27 @@ def export(**arguments: Any) -> None:
 @click.argument("paths", nargs=-1, required=True, type=PLACE, metavar="PATH...")
 @click.option("--running", is_flag=True, help="Also give the probability after each slice.")
 @click.option("--workers", type=int, help="Processes that read; default: one a core.")
+@click.option(
+    "--study", multiple=True, metavar="UID", help="Of an archive: a study; repeat for more."
+)
+@click.option(
+    "--query",
+    metavar="KEY=VALUE,...",
+    help="Of an archive: which studies, as Modality=CT,StudyDate=20260101-20260131,"
+    "StudyDescription=*HEAD*.",
+)
+@click.option(
+    "--insecure-tls", is_flag=True, help="Do not ask whether an archive is what it says it is."
+)
+@click.option(
+    "--dicom-out",
+    type=FOLDER,
+    metavar="DIR",
+    help="Write each DICOM study's results: a structured report, a contact sheet, lesion maps.",
+)
+@click.option(
+    "--store", is_flag=True, help="Store these results in the archive that the study is from."
+)
 @click.option("--strict", is_flag=True, help="Stop at the first study left out.")
 @click.option(
     "--costs",
@@ -392,29 +413,34 @@ def export(**arguments: Any) -> None:
     "--json", "as_json", is_flag=True, help="One JSON line a study and label; of classes, a study."
 )
 def predict(model: str, paths: tuple[str | Path, ...], as_json: bool, **arguments: Any) -> None:
-    """Probabilities of studies without labels: folders of images, volumes, DICOM, cohorts.
+    """Probabilities of studies without labels: folders of images, volumes, DICOM, archives.
 
     MODEL is a run, an exported model, models:/NAME/1 of MLflow, or the address of a served one:
-    http://host:8501/v1/models/NAME or grpc://host:8500/NAME. Exit status 1: a study was left out.
+    http://host:8501/v1/models/NAME or grpc://host:8500/NAME. An archive's PATH is
+    dicomweb+https://host/dicom-web. Exit status 1: a study, or its results, were left out.
     """
     import_tensorflow_quietly()
     from medseq_tf.serving.predict import predict as run
     from medseq_tf.serving.predict import table
 
     progress = sys.stderr.isatty() and not sys.stdout.isatty()
-    left_out = []
+    left_out, without_results = [], set()
 
     def noted(predictions: Any) -> Any:
         for prediction in predictions:
             left_out.extend([prediction] if prediction.error else [])
+            if prediction.results_error:
+                without_results.add((prediction.path, prediction.study))
             yield prediction
 
     predictions = noted(run(model, *paths, progress=progress, **arguments))
     lines = (p.to_json() for p in predictions) if as_json else table(predictions)
     for line in lines:
         say(line)
-    if left_out:
-        print(f"medseq-tf: {len(left_out)} studies left out", file=sys.stderr)
+    for count, what in ((len(left_out), "left out"), (len(without_results), "without results")):
+        if count:
+            print(f"medseq-tf: {count} studies {what}", file=sys.stderr)
+    if left_out or without_results:
         sys.exit(1)
 
 

@@ -6,6 +6,7 @@
     a folder of folders of images               a study a folder that holds images
     images called `58 (10).jpg`                 a study a folder and patient, in order of the slices
     any other folder                            its DICOM studies
+    an archive, `dicomweb+https://HOST/...`     those of its studies that are wanted
 
 What the training data were decides where a folder can be read in more ways than one, so that the
 tree that was prepared gives the studies that were prepared. The reader says what is looked for
@@ -23,6 +24,7 @@ hash: its files may hold a name.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -31,6 +33,7 @@ from typing import Any
 from medseq_tf.errors import InputError
 from medseq_tf.readers import image_folder, volume_file
 from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
+from medseq_tf.readers.dicom.archive import Query, is_archive, is_uid
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import parse_slice_name
@@ -54,6 +57,8 @@ from medseq_tf.readers.volumes import (
 )
 
 PHOTOGRAPH = "photograph"
+DICOM_READERS = ("dicom", "dicomweb")
+"""Of files, and of an archive; either reads what the other has prepared."""
 LABELS = "labels.csv"
 """The file of labels that readers look for in a source; it is no odd file."""
 
@@ -76,16 +81,53 @@ class _StackSection(StudySource):
         return dataclasses.replace(slices, images=slices.images[first:last], names=names)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which studies of an archive are wanted: those of some UIDs, or those that answer a query."""
+
+    study_uids: tuple[str, ...] = ()
+    query: Query | None = None
+    insecure_tls: bool = False
+
+    @classmethod
+    def of(cls, study: Sequence[str], query: str | None, insecure_tls: bool) -> Wanted:
+        """Return what is wanted, as it is written on the command line.
+
+        Raises:
+            InputError: both are given, or one is none.
+        """
+        if isinstance(study, str):
+            raise InputError("study is a sequence of StudyInstanceUIDs, not one text")
+        for number, uid in enumerate(study, start=1):
+            if not is_uid(uid):
+                raise InputError(f"--study number {number} is no UID of a study, such as 1.2.840.1")
+        if study and query is not None:
+            raise InputError("--study and --query: give one of them")
+        if query is not None and not query.strip():
+            raise InputError("--query: is empty, which would be all that the archive holds")
+        asked = None if query is None else Query.parse(query)
+        return cls(tuple(dict.fromkeys(study)), asked, insecure_tls)
+
+    @property
+    def is_said(self) -> bool:
+        """Whether something is."""
+        return bool(self.study_uids) or self.query is not None
+
+
+NOTHING = Wanted()
+
+
 def find_studies(
-    path: Place, modality: str, preparation: Mapping[str, Any]
+    path: Place, modality: str, preparation: Mapping[str, Any], wanted: Wanted = NOTHING
 ) -> tuple[list[StudySource], list[AuditEntry]]:
     """Find the studies of a path.
 
     Args:
-        path: a file or folder, or its URL (see `storage`).
+        path: a file or folder, or its URL (see `storage`), or an archive.
         modality: what the model reads: `photograph`, `CT` or `MR`.
         preparation: how the training data were read: `reader`, its `options`, and what it
             `resolved` (layout, axis, spacing, and so on).
+        wanted: of an archive.
 
     Returns:
         The studies in natural order, and audit entries on what is left out.
@@ -93,6 +135,8 @@ def find_studies(
     Raises:
         InputError: if nothing there is of a kind that this model reads.
     """
+    if is_archive(path):
+        return _archive_studies(str(path), modality, preparation, wanted)
     path = root_of(path)
     is_url_of_file = isinstance(path, str) and path.lower().endswith(volume_file.EXTENSIONS)
     if is_url_of_file or (isinstance(path, Path) and path.is_file()):
@@ -141,7 +185,7 @@ def _in_folder(path: Place, modality: str, preparation: Mapping[str, Any]) -> _I
     volumes = [name for name in names if name.lower().endswith(volume_file.EXTENSIONS)]
     pictures = [name for name in names if not name.lower().endswith(volume_file.EXTENSIONS)]
     reader = preparation.get("reader")
-    if reader == "dicom" and modality != PHOTOGRAPH:
+    if reader in DICOM_READERS and modality != PHOTOGRAPH:
         studies, audit_entries = _dicom_studies(path, modality, preparation)
         if studies or not volumes:
             _refuse_nothing(path, modality, studies, audit_entries, bool(pictures))
@@ -197,10 +241,31 @@ def _settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dicom_studies(path: Place, modality: str, preparation: Mapping[str, Any]) -> _Indexed:
+    return find_dicom_studies(path, modality=modality, **_series_settings(preparation))
+
+
+def _archive_studies(
+    url: str, modality: str, preparation: Mapping[str, Any], wanted: Wanted
+) -> tuple[list[StudySource], list[AuditEntry]]:
+    """The studies of an archive, read as the DICOM files of a folder are."""
+    if modality == PHOTOGRAPH:
+        raise InputError("the model reads photographs, and an archive holds none; give a folder")
+    module = importlib.import_module("medseq_tf.readers.dicom.archive_study")
+    studies, audit_entries = module.find_archive_studies(
+        url,
+        wanted.query,
+        wanted.study_uids,
+        insecure_tls=wanted.insecure_tls,
+        modality=modality,
+        **_series_settings(preparation),
+    )
+    return list(studies), audit_entries
+
+
+def _series_settings(preparation: Mapping[str, Any]) -> dict[str, Any]:
     options = _settings(preparation)
     names = ("series", "fewest_slices", "tilt", "spacing", "series_as")
-    known = {name: options[name] for name in names if name in options}
-    return find_dicom_studies(path, modality=modality, **known)
+    return {name: options[name] for name in names if name in options}
 
 
 def _refuse_nothing(

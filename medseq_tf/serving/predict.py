@@ -1,4 +1,4 @@
-"""The predictions of a model for files of studies without labels.
+"""The predictions of a model for studies without labels, of files or of an archive.
 
 Studies are read and brought to their prepared size as `prepare` does, in worker processes; the
 model, whatever it is and wherever it runs, is asked with the same bytes.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -28,13 +29,16 @@ from medseq_tf.errors import InputError, note, printable
 from medseq_tf.evaluation import operating_points
 from medseq_tf.execution.executor import check_workers, executor_for, refuse_without_ray
 from medseq_tf.execution.processes import cores, isolated_map, start_server
-from medseq_tf.readers.storage import modules_for, root_of
+from medseq_tf.readers.dicom.archive import SCHEMES, Archive, is_archive
+from medseq_tf.readers.storage import is_url, modules_for, root_of
 from medseq_tf.readers.study import AuditEntry, Slices, StudySource, UnreadableStudy, kinds_text
-from medseq_tf.readers.unlabelled import find_studies, study_of
+from medseq_tf.readers.unlabelled import NOTHING, Wanted, find_studies, study_of
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.client import refuse_credentials
 from medseq_tf.serving.cohort import Opening, cohort_predictions, shared_name
 from medseq_tf.serving.description import Description
+from medseq_tf.serving.dicom_results.answer import model_identity
+from medseq_tf.serving.dicom_results.delivery import Delivery, check_dicom
 from medseq_tf.serving.open_model import Model, open_model
 from medseq_tf.serving.participants import read_participants
 from medseq_tf.serving.study_prediction import LEFT_OUT, FoundStudy, Prediction, Predictor
@@ -52,23 +56,30 @@ def predict(
     ray: str | None = None,
     cpus_per_task: float = 1.0,
     gpus_per_task: float = 0.0,
+    study: Sequence[str] = (),
+    query: str | None = None,
+    insecure_tls: bool = False,
+    dicom_out: str | os.PathLike | None = None,
+    store: bool = False,
 ) -> Iterator[Prediction]:
     """Predict studies one after the other, as they are read.
 
     A study that cannot be read, or that the model refuses, is a `Prediction` with an `error`, and
-    the next one follows; so is one of several paths that holds nothing for this model.
+    the next one follows; so is one of several paths that holds nothing for this model. Where the
+    results of a study cannot be written or stored, its predictions have a `results_error`.
     `pandas.DataFrame(predict(...))` is a table. With several workers, call it under
     `if __name__ == "__main__":` in a script.
 
     Args:
         model: a run, an exported model, `models:/NAME/1` of MLflow, or the address of a served one;
           see `open_model`.
-        paths: files and folders of studies, or their URLs; see `readers.unlabelled`.
+        paths: files and folders of studies, or their URLs; see `readers.unlabelled`. An archive is
+            `dicomweb+https://HOST/dicom-web`; of it `study` or `query` says which studies.
         running: also give the probability after each slice.
         workers: processes that read; default: one a core. 1: this process, which a damaged file
           that crashes its decoder then ends. With `ray`: processes that read and predict; default:
           as many as there is room for.
-        strict: a study that would be left out is an error.
+        strict: a study that would be left out, or whose results would, is an error.
         costs: of classes, a CSV file of what each call costs where each class is true, see
             `metrics.read_costs`; the class of least expected cost is then called. Default: the
             costs that the model was exported with, if any.
@@ -80,21 +91,34 @@ def predict(
           storage that all nodes see.
         cpus_per_task: of a node that a worker takes, with `ray`.
         gpus_per_task: the same; a fraction shares one.
+        study: StudyInstanceUIDs of studies of the archive.
+        query: which studies of the archive: `Modality=CT,StudyDate=20260101-20260131`, see
+            `readers.dicom.archive.Query`.
+        insecure_tls: do not ask whether the archive is what it says it is.
+        dicom_out: write the results of each DICOM study to this folder, as DICOM objects: a
+            structured report, a contact sheet and, of a model that maps lesions, a segmentation;
+            see `serving.dicom_results`.
+        store: store these objects in the archive that the study is from.
 
     Returns:
         One prediction a study and label, or, of classes, a study, in the order of the paths.
 
     Raises:
-        InputError: the model, a path, the costs, the participants or the cluster cannot be used;
-          later, the model's server went away, a node does not see what it should, or, with
-          `strict`, a study is left out.
+        InputError: the model, a path, the costs, the participants, the cluster, or where results
+          go, cannot be used, or results are asked for of a study that is not DICOM; later, the
+          model's server went away, a node does not see what it should, or, with `strict`, a study
+          is left out.
     """
     check_workers(workers)
     if not paths:
         raise InputError("no path of a study is given")
+    given = [os.fspath(path) for path in paths]
     refuse_without_ray(ray, cpus_per_task, gpus_per_task)
+    wanted = Wanted.of(study, query, insecure_tls)
+    archives = _archives(given, wanted, store, dicom_out, ray)
     if isinstance(model, str):
         refuse_credentials(model)
+    delivery = Delivery.to(dicom_out, archives if store else {})
     with contextlib.ExitStack() as connection:
         executor, name = None, ""
         if ray is not None:
@@ -104,25 +128,33 @@ def predict(
             )
         elif workers != 1:
             start_server(study_record_of.__module__, *itertools.chain(*map(modules_for, paths)))
-        predictor = _predictor(model, running, costs)
-        given = [os.fspath(path) for path in paths]
-        studies = _studies_of_paths(given, predictor.description)
+        predictor = predictor_of(model, running, costs)
+        studies = _studies_of_paths(given, predictor.description, wanted)
+        if delivery is not None:
+            check_dicom(s.study for s in studies if not isinstance(s.study, _Unreadable))
         if participants is not None:
             studies = _with_covariates(participants, predictor.description, studies)
         elif covariates := predictor.description.covariates:
             names = ", ".join(covariate["name"] for covariate in covariates)
             note(f"the model reads {names}; without participants they are missing for every study")
         if executor is None:
-            by_study = _predicted_here(predictor, studies, workers)
+            answer: _Answering = predictor.of
+            if delivery is not None:
+                identity = model_identity(model, predictor.model, predictor.description)
+                answer = functools.partial(delivery.given, predictor, identity)
+            by_study = _predicted_here(answer, predictor.storage, studies, workers)
         else:
             opening = Opening.of(name, predictor, given)
             by_study = cohort_predictions(executor, opening, predictor, studies)
         return _predictions(by_study, len(studies), strict, progress, connection.pop_all())
 
 
-def _predictor(
-    model: str | os.PathLike | Run | Model, running: bool, costs: str | os.PathLike | None
+def predictor_of(
+    model: str | os.PathLike | Run | Model,
+    running: bool = False,
+    costs: str | os.PathLike | None = None,
 ) -> Predictor:
+    """Open a model, to be asked about studies; the arguments are those of `predict`."""
     opened = open_model(model)
     description = opened.describe()
     if costs is not None:
@@ -147,7 +179,52 @@ def _points(description: Description) -> dict[str, str | None]:
 # ------------------------------------------------------------------------------- finding studies
 
 
-def _studies_of_paths(paths: Sequence[str], description: Description) -> list[FoundStudy]:
+def _archives(
+    paths: Sequence[str],
+    wanted: Wanted,
+    store: bool,
+    dicom_out: str | os.PathLike | None,
+    ray: str | None,
+) -> dict[str, Archive]:
+    """Return the archives among paths.
+
+    Raises:
+        InputError: one cannot be used, or paths and what is asked of them do not go together.
+    """
+    archives = {
+        path: Archive.open(path, insecure_tls=wanted.insecure_tls)
+        for path in paths
+        if is_archive(path)
+    }
+    others = [path for path in paths if path not in archives]
+    if any(path.lower().startswith("dicomweb") and is_url(path) for path in others):
+        raise InputError(f"the address of an archive begins with {' or '.join(SCHEMES)}")
+    if archives and not wanted.is_said:
+        raise InputError(
+            f"{next(iter(archives))}: which of its studies? give --study UID, or --query such as "
+            "Modality=CT,StudyDate=20260101-20260131"
+        )
+    if wanted != NOTHING and not archives:
+        raise InputError(
+            "--study, --query and --insecure-tls ask an archive, whose path begins with "
+            f"{SCHEMES[0]}; none is given"
+        )
+    if store and others:
+        raise InputError(
+            "--store gives results to the archive that a study is from, and "
+            f"{root_of(others[0])} is none; --dicom-out DIR writes them to a folder"
+        )
+    if ray is not None and (archives or dicom_out is not None):
+        raise InputError(
+            "--ray goes neither with archives nor with --dicom-out; without it the cores of this "
+            "machine read"
+        )
+    return archives
+
+
+def _studies_of_paths(
+    paths: Sequence[str], description: Description, wanted: Wanted
+) -> list[FoundStudy]:
     """Return the studies of all paths; a path without one is a study that cannot be read.
 
     Raises:
@@ -158,10 +235,10 @@ def _studies_of_paths(paths: Sequence[str], description: Description) -> list[Fo
     for path in paths:
         try:
             sources, audit_entries = find_studies(
-                path, description.modality, description.preparation
+                path, description.modality, description.preparation, wanted
             )
         except InputError as error:
-            place = root_of(path)
+            place = path if is_archive(path) else root_of(path)
             if len(paths) == 1 or (isinstance(place, Path) and not place.exists()):
                 raise
             unusable.append(error)
@@ -244,25 +321,34 @@ def _predictions(
     with connection, bar, contextlib.closing(by_study):
         for of_study in by_study:
             for prediction in of_study:
-                if strict and prediction.error:
-                    raise InputError(f"{prediction.study}: {prediction.error}")
+                if strict and (error := prediction.error or prediction.results_error):
+                    raise InputError(f"{prediction.study}: {error}")
                 yield prediction
             bar.update(1)
 
 
+_Answering = Callable[[FoundStudy, StudyRecord], list[Prediction]]
+
+
 def _predicted_here(
-    predictor: Predictor, studies: list[FoundStudy], workers: int | None
+    answer: _Answering, storage: StorageSpec, studies: list[FoundStudy], workers: int | None
 ) -> Generator[list[Prediction]]:
     sources = [found.study for found in studies]
-    with contextlib.closing(_records(sources, predictor.storage, workers)) as records:
-        for found, record in zip(studies, records, strict=True):
-            yield predictor.of(found, record)
+    with contextlib.closing(records(sources, storage, workers)) as made:
+        for found, record in zip(studies, made, strict=True):
+            yield answer(found, record)
 
 
-def _records(
-    sources: list[StudySource], spec: StorageSpec, workers: int | None
+def records(
+    sources: list[StudySource], spec: StorageSpec, workers: int | None = None
 ) -> Generator[StudyRecord]:
-    """Yield what `prepare` would store of each study, in order."""
+    """Yield what `prepare` would store of each study, in order, read by worker processes.
+
+    Args:
+        sources: the studies.
+        spec: how they are stored.
+        workers: how many; default: one a core. 1: this process reads.
+    """
     tasks = [(source, "", spec) for source in sources]
     if workers == 1:
         yield from map(study_record_of, tasks)
@@ -296,7 +382,7 @@ def _lines(predictions: Iterator[Prediction]) -> Iterator[str]:
     width, names = max(24, len(first.study)) + 2, first.probabilities or {}
     wide = max(8, *map(len, names)) + 2 if names else 10
     yield f"{'study':<{width}}{'label':<14}{'probability':>11}  {'call':<{wide}}{'slices':>6}"
-    points = {}
+    points, last = {}, None
     for row in itertools.chain([first], predictions):
         if row.operating_point:
             points[row.label] = row.operating_point
@@ -314,4 +400,16 @@ def _lines(predictions: Iterator[Prediction]) -> Iterator[str]:
         if running:
             yield "  after each slice: " + " ".join(f"{value:.3f}" for value in running)
         yield from (f"  warning: {warning}" for warning in row.warnings)
+        if row.study != last:
+            yield from _results_lines(row)
+        last = row.study
     yield from (f"{label}: {words}" for label, words in points.items())
+
+
+def _results_lines(row: Prediction) -> Iterator[str]:
+    if row.results:
+        yield f"  results: {', '.join(row.results)}"
+    if row.stored:
+        yield f"  results: {row.stored} stored in the archive"
+    if row.results_error:
+        yield f"  no results: {row.results_error}"

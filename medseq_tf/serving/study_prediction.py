@@ -51,6 +51,9 @@ class Prediction:
         calibrated_probabilities: the same after temperature scaling.
         expected_cost: of the call, where the class of least expected cost is called; else that of
             the greatest probability is.
+        results: the files of its results as DICOM objects, where they were asked for.
+        stored: how many of them were stored in the archive that the study is from.
+        results_error: why they were not all written or stored.
     """
 
     study: str
@@ -69,6 +72,9 @@ class Prediction:
     probabilities: dict[str, float] | None = None
     calibrated_probabilities: dict[str, float] | None = None
     expected_cost: float | None = None
+    results: tuple[str, ...] | None = None
+    stored: int | None = None
+    results_error: str | None = None
 
     def to_json(self) -> str:
         """Return the prediction as one line of JSON; what is not there is left out."""

@@ -378,6 +378,11 @@ class Archive:
 # --------------------------------------------------------------------------- what was answered
 
 
+def is_archive(place: object) -> bool:
+    """Whether a place is the address of an archive where folders and files have addresses, too."""
+    return isinstance(place, str) and place.startswith(SCHEMES)
+
+
 def plain_url(url: str) -> str:
     """Return the checked address of an archive, without `dicomweb+`.
 
@@ -410,8 +415,13 @@ def _count(item: Json, tag: str) -> int | None:
         return None
 
 
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID (PS3.5, section 9.1)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def _checked(uid: str) -> str:
-    if len(uid) > 64 or not _UID.fullmatch(uid):
+    if not is_uid(uid):
         raise BadAnswer("a UID that is none")
     return uid
 

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medseq_tf.errors import InputError
 from medseq_tf.files import atomic, destination, remove_abandoned
 from medseq_tf.readers.dicom.elements import quiet_pydicom
 from medseq_tf.readers.storage import UnavailableStudy
 from medseq_tf.readers.study import UnreadableStudy
+from medseq_tf.serving.dicom_results.contact_sheet import contact_sheet
+from medseq_tf.serving.dicom_results.segmentation import segmentation
+from medseq_tf.serving.dicom_results.structured_report import structured_report
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+    from medseq_tf.readers.dicom.archive import Archive
     from medseq_tf.serving.dicom_results.answer import Answer
 
-KINDS = ("report", "segmentation", "contact sheet")
+REPORT = "report"
+KINDS = (REPORT, "segmentation", "contact sheet")
 """In the order in which they are made; a model that maps no lesions gives no segmentation."""
 
 
@@ -55,9 +59,7 @@ def results(answer: Answer, kinds: Sequence[str] = KINDS) -> list[Dataset]:
 
 
 def _makers() -> dict[str, Callable[[Answer], Dataset | None]]:
-    names = ("structured_report", "segmentation", "contact_sheet")
-    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
-    return {k: getattr(m, n) for k, m, n in zip(KINDS, modules, names, strict=True)}
+    return dict(zip(KINDS, (structured_report, segmentation, contact_sheet), strict=True))
 
 
 @contextlib.contextmanager
@@ -126,7 +128,7 @@ def write(data_sets: Sequence[Dataset], folder: Path) -> list[Path]:
     return list(contents)
 
 
-def store(data_sets: Sequence[Dataset], archive: Any) -> None:
+def store(data_sets: Sequence[Dataset], archive: Archive) -> None:
     """Store objects in an archive.
 
     Raises:
