@@ -18,6 +18,8 @@ from pydicom.uid import JPEGLSLossless, RLELossless
 
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.index import index_dicom
+from medseq_tf.readers.dicom.pixels import decode
+from medseq_tf.readers.dicom.series import DicomFile, pictures_of
 
 DEFLATED, HTJ2K = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.201"
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
@@ -89,8 +91,6 @@ def test_whole_numbers_of_any_bits_signs_and_order(tmp_path_factory, encoding, a
 
 def study_pictures(study):
     """The intensities as they are decoded, before they are those of a CT."""
-    from medseq_tf.readers.dicom.pixels import decode
-
     return decode(study.root, study.pictures)
 
 
@@ -214,14 +214,12 @@ def multi_frame(values, allocated, bits, is_signed):
 
 
 def decoded(path):
-    from test_pydicom_files import pictures_of
-
-    from medseq_tf.readers.dicom.pixels import decode
-
+    """The intensities of a file's pictures; None for one that cannot be decoded."""
     header = read_dicom_header(path)
     assert header.unread == ""
     assert header.format.is_compressed
-    return [image for _, image, _ in decode("/", pictures_of(path, header))]
+    pictures = pictures_of(DicomFile(1, str(path)[1:], header))
+    return [image for _, image, _ in decode("/", list(pictures))]
 
 
 BITS = [(8, 8), (8, 7), (16, 16), (16, 12), (16, 10)]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
+from dicom_writer import dicom_file, enhanced, stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.uid import JPEGLSLossless, RLELossless
 
 from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
@@ -18,6 +22,8 @@ from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_image_folder, write_volumes
 from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
 from medseq_tf.readers.dicom.header import read_dicom_header
+from medseq_tf.readers.dicom.pixels import decode
+from medseq_tf.readers.dicom.series import DicomFile, pictures_of, why_no_slice
 from medseq_tf.readers.labels import read_labels
 from medseq_tf.readers.pictures import UnreadablePicture, decode_picture
 from medseq_tf.readers.volume_file import UnreadableVolume
@@ -72,17 +78,33 @@ def samples(tmp_path_factory):
     found = {path.name.removeprefix("patient-0001"): path for path in folder.glob("patient*")}
     found["dicom"] = next(path for path in dicom.rglob("IM*"))
     found["csv"] = folder / "labels.csv"
-    return {kind: path.read_bytes() for kind, path in found.items()}
+    files = {kind: path.read_bytes() for kind, path in found.items()}
+    return {**files, **multi_frame_files()}
 
 
-@pytest.mark.parametrize("kind", ["dicom", "csv"])
+def multi_frame_files(patient="patient-1"):
+    """Files of several frames, uncompressed and compressed."""
+    values, positions = np.arange(6)[:, None, None] + np.full((4, 6), 1000), stack(6)[1]
+    elements = enhanced(values, positions, np.ones(6))
+    elements[0x00100020] = ("LO", patient)
+    plain = dicom_file(elements)
+    files = {"enhanced": plain}
+    for syntax in (JPEGLSLossless, RLELossless):
+        data_set, buffer = pydicom.dcmread(io.BytesIO(plain)), io.BytesIO()
+        data_set.compress(syntax, generate_instance_uid=False)
+        data_set.save_as(buffer)
+        files[f"enhanced {syntax.keyword}"] = buffer.getvalue()
+    return files
+
+
+@pytest.mark.parametrize("kind", ["dicom", "enhanced", "csv"])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=150)
 def test_a_damaged_header_is_read_or_refused(samples, tmp_path_factory, kind, seed):
     path = tmp_path_factory.getbasetemp() / f"damaged{kind}"
     path.write_bytes(damaged(samples[kind], np.random.default_rng(seed)))
     with one_line(UnreadableDicom, NotDicom, InputError):
-        if kind == "dicom":
+        if kind != "csv":
             header = read_dicom_header(path)
             assert header is None or header.rows * header.columns * len(header.frames) <= 2**29
         else:
@@ -115,6 +137,31 @@ def test_a_damaged_volume_is_read_or_refused(samples, tmp_path, kind):
             assert np.prod(outcome, dtype=float) <= 2**29
 
 
+def decode_all(path):
+    """Decode a DICOM file's pictures in a worker process: their shapes, or the refusal."""
+    try:
+        header = read_dicom_header(path)
+    except (UnreadableDicom, NotDicom) as refusal:
+        return str(refusal)
+    if header is None or why_no_slice(header):
+        return "no slices"
+    pictures = pictures_of(DicomFile(1, str(path)[1:], header))
+    return [image if image is None else image.shape for _, image, _ in decode("/", [*pictures])]
+
+
+def test_damaged_frames_are_decoded_or_refused(samples, tmp_path):
+    paths = []
+    for kind in ("enhanced", "enhanced JPEGLSLossless", "enhanced RLELossless"):
+        for seed in range(60):
+            paths.append(tmp_path / f"{kind} {seed}")
+            paths[-1].write_bytes(damaged(samples[kind], np.random.default_rng(seed)))
+    outcomes = list(isolated_map(decode_all, paths, lambda path: "ended the process", together=60))
+    assert [(4, 6)] * 6 in outcomes
+    for outcome in outcomes:
+        assert outcome
+        assert outcome != "ended the process"
+
+
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".bmp", ".tif"])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60)
@@ -141,6 +188,16 @@ def write_source(reader: str, folder):
         return folder
     if reader == "atlas":
         return write_atlas(COHORT, folder)
+    if reader == "enhanced":
+        folder.mkdir()
+        for number in range(4):
+            for kind, data in multi_frame_files(f"patient-{number}").items():
+                (folder / f"{number} {kind}").write_bytes(
+                    data.replace(b"1.2.3\0", b"1.2.%d\0" % (number + 3))
+                )
+        rows = "".join(f"patient-{number},{number % 2}\n" for number in range(4))
+        (folder / "labels.csv").write_text(f"patient_id,x\n{rows}")
+        return folder
     return write_dicom(COHORT, folder)
 
 
@@ -154,7 +211,7 @@ def damage_most(folder, rng):
     shutil.copy(files[0], files[0].parent / "copy")
 
 
-@pytest.mark.parametrize("reader", ["image-folder", "volumes", "atlas", "dicom"])
+@pytest.mark.parametrize("reader", ["image-folder", "volumes", "atlas", "dicom", "enhanced"])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_source_is_prepared_or_refused(tmp_path, reader, seed, capfd):
     rng = np.random.default_rng(seed)
@@ -166,7 +223,13 @@ def test_a_damaged_source_is_prepared_or_refused(tmp_path, reader, seed, capfd):
     }.get(reader, {})
     with one_line(InputError):
         prepared = prepare(
-            reader, source, out=tmp_path / "out", size=16, workers=2, progress=False, **options
+            reader.replace("enhanced", "dicom"),
+            source,
+            out=tmp_path / "out",
+            size=16,
+            workers=2,
+            progress=False,
+            **options,
         )
         assert prepared.audit["entries"]
         for row in range(len(prepared)):

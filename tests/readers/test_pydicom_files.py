@@ -15,10 +15,9 @@ import pytest
 from pydicom.pixels import apply_modality_lut
 
 from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
-from medseq_tf.readers.dicom.frame import Picture
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.pixels import decode
-from medseq_tf.readers.dicom.series import why_no_slice
+from medseq_tf.readers.dicom.series import DicomFile, pictures_of, why_no_slice
 
 FOLDER = Path(pydicom.__file__).parent / "data"
 NO_PICTURE = "an object without a picture"
@@ -147,7 +146,8 @@ def test_intensities_are_as_pydicom_rescales_them(outcomes, path):
     header, _ = outcomes[path]
     if header is None or header.unread:
         return
-    images = [image for _, image, _ in decode("/", pictures_of(path, header))]
+    file = DicomFile(1, str(path)[1:], header)
+    images = [image for _, image, _ in decode("/", list(pictures_of(file)))]
     if path.name in UNDECODABLE:
         assert images == [None]
         with pytest.raises(RuntimeError):
@@ -160,23 +160,6 @@ def test_intensities_are_as_pydicom_rescales_them(outcomes, path):
     if header.format.is_inverted:
         stored = 2**dataset.BitsStored - 1 - stored
     np.testing.assert_array_equal(images, apply_modality_lut(stored, dataset))
-
-
-def pictures_of(path, header):
-    """Its frames as pictures, in the file's order, wherever they lie."""
-    return [
-        Picture(
-            number=0,
-            path=str(path)[1:],
-            place=place,
-            frame=frame,
-            shape=(header.rows, header.columns),
-            format=header.format,
-            padding=None,
-            tie=(),
-        )
-        for place, frame in enumerate(header.frames)
-    ]
 
 
 def decompressed(path):

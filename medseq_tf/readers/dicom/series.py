@@ -254,7 +254,7 @@ def _stack(files: list[DicomFile], name: str) -> Stack:
     audit_entries = _missing_parts(files, name)
     groups: dict[tuple, list[Picture]] = defaultdict(list)
     for file in files:
-        for picture in _pictures(file):
+        for picture in pictures_of(file):
             groups[_geometry(picture)].append(picture)
     pictures = max(groups.values(), key=len)
     others = sum(map(len, groups.values())) - len(pictures)
@@ -307,7 +307,8 @@ def _missing_parts(files: list[DicomFile], name: str) -> list[AuditEntry]:
     return [AuditEntry("incomplete concatenation", name, detail)] if missing else []
 
 
-def _pictures(file: DicomFile) -> Iterator[Picture]:
+def pictures_of(file: DicomFile) -> Iterator[Picture]:
+    """Give a file's frames as pictures, in its order."""
     header = file.header
     has_positions = header.has_groups or len(header.frames) == 1
     for place, frame in enumerate(header.frames):
