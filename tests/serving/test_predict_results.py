@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import importlib
 import inspect
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -237,6 +240,21 @@ def test_without_the_library_results_are_one_line(heads, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'medseq_tf\[dicom\]'"):
         predict(Bright(), heads, workers=1, dicom_out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_library_is_imported_when_results_are_made():
+    """It is an extra: without it, all else is as it was."""
+    opened = [delivery, *(importlib.import_module(module) for module in _imported(delivery))]
+    at_once = {name for module in opened for name in _imported(module)}
+    assert "medseq_tf.serving.dicom_results.results" in at_once
+    assert not {name for name in at_once if name.partition(".")[0] == "highdicom"}
+
+
+def _imported(module):
+    """The modules that a file of the results imports as it is imported itself."""
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    places = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return [name for name in places if name.startswith(("medseq_tf.serving", "highdicom"))]
 
 
 def test_the_command_has_the_defaults_of_its_function():

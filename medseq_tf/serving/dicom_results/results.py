@@ -21,9 +21,6 @@ from medseq_tf.files import atomic, destination, remove_abandoned
 from medseq_tf.readers.dicom.elements import quiet_pydicom
 from medseq_tf.readers.storage import UnavailableStudy
 from medseq_tf.readers.study import UnreadableStudy
-from medseq_tf.serving.dicom_results.contact_sheet import contact_sheet
-from medseq_tf.serving.dicom_results.segmentation import segmentation
-from medseq_tf.serving.dicom_results.structured_report import structured_report
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -59,6 +56,10 @@ def results(answer: Answer, kinds: Sequence[str] = KINDS) -> list[Dataset]:
 
 
 def _makers() -> dict[str, Callable[[Answer], Dataset | None]]:
+    from medseq_tf.serving.dicom_results.contact_sheet import contact_sheet
+    from medseq_tf.serving.dicom_results.segmentation import segmentation
+    from medseq_tf.serving.dicom_results.structured_report import structured_report
+
     return dict(zip(KINDS, (structured_report, segmentation, contact_sheet), strict=True))
 
 
