@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import JPEGLSLossless, RLELossless
 
+from medseq_tf.readers.dicom.elements import has_decoder
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.dicom.pixels import decode
@@ -40,6 +42,7 @@ def stored(values, allocated, bits, high_bit, is_signed, around=0, order="<"):
 def slices_of(values, allocated, bits, high_bit, is_signed, syntax=EXPLICIT, around=0, **changes):
     """Files of slices (T, H, W) of values; those that are deflated are packed."""
     order = ">" if syntax == BIG else "<"
+    changes = {"t00281052": "0", **changes}
     files = []
     for height, slice_ in enumerate(values):
         elements = image(
@@ -49,7 +52,6 @@ def slices_of(values, allocated, bits, high_bit, is_signed, syntax=EXPLICIT, aro
             t00280101=bits,
             t00280102=high_bit,
             t00280103=int(is_signed),
-            t00281052="0",
             **changes,
         )
         data = stored(slice_, allocated, bits, high_bit, is_signed, around, order)
@@ -96,8 +98,7 @@ def study_pictures(study):
 
 def test_values_of_32_bits_and_their_intercept_do_not_wrap(tmp_path):
     values = np.full((3, 4, 6), 2**31 - 1)
-    files = slices_of(values, 32, 32, 31, True)
-    files = [f.replace(b"DS\x02\x000 ", b"DS\x02\x009 ") for f in files]
+    files = slices_of(values, 32, 32, 31, True, t00281052="9")
     (study,) = index_dicom(write(tmp_path, *files)).studies
     assert {int(image.max()) for _, image, _ in study_pictures(study)} == {2**31 + 8}
 
@@ -171,7 +172,8 @@ FLOATS = ("OW", np.zeros((4, 6), "<f4").tobytes())
         ({"t00281054": ("LO", "Z_EFF")}, EXPLICIT, "CT of other units than Hounsfield's"),
     ],
 )  # fmt: skip
-def test_what_is_not_read_is_left_out_by_its_name(tmp_path, changes, syntax, reason):
+def test_what_is_not_read_is_left_out_by_its_name(tmp_path, monkeypatch, changes, syntax, reason):
+    monkeypatch.setattr("medseq_tf.readers.dicom.encoding.has_decoder", lambda syntax: False)
     assert refused(tmp_path, changes, syntax) == {reason: "3 images left out"}
 
 
@@ -290,17 +292,36 @@ def test_fragments_that_hold_fewer_frames_are_refused(tmp_path, rng):
     assert decoded(tmp_path / "a") == [None] * 5
 
 
-def test_htj2k_is_read_where_a_plugin_is(tmp_path, monkeypatch):
-    """By pydicom's decoders, whichever is installed; here one stands in for it."""
+OPENJPH = """
+/0//UQApQAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAABCwEB/1AACAACAAAAB/9SAAwAAgABAAEEBEAB/1wA
+ByBwcHB4/2QAFgABT3BlbkpQSCBWZXIgMC45LjAu/5AACgAAAAAASwAB/5PAAW8A/3/9fW/7vted5ix9IBahmMlIalObIwFA
+xyEA0LgAwAFTAAVgAAAA8KpxAnUADnTAAQf+wFKB7LYA/9k="""
+"""What OpenJPH 0.9.0 makes of `ojph_compress -i a.pgm -o a.j2c -reversible true -num_decomps 1`,
+a.pgm of 8 x 8 pixels up to 4095 being b"P5\\n8 8\\n4095\\n" and the values 0, 65, 130, ... 4095."""
+
+
+def test_htj2k_is_read_where_a_plugin_is(tmp_path):
+    if not has_decoder(HTJ2K):
+        pytest.skip(
+            "no plugin of pydicom's that decodes HTJ2K, as pylibjpeg-openjpeg, is installed"
+        )
+    values = np.arange(64).reshape(8, 8) * 65
+    fragments = ("OB", [base64.b64decode(OPENJPH)] * 2)
+    elements = image(values, t7FE00010=fragments, t00281052="0", t00280008=("IS", "2"))
+    (tmp_path / "a").write_bytes(dicom_file(elements, HTJ2K))
+    np.testing.assert_array_equal(decoded(tmp_path / "a"), [values] * 2)
+
+
+def test_what_gdcm_does_not_know_is_given_to_the_plugins(tmp_path, monkeypatch):
     values = np.arange(20, dtype=np.uint16).reshape(1, 4, 5)
     asked = {}
 
-    def decode(fragments, syntax, shape, dtype, bits):
+    def decode_by_plugin(fragments, syntax, shape, dtype, bits):
         asked.update(syntax=syntax, shape=shape, dtype=str(dtype), bits=bits)
         return values
 
     monkeypatch.setattr("medseq_tf.readers.dicom.encoding.has_decoder", lambda syntax: True)
-    monkeypatch.setattr("medseq_tf.readers.dicom.compressed.decoded_by_plugins", decode)
+    monkeypatch.setattr("medseq_tf.readers.dicom.compressed.decoded_by_plugins", decode_by_plugin)
     elements = image(values[0], t7FE00010=FRAGMENTS, t00281052="0")
     (tmp_path / "a").write_bytes(dicom_file(elements, HTJ2K))
     np.testing.assert_array_equal(decoded(tmp_path / "a"), values)

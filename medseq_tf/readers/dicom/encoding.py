@@ -40,6 +40,7 @@ COMPRESSED = (
     "1.2.840.10008.1.2.4.91",
     "1.2.840.10008.1.2.5",  # RLE
 )
+_OTHER_SYNTAX = "transfer syntax that is not read"
 _INVERTED, _GREY = "MONOCHROME1", ("MONOCHROME1", "MONOCHROME2", "")
 
 
@@ -73,9 +74,7 @@ def why_unread(elements: Elements, pixels: PixelData) -> str:
         "palette colour image": photometric == "PALETTE COLOR",
         "image neither grey nor colour": photometric not in _GREY,
         "pixels in floating point": pixels.is_float,
-        f"transfer syntax that is not read: {name_of_uid(syntax) or 'none of the standard'}": (
-            syntax not in (*UNCOMPRESSED, *COMPRESSED) and not has_decoder(syntax)
-        ),
+        _OTHER_SYNTAX: (syntax not in (*UNCOMPRESSED, *COMPRESSED) and not has_decoder(syntax)),
         "pixels that their transfer syntax does not fit": (
             is_compressed != (pixels.length == UNKNOWN_LENGTH)
         ),
@@ -91,7 +90,10 @@ def why_unread(elements: Elements, pixels: PixelData) -> str:
         ),
         "modality LUT instead of slope and intercept": "ModalityLUTSequence" in elements,
     }
-    return next((reason for reason, holds in reasons.items() if holds), "")
+    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    if reason == _OTHER_SYNTAX:
+        return f"{reason}: {name_of_uid(syntax) or 'none of the standard'}"
+    return reason
 
 
 def _bits(elements: Elements) -> tuple[int, int, int]:

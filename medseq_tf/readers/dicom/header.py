@@ -113,14 +113,15 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
             if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
                 raise UnreadableDicom("damaged or cut short: holds no pixels")
             return None
-        _check_size(elements, pixels, file_bytes)
+        unread = why_unread(elements, pixels)
+        _check_size(elements, pixels, file_bytes, not unread)
         try:
-            return _header(elements, pixels)
+            return _header(elements, pixels, unread)
         except Exception:  # whatever a damaged sequence makes of pydicom's many
             raise UnreadableDicom("damaged or cut short") from None
 
 
-def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
+def _header(elements: Elements, pixels: PixelData, unread: str) -> DicomHeader:
     sop_class = elements.text("SOPClassUID")
     image_type = elements.text("ImageType").split("\\")
     groups = elements.sequence("PerFrameFunctionalGroupsSequence")
@@ -144,8 +145,7 @@ def _header(elements: Elements, pixels: PixelData) -> DicomHeader:
         columns=elements.binary("Columns"),
         frames=tuple(frames),
         format=pixel_format(elements, pixels),
-        unread=why_unread(elements, pixels)
-        or (_OTHER_GROUPS if groups and len(groups) != len(frames) else ""),
+        unread=unread or (_OTHER_GROUPS if groups and len(groups) != len(frames) else ""),
         has_groups=bool(groups),
         concatenation=(
             elements.text("ConcatenationUID"),
@@ -221,7 +221,7 @@ def _frame(elements: Elements) -> Frame:
     )
 
 
-def _check_size(elements: Elements, pixels: PixelData, file_bytes: int) -> None:
+def _check_size(elements: Elements, pixels: PixelData, file_bytes: int, is_read: bool) -> None:
     """Hold what a header declares against the bytes of its file, before any of it is believed."""
     rows, columns = elements.binary("Rows"), elements.binary("Columns")
     frames = max(elements.integer("NumberOfFrames", 1), 1)
@@ -241,7 +241,7 @@ def _check_size(elements: Elements, pixels: PixelData, file_bytes: int) -> None:
     syntax = elements.text("TransferSyntaxUID")
     if syntax not in UNCOMPRESSED:
         is_short = pixels.start + frames * _FRAGMENT_BYTES > file_bytes
-    elif why_unread(elements, pixels):  # of another size
+    elif not is_read:  # perhaps of another size
         is_short = False
     elif syntax == DEFLATED:
         is_short = pixels.length < wanted or pixels.length > file_bytes * _LARGEST_PER_BYTE
