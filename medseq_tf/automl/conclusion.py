@@ -107,8 +107,8 @@ def _remove_leftovers(kept: Kept, members: Sequence[Mapping[str, Any]]) -> None:
         file.unlink()
     deployed = {kept.folder / member["run"] for member in members}
     for name in ("model.keras", CHECKPOINT):
-        for file in (kept.folder / OF_CANDIDATES).glob(f"*/round_*/fold_*/{name}"):
-            if file.parents[1] not in deployed:
+        for file in (kept.folder / OF_CANDIDATES).glob(f"*/round_*/**/{name}"):
+            if deployed.isdisjoint(file.parents):
                 file.unlink()
 
 

@@ -8,7 +8,7 @@ probable one, or the one of which a wrong call is expected to cost least.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from medseq_tf.evaluation.operating_points import OperatingPoint
 from medseq_tf.evaluation.unseen_data import fitting
 from medseq_tf.input.slice_store import SliceStore, SliceStores
 from medseq_tf.readers.classes import Classes
+from medseq_tf.recipe import Experiment
 from medseq_tf.runs.run import Run
 
 SPLIT_NAMES = ("validation", "test", "all")
@@ -291,25 +292,33 @@ def of_folds(tables: Sequence[pd.DataFrame], run: Run) -> pd.DataFrame:
 
 
 def _predict_own(run: Run, store: SliceStore, split: str, costs: np.ndarray | None) -> pd.DataFrame:
-    """Return the predictions of a run's best model for the studies of one of its splits."""
+    """Return the predictions of a run's models for the studies of one of its splits."""
     row_of = {study: i for i, study in enumerate(store.prepared.studies["study_id"])}
     rows = np.array([row_of[study] for study in run.splits[split]], np.int64)
-    predictions = study_predictions(run.model(), store, rows, run.experiment)
+    predictions = _mean_of_members(run, lambda recipe: store, rows)
     table = predictions_table(store.prepared, rows, predictions, split, run.thresholds, costs)
     return with_cuts(calibrated(table, run.temperatures, run.classes), stored_cuts(run))
 
 
-def _predict_all(run: Run, prepared: Prepared, costs: np.ndarray | None) -> pd.DataFrame:
-    """Return the weighted mean of a run's members, at its own thresholds, as `export` writes it."""
-    rows, members, stores = np.arange(len(prepared)), run.require_members(), SliceStores(prepared)
+def _mean_of_members(
+    run: Run, store_of: Callable[[Experiment], SliceStore], rows: np.ndarray
+) -> Predictions:
+    """Return the weighted mean of what a run's members predict for some studies."""
+    members = run.require_members()
     predicted = []
     for member, _ in members:
         recipe = member.experiment
-        predicted.append(study_predictions(member.model(), stores.of(recipe), rows, recipe))
-    mean = predicted[0]
-    if len(members) > 1:  # there is no mask that they have in common
-        weights = [member.weight for member in members]
-        mean = Predictions(weighted_mean([one.probabilities for one in predicted], weights))
+        predicted.append(study_predictions(member.model(), store_of(recipe), rows, recipe))
+    if len(members) == 1:
+        return predicted[0]
+    weights = [member.weight for member in members]  # there is no mask that they have in common
+    return Predictions(weighted_mean([one.probabilities for one in predicted], weights))
+
+
+def _predict_all(run: Run, prepared: Prepared, costs: np.ndarray | None) -> pd.DataFrame:
+    """Return the weighted mean of a run's members, at its own thresholds, as `export` writes it."""
+    rows = np.arange(len(prepared))
+    mean = _mean_of_members(run, SliceStores(prepared).of, rows)
     table = predictions_table(prepared, rows, mean, "all", run.thresholds, costs)
     cuts = {} if run.cross_validated else stored_cuts(run)
     return with_cuts(calibrated(table, run.temperatures, run.classes), cuts)

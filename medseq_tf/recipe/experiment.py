@@ -97,6 +97,7 @@ LATER_SETTINGS: dict[tuple[str, str], Any] = {
     ("model", "series_mark"): False,
     ("fit", "solver"): Fit().solver,
     ("fit", "strength"): Fit().strength,
+    ("fit", "seeds"): Fit().seeds,
     ("sequence.evaluation", "mirrored"): False,
 }
 """Settings that recipes of version 0.1.0 do not have; at these values they tell none apart."""
@@ -177,6 +178,8 @@ class Experiment(Settings):
                 f"a segmenter halves slices four times: input.size has to be a multiple of 16, "
                 f"got {self.input.size}"
             )
+        if self.fit.seeds > 1:
+            raise ValueError("pixels are of one segmenter: set fit.seeds=1")
         if encoder.network == "dunet" and self.input.channels != 5:
             raise ValueError(
                 "dunet reads two slices before and one after each slice, of one window: set "

@@ -242,6 +242,9 @@ class Fit(Settings):
     """Of `lbfgs`: C of scikit-learn's `LogisticRegression`, on standardised vectors, the smaller
     the simpler; `auto`: the one of a grid with the least log loss in five inner folds of the
     training patients, where these are few drawn towards 3.2 over the number of features."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """Models that are trained alike but for their seeds, the first by the recipe's own; the run's
+    probability is their mean, by which thresholds are chosen."""
     epochs: Epochs = 20
     batch_size: Batch = 16
     """Sequences that pass through the model at once."""

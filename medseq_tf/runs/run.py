@@ -10,6 +10,7 @@ covariates_alone.parquet   the same, of a regression on the data set's covariate
 run.json             status, MLflow run id, versions
 report.html          figures to look at            model_card.md   what it is and is not for
 fold_1/ ...          with --folds: one such run per fold, of all repeats, the pooled figures above
+seed_1/ ...          with fit.seeds: one such run per seed, `members` in run.json, with the models
 plan.yaml            of an automatic run: what it tried; the runs that it predicts with are
                      `members` in its run.json, and lie below it
 candidates.parquet   of an automatic run: out-of-fold probabilities of every candidate
@@ -155,9 +156,10 @@ class Run:
     def members(self) -> list[Member]:
         """The models whose probabilities, weighted and added up, are the run's.
 
-        Itself of a single run, the folds of a cross-validated one, each as much as any other; of an
-        automatic run those that were chosen, none where nothing was better than chance. They may
-        read slices each in its own way, but predict the same labels, or classes.
+        Itself of a single run, those of its seeds where it has several, those of the folds of a
+        cross-validated one, each as much as any other; of an automatic run those that were chosen,
+        none where nothing was better than chance. They may read slices each in its own way, but
+        predict the same labels, or classes.
 
         Raises:
             InputError: `run.json` names something else.
@@ -165,7 +167,9 @@ class Run:
         parts = self.parts
         if parts is None:
             folds = self.folds
-            return [Member(fold, 1 / len(folds)) for fold in folds] or [Member(self, 1.0)]
+            if not folds:
+                return [Member(self, 1.0)]
+            parts = [Member(fold, 1 / len(folds)) for fold in folds]
         return [
             Member(member.run, part.weight * member.weight)
             for part in parts
@@ -333,12 +337,11 @@ class Run:
 
     def require_finished(self) -> None:
         """Raise an InputError unless the run, and all of its members, were trained to their end."""
-        parts = self.parts
-        if parts is not None:
+        if self.automatic is not None:
             status = self.info["status"]
             if status != "finished":
                 raise InputError(f"{self.path}: the run is {status}; auto --resume finishes it")
-            for part in parts:
+            for part in self.parts or []:
                 part.run.require_finished()
             return
         missing = [run for run in (self, *self.folds) if run.info["status"] != "finished"]
@@ -359,6 +362,8 @@ class Run:
             raise InputError(f"{path}: a cross-validated run has none; take one of its folds")
         if self.automatic is not None:
             raise InputError(f"{path}: an automatic run has none; take one of its members")
+        if self.info.get("members"):
+            raise InputError(f"{path}: a run of several seeds has none; take one of its seeds")
         raise InputError(
             f"{path} is missing; the run's status is {self.info['status']}: finish it with train "
             "--resume"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from medseq_tf.evaluation.unseen_data import audit_splits
 from medseq_tf.execution.ray_cluster import RayExecutor
 from medseq_tf.files import atomic, write_json
 from medseq_tf.input.slice_store import SliceStore
+from medseq_tf.recipe import Experiment
 from medseq_tf.reporting import model_card, report
 from medseq_tf.runs.run import COVARIATES_ALONE, OF_CANDIDATES, SLICES, Run
 from medseq_tf.runs.tracking import AnyTracker, Section, Tracker
@@ -102,6 +104,9 @@ class Options:
 def train_one(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
     """Train, choose thresholds, predict and report one split into the request's folder."""
     recipe, prepared = request.recipe, store.prepared
+    if recipe.fit.seeds > 1:
+        _train_seeds(request, store, split, options)
+        return
     counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
     with tracked(request.folder, options) as tracker:
         tracker.params({**recipe.flat(), **class_params(prepared)})
@@ -121,6 +126,67 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
         fitter.run()
         finish(fitter)
     (request.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _train_seeds(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
+    """Train a model a seed; choose thresholds by their mean, predict and report it."""
+    recipe, prepared, whole = request.recipe, store.prepared, Run(request.folder)
+    shown = ("loss", "val_loss", f"val_{recipe.fit.monitor}")
+    with tracked(request.folder, options) as tracker:
+        tracker.params({**recipe.flat(), **class_params(prepared)})
+        counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
+        profile = {**prepared.info["counts"], **counts}
+        tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
+        section = tracker if isinstance(tracker, Section) else Section(tracker, shown)
+        runs = []
+        for number in range(1, recipe.fit.seeds + 1):
+            folder = request.folder / f"seed_{number}"
+            one = Request(folder, of_seed(recipe, number), prepared, resume=True)
+            earlier = one.earlier()
+            if not earlier:
+                one.begin(split)
+            if earlier.get("status") != "finished":
+                if options.stop():
+                    raise Stopped(f"{folder}: stopped before it began; --resume goes on")
+                if options.verbose:
+                    print(f"Seed {number}/{recipe.fit.seeds}", flush=True)
+                own = section.within(f"seed_{number}/")
+                train_one(one, store, split, replace(options, track=own))
+                gc.collect()
+            runs.append(Run(folder))
+        weight = 1 / len(runs)
+        whole.update_info(members=[{"run": run.path.name, "weight": weight} for run in runs])
+        predicted = _mean_predictions([run.predictions for run in runs], prepared, split)
+        _conclude(whole, prepared, split, predicted, recipe.fit.threshold, tracker)
+
+
+def of_seed(recipe: Experiment, number: int) -> Experiment:
+    """Return the recipe of one model of several; the first has the recipe's own seed."""
+    seed = recipe.seed
+    if number > 1:
+        seed = int(np.random.SeedSequence([seed, 0, number]).generate_state(1)[0]) % 2**31
+    fit = recipe.fit.model_copy(update={"seeds": 1})
+    return recipe.model_copy(update={"seed": seed, "fit": fit})
+
+
+def _mean_predictions(
+    tables: Sequence[pd.DataFrame], prepared: Prepared, split: Rows
+) -> dict[str, Predictions]:
+    """Return the mean of what several models predict for the studies of validation and test."""
+    studies, names = prepared.studies["study_id"], prepared.label_names
+    means = {}
+    for part in ("validation", "test"):
+        if not len(split[part]):
+            continue
+        of_part = [
+            table[table["split"] == part]
+            .pivot(index="study", columns="label", values="probability")
+            .loc[studies.iloc[split[part]], names]
+            .to_numpy()
+            for table in tables
+        ]
+        means[part] = Predictions(np.mean(of_part, axis=0))
+    return means
 
 
 def follow(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
@@ -182,19 +248,31 @@ def finish(fitter: Fitting) -> None:
         for name in ("validation", "test")
         if len(split[name])
     }
-    rule = fitter.recipe.fit.threshold
+    rule, run = fitter.recipe.fit.threshold, Run(fitter.folder)
+    _conclude(run, prepared, split, predicted, rule, fitter.tracker)
+
+
+def _conclude(
+    run: Run,
+    prepared: Prepared,
+    split: Rows,
+    predicted: Mapping[str, Predictions],
+    rule: str,
+    tracker: AnyTracker,
+) -> None:
+    """Choose thresholds on validation, score and report what is predicted."""
     points, predictions = _called(prepared, split, predicted, rule)
     unranked = missing_test_classes(prepared.studies, split, prepared.classes)
     notes = operating_points.notes(points) + unranked
     temperatures, unscaled = fit_temperatures(predictions, prepared.classes)
     scaled = calibrated(predictions, temperatures, prepared.classes)
     alone = None
-    if prepared.covariates and not isinstance(fitter.tracker, Section):
+    if prepared.covariates and not isinstance(tracker, Section):
         told = covariates_alone.probabilities(prepared, split["train"])
         of_split = {name: Predictions(told[split[name]]) for name in predicted}
         _, alone = _called(prepared, split, of_split, rule)
     results = Results(scaled, points, temperatures, notes + unscaled, alone)
-    write_results(Run(fitter.folder), prepared, results, fitter.tracker)
+    write_results(run, prepared, results, tracker)
 
 
 def _called(
@@ -226,7 +304,7 @@ def write_results(run: Run, prepared: Prepared, results: Results, tracker: AnyTr
     scored = predictions[predictions["split"] == "test"] if has_folds else predictions
     table = score(scored, prepared.label_names, classes=prepared.classes)
     table = mark_selection(table, run.experiment, scored, run.contents)
-    confounded = [] if _is_fold(run) else sites.site_confounding(prepared)
+    confounded = [] if _is_part(run) else sites.site_confounding(prepared)
     content: dict[str, Any] = {
         "question": cross_validation.question(scored) if has_folds else cross_validation.FITTED,
         "thresholds": {label: point.threshold for label, point in results.points.items()},
@@ -295,17 +373,19 @@ def _tags(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _count_reads(run: Run, prepared: Prepared, scored: pd.DataFrame) -> None:
-    """Note in `run.json` how often the test patients have been read; not for a fold alone."""
+    """Note in `run.json` how often the test patients have been read; not for a part alone."""
     tested = scored.loc[scored["split"] == "test", "study"]
-    if tested.empty or _is_fold(run):
+    if tested.empty or _is_part(run):
         return
     run.update_info(test_reads=asdict(holdout_reuse.record(prepared, tested, run.experiment)))
 
 
-def _is_fold(run: Run) -> bool:
-    """Whether a run is a part of a cross-validation, or of a candidate of an automatic choice."""
+def _is_part(run: Run) -> bool:
+    """Whether a run is one of a cross-validation, of several seeds, or of an automatic choice."""
     whole = run.path.parent
     if whole.parent.name == OF_CANDIDATES:
         whole = whole.parents[1]
     above = whole / "run.json"
-    return above.is_file() and bool(Run(whole).info["folds"])
+    if not above.is_file():
+        return False
+    return bool(Run(whole).info["folds"]) or Run(whole).experiment.fit.seeds > 1

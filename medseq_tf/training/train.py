@@ -138,6 +138,8 @@ def train(
         folds = _checked_folds(prepared, folds, repeats, splits)
         if host and folds is not None:
             raise InputError("TF_CONFIG: several hosts train one model; leave folds out")
+        if host and recipe.fit.seeds > 1:
+            raise InputError("TF_CONFIG: several hosts train one model; set fit.seeds=1")
         request = Request(folder, recipe, prepared, folds, repeats, splits, resume)
         options = Options(
             name or folder.name, track, verbose, None, stop=stop, distribution=distribution

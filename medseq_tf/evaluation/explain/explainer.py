@@ -278,9 +278,7 @@ def _add_importance(
 
 
 def _notes_on_members(run: Run, study_id: str) -> list[str]:
-    """Return what is to be said of the members of an automatic run that explain a study."""
-    if run.automatic is None:
-        return []
+    """Return what is to be said of the members of a run that explain a study."""
     notes, members, heaviest = [], run.members, run.heaviest
     if len(members) > 1:
         place = heaviest.path.relative_to(run.path).as_posix()
@@ -288,7 +286,7 @@ def _notes_on_members(run: Run, study_id: str) -> list[str]:
             f"probabilities and importance are of the mean of {len(members)} models by their "
             f"weights; maps and gradients are of one of them, {place}"
         )
-    if study_id in run.contents:
+    if run.automatic is not None and study_id in run.contents:
         notes.append(
             "the models were trained on this study, so that its probability here is not the "
             "out-of-fold one of the report"
