@@ -53,7 +53,7 @@ class Executor(Protocol):
             items: read as they are needed.
             stand_in: gives, in this process, the result of an item that cannot be worked on.
             name: what Ray's dashboard calls a piece (`prepare`, `predict`, `encode`, `trial`,
-                `candidate`); nothing of a patient, and no path.
+                `candidate`, `fold`); nothing of a patient, and no path.
             together: items that a worker is given at a time; more for short work.
             initializer: called once in each worker process.
             setup: the same, and what it gives (a model) is kept in the process for the maps of this
