@@ -178,6 +178,15 @@ def test_what_cannot_be_placed_is_refused_with_a_reason(tmp_path):
     assert segmentation(answer) is None
 
 
+def test_a_name_of_any_letters_is_kept(tmp_path):
+    study = head_study(tmp_path, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    answer = head_answer(study.folder)
+    answer = dataclasses.replace(answer, maps=answer.maps._replace(label="病変 \\ läsion" * 9))
+    back = pydicom.dcmread(io.BytesIO(bytes_of(segmentation(answer))))
+    assert back.PatientName == "Müller^Jörg"
+    assert back.SegmentSequence[0].SegmentLabel == ("病変 / läsion" * 9)[:64]
+
+
 def test_heat_is_no_segmentation(tmp_path):
     folder = write_pictures(tmp_path / "source", np.eye(3)[0], np.eye(3)[1])
     answer = answer_for(folder)
@@ -208,6 +217,8 @@ def test_the_same_answer_is_the_same_object(tmp_path):
         {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"},
         {"PatientSex": "X"},
         {"SliceThickness": None},
+        {"PatientIdentityRemoved": "YES", "DeidentificationMethod": ""},
+        {"SpecificCharacterSet": "ISO_IR 999", "PatientName": "Nobody"},
         {"StudyDate": "2026.01.15", "PatientAge": ""},
     ],
     ids=lambda attributes: ", ".join(attributes),

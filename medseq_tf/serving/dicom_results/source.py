@@ -24,6 +24,7 @@ MANUFACTURER = "medseq_tf"
 RESEARCH = "Research use only, not for diagnosis"
 """What every object says of itself."""
 
+UTF8 = "ISO_IR 192"
 UNKNOWN_DATE, UNKNOWN_TIME = "19000101", "000000"
 """Of a source that names none."""
 
@@ -33,26 +34,32 @@ _OF_FRAMES = (
     *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("DimensionIndexSequence", "DimensionOrganizationSequence", "SpecimenDescriptionSequence"),
 )
+_METHODS = {"DeidentificationMethod", "DeidentificationMethodCodeSequence"}
+"""Of which an object holds one whose patient's identity is removed (type 1C)."""
 
 
 def source_of(header: Dataset) -> Dataset:
     """Return a header as that of a CT picture of one frame, from which highdicom makes objects.
 
-    All that is `NEEDED` is there, known or not; a value that is none is left out. What `settle`
-    copies afterwards is the header's own.
+    All that is `NEEDED` is there, known or not; of the rest what is empty, and a value that is
+    none, is left out. What `settle` copies afterwards is the header's own.
     """
     from pydicom import Dataset
     from pydicom.datadict import dictionary_VR
     from pydicom.uid import CTImageStorage
 
     source = Dataset()
-    for element in header:  # which decodes texts by the header's own character set
-        if element.keyword not in _OF_FRAMES:
+    header.decode()  # by its own character set; the source has another
+    for element in header:
+        if element.keyword not in _OF_FRAMES and not element.is_empty:
             source.add(element)
     for name in NEEDED:
-        if not _is_sound(name, header):
+        if name not in source or not _is_sound(name, header):
             source.add_new(name, dictionary_VR(name), None)
+    if source.get("PatientIdentityRemoved") == "YES" and not _METHODS & set(source.dir()):
+        source.add_new("DeidentificationMethod", "LO", "not named by the source")
     source.add_new("SOPClassUID", "UI", CTImageStorage)
+    source.add_new("SpecificCharacterSet", "CS", UTF8)
     return source
 
 
@@ -69,7 +76,10 @@ def _is_sound(name: str, header: Dataset) -> bool:
 
 
 def settle(result: Any, header: Dataset) -> Dataset:
-    """Give an object of highdicom's the header's patient, study and dates, and return it."""
+    """Give an object of highdicom's the header's patient, study and dates, and return it.
+
+    Its text is in UTF-8, which has letters that the source's may lack.
+    """
     for name in NEEDED:
         if name in header:
             result.add(header[name])
@@ -80,6 +90,7 @@ def settle(result: Any, header: Dataset) -> Dataset:
                 setattr(result, f"{of}{name}", value)
     for equipment in result.get("ContributingEquipmentSequence", ()):
         equipment.pop("ContributionDateTime", None)
+    result.SpecificCharacterSet = UTF8
     return result
 
 
@@ -99,13 +110,6 @@ def _is_of_form(text: str, form: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def in_utf8(result: Dataset) -> Dataset:
-    """Return an object with its text in UTF-8, which has letters that its source's may lack."""
-    result.decode()
-    result.SpecificCharacterSet = "ISO_IR 192"
-    return result
 
 
 def evidence(headers: Sequence[Dataset]) -> list[Dataset]:

@@ -34,7 +34,6 @@ from medseq_tf.serving.dicom_results.source import (
     MANUFACTURER,
     RESEARCH,
     evidence,
-    in_utf8,
     long_string,
     settle,
     source_of,
@@ -94,7 +93,7 @@ def structured_report(answer: Answer) -> Dataset | None:
         ],
     )
     report.copy_patient_and_study_information(source)
-    return in_utf8(settle(report, answer.headers[0]))
+    return settle(report, answer.headers[0])
 
 
 def _content(answer: Answer, instances: Sequence[Dataset]) -> sr.MeasurementReport:
