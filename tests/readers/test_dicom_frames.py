@@ -217,6 +217,7 @@ def at(height, **said):
         ({"echo": 4.0}, {"echo": 90.0}),
         ({"b_value": 0.0}, {"b_value": 1000.0}),
         ({"component": "MAGNITUDE"}, {"component": "IMAGINARY"}),
+        ({"component": "MAGNITUDE", "echo": 1.5}, {"component": "REAL", "echo": 0.0}),
         ({"dimensions": (1, 1)}, {"dimensions": (1, 2)}),
         ({"b_value": 0.0, "dimensions": (1, 2)}, {"b_value": 800.0, "dimensions": (1, 1)}),
     ],

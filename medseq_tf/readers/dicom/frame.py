@@ -20,12 +20,12 @@ class Frame(NamedTuple):
         pixel_spacing: mm between rows, and between columns.
         slope: intensity = stored * slope + intercept.
         intercept: see `slope`.
-        order: what tells pictures of one position apart: temporal position, echo time.
+        order: what tells pictures of one position apart, of which the least is used: temporal
+            position, echo time; of enhanced images first whether it is no magnitude, and after
+            those the b-value and the place along the file's own dimensions.
         is_rescalable: whether slope and intercept, where they are given, are numbers, and the
             slope is not 0; an enhanced CT must give them.
         unit: of rescaled values, as DICOM calls it; "" where the file does not say.
-        within: what tells frames of one multi-frame file and position apart, the first used: a
-            magnitude, of the smallest b-value, the first along the file's own dimensions.
     """
 
     position: tuple[float, ...]
@@ -33,10 +33,9 @@ class Frame(NamedTuple):
     pixel_spacing: tuple[float, ...]
     slope: float
     intercept: float
-    order: tuple[float, ...]
+    order: tuple
     is_rescalable: bool = True
     unit: str = ""
-    within: tuple = ()
 
     @property
     def normal(self) -> np.ndarray:

@@ -186,14 +186,16 @@ def _merged(elements: Elements, groups: list[Elements]) -> Elements:
 
 def _frame_of_group(of_all: Elements, group: Elements) -> Frame:
     elements = _merged(of_all, [group])
+    frame = _frame(elements)
     component = elements.text("ComplexImageComponent")
-    within = (
+    order = (
         component not in ("", "MAGNITUDE", "MIXED"),
-        component,
+        *frame.order,
         float(elements.binary("DiffusionBValue", "d")),
+        component,
         elements.indices("DimensionIndexValues"),
     )
-    return _frame(elements)._replace(within=within)
+    return frame._replace(order=order)
 
 
 def _frame(elements: Elements) -> Frame:

@@ -19,8 +19,9 @@ the audit:
 
     several orientations or sizes   the largest group of one orientation, size and pixel spacing
     duplicate positions             the first in time, echo, acquisition, then instance number; of
-                                    frames of one file the magnitude, the smallest b-value, then the
-                                    first along the file's own dimensions
+                                    frames of enhanced images the magnitude, the first in time and
+                                    echo, the smallest b-value, then the first along the file's own
+                                    dimensions
     parts of a concatenation lack   the others
     missing positions               nothing is filled in
     variable spacing                slices as acquired
@@ -323,8 +324,7 @@ def pictures_of(file: DicomFile) -> Iterator[Picture]:
             format=header.format,
             padding=header.padding,
             tie=(
-                *frame.order,
-                frame.within,
+                frame.order,
                 header.acquisition_number,
                 header.instance_number,
                 header.sop_instance,
