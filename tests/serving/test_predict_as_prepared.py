@@ -159,6 +159,8 @@ def test_dicom(tmp_path, options):
     found, _ = predicted_slices(prepared, tree)
     assert len(found) == 4
     assert sorted(found.values()) == sorted(prepared_slices(prepared).values())
+    prepared.info["preparation"]["reader"] = "dicomweb"  # the same files of an archive
+    assert predicted_slices(prepared, tree)[0] == found
 
 
 def test_whole_sessions_of_an_atlas(tmp_path):
