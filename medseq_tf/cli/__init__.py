@@ -380,8 +380,7 @@ def export(**arguments: Any) -> None:
 @click.option(
     "--query",
     metavar="KEY=VALUE,...",
-    help="Of an archive: which studies, as Modality=CT,StudyDate=20260101-20260131,"
-    "StudyDescription=*HEAD*.",
+    help="Of an archive: which studies, as StudyDate=20260101-20260131,StudyDescription=*HEAD*.",
 )
 @click.option(
     "--insecure-tls", is_flag=True, help="Do not ask whether an archive is what it says it is."
@@ -417,7 +416,8 @@ def predict(model: str, paths: tuple[str | Path, ...], as_json: bool, **argument
 
     MODEL is a run, an exported model, models:/NAME/1 of MLflow, or the address of a served one:
     http://host:8501/v1/models/NAME or grpc://host:8500/NAME. An archive's PATH is
-    dicomweb+https://host/dicom-web. Exit status 1: a study, or its results, were left out.
+    dicomweb+https://host/dicom-web; credentials are the environment's (MEDSEQ_TF_DICOMWEB_TOKEN, or
+    _USER and _PASSWORD) or ~/.netrc's. Exit status 1: a study, or its results, were left out.
     """
     import_tensorflow_quietly()
     from medseq_tf.serving.predict import predict as run

@@ -98,15 +98,16 @@ class Wanted:
         """
         if isinstance(study, str):
             raise InputError("study is a sequence of StudyInstanceUIDs, not one text")
-        for number, uid in enumerate(study, start=1):
+        study_uids = tuple(dict.fromkeys(study))
+        for number, uid in enumerate(study_uids, start=1):
             if not is_uid(uid):
                 raise InputError(f"--study number {number} is no UID of a study, such as 1.2.840.1")
-        if study and query is not None:
+        if study_uids and query is not None:
             raise InputError("--study and --query: give one of them")
         if query is not None and not query.strip():
             raise InputError("--query: is empty, which would be all that the archive holds")
         asked = None if query is None else Query.parse(query)
-        return cls(tuple(dict.fromkeys(study)), asked, insecure_tls)
+        return cls(study_uids, asked, insecure_tls)
 
     @property
     def is_said(self) -> bool:
@@ -259,6 +260,8 @@ def _archive_studies(
         modality=modality,
         **_series_settings(preparation),
     )
+    if not studies and not audit_entries:
+        raise InputError(f"{url}: holds no study that the query asks for")
     return list(studies), audit_entries
 
 

@@ -123,7 +123,9 @@ def test_a_full_disk_is_one_line_of_the_study(heads, tmp_path, monkeypatch):
 
     monkeypatch.setattr(delivery, "write", full)
     rows = list(predict(Bright(), heads, workers=1, dicom_out=tmp_path))
-    assert {row.results_error for row in rows} == {f"{tmp_path}: No space left on device"}
+    assert {row.results_error for row in rows} == {
+        "its results cannot be written (No space left on device)"
+    }
 
 
 def test_a_study_that_is_left_out_has_no_results(heads, tmp_path):

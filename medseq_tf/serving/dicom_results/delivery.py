@@ -79,7 +79,7 @@ class Delivery:
         except (InputError, UnavailableStudy, UnreadableStudy) as error:
             told["results_error"] = str(error)
         except OSError as error:
-            told["results_error"] = f"{self.folder}: {error.strerror}"
+            told["results_error"] = f"its results cannot be written ({error.strerror})"
         return [dataclasses.replace(prediction, **told) for prediction in predictions]
 
 
