@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
 import os
 import struct
@@ -411,34 +412,57 @@ def has_decoder(syntax: str) -> bool:
         return False
 
 
-def decoded_by_plugins(
-    fragments: bytes, syntax: str, shape: tuple[int, int, int], dtype: np.dtype, bits: int
-) -> np.ndarray | None:
-    """Decode compressed grey pictures by pydicom's plugins.
+def compressed_pictures(path: str, offset: int, count: int) -> list[tuple[bytes, ...]] | None:
+    """Read the fragments of each picture of a file.
 
     Args:
-        fragments: the value of the pixel data element; more may follow.
+        path: the file.
+        offset: where the value of its pixel data element starts.
+        count: of pictures.
+
+    Returns:
+        Those of each; None where they cannot be told apart, or are fewer or more.
+    """
+    from pydicom.encaps import generate_fragmented_frames
+
+    try:
+        with open(path, "rb") as file, quiet_pydicom():
+            file.seek(offset)
+            frames = generate_fragmented_frames(file, number_of_frames=count)
+            pictures = list(itertools.islice(frames, count + 1))
+    except Exception:  # whatever a damaged file makes of pydicom's many
+        return None
+    return pictures if len(pictures) == count else None
+
+
+def decoded_by_plugins(
+    fragments: bytes, syntax: str, shape: tuple[int, int], dtype: str, bits: int
+) -> np.ndarray | None:
+    """Decode a compressed grey picture by pydicom's plugins.
+
+    Args:
+        fragments: the value of the pixel data element.
         syntax: the transfer syntax.
-        shape: frames, rows and columns.
+        shape: rows and columns.
         dtype: of the values.
         bits: of each value that are stored.
 
     Returns:
-        (frames, H, W) stored values; None where no plugin gives them.
+        (1, H, W) stored values; None where no plugin gives them.
     """
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
-    frames, rows, columns = shape
+    rows, columns = shape
     options: dict[str, Any] = {
-        "number_of_frames": frames,
+        "number_of_frames": 1,
         "rows": rows,
         "columns": columns,
         "samples_per_pixel": 1,
         "photometric_interpretation": "MONOCHROME2",
-        "bits_allocated": 8 * dtype.itemsize,
+        "bits_allocated": 8 * int(dtype[-1]),
         "bits_stored": bits,
-        "pixel_representation": int(dtype.kind == "i"),
+        "pixel_representation": int("i" in dtype),
         "pixel_keyword": "PixelData",
     }
     try:
@@ -446,7 +470,7 @@ def decoded_by_plugins(
             values, _ = get_decoder(UID(syntax)).as_array(fragments, raw=True, **options)
     except Exception:  # each plugin has its own
         return None
-    return values[None] if values.ndim == 2 else values
+    return values[None]
 
 
 @functools.lru_cache(maxsize=64)

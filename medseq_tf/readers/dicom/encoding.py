@@ -26,6 +26,7 @@ from medseq_tf.readers.dicom.frame import PixelFormat
 
 UNSTATED = ""
 """The transfer syntax of a bare data set."""
+RLE = "1.2.840.10008.1.2.5"
 UNCOMPRESSED = (UNSTATED, IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED)
 COMPRESSED = (
     "1.2.840.10008.1.2.4.50",  # JPEG baseline
@@ -38,7 +39,7 @@ COMPRESSED = (
     "1.2.840.10008.1.2.4.81",  # near-lossless
     "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
     "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.5",  # RLE
+    RLE,
 )
 _OTHER_SYNTAX = "transfer syntax that is not read"
 _INVERTED, _GREY = "MONOCHROME1", ("MONOCHROME1", "MONOCHROME2", "")

@@ -15,12 +15,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from medseq_tf.readers.dicom.compressed import compressed_frames
-from medseq_tf.readers.dicom.elements import DEFLATED, UnreadableDicom, unpacked_data_set
+from medseq_tf.readers.dicom.compressed import decompressed
+from medseq_tf.readers.dicom.elements import (
+    DEFLATED,
+    UnreadableDicom,
+    compressed_pictures,
+    unpacked_data_set,
+)
 from medseq_tf.readers.dicom.frame import Picture, PixelFormat
 from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.storage import local_files
@@ -36,38 +41,47 @@ Decoded = tuple[Picture, np.ndarray | None, np.ndarray | None]
 def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
     """Decode pictures, in order.
 
-    Of uncompressed files each picture is read from where it lies; others are decoded file by file.
+    Of uncompressed files each picture is read from where it lies; others are read whole, once.
     """
     names = [picture.path for picture in pictures]
     uses = Counter(names)
-    whole: dict[str, np.ndarray | None] = {}
+    read: dict[str, Callable[[int], np.ndarray | None]] = {}
     with local_files(root, names) as path_of:
         for picture in pictures:
-            path, name, stored = path_of(picture.path), picture.path, picture.format
-            if not stored.is_compressed and stored.syntax != DEFLATED:
-                values = _values_at(path, picture)
-            else:
-                if name not in whole:
-                    read = compressed_frames if stored.is_compressed else _deflated_frames
-                    whole[name] = read(path, stored, picture.shape)
-                uses[name] -= 1
-                frames = whole[name] if uses[name] else whole.pop(name)
-                values = None if frames is None else frames[picture.place]
+            path, name = path_of(picture.path), picture.path
+            if name not in read:
+                read[name] = _reader(path, picture)
+            uses[name] -= 1
+            values = (read[name] if uses[name] else read.pop(name))(picture.place)
             if values is None:
                 yield picture, None, None
             else:
                 yield picture, *_rescaled(values, picture)
 
 
-def _values_at(path: str, picture: Picture) -> np.ndarray | None:
+def _reader(path: str, picture: Picture) -> Callable[[int], np.ndarray | None]:
+    """What gives the (H, W) stored values of a file's pictures, by their place in it."""
+    stored, shape = picture.format, picture.shape
+    if stored.is_compressed:
+        pictures = compressed_pictures(path, stored.offset, stored.frames)
+        return lambda place: decompressed(pictures[place], stored, shape) if pictures else None
+    if stored.syntax == DEFLATED:
+        frames = _deflated_frames(path, stored, shape)
+        return lambda place: None if frames is None else frames[place]
+    return lambda place: _values_at(path, stored, shape, place)
+
+
+def _values_at(
+    path: str, stored: PixelFormat, shape: tuple[int, int], place: int
+) -> np.ndarray | None:
     """The (H, W) stored values of a picture of an uncompressed file; None where there are fewer."""
-    stored, count = picture.format, math.prod(picture.shape)
-    offset = stored.offset + picture.place * count * np.dtype(stored.dtype).itemsize
+    count = math.prod(shape)
+    offset = stored.offset + place * count * np.dtype(stored.dtype).itemsize
     try:
         values = np.fromfile(path, stored.dtype, count, offset=offset)
     except OSError:
         return None
-    return _own_bits(values, stored).reshape(picture.shape) if values.size == count else None
+    return _own_bits(values, stored).reshape(shape) if values.size == count else None
 
 
 def _deflated_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) -> np.ndarray | None:
