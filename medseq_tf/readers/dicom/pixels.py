@@ -36,6 +36,8 @@ AIR = {CT: -1024, MR: 0}
 
 Decoded = tuple[Picture, np.ndarray | None, np.ndarray | None]
 """A picture, its intensities (None: it cannot be read), and where it is padding (None: nowhere)."""
+ValuesOf = Callable[[str, int], np.ndarray | None]
+"""Gives the (H, W) stored values of a picture by the path of its file, and its place in it."""
 
 
 def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
@@ -45,30 +47,30 @@ def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
     """
     names = [picture.path for picture in pictures]
     uses = Counter(names)
-    read: dict[str, Callable[[int], np.ndarray | None]] = {}
+    read: dict[str, ValuesOf] = {}
     with local_files(root, names) as path_of:
         for picture in pictures:
             path, name = path_of(picture.path), picture.path
             if name not in read:
                 read[name] = _reader(path, picture)
             uses[name] -= 1
-            values = (read[name] if uses[name] else read.pop(name))(picture.place)
+            values = (read[name] if uses[name] else read.pop(name))(path, picture.place)
             if values is None:
                 yield picture, None, None
             else:
                 yield picture, *_rescaled(values, picture)
 
 
-def _reader(path: str, picture: Picture) -> Callable[[int], np.ndarray | None]:
-    """What gives the (H, W) stored values of a file's pictures, by their place in it."""
+def _reader(path: str, picture: Picture) -> ValuesOf:
+    """What gives the stored values of a file's pictures, while it has this path or another."""
     stored, shape = picture.format, picture.shape
     if stored.is_compressed:
         pictures = compressed_pictures(path, stored.offset, stored.frames)
-        return lambda place: decompressed(pictures[place], stored, shape) if pictures else None
+        return lambda _, place: decompressed(pictures[place], stored, shape) if pictures else None
     if stored.syntax == DEFLATED:
         frames = _deflated_frames(path, stored, shape)
-        return lambda place: None if frames is None else frames[place]
-    return lambda place: _values_at(path, stored, shape, place)
+        return lambda _, place: None if frames is None else frames[place]
+    return lambda path, place: _values_at(path, stored, shape, place)
 
 
 def _values_at(
