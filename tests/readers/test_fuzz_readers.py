@@ -20,6 +20,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.execution.processes import isolated_map
 from medseq_tf.phantom.cohort import DemoCohort
 from medseq_tf.phantom.writers import write_atlas, write_dicom, write_image_folder, write_volumes
+from medseq_tf.readers.dicom.code_stream import code_stream, is_rle_of
 from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.pixels import decode
@@ -135,6 +136,15 @@ def test_a_damaged_volume_is_read_or_refused(samples, tmp_path, kind):
             assert "\n" not in outcome
         else:
             assert np.prod(outcome, dtype=float) <= 2**29
+
+
+@pytest.mark.parametrize("start", [b"", b"\xff\xd8", b"\xff\x4f\xff\x51"])
+@given(data=st.binary(max_size=200), count=st.integers(0, 20))
+def test_a_code_stream_of_anything_is_read_or_none(start, data, count):
+    stated = code_stream(start + data)
+    assert stated is None or 0 <= stated.bits <= 255
+    rle = count.to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + data
+    assert is_rle_of(rle, 20, 1) in (True, False)
 
 
 def decode_all(path):

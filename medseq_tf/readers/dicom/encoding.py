@@ -11,6 +11,8 @@ bit masks, floating point, a table in place of slope and intercept, and other tr
 
 from __future__ import annotations
 
+import functools
+
 from medseq_tf.readers.dicom.elements import (
     DEFLATED,
     EXPLICIT_BIG,
@@ -51,7 +53,7 @@ def pixel_format(elements: Elements, pixels: PixelData) -> PixelFormat:
     syntax = elements.text("TransferSyntaxUID")
     order = ">" if syntax == EXPLICIT_BIG else "<"
     kind = "i" if elements.binary("PixelRepresentation") else "u"
-    return PixelFormat(
+    return _shared(
         syntax=syntax,
         offset=pixels.start,
         frames=max(elements.integer("NumberOfFrames", 1), 1),
@@ -95,6 +97,10 @@ def why_unread(elements: Elements, pixels: PixelData) -> str:
     if reason == _OTHER_SYNTAX:
         return f"{reason}: {name_of_uid(syntax) or 'none of the standard'}"
     return reason
+
+
+_shared = functools.lru_cache(maxsize=256)(PixelFormat)
+"""Files of one scanner store pixels alike, and a cohort has millions."""
 
 
 def _bits(elements: Elements) -> tuple[int, int, int]:

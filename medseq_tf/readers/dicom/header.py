@@ -40,6 +40,7 @@ _MOST_FRAMES = 2**16
 """Of one file; the longest series of enhanced MR have some ten thousand."""
 _LARGEST_PER_BYTE = 1032
 """Deflate makes a file at most this many times smaller."""
+_NO_CONCATENATION = ("", 0, 0)
 _OTHER_GROUPS = "functional groups of other frames than it has"
 _FRAGMENT_BYTES = 8
 """Of each fragment of packed pixels, before its data; a frame has one at least."""
@@ -147,13 +148,18 @@ def _header(elements: Elements, pixels: PixelData, unread: str) -> DicomHeader:
         format=pixel_format(elements, pixels),
         unread=unread or (_OTHER_GROUPS if groups and len(groups) != len(frames) else ""),
         has_groups=bool(groups),
-        concatenation=(
-            elements.text("ConcatenationUID"),
-            elements.binary("InConcatenationNumber"),
-            elements.binary("InConcatenationTotalNumber"),
-        ),
+        concatenation=_concatenation(elements),
         padding=_padding(elements),
     )
+
+
+def _concatenation(elements: Elements) -> tuple[str, int, int]:
+    """The file's part in a concatenation (PS3.3, C.7.6.16.2.2.4)."""
+    uid = elements.text("ConcatenationUID")
+    if not uid:
+        return _NO_CONCATENATION
+    number, total = "InConcatenationNumber", "InConcatenationTotalNumber"
+    return uid, elements.binary(number), elements.binary(total)
 
 
 def _padding(elements: Elements) -> tuple[int, int] | None:
