@@ -78,6 +78,22 @@ class Encoded(NamedTuple):
     features: list[tf.Tensor]
     told: Sequence[Mapping[str, tf.Tensor]]
 
+    def without(self, sequences: tf.Tensor, places: tf.Tensor) -> Encoded:
+        """Return some of the sequences (R,), each without its steps of the slice at places (R,)."""
+        chosen, kept = self.chosen.some(sequences).without(places)
+
+        def rows(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(values, sequences)
+
+        def steps(values: tf.Tensor) -> tf.Tensor:
+            return tf.gather(rows(values), kept, batch_dims=1)
+
+        told = [
+            {name: (steps if name == "series" else rows)(value) for name, value in one.items()}
+            for one in self.told
+        ]
+        return Encoded(chosen, [steps(features) for features in self.features], told)
+
 
 def weighted_mean(values: Sequence[tf.Tensor], weights: Sequence[float]) -> tf.Tensor:
     """Return the mean of tensors of one shape by weights."""
@@ -99,6 +115,7 @@ class MemberGroup:
     Attributes:
         weight: of all of them together.
         segments: whether they are segmenters.
+        by_position: whether a slice's features depend on its place in the sequence.
     """
 
     def __init__(
@@ -109,6 +126,8 @@ class MemberGroup:
         self._weights = [member.weight for member in members]
         self.weight = sum(self._weights)
         self.segments = all(member.recipe.segments for member in members)
+        backbones = [model.encoder.backbone for model in self.models]
+        self.by_position = any(isinstance(backbone, PerPosition) for backbone in backbones)
 
     def of_tensors(self, slices: tf.Tensor, lengths: tf.Tensor) -> Encoded:
         """Encode studies that are the models' own input (B, T, H, W, C)."""
@@ -153,6 +172,25 @@ class MemberGroup:
         """Return the mean probability (B, T, labels) after each slice."""
         steps = self._mean_of_models(encoded, running=True)
         return mean_of_sequences(steps, encoded.chosen, lengths, width)
+
+    def without_each(self, encoded: Encoded, lengths: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        """Return the mean probability (B, T, labels) of the studies without each of their slices.
+
+        Its steps are left out of the sequences; a sequence of nothing else stays as it is, as all
+        do after a study's length. What the models see of it beside a neighbour stays, too.
+        """
+        count = tf.size(encoded.chosen.lengths)
+
+        def without(pairs: tf.Tensor) -> tf.Tensor:
+            return self._mean_of_models(encoded.without(pairs % count, pairs // count), False)
+
+        at_once = min(model.aggregator.at_once for model in self.models)
+        labels = self.models[0].head.labels
+        of_pairs = kernels.in_chunks(
+            without, tf.range(count * width), at_once, (labels,), "float32"
+        )
+        sequences = tf.transpose(tf.reshape(of_pairs, (width, count, labels)), (1, 0, 2))
+        return tf.math.unsorted_segment_mean(sequences, encoded.chosen.study, tf.size(lengths))
 
     def lesion_map(self, studies: Studies) -> tf.Tensor:
         """Return segmenters' mean probability (N, size, size) that a pixel is lesion.

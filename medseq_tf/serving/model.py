@@ -52,6 +52,9 @@ class ServingModel(tf.Module):
         lesion_map: of segmenters alone, and not of series that follow one another: as `probability`
             to `lesion_map` float32 (B, T, size, size), the probability that a pixel of a slice as
             it is stored is lesion; 0 after a study's length.
+        without_each: takes all inputs that there are, to `probability` and `probability_without`
+            float32 (B, T, labels), that of the studies without each of their slices, each encoded
+            once; not there where a slice is encoded by its place.
         describe: `question` string (B,), whatever it holds, to `description` string (B,): JSON.
     """
 
@@ -77,6 +80,7 @@ class ServingModel(tf.Module):
             self.lesion_map = _compiled(functions.lesion_map, image_bytes, lengths)
             self._names.append("lesion_map")
         self.further = further_names(description)
+        inputs: tuple[tf.TensorSpec, ...] = (image_bytes, lengths)
         if self.further:
             known = {
                 "covariates": tf.TensorSpec(
@@ -84,11 +88,14 @@ class ServingModel(tf.Module):
                 ),
                 "series": tf.TensorSpec((None, None), tf.int32, "series"),
             }
-            inputs = (image_bytes, lengths, *(known[name] for name in self.further))
+            inputs += tuple(known[name] for name in self.further)
             for running, answer in ((True, functions.running_of), (False, functions.whole_of)):
                 ask = _compiled(answer(self.further), *inputs)
                 setattr(self, signature_with(self.further, running), ask)
                 self._names.append(signature_with(self.further, running))
+        if not any(group.by_position for group in groups):
+            self.without_each = _compiled(functions.without_each_of(self.further), *inputs)
+            self._names.append("without_each")
 
     @property
     def signatures(self) -> dict[str, Any]:
@@ -204,6 +211,10 @@ class _Signatures:
         """Return what predicts from files (B, T) and `further` inputs."""
         return self._asked(self._whole, further)
 
+    def without_each_of(self, further: tuple[str, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return what predicts from files (B, T) and `further` inputs, and without each file."""
+        return self._asked(self._without_each, further)
+
     def _asked(
         self, answer: _Answer, further: tuple[str, ...]
     ) -> Callable[..., dict[str, tf.Tensor]]:
@@ -247,6 +258,14 @@ class _Signatures:
         return _finite(
             probability=self._mean([group.whole(of, lengths) for group, of in of_groups])
         )
+
+    def _without_each(
+        self, encoded: list[Encoded], lengths: tf.Tensor, width: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        of_groups = zip(self.groups, encoded, strict=True)
+        without = [group.without_each(of, lengths, width) for group, of in of_groups]
+        whole = self._whole(encoded, lengths, width)["probability"]
+        return _finite(probability=whole, probability_without=self._mean(without))
 
     def _running(
         self, encoded: list[Encoded], lengths: tf.Tensor, width: tf.Tensor

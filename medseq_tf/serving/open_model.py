@@ -21,7 +21,7 @@ from medseq_tf.runs.run import Run, RunOrPath
 from medseq_tf.serving.client import ServingClient, StudyProbabilities
 from medseq_tf.serving.covariates import Values
 from medseq_tf.serving.description import Description
-from medseq_tf.serving.further_inputs import Told, asked
+from medseq_tf.serving.further_inputs import Told, asked, further_inputs
 from medseq_tf.serving.model import LoadedRun
 from medseq_tf.serving.refusals import RequestRefused, readable
 from medseq_tf.serving.saved_graph import check_saved_model
@@ -92,13 +92,7 @@ class GraphModel:
         """Predict a study from its files, in scan order; or raise RequestRefused."""
         told = (covariates, series)
         name, further = asked(lambda: self._description, len(slices), running, *told)
-        files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
-        inputs = {"image_bytes": files, "lengths": tf.constant([len(slices)])}
-        inputs |= {key: tf.constant(value) for key, value in further.items()}
-        try:
-            outputs = self._signatures[name](**inputs)
-        except tf.errors.OpError as error:
-            raise RequestRefused(readable(error.message)) from None
+        outputs = self._outputs(name, slices, further)
         after_each_slice = outputs["running_probability"].numpy()[0] if running else None
         probabilities = StudyProbabilities(outputs["probability"].numpy()[0], after_each_slice)
         return probabilities.checked(len(slices))
@@ -110,14 +104,36 @@ class GraphModel:
         """
         if "lesion_map" not in self._signatures:
             return None
+        return self._outputs("lesion_map", slices, {})["lesion_map"].numpy()[0]
+
+    def without_each(
+        self,
+        slices: Sequence[bytes],
+        covariates: Values | None = None,
+        series: Told | None = None,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a study's probabilities (labels,), and those without each slice (T, labels).
+
+        It takes little longer than to `predict`. None of a model that cannot tell so quickly: an
+        older export, or one that encodes a slice by its place. Raises RequestRefused as `predict`.
+        """
+        if "without_each" not in self._signatures:
+            return None
+        further = further_inputs(self._description, len(slices), covariates, series)
+        outputs = self._outputs("without_each", slices, further)
+        return outputs["probability"].numpy()[0], outputs["probability_without"].numpy()[0]
+
+    def _outputs(
+        self, signature: str, slices: Sequence[bytes], further: Mapping[str, np.ndarray]
+    ) -> dict[str, tf.Tensor]:
+        """Ask a signature about one study."""
         files = tf.reshape(tf.constant(list(slices), tf.string), (1, -1))
+        inputs = {"image_bytes": files, "lengths": tf.constant([len(slices)])}
+        inputs |= {key: tf.constant(value) for key, value in further.items()}
         try:
-            outputs = self._signatures["lesion_map"](
-                image_bytes=files, lengths=tf.constant([len(slices)])
-            )
+            return self._signatures[signature](**inputs)
         except tf.errors.OpError as error:
             raise RequestRefused(readable(error.message)) from None
-        return outputs["lesion_map"].numpy()[0]
 
 
 def open_model(model: str | os.PathLike | Run | Model) -> Model:

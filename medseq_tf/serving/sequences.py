@@ -33,6 +33,29 @@ class Sequences:
         study, positions, lengths = (tf.repeat(part, 2, axis=0) for part in parts)
         return Sequences(study, positions, lengths, tf.range(tf.size(study)) % 2 == 1)
 
+    def some(self, numbers: tf.Tensor) -> Sequences:
+        """Return the sequences with these numbers (R,)."""
+        mirrored = None if self.mirrored is None else tf.gather(self.mirrored, numbers)
+        parts = (self.study, self.positions, self.lengths)
+        study, positions, lengths = (tf.gather(part, numbers) for part in parts)
+        return Sequences(study, positions, lengths, mirrored)
+
+    def without(self, places: tf.Tensor) -> tuple[Sequences, tf.Tensor]:
+        """Return each without its steps of the slice at its one of places (S,).
+
+        A sequence of nothing else stays as it is.
+
+        Returns:
+            The sequences, and int32 (S, n), the steps that they have; those left out come last.
+        """
+        is_step = tf.sequence_mask(self.lengths, tf.shape(self.positions)[1])
+        is_kept = is_step & (self.positions != places[:, None])
+        is_kept |= is_step & ~tf.reduce_any(is_kept, axis=1, keepdims=True)
+        kept = tf.argsort(tf.cast(~is_kept, tf.int32), stable=True)
+        lengths = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=1)
+        positions = tf.gather(self.positions, kept, batch_dims=1)
+        return Sequences(self.study, positions, lengths, self.mirrored), kept
+
 
 def evaluation_sequences(lengths: tf.Tensor, settings: recipes.Sequence) -> Sequences:
     """Choose what `sampling.evaluation_sequences` chooses, of several studies at once.
