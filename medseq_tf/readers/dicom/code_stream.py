@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 _JPEG_START, _J2K_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-_MOST_RLE_SEGMENTS = 15
 _RLE_FILLERS = b"\0\x80"
 """After a segment's last value."""
 
@@ -72,7 +71,7 @@ def is_rle_of(data: bytes, pixels: int, bytes_a_value: int) -> bool:
     if len(data) < 64:
         return False
     count, *starts = struct.unpack_from("<16I", data)
-    if count != bytes_a_value or count > _MOST_RLE_SEGMENTS:
+    if count != bytes_a_value:
         return False
     ends = [*starts[1:count], len(data)]
     return all(

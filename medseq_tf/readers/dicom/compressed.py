@@ -47,11 +47,11 @@ def decompressed(
         values = decoded_by_plugins(_in_items(pieces), stored.syntax, shape, stored.dtype, bits)
     if values is None or values.shape != (1, *shape) or values.dtype.kind not in "iu":
         return None
-    is_signed = np.dtype(stored.dtype).kind == "i"
-    low, high = (
-        (-(2 ** (stored.bits - 1)), 2 ** (stored.bits - 1)) if is_signed else (0, 2**stored.bits)
-    )
-    return values[0] if low <= values.min() and values.max() < high else None
+    low, high = 0, 2**stored.bits
+    if np.dtype(stored.dtype).kind == "i":
+        low, high = -high // 2, high // 2
+    is_right = low <= values.min() and values.max() < high
+    return values[0].astype(stored.dtype, copy=False) if is_right else None
 
 
 def _stated_bits(data: bytes, stored: PixelFormat, shape: tuple[int, int]) -> int | None:
