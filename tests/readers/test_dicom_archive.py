@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import pickle
 import ssl
@@ -298,6 +300,34 @@ def test_an_archive_that_is_gone(faulty, heads):
     faulty.misbehave("status", times=999, status=401)
     with pytest.raises(Unreachable, match="no longer answers: access is denied"):
         asked.instances(head.study_uid)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_study_that_is_denied_costs_itself_alone(faulty, heads, status):
+    faulty.misbehave("status", f"studies/{heads[0].study_uid}", times=999, status=status)
+    asked = Archive.open(faulty.url)
+    with pytest.raises(UnavailableStudy, match="the archive: access is denied"):
+        asked.series(heads[0].study_uid)
+    assert asked.series(heads[1].study_uid)
+
+
+def test_numbers_that_are_none_are_not_believed(faulty):
+    body = b'[{"0020000D": {"Value": ["1.2"]}, "00201206": {"Value": [1e999]}}]'
+    headers = {"Content-Type": "application/dicom+json"}
+    faulty.misbehave("status", "GET", status=200, body=body, headers=headers)
+    assert next(Archive.open(faulty.url).studies(Query())).series is None
+
+
+@pytest.mark.parametrize("status", [200, 202, 409])
+@pytest.mark.parametrize(("reason", "is_there"), [(0x0111, True), (45070, True), (0xA700, False)])
+def test_what_is_there_already_is_stored(faulty, heads, status, reason, is_there):
+    failed = {"00081197": {"vr": "US", "Value": [reason]}}
+    body = json.dumps({"00081198": {"vr": "SQ", "Value": [failed]}}).encode()
+    headers = {"Content-Type": "application/dicom+json"}
+    faulty.misbehave("status", "POST", status=status, body=body, headers=headers)
+    refused = pytest.raises(InputError, match=r"refused 1 of 1 objects.*failure reason A700")
+    with contextlib.nullcontext() if is_there else refused:
+        Archive.open(faulty.url).store([heads[0].paths[0].read_bytes()])
 
 
 def test_silence_is_an_answer(faulty):

@@ -63,6 +63,9 @@ _COMMON_KEYWORDS = (
 _SHOWN = ("ModalitiesInStudy", "StudyDate", "StudyDescription")
 """What studies are asked for by, and tells of no patient."""
 
+_THERE_ALREADY = (0x0111, 0xB00E)
+"""Failure reasons: a duplicate SOP instance (PS3.7, annex C), and Azure's own for it."""
+
 Json = Mapping[str, Any]
 """A data set as DICOM JSON holds it (PS3.18, F.2): tag -> VR and values."""
 
@@ -340,8 +343,6 @@ class Archive:
         """Turn what a study costs alone, and what all, into their exceptions."""
         try:
             yield
-        except Denied as error:
-            self._lost(error)
         except (NotThere, BadAnswer) as error:
             raise UnavailableStudy(f"the archive: {error}") from None
         except StorageError as error:
@@ -411,7 +412,7 @@ def text_of(item: Json, tag: str) -> str:
 def _count(item: Json, tag: str) -> int | None:
     try:
         return int(values_of(item, tag)[0])
-    except (IndexError, TypeError, ValueError):
+    except (IndexError, OverflowError, TypeError, ValueError):
         return None
 
 
@@ -473,7 +474,8 @@ def _refused(answer: Answer) -> list[Json] | None:
         raise BadAnswer(f"it answers with status {answer.status}")
     results = _read_json(answer) if answer.body else []
     failed = [item for result in results for item in values_of(result, "00081198")]
-    return failed if failed or answer.status == 409 else None
+    refused = [item for item in failed if _count(item, "00081197") not in _THERE_ALREADY]
+    return refused if refused or (answer.status == 409 and not failed) else None
 
 
 def _only_file(answer: Answer) -> bytes:
