@@ -394,6 +394,13 @@ def export(**arguments: Any) -> None:
 @click.option(
     "--store", is_flag=True, help="Store these results in the archive that the study is from."
 )
+@click.option(
+    "--dicom-seg",
+    type=click.Choice(["binary", "fractional"]),
+    default="binary",
+    show_default=True,
+    help="Of results: lesion maps as the pixels above 0.5, or as probabilities.",
+)
 @click.option("--strict", is_flag=True, help="Stop at the first study left out.")
 @click.option(
     "--costs",

@@ -39,6 +39,7 @@ from medseq_tf.serving.cohort import Opening, cohort_predictions, shared_name
 from medseq_tf.serving.description import Description
 from medseq_tf.serving.dicom_results.answer import model_identity
 from medseq_tf.serving.dicom_results.delivery import Delivery, check_dicom
+from medseq_tf.serving.dicom_results.segmentation import SegmentationKind
 from medseq_tf.serving.open_model import Model, open_model
 from medseq_tf.serving.participants import read_participants
 from medseq_tf.serving.study_prediction import LEFT_OUT, FoundStudy, Prediction, Predictor
@@ -61,6 +62,7 @@ def predict(
     insecure_tls: bool = False,
     dicom_out: str | os.PathLike | None = None,
     store: bool = False,
+    dicom_seg: SegmentationKind = "binary",
 ) -> Iterator[Prediction]:
     """Predict studies one after the other, as they are read.
 
@@ -99,6 +101,8 @@ def predict(
             structured report, a contact sheet and, of a model that maps lesions, a segmentation;
             see `serving.dicom_results`.
         store: store these objects in the archive that the study is from.
+        dicom_seg: of what kind a segmentation is: `binary`, the pixels that are lesion by more
+            than half, which every viewer shows; or `fractional`, how probable that is.
 
     Returns:
         One prediction a study and label, or, of classes, a study, in the order of the paths.
@@ -118,7 +122,7 @@ def predict(
     archives = _archives(given, wanted, store, dicom_out, ray)
     if isinstance(model, str):
         refuse_credentials(model)
-    delivery = Delivery.to(dicom_out, archives if store else {})
+    delivery = Delivery.to(dicom_out, archives if store else {}, dicom_seg)
     with contextlib.ExitStack() as connection:
         executor, name = None, ""
         if ray is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_answers import MODEL, answer_for, bytes_of
-from dicom_heads import enhanced, head_study
+from dicom_heads import PLANTED, enhanced, head_study
 from dicom_validators import assert_valid
 from oriented_phantom import (
     CENTRE,
@@ -25,9 +25,19 @@ from oriented_phantom import (
     pixel_places,
     write_pictures,
 )
+from small_models import description_of
 
-from medseq_tf.dataset.records import from_square, to_square
+from medseq_tf import models
+from medseq_tf import recipe as recipes
+from medseq_tf.dataset.records import StorageSpec, from_square, study_record, to_square
+from medseq_tf.dataset.tfrecord import decode_example
+from medseq_tf.errors import InputError
+from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.serving.dicom_results.segmentation import in_source, refusal, segmentation
+from medseq_tf.serving.member_group import ServedMember
+from medseq_tf.serving.model import ServingModel
+from medseq_tf.serving.open_model import GraphModel
+from medseq_tf.serving.predict import predict
 
 
 def in_pixels(answer):
@@ -252,3 +262,69 @@ def test_a_square_goes_back_to_where_it_came_from(shape, aspect):
         inner = tuple(slice(2, -2) if side > 4 else slice(None) for side in shape)
         tolerance = 0.05 if min(shape) > 4 else 1
         np.testing.assert_allclose(back[inner], ramp[inner], atol=tolerance)
+
+
+# ------------------------------------------------------------------------------ the whole road
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """A segmenter of CT, whose weights mean nothing, and which calls most pixels lesion."""
+    recipe = recipes.load(
+        "unet", ["model.encoder.width=2", "input.size=32", "input.windows=[[40, 80]]"]
+    )
+    model = models.build(recipe.model, (32, 32, 1), labels=1, seed=1)
+    description = dataclasses.replace(
+        description_of("int16"),
+        labels=["lesion"],
+        size=32,
+        thresholds={"lesion": 0.5},
+        temperatures={"lesion": 1.0},
+    )
+    made = GraphModel(ServingModel([ServedMember(model, recipe, 1.0)], description).signatures)
+    told = made.lesion_map(files_of(head_study(tmp_path_factory.mktemp("head") / "one")))
+    low = np.quantile(np.log(told / (1 - told)), 0.05)
+    bias = model.encoder.backbone.segmenter.logits.bias
+    bias.assign(bias - low)
+    return made
+
+
+def files_of(head):
+    (study,), _ = find_dicom_studies(head.folder)
+    record = study_record(study, "", StorageSpec((), "int16", 32, "pad"))
+    return list(decode_example(record.example)["slices"])
+
+
+@pytest.mark.parametrize("kind", ["binary", "fractional"])
+def test_predict_tells_a_segmenters_map_pixel_by_pixel(segmenter, tmp_path, kind):
+    """Of pictures as large as the prepared slices the map is the model's own."""
+    head = head_study(tmp_path / "head", slices=4)
+    out = tmp_path / "out"
+    (row,) = predict(segmenter, head.folder, workers=1, dicom_out=out, dicom_seg=kind)
+    assert (row.error, row.results_error, row.warnings) == (None, None, ())
+    assert len(row.results) == 3
+    (path,) = out.glob("seg-*.dcm")
+    assert_valid(path)
+    found = highdicom.seg.segread(path)
+    sources = [pydicom.dcmread(file).SOPInstanceUID for file in head.paths]
+    values = found.get_pixels_by_source_instance(sources, combine_segments=False)[..., 0]
+    expected = segmenter.lesion_map(files_of(head))
+    if kind == "binary":
+        np.testing.assert_array_equal(values, expected > 0.5)
+        assert 0.5 < values.mean() < 1
+    else:
+        np.testing.assert_allclose(values, expected, atol=0.5 / 255 + 1e-6)
+    assert found.PatientName == PLANTED["PatientName"]
+
+
+def test_predict_says_why_there_is_no_segmentation(segmenter, tmp_path):
+    head = head_study(tmp_path / "head", slices=4, FrameOfReferenceUID=None)
+    (row,) = predict(segmenter, head.folder, workers=1, dicom_out=tmp_path / "out")
+    assert row.results_error is None
+    assert len(row.results) == 2
+    assert [text for text in row.warnings if "no frame of reference" in text]
+
+
+def test_a_kind_of_segmentation_that_there_is_none_of_is_refused(segmenter, tmp_path):
+    with pytest.raises(InputError, match="'probability': expected binary or fractional"):
+        predict(segmenter, tmp_path, dicom_out=tmp_path / "out", dicom_seg="probability")

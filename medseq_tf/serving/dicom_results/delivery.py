@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medseq_tf.dataset.records import StudyRecord
 from medseq_tf.errors import InputError
@@ -24,7 +24,7 @@ from medseq_tf.serving.dicom_results.results import (
     told_plainly,
     write,
 )
-from medseq_tf.serving.dicom_results.segmentation import refusal
+from medseq_tf.serving.dicom_results.segmentation import SegmentationKind, refusal
 from medseq_tf.serving.study_prediction import FoundStudy, Prediction, Predictor
 
 
@@ -35,28 +35,38 @@ class Delivery:
     Attributes:
         folder: that they are written to.
         archives: that they are stored in, by the path in which the study was found.
+        seg: of what kind their segmentations are.
     """
 
     folder: Path | None
     archives: Mapping[str, Archive]
+    seg: SegmentationKind = "binary"
 
     @classmethod
     def to(
-        cls, dicom_out: str | os.PathLike | None, archives: Mapping[str, Archive]
+        cls,
+        dicom_out: str | os.PathLike | None,
+        archives: Mapping[str, Archive],
+        dicom_seg: SegmentationKind = "binary",
     ) -> Delivery | None:
         """Return where results go; None where they go nowhere.
 
         Args:
             dicom_out: a folder.
             archives: see `archives`.
+            dicom_seg: see `seg`.
 
         Raises:
-            InputError: it cannot be used, or the library is missing that makes results.
+            InputError: one cannot be used, or the library is missing that makes results.
         """
+        if dicom_seg not in get_args(SegmentationKind):
+            expected = " or ".join(get_args(SegmentationKind))
+            raise InputError(f"dicom_seg = {dicom_seg!r}: expected {expected}")
         if dicom_out is None and not archives:
             return None
         check_installed()
-        return cls(None if dicom_out is None else results_folder(dicom_out), archives)
+        folder = None if dicom_out is None else results_folder(dicom_out)
+        return cls(folder, archives, dicom_seg)
 
     def given(
         self, predictor: Predictor, model: ModelIdentity, found: FoundStudy, record: StudyRecord
@@ -68,7 +78,7 @@ class Delivery:
         told: dict[str, Any] = {}
         try:
             answer = answered(predictor, model, found, record, predictions)
-            made = results(answer)
+            made = results(answer, seg=self.seg)
             if why := refusal(answer):
                 told["warnings"] = (*predictions[0].warnings, why)
             if self.folder is not None:

@@ -7,6 +7,7 @@ and the same files. What goes wrong is told without a word of the header.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from medseq_tf.readers.dicom.archive import Archive
     from medseq_tf.serving.dicom_results.answer import Answer
+    from medseq_tf.serving.dicom_results.segmentation import SegmentationKind
 
 REPORT = "report"
 KINDS = (REPORT, "segmentation", "contact sheet")
@@ -39,28 +41,32 @@ def check_installed() -> None:
         raise InputError("results as DICOM objects need highdicom: pip install 'medseq_tf[dicom]'")
 
 
-def results(answer: Answer, kinds: Sequence[str] = KINDS) -> list[Dataset]:
+def results(
+    answer: Answer, kinds: Sequence[str] = KINDS, seg: SegmentationKind = "binary"
+) -> list[Dataset]:
     """Make the DICOM objects of what a model says of a study.
 
     Args:
         answer: what it says.
         kinds: which of `KINDS`.
+        seg: of what kind a segmentation is.
 
     Raises:
         InputError: they cannot be made of this study.
     """
-    makers = _makers()
+    makers = _makers(seg)
     with told_plainly(), _quiet():
         made = [makers[kind](answer) for kind in KINDS if kind in kinds]
     return [data_set for data_set in made if data_set is not None]
 
 
-def _makers() -> dict[str, Callable[[Answer], Dataset | None]]:
+def _makers(seg: SegmentationKind) -> dict[str, Callable[[Answer], Dataset | None]]:
     from medseq_tf.serving.dicom_results.contact_sheet import contact_sheet
     from medseq_tf.serving.dicom_results.segmentation import segmentation
     from medseq_tf.serving.dicom_results.structured_report import structured_report
 
-    return dict(zip(KINDS, (structured_report, segmentation, contact_sheet), strict=True))
+    segmented = functools.partial(segmentation, kind=seg)
+    return dict(zip(KINDS, (structured_report, segmented, contact_sheet), strict=True))
 
 
 @contextlib.contextmanager
