@@ -196,6 +196,42 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
         context.exit()
 
 
+def _dicom_options(*identifiers: str) -> Any:
+    """Return the options of readers of DICOM, whose studies have these identifiers."""
+    return _options(
+        click.option(
+            "--series",
+            default="best",
+            show_default=True,
+            help="best, all, or a description like '*HEAD*'; with --series-as several, with "
+            "commas.",
+        ),
+        SERIES_AS,
+        click.option(
+            "--modality", type=click.Choice(["CT", "MR"]), help="Default: the more frequent."
+        ),
+        click.option(
+            "--match",
+            type=click.Choice(identifiers),
+            help="What a row's id is of a study; default: what its column is called.",
+        ),
+        click.option(
+            "--fewest-slices", default=3, show_default=True, help="Of a series that is used."
+        ),
+        click.option(
+            "--tilt",
+            type=click.Choice(["keep", "correct"]),
+            default="keep",
+            show_default=True,
+            help="Slices of a tilted gantry.",
+        ),
+        SPACING,
+    )
+
+
+_IDENTIFIERS = ("study_instance_uid", "accession_number", "patient_id")
+
+
 @prepare.command("dicom")
 @click.argument("source", type=PLACE, is_eager=True)
 @click.option(
@@ -209,32 +245,36 @@ def _list_files(context: click.Context, option: click.Parameter, is_wanted: bool
 @COLUMNS
 @CLASSES
 @OTHERS
-@click.option(
-    "--series",
-    default="best",
-    show_default=True,
-    help="best, all, or a description like '*HEAD*'; with --series-as several, with commas.",
-)
-@SERIES_AS
-@click.option("--modality", type=click.Choice(["CT", "MR"]), help="Default: the more frequent.")
-@click.option(
-    "--match",
-    type=click.Choice(["study_instance_uid", "accession_number", "patient_id", "folder"]),
-    help="What a row's id is of a study; default: what its column is called.",
-)
-@click.option("--fewest-slices", default=3, show_default=True, help="Of a series that is used.")
-@click.option(
-    "--tilt",
-    type=click.Choice(["keep", "correct"]),
-    default="keep",
-    show_default=True,
-    help="Slices of a tilted gantry.",
-)
-@SPACING
+@_dicom_options(*_IDENTIFIERS, "folder")
 @PREPARED
 def _dicom(**arguments: Any) -> None:
     """DICOM files in any tree; no name, date or raw id leaves them."""
     _prepare("dicom", **arguments)
+
+
+@prepare.command("dicomweb")
+@click.argument("source", metavar="URL")
+@LABELS
+@click.option(
+    "--query",
+    metavar="KEYWORD=VALUE,...",
+    help="Which studies, such as Modality=CT,StudyDate=20260101-20260131,StudyDescription=*HEAD*; "
+    "default: all.",
+)
+@COLUMNS
+@CLASSES
+@OTHERS
+@_dicom_options(*_IDENTIFIERS)
+@click.option("--insecure-tls", is_flag=True, help="Take any certificate of the archive's.")
+@PREPARED
+def _dicomweb(**arguments: Any) -> None:
+    """Studies in an archive, by DICOMweb: https://pacs/dicom-web.
+
+    The series are chosen by what the archive tells of them; their files alone are read, into
+    memory. Credentials are the environment's: MEDSEQ_TF_DICOMWEB_TOKEN, or _USER and _PASSWORD, or
+    _CERT and _KEY, or else ~/.netrc.
+    """
+    _prepare("dicomweb", **arguments)
 
 
 @prepare.command("demo")

@@ -45,6 +45,7 @@ class Preparation:
         tables = ("labels", "participants") if index.root else ()
         given = [name for name in tables if options.get(name) is not None]
         options = options | dict.fromkeys(given, LABELS_FILE)  # its name may say whose it is
+        options = options | dict(index.shown_options)
         settings = {
             "reader": reader,
             "options": {k: _plain(v) for k, v in sorted(options.items()) if v is not None},

@@ -43,6 +43,7 @@ from medseq_tf.phantom.reader import index_demo
 from medseq_tf.readers import AuditEntry, SourceIndex, natural_key
 from medseq_tf.readers.atlas import index_atlas
 from medseq_tf.readers.columns import OtherColumns
+from medseq_tf.readers.dicom.archive_study import index_dicomweb
 from medseq_tf.readers.dicom.index import index_dicom
 from medseq_tf.readers.image_folder import index_image_folder
 from medseq_tf.readers.labels import TableOptions
@@ -59,6 +60,7 @@ READERS: dict[str, Callable[..., SourceIndex]] = {
     "volumes": index_volumes,
     "atlas": index_atlas,
     "dicom": index_dicom,
+    "dicomweb": index_dicomweb,
     "demo": index_demo,
 }
 """Name -> reader; the demo reads no files."""
@@ -90,8 +92,8 @@ def prepare(
 
     Args:
         reader: one of `READERS`.
-        source: what the reader reads, a path or a URL of s3://, gs:// or http(s)://; `demo` needs
-            none.
+        source: what the reader reads, a path or a URL of s3://, gs:// or http(s)://; of `dicomweb`
+            the archive's; `demo` needs none.
         out: the folder to make.
         labels: for the reader: a CSV of labels, or its URL; for `demo` the number of labels.
         size: side of the stored slices in pixels, 8 to 1024. Slices shrink by area, grow linearly.
@@ -118,7 +120,7 @@ def prepare(
     _check_place(out, source)
     check_target(out, overwrite, is_link)
     if workers != 1 and not ray:
-        start_server(*_imported_by_workers(reader), *modules_for(source))
+        start_server(*_imported_by_workers(reader, source))
     if ray and source is not None and not is_url(source):
         source = Path(source).absolute()
     with executor_for(workers, ray) as executor:
@@ -146,14 +148,14 @@ def prepare(
     return Prepared.load(out)
 
 
-def _imported_by_workers(reader: str) -> list[str]:
+def _imported_by_workers(reader: str, source: str | Path | None) -> list[str]:
     """Name the modules that every worker needs, so that one process imports them for all."""
     modules = ["medseq_tf.dataset.records"]
     if reader in READERS:
         modules.append(READERS[reader].__module__)
     if reader in ("volumes", "atlas"):
         modules.append("medseq_tf.readers.simpleitk_volume")
-    return modules
+    return [*modules, *(["requests"] if reader == "dicomweb" else modules_for(source))]
 
 
 def _check_settings(size: int, aspect: str, workers: int | None) -> None:

@@ -143,6 +143,7 @@ class SourceIndex:
         columns: which columns beside labels the studies have.
         series: where a study holds several series, which, and how they are read.
         versions: of files behind a URL, by name: what changes with their content.
+        shown_options: options as `dataset.json` may show them, where they may tell of a patient.
     """
 
     studies: Sequence[StudySource]
@@ -157,6 +158,7 @@ class SourceIndex:
     columns: OtherColumns | None = None
     series: Series | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    shown_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.studies = sorted(self.studies, key=lambda study: natural_key(study.source))

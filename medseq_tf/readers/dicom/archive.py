@@ -28,7 +28,8 @@ from medseq_tf.readers.dicom.connection import (
     Denied,
     Sent,
 )
-from medseq_tf.readers.dicom.elements import quiet_pydicom
+from medseq_tf.readers.dicom.elements import quiet_pydicom, with_file_meta
+from medseq_tf.readers.dicom.metadata import TRANSFER_SYNTAX
 from medseq_tf.readers.dicom.multipart import NotWhole, message_of, parts_of
 from medseq_tf.readers.storage import NotThere, StorageError, UnavailableStudy, checked_url
 
@@ -66,6 +67,9 @@ _SHOWN = ("ModalitiesInStudy", "StudyDate", "StudyDescription")
 _THERE_ALREADY = (0x0111, 0xB00E)
 """Failure reasons: a duplicate SOP instance (PS3.7, annex C), and Azure's own for it."""
 
+_ESCAPED = re.compile(r"[^\w*,.:?-]", re.ASCII)
+
+Parameters = Sequence[tuple[str, str]]
 Json = Mapping[str, Any]
 """A data set as DICOM JSON holds it (PS3.18, F.2): tag -> VR and values."""
 
@@ -108,6 +112,25 @@ class Query:
                 )
             terms[keyword] = value
         return cls(terms)
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """The query as it is sent.
+
+        Not every archive decodes what a URL has to escape: a blank and the like are sent as `?`,
+        which any character fits, and what is found is held to the true values by `fits`.
+        """
+        sent = [(keyword, _ESCAPED.sub("?", value)) for keyword, value in self.terms.items()]
+        return [*sent, *(("includefield", keyword) for keyword in self.terms)]
+
+    def fits(self, item: Json) -> bool:
+        """Whether a study that was found is one that was wanted, as far as that is said of it."""
+        from pydicom.datadict import tag_for_keyword
+
+        return all(
+            _fits(item, f"{tag_for_keyword(keyword):08X}", value)
+            for keyword, value in self.terms.items()
+        )
 
     def __str__(self) -> str:
         """Return the query without what may tell of a patient."""
@@ -164,6 +187,10 @@ class Archive:
         """
         return cls(Connection(plain_url(url), insecure_tls, seconds))
 
+    def close(self) -> None:
+        """Close the connections; another request opens one again."""
+        self._connection.close()
+
     # ------------------------------------------------------------------------ what there is
 
     def studies(self, query: Query) -> Iterator[FoundInArchive]:
@@ -174,7 +201,7 @@ class Archive:
             Unreachable: it does not answer.
         """
         try:
-            for item in self._found("studies", STUDY_UID, query.terms):
+            for item in filter(query.fits, self._found("studies", STUDY_UID, query.parameters)):
                 yield FoundInArchive(
                     text_of(item, STUDY_UID),
                     tuple(map(str, values_of(item, "00080061"))),
@@ -193,7 +220,7 @@ class Archive:
         """
         with self._of_study():
             path = f"studies/{_checked(study_uid)}/series"
-            found = self._found(path, SERIES_UID, {}, study_uid)
+            found = self._found(path, SERIES_UID, (), study_uid)
             return [
                 {name: values_of(item, tag)[0] for name, tag in _OF_SERIES.items()
                  if values_of(item, tag)}
@@ -204,12 +231,12 @@ class Archive:
         """List the SOPInstanceUIDs of a study or series; the errors are those of `series`."""
         with self._of_study():
             path = f"{_path(study_uid, series_uid)}/instances"
-            return [text_of(item, SOP_UID) for item in self._found(path, SOP_UID, {}, study_uid)]
+            return [text_of(item, SOP_UID) for item in self._found(path, SOP_UID, (), study_uid)]
 
     def has_instance(self, study_uid: str, sop_uid: str) -> bool:
         """Whether a study holds an object; the errors are those of `series`."""
         with self._of_study():
-            path, parameters = f"{_path(study_uid)}/instances", {"SOPInstanceUID": sop_uid}
+            path, parameters = f"{_path(study_uid)}/instances", [("SOPInstanceUID", sop_uid)]
             try:
                 found = self._found(path, SOP_UID, parameters)
                 return any(text_of(item, SOP_UID) == sop_uid for item in found)
@@ -217,13 +244,14 @@ class Archive:
                 return False
 
     def _found(
-        self, path: str, key: str, terms: Mapping[str, str], study_uid: str | None = None
+        self, path: str, key: str, parameters: Parameters, study_uid: str | None = None
     ) -> Iterator[Json]:
         """What is found, page by page: each once, by the UID that is its key."""
         seen: set[str] = set()
         offset = 0
         while True:
-            page = self._json(path, {**terms, "limit": str(_PAGE), "offset": str(offset)})
+            pages = [("limit", str(_PAGE)), ("offset", str(offset))]
+            page = self._json(path, [*parameters, *pages])
             new = [item for item in page if text_of(item, key) not in seen]
             for item in new:
                 _require_study(item, study_uid)
@@ -247,7 +275,10 @@ class Archive:
         with self._of_study(), quiet_pydicom():
             try:
                 return [
-                    Dataset.from_json(_without_pixels(item), lambda *_: None)
+                    with_file_meta(
+                        Dataset.from_json(_without_pixels(item), lambda *_: None),
+                        text_of(item, TRANSFER_SYNTAX),
+                    )
                     for item in self.metadata_json(study_uid, series_uid)
                 ]
             except (UnavailableStudy, InputError, StorageError):
@@ -258,7 +289,7 @@ class Archive:
     def metadata_json(self, study_uid: str, series_uid: str | None = None) -> list[Json]:
         """Read what `metadata` reads, as it is sent."""
         with self._of_study():
-            found = self._json(f"{_path(study_uid, series_uid)}/metadata", {})
+            found = self._json(f"{_path(study_uid, series_uid)}/metadata", ())
             if not found:
                 raise BadAnswer("it has no metadata of it")
             for item in found:
@@ -309,7 +340,7 @@ class Archive:
     def _file(self, path: str, most_bytes: int) -> bytes:
         return self._connection.ask(_only_file, path, _FILES, most_bytes)
 
-    def _json(self, path: str, parameters: Mapping[str, str]) -> list[Json]:
+    def _json(self, path: str, parameters: Parameters) -> list[Json]:
         return self._connection.ask(_datasets, path, _JSON, MOST_JSON, parameters)
 
     # ----------------------------------------------------------------------- what is added
@@ -352,7 +383,7 @@ class Archive:
     def _check_answers(self) -> None:
         """Raise Unreachable if the archive no longer answers."""
         try:
-            self._json("studies", {"limit": "1"})
+            self._json("studies", [("limit", "1")])
         except StorageError as error:
             self._lost(error)
 
@@ -407,6 +438,21 @@ def text_of(item: Json, tag: str) -> str:
     """Return the first value of an element as text."""
     values = values_of(item, tag)
     return str(values[0]).strip(" \0") if values else ""
+
+
+def _fits(item: Json, tag: str, wanted: str) -> bool:
+    """Whether an element is as wanted (PS3.4, C.2.2.2); also where nothing is said of it."""
+    if tag not in item:
+        return True
+    values = [
+        str(value.get("Alphabetic", "") if isinstance(value, dict) else value).casefold()
+        for value in values_of(item, tag)
+    ]
+    first, is_range, last = wanted.partition("-")
+    if is_range and item[tag].get("vr") in ("DA", "TM"):
+        return any((first or value) <= value <= (last or value) for value in values)
+    pattern = re.escape(wanted.casefold()).replace(r"\*", ".*").replace(r"\?", ".")
+    return any(re.fullmatch(pattern, value, re.DOTALL) for value in values)
 
 
 def _count(item: Json, tag: str) -> int | None:

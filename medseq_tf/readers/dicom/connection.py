@@ -22,7 +22,7 @@ import os
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -110,13 +110,17 @@ class Connection:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._session = _session(url)
 
+    def close(self) -> None:
+        """Close what is open."""
+        self._session.close()
+
     def ask(
         self,
         read: Callable[[Answer], Result],
         path: str,
         accept: str,
         most_bytes: int,
-        parameters: Mapping[str, str] | None = None,
+        parameters: Sequence[tuple[str, str]] = (),
         sent: Sent | None = None,
     ) -> Result:
         """Send a request and return what is read of the answer.
@@ -138,7 +142,7 @@ class Connection:
         """
         url = f"{self.url}/{path}"
         if parameters:
-            url += "?" + urllib.parse.urlencode(parameters, safe="*,\\-")
+            url += "?" + urllib.parse.urlencode(parameters, safe="*,:?")
         headers = {"Accept": accept, **({"Content-Type": sent.kind} if sent else {})}
         return tried(lambda: read(self._asked(url, headers, most_bytes, sent)))
 

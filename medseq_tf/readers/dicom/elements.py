@@ -98,9 +98,9 @@ class Elements(dict[str, Any]):
     @classmethod
     def of(cls, elements: Iterable[Any]) -> Elements:
         """Keep those of pydicom's elements that are read."""
-        keywords = _keywords()
+        read = keywords()
         tags = {int(element.tag): element for element in elements}
-        return cls({keywords[tag]: tags[tag] for tag in tags.keys() & keywords.keys()})
+        return cls({read[tag]: tags[tag] for tag in tags.keys() & read.keys()})
 
     def raw(self, keyword: str) -> bytes:
         """The value as it lies in the file; nothing where it is absent or no plain value."""
@@ -338,7 +338,7 @@ def _data_set(
             is_implicit_VR=not _is_explicit(data, start),
             is_little_endian=meta.text("TransferSyntaxUID") != EXPLICIT_BIG,
             stop_when=is_at_pixels,
-            specific_tags=list(_keywords()),
+            specific_tags=list(keywords()),
         )
     )
     elements.update(meta)
@@ -354,9 +354,7 @@ def _is_of_pixels(tag: int, kind: str | None, length: int) -> bool:
 
 def _whole_data_set(data: bytes, start: int, meta: Elements, is_whole: bool) -> Dataset:
     """The data set up to its pixels, with the file meta information that other software needs."""
-    from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset
-    from pydicom.uid import UID
 
     _data_set(data, start, meta, is_whole)  # is all there
     buffer = _buffer(data)
@@ -365,8 +363,16 @@ def _whole_data_set(data: bytes, start: int, meta: Elements, is_whole: bool) -> 
     data_set = read_dataset(
         buffer, not _is_explicit(data, start), syntax != EXPLICIT_BIG, stop_when=_is_of_pixels
     )
+    return with_file_meta(data_set, syntax or _default_syntax(data, start))
+
+
+def with_file_meta(data_set: Dataset, syntax: str) -> Dataset:
+    """Give a data set file meta information, which software asks for that makes new ones of it."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
     data_set.file_meta = FileMetaDataset()
-    data_set.file_meta.TransferSyntaxUID = UID(syntax or _default_syntax(data, start))
+    data_set.file_meta.TransferSyntaxUID = UID(syntax or EXPLICIT_LITTLE)
     data_set.file_meta.MediaStorageSOPClassUID = data_set.SOPClassUID
     data_set.file_meta.MediaStorageSOPInstanceUID = data_set.SOPInstanceUID
     return data_set
@@ -386,7 +392,7 @@ def _ends(elements: Elements, buffer: io.BytesIO, size: int) -> bool:
 
 
 @functools.cache
-def _keywords() -> dict[int, str]:
+def keywords() -> dict[int, str]:
     """Tag -> keyword of the elements that are read."""
     from pydicom.datadict import tag_for_keyword
 

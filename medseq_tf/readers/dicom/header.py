@@ -108,18 +108,22 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
         UnreadableDicom: if it is damaged, cut short, or declares a picture that is too large.
     """
     with quiet_pydicom():
-        elements, pixels, file_bytes = read_elements(path, size)
-        if pixels is None:
-            sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
-            if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
-                raise UnreadableDicom("damaged or cut short: holds no pixels")
-            return None
-        unread = why_unread(elements, pixels)
-        _check_size(elements, pixels, file_bytes, not unread)
-        try:
-            return _header(elements, pixels, unread)
-        except Exception:  # whatever a damaged sequence makes of pydicom's many
-            raise UnreadableDicom("damaged or cut short") from None
+        return header_of(*read_elements(path, size))
+
+
+def header_of(elements: Elements, pixels: PixelData | None, file_bytes: int) -> DicomHeader | None:
+    """Make a header of a file's elements, where its pixels lie, and its size; see above."""
+    if pixels is None:
+        sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
+        if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
+            raise UnreadableDicom("damaged or cut short: holds no pixels")
+        return None
+    unread = why_unread(elements, pixels)
+    _check_size(elements, pixels, file_bytes, not unread)
+    try:
+        return _header(elements, pixels, unread)
+    except Exception:  # whatever a damaged sequence makes of pydicom's many
+        raise UnreadableDicom("damaged or cut short") from None
 
 
 def _header(elements: Elements, pixels: PixelData, unread: str) -> DicomHeader:

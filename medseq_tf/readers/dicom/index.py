@@ -15,8 +15,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Unpack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Unpack
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.header import CT, MR
@@ -35,7 +35,7 @@ from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.folder import Folder, resolved_places
 from medseq_tf.readers.intensities import DTYPES
 from medseq_tf.readers.joined_study import chosen_series
-from medseq_tf.readers.labels import LabelRow, TableOptions, labels_in, read_labels
+from medseq_tf.readers.labels import LabelRow, LabelTable, TableOptions, labels_in, read_labels
 from medseq_tf.readers.names import listed
 from medseq_tf.readers.series import SeriesAs, checked_series
 from medseq_tf.readers.storage import Place, root_of
@@ -80,40 +80,118 @@ def index_dicom(
         InputError: if the source, the labels or a setting cannot be used, or if what belongs to
             what is in doubt.
     """
-    root, grid = root_of(source), checked_spacing(spacing)
-    _check_settings(modality, fewest_slices, tilt)
-    if match not in (None, *RULES):
-        raise InputError(f"match={match!r} is unknown; valid: {', '.join(RULES)}")
+    root = root_of(source)
+    wanted = SeriesWanted.checked(series, modality, fewest_slices, tilt, spacing, series_as)
+    check_match(match)
     labels = labels_in(root) if labels is None else labels
     folder = Folder(root)
     if labels is None:
         raise InputError("dicom needs labels, a CSV with one row a patient or study")
-    keys = match and (match, "study")
-    table = read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
+    table = label_table(labels, columns, match, table_options)
     audit_entries = _without_names(folder.audit_entries)
     tables = resolved_places([labels, table_options.get("participants")])
     by_study = files_by_study(folder, tables, audit_entries)
     listing = [*folder.listing, table.listing]
-    hashed = functools.partial(_hash, source_salt(listing))
-    patterns = _patterns(series, series_as)
-    settings = (hashed, modality, fewest_slices, audit_entries)
-    stacks = _stacks(by_study, patterns, series_as, *settings)
+    found = FilesFound(root, by_study, listing, folder.versions, audit_entries)
+    return labelled_index(found, table, wanted, match, functools.partial(_study, str(root)))
+
+
+class SeriesWanted(NamedTuple):
+    """Which series are read, and how; see `index_dicom`."""
+
+    patterns: list[str]
+    modality: str | None
+    fewest_slices: int
+    tilt: Tilt
+    spacing: Spacing
+    series_as: SeriesAs | None
+
+    @classmethod
+    def checked(
+        cls,
+        series: str | Sequence[str],
+        modality: str | None,
+        fewest_slices: int,
+        tilt: Tilt,
+        spacing: float | tuple[float, float, float] | None,
+        series_as: SeriesAs | None,
+    ) -> SeriesWanted:
+        """Return the settings of a user.
+
+        Raises:
+            InputError: one cannot be used.
+        """
+        grid = checked_spacing(spacing)
+        _check_settings(modality, fewest_slices, tilt)
+        patterns = _patterns(series, series_as)
+        return cls(patterns, modality, fewest_slices, tilt, grid, series_as)
+
+
+class FilesFound(NamedTuple):
+    """The DICOM files of a source.
+
+    Attributes:
+        root: the source.
+        by_study: the files.
+        listing: see `SourceIndex`.
+        versions: see `SourceIndex`.
+        audit_entries: what was odd; more is added.
+    """
+
+    root: Place
+    by_study: Studies
+    listing: list[tuple[str, int]]
+    versions: Mapping[str, str]
+    audit_entries: list[AuditEntry]
+
+    def hashing(self) -> Callable[[str], str]:
+        """Return what gives the salted hash by which a UID is named."""
+        return functools.partial(_hash, source_salt(self.listing))
+
+
+Make = Callable[[Stack, str, LabelRow | None, SeriesWanted], DicomStudy]
+"""Makes a study of a series, its patient, the row of its labels, and how it is read."""
+
+
+def check_match(match: str | None) -> None:
+    """Raise an InputError for a rule that is none."""
+    if match not in (None, *RULES):
+        raise InputError(f"match={match!r} is unknown; valid: {', '.join(RULES)}")
+
+
+def label_table(
+    labels: Place,
+    columns: Sequence[str] | None,
+    match: str | None,
+    table_options: TableOptions,
+) -> LabelTable:
+    """Read labels of DICOM studies; see `index_dicom`."""
+    keys = match and (match, "study")
+    return read_labels(labels, columns, STUDY_COLUMNS, keys, **table_options)
+
+
+def labelled_index(
+    found: FilesFound, table: LabelTable, wanted: SeriesWanted, match: str | None, make: Make
+) -> SourceIndex:
+    """Make the source index of those studies that have labels; see `index_dicom`."""
+    root, audit_entries = found.root, found.audit_entries
+    stacks = _stacks(found, wanted)
     if not stacks:
         instead = kinds_text(audit_entries) or "no file"
         raise InputError(f"{root} holds no DICOM series of CT or MR that can be used; {instead}")
-    modality = modality or _most_frequent_modality(stacks, audit_entries)
+    modality = wanted.modality or _most_frequent_modality(stacks, audit_entries)
     rule, labelled = match_labels(stacks, modality, table, root, match, audit_entries)
     studies: list[StudySource] = [
-        _study(stack, patient, root, tilt, grid, row) for stack, row, patient in labelled
+        make(stack, patient, row, wanted) for stack, row, patient in labelled
     ]
     for stack, _, _ in labelled:
         audit_entries += stack.audit_entries
     resolved = {
         "modality": modality,
-        "series": series,
-        "fewest_slices": fewest_slices,
-        "tilt": tilt,
-        "spacing": grid and list(grid),
+        "series": ",".join(wanted.patterns),
+        "fewest_slices": wanted.fewest_slices,
+        "tilt": wanted.tilt,
+        "spacing": wanted.spacing and list(wanted.spacing),
         "match": rule,
     }
     index = SourceIndex(
@@ -121,15 +199,17 @@ def index_dicom(
         table.names,
         modality,
         audit_entries,
-        listing,
+        found.listing,
         root,
         DTYPES[modality],
         resolved,
         table.classes,
         table.columns,
-        versions=folder.versions,
+        versions=found.versions,
     )
-    return index if series_as is None else chosen_series(index, patterns, series_as)
+    if wanted.series_as is None:
+        return index
+    return chosen_series(index, wanted.patterns, wanted.series_as)
 
 
 def _patterns(series: str | Sequence[str], series_as: SeriesAs | None) -> list[str]:
@@ -150,23 +230,16 @@ def _patterns(series: str | Sequence[str], series_as: SeriesAs | None) -> list[s
     return patterns
 
 
-def _stacks(
-    by_study: Studies,
-    patterns: Sequence[str],
-    series_as: SeriesAs | None,
-    hashed: Callable[[str], str],
-    modality: str | None,
-    fewest_slices: int,
-    audit_entries: list[AuditEntry],
-) -> list[Stack]:
+def _stacks(found: FilesFound, wanted: SeriesWanted) -> list[Stack]:
     """Return the series that are read, of several each by its study and pattern."""
-    settings = (modality, fewest_slices, audit_entries)
-    if series_as is None:
-        return list(choose_series(by_study, hashed, patterns[0], *settings))
+    patterns, audit_entries, hashed = wanted.patterns, found.audit_entries, found.hashing()
+    settings = (wanted.modality, wanted.fewest_slices, audit_entries)
+    if wanted.series_as is None:
+        return list(choose_series(found.by_study, hashed, patterns[0], *settings))
     stacks: list[Stack] = []
-    for name, usable in usable_series(by_study, hashed, *settings):
-        found = {pattern: best_of(usable, pattern) for pattern in patterns}
-        of_study = {pattern: stack for pattern, stack in found.items() if stack}
+    for name, usable in usable_series(found.by_study, hashed, *settings):
+        best = {pattern: best_of(usable, pattern) for pattern in patterns}
+        of_study = {pattern: stack for pattern, stack in best.items() if stack}
         if not of_study:
             audit_entries.append(AuditEntry("study left out", name, NO_SERIES))
         elif len({stack.pictures[0].number for stack in of_study.values()}) == len(of_study):
@@ -203,44 +276,45 @@ def find_dicom_studies(
     Raises:
         InputError: if the source or a setting cannot be used.
     """
-    root, grid = root_of(source), checked_spacing(spacing)
-    _check_settings(modality, fewest_slices, tilt)
+    root = root_of(source)
+    wanted = SeriesWanted.checked(series, modality, fewest_slices, tilt, spacing, series_as)
     folder = Folder(root)
     audit_entries = _without_names(folder.audit_entries)
     by_study = files_by_study(folder, (), audit_entries)
-    hashed = functools.partial(_hash, source_salt(folder.listing))
+    found = FilesFound(root, by_study, folder.listing, folder.versions, audit_entries)
+    return unlabelled_studies(found, wanted, functools.partial(_study, str(root)))
+
+
+def unlabelled_studies(
+    found: FilesFound, wanted: SeriesWanted, make: Make
+) -> tuple[list[StudySource], list[AuditEntry]]:
+    """Make the studies of some files; see `find_dicom_studies`."""
+    audit_entries = found.audit_entries
     studies: list[StudySource] = []
-    patterns = _patterns(series, series_as)
-    settings = (hashed, modality, fewest_slices, audit_entries)
-    for stack in _stacks(by_study, patterns, series_as, *settings):
+    for stack in _stacks(found, wanted):
         audit_entries += stack.audit_entries
-        studies.append(_study(stack, stack.patient, root, tilt, grid, None))
-    if series_as is None:
+        studies.append(make(stack, stack.patient, None, wanted))
+    if wanted.series_as is None:
         return studies, audit_entries
     index = chosen_series(
-        SourceIndex(studies, [], audit_entries=audit_entries), patterns, series_as
+        SourceIndex(studies, [], audit_entries=audit_entries), wanted.patterns, wanted.series_as
     )
     return list(index.studies), index.audit_entries
 
 
 def _study(
-    stack: Stack,
-    patient: str,
-    root: Place,
-    tilt: Tilt,
-    spacing: Spacing,
-    row: LabelRow | None,
+    root: str, stack: Stack, patient: str, row: LabelRow | None, wanted: SeriesWanted
 ) -> DicomStudy:
     return DicomStudy(
         stack.name,
         patient,
         row.labels if row else {},
         row.split if row else None,
-        str(root),
+        root,
         stack.pictures,
         stack.modality,
-        tilt,
-        spacing,
+        wanted.tilt,
+        wanted.spacing,
         others=row.others if row else {},
     )
 

@@ -41,24 +41,29 @@ ValuesOf = Callable[[str, int], np.ndarray | None]
 
 
 def decode(root: str, pictures: Sequence[Picture]) -> Iterator[Decoded]:
+    """Decode pictures under a folder or URL, in order."""
+    with local_files(root, [picture.path for picture in pictures]) as path_of:
+        yield from decode_at(path_of, pictures)
+
+
+def decode_at(path_of: Callable[[str], str], pictures: Sequence[Picture]) -> Iterator[Decoded]:
     """Decode pictures, in order.
 
     Of uncompressed files each picture is read from where it lies; others are read whole, once.
+    `path_of` says where each file can be opened.
     """
-    names = [picture.path for picture in pictures]
-    uses = Counter(names)
+    uses = Counter(picture.path for picture in pictures)
     read: dict[str, ValuesOf] = {}
-    with local_files(root, names) as path_of:
-        for picture in pictures:
-            path, name = path_of(picture.path), picture.path
-            if name not in read:
-                read[name] = _reader(path, picture)
-            uses[name] -= 1
-            values = (read[name] if uses[name] else read.pop(name))(path, picture.place)
-            if values is None:
-                yield picture, None, None
-            else:
-                yield picture, *_rescaled(values, picture)
+    for picture in pictures:
+        path, name = path_of(picture.path), picture.path
+        if name not in read:
+            read[name] = _reader(path, picture)
+        uses[name] -= 1
+        values = (read[name] if uses[name] else read.pop(name))(path, picture.place)
+        if values is None:
+            yield picture, None, None
+        else:
+            yield picture, *_rescaled(values, picture)
 
 
 def _reader(path: str, picture: Picture) -> ValuesOf:

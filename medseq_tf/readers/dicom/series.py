@@ -81,6 +81,7 @@ class Stack(NamedTuple):
         name: of its study, without anything of the patient.
         patient: PatientID, or else StudyInstanceUID.
         identifiers: what a row of the labels may call it, by the rule.
+        series_uid: SeriesInstanceUID.
         modality: `CT` or `MR`.
         rank: the greatest is the best of a study's.
         description: of the series.
@@ -91,6 +92,7 @@ class Stack(NamedTuple):
     name: str
     patient: str
     identifiers: dict[str, tuple[str, ...]]
+    series_uid: str
     modality: str
     rank: tuple
     description: str
@@ -189,14 +191,22 @@ def usable_series(
         usable = []
         for series_uid, files in by_series.items():
             series_name = f"{name}/series-{hashed(series_uid)}"
-            slices = _images_of_slices(files, series_name, audit_entries)
-            stack = _stack(slices, series_name if apart else name) if slices else None
+            called = series_name if apart else name
+            stack = stack_of(files, called, series_name, audit_entries)
             if stack and len(stack.pictures) < fewest_slices:
                 detail = f"{len(stack.pictures)} slices, fewer than {fewest_slices}"
                 audit_entries.append(AuditEntry("series of few slices", series_name, detail))
             elif stack and modality in (None, stack.modality):
                 usable.append(stack)
         yield name, usable
+
+
+def stack_of(
+    files: list[DicomFile], name: str, series_name: str, audit_entries: list[AuditEntry]
+) -> Stack | None:
+    """Return the slices of a series' files; None where there are none."""
+    slices = _images_of_slices(files, series_name, audit_entries)
+    return _stack(slices, name) if slices else None
 
 
 def best_of(stacks: Iterable[Stack], pattern: str) -> Stack | None:
@@ -287,6 +297,7 @@ def _stack(files: list[DicomFile], name: str) -> Stack:
             "patient_id": (header.patient_id,),
             "folder": tuple(sorted(folders)),
         },
+        series_uid=header.series_uid,
         modality=header.modality,
         rank=(is_axial, is_original, len(pictures), -header.series_number, header.series_uid),
         description=header.series_description,

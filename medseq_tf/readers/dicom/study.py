@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +12,7 @@ import numpy as np
 from medseq_tf.readers.dicom.elements import NotDicom, UnreadableDicom, read_data_set
 from medseq_tf.readers.dicom.frame import Picture
 from medseq_tf.readers.dicom.header import CT
-from medseq_tf.readers.dicom.pixels import decode, fill_padding
+from medseq_tf.readers.dicom.pixels import Decoded, decode, fill_padding
 from medseq_tf.readers.dicom.resampling import evenly_spaced, upright
 from medseq_tf.readers.intensities import (
     beyond_range,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from medseq_tf.readers.dicom.elements import Dataset
 
 Tilt = Literal["keep", "correct"]
+Opened = tuple[Sequence[Picture], Callable[[str], str]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class DicomStudy(StudySource):
         if len(self.pictures) > MOST_SLICES:
             count = len(self.pictures)
             raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
-        volume, places, audit_entries = self._decoded()
+        volume, pictures, audit_entries = self._decoded()
         images, intensity_entries = stored_intensities(volume, self.modality, self.source)
-        frames = [self.pictures[place].frame for place in places]
+        frames = [picture.frame for picture in pictures]
         if self.tilt == "correct":
             images = upright(images, frames)
         cosines = frames[0].cosines
@@ -63,8 +66,17 @@ class DicomStudy(StudySource):
             [np.ascontiguousarray(image) for image in slices],
             audit_entries=audit_entries + intensity_entries,
             grid=np.array(grid).ravel(),
-            pictures=None if self.spacing else tuple(places),
+            pictures=None if self.spacing else self.places_of(pictures),
         )
+
+    def places_of(self, pictures: Sequence[Picture]) -> tuple[int, ...]:
+        """Say which of the study's pictures some are that may tell more of their files.
+
+        Raises:
+            KeyError: one is none of them.
+        """
+        numbers = {(own.path, own.place): number for number, own in enumerate(self.pictures)}
+        return tuple(numbers[picture.path, picture.place] for picture in pictures)
 
     def source_headers(self) -> list[Dataset]:
         """Read the header of each picture's file: all but its pixels, the patient's name too.
@@ -84,13 +96,24 @@ class DicomStudy(StudySource):
                     raise UnreadableStudy(f"the header of a picture: {error}") from None
         return [of_files[name] for name in names]
 
-    def _decoded(self) -> tuple[np.ndarray, list[int], list[AuditEntry]]:
-        """(T, H, W) intensities without padding, which pictures they are, and what was odd."""
-        images, places, paddings = [], [], []
+    @contextlib.contextmanager
+    def opened(self, audit_entries: list[AuditEntry]) -> Iterator[Opened]:
+        """Give the pictures in order, and what says where each file can be opened."""
+        with local_files(self.root, [picture.path for picture in self.pictures]) as path_of:
+            yield self.pictures, path_of
+
+    def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
+        """(T, H, W) intensities without padding, their pictures, and what was odd."""
         audit_entries: list[AuditEntry] = []
+        with self.opened(audit_entries) as (pictures, path_of):
+            return *self._stacked(decode(path_of, pictures), audit_entries), audit_entries
+
+    def _stacked(
+        self, decoded: Iterable[Decoded], audit_entries: list[AuditEntry]
+    ) -> tuple[np.ndarray, list[Picture]]:
+        images, pictures, paddings = [], [], []
         beyond = voxels = 0
-        decoded = decode(self.root, self.pictures)
-        for place, (picture, image, padding) in enumerate(decoded):
+        for picture, image, padding in decoded:
             if image is None:
                 where = f"{self.source} file {picture.number}"
                 audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
@@ -104,7 +127,7 @@ class DicomStudy(StudySource):
                 # see the whole study.
                 image = hounsfield_units(image)
             images.append(image)
-            places.append(place)
+            pictures.append(picture)
             paddings.append(padding)
         if not images:
             raise UnreadableStudy("no slice can be read", audit_entries)
@@ -112,7 +135,7 @@ class DicomStudy(StudySource):
             audit_entries += beyond_range(beyond, voxels, self.source)
         volume = np.stack(images)
         audit_entries += fill_padding(volume, paddings, self.modality, self.source)
-        return volume, places, audit_entries
+        return volume, pictures
 
 
 def _counted(image: np.ndarray, padding: np.ndarray | None, is_whole_ct: bool) -> tuple[int, int]:
