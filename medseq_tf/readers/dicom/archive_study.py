@@ -36,8 +36,9 @@ from medseq_tf.readers.dicom.index import (
     unlabelled_studies,
 )
 from medseq_tf.readers.dicom.metadata import header_of_metadata
+from medseq_tf.readers.dicom.pixels import Decoded, decode_at
 from medseq_tf.readers.dicom.series import FIRST_FILE, DicomFile, Stack, Studies, stack_of
-from medseq_tf.readers.dicom.study import DicomStudy, Opened, Tilt
+from medseq_tf.readers.dicom.study import DicomStudy, Tilt
 from medseq_tf.readers.labels import LabelRow, TableOptions
 from medseq_tf.readers.series import SeriesAs
 from medseq_tf.readers.storage import Place, UnavailableStudy, nameless_file
@@ -79,9 +80,13 @@ class ArchiveStudy(DicomStudy):
     def read_ahead(self) -> None:
         """Read nothing yet: `read` asks for several files at a time."""
 
-    @contextlib.contextmanager
-    def opened(self, audit_entries: list[AuditEntry]) -> Iterator[Opened]:
-        """Give the pictures as their files say, which are in memory, and where each is."""
+    def decoded(self, audit_entries: list[AuditEntry]) -> Iterator[Decoded]:
+        """Decode the pictures in order, as the headers of their files say, which are in memory.
+
+        Raises:
+            UnavailableStudy: the archive does not give a file, or gives others than it told of.
+            Unreachable: it does not answer.
+        """
         with contextlib.closing(self._archive()) as archive:
             wanted = (self.study_uid, self.series_uid, self.sop_uids, self.most_bytes)
             files = dict(archive.retrieve(*wanted))
@@ -104,7 +109,7 @@ class ArchiveStudy(DicomStudy):
             stack = stack_of(read, self.source, self.source, [])
             pictures = stack.pictures if stack else ()
             self._check(pictures)
-            yield pictures, path_of
+            yield from decode_at(path_of, pictures)
 
     def source_headers(self) -> list[Dataset]:
         """Ask for the header of each picture's file, which names the patient.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from medseq_tf.readers.dicom.elements import Dataset
 
 Tilt = Literal["keep", "correct"]
-Opened = tuple[Sequence[Picture], Callable[[str], str]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class DicomStudy(StudySource):
         if len(self.pictures) > MOST_SLICES:
             count = len(self.pictures)
             raise UnreadableStudy(f"{count} images; a study has at most {MOST_SLICES}")
-        volume, pictures, audit_entries = self._decoded()
+        volume, pictures, audit_entries = self._stacked()
         images, intensity_entries = stored_intensities(volume, self.modality, self.source)
         frames = [picture.frame for picture in pictures]
         if self.tilt == "correct":
@@ -96,24 +94,16 @@ class DicomStudy(StudySource):
                     raise UnreadableStudy(f"the header of a picture: {error}") from None
         return [of_files[name] for name in names]
 
-    @contextlib.contextmanager
-    def opened(self, audit_entries: list[AuditEntry]) -> Iterator[Opened]:
-        """Give the pictures in order, and what says where each file can be opened."""
-        with local_files(self.root, [picture.path for picture in self.pictures]) as path_of:
-            yield self.pictures, path_of
+    def decoded(self, audit_entries: list[AuditEntry]) -> Iterator[Decoded]:
+        """Decode the pictures in order; what is odd about their files is added."""
+        return decode(self.root, self.pictures)
 
-    def _decoded(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
+    def _stacked(self) -> tuple[np.ndarray, list[Picture], list[AuditEntry]]:
         """(T, H, W) intensities without padding, their pictures, and what was odd."""
         audit_entries: list[AuditEntry] = []
-        with self.opened(audit_entries) as (pictures, path_of):
-            return *self._stacked(decode(path_of, pictures), audit_entries), audit_entries
-
-    def _stacked(
-        self, decoded: Iterable[Decoded], audit_entries: list[AuditEntry]
-    ) -> tuple[np.ndarray, list[Picture]]:
         images, pictures, paddings = [], [], []
         beyond = voxels = 0
-        for picture, image, padding in decoded:
+        for picture, image, padding in self.decoded(audit_entries):
             if image is None:
                 where = f"{self.source} file {picture.number}"
                 audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
@@ -135,7 +125,7 @@ class DicomStudy(StudySource):
             audit_entries += beyond_range(beyond, voxels, self.source)
         volume = np.stack(images)
         audit_entries += fill_padding(volume, paddings, self.modality, self.source)
-        return volume, pictures
+        return volume, pictures, audit_entries
 
 
 def _counted(image: np.ndarray, padding: np.ndarray | None, is_whole_ct: bool) -> tuple[int, int]:
