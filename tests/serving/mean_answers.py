@@ -22,8 +22,6 @@ class MeanModel:
     Its weights are 1 for the first label or class, 2 for the second, ...
     """
 
-    folder = None
-
     def __init__(self, labels, classes=False, temperature=1.0, costs=None, modality="CT", size=32):
         self.labels, self.asked = labels, 0
         column = "tumour"

@@ -18,6 +18,7 @@ from scipy.special import expit, logit
 
 from medseq_tf.errors import InputError
 from medseq_tf.reporting.rendering import LIMITS_OF_CLASSES, LIMITS_OF_USE
+from medseq_tf.serving.dicom_results.results import results
 from medseq_tf.serving.dicom_results.source import RESEARCH, UNKNOWN_DATE
 from medseq_tf.serving.dicom_results.structured_report import structured_report
 
@@ -388,6 +389,35 @@ def test_frames_of_a_multi_frame_source_are_named(head, of_labels, tmp_path):
     }
     assert_valid(report)
     dsr_tree(report)
+
+
+def test_a_file_of_one_frame_has_no_frames_to_name(tmp_path):
+    report = report_of(tmp_path / "s", NumberOfFrames="1")
+    references = [one.referenced_images for one in groups(report)["lesion"].get_measurements()]
+    assert [one[0].referenced_frame_numbers for one in references if one]
+    assert not any(one[0].referenced_frame_numbers for one in references if one)
+    assert_valid(report)
+
+
+def test_values_that_are_none_stop_no_report(tmp_path):
+    study = head_study(tmp_path / "s", slices=3)
+    for path in study.paths:
+        wrong = pydicom.dcmread(path)
+        for keyword, kind, value in (
+            ("PatientWeight", "DS", b"70kg"),
+            ("PatientSex", "CS", b"male"),
+            ("StudyDate", "DA", b"2026.01.15"),
+            ("SeriesDate", "DA", b"20261399"),
+        ):
+            tag = pydicom.tag.Tag(keyword)
+            raw = (tag, kind, len(value), value, 0, False, True)
+            wrong._dict[tag] = pydicom.dataelem.RawDataElement(*raw)
+        wrong.save_as(path)
+    (report,) = results(answer(study.folder, MeanModel(LABELS)), ["report"])
+    found = pydicom.dcmread(io.BytesIO(as_file(report)))
+    assert (found.PatientSex, str(found.StudyDate)) == ("male", "2026.01.15")
+    assert str(report.ContentDate) == UNKNOWN_DATE
+    assert list(groups(report)) == LABELS
 
 
 def test_mr(tmp_path):

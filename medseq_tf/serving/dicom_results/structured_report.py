@@ -221,9 +221,9 @@ def _key_slice(answer: Answer, key_slice: KeySlice) -> sr.Measurement:
     """Return what is lost without a slice, with a reference to its instance, or its frame there."""
     header = answer.headers[key_slice.picture]
     frame = answer.study.pictures[key_slice.picture].place + 1
-    is_multi_frame = "NumberOfFrames" in header
+    has_frames = int(header.get("NumberOfFrames") or 1) > 1
     source = sr.SourceImageForMeasurement(
-        header.SOPClassUID, header.SOPInstanceUID, [frame] if is_multi_frame else None
+        header.SOPClassUID, header.SOPInstanceUID, [frame] if has_frames else None
     )
     return sr.Measurement(
         IMPORTANCE, key_slice.importance, codes.UCUM.NoUnits, referenced_images=[source]
