@@ -53,6 +53,10 @@ class JsonElements(Elements):
         (value,) = self._values(keyword)[:1] or [0]
         return float(value) if form == "d" else int(value)
 
+    def indices(self, keyword: str) -> tuple[int, ...]:
+        """All numbers."""
+        return tuple(map(int, self._values(keyword)))
+
     def sequence(self, keyword: str) -> list[Elements]:
         """The items of a sequence."""
         return [JsonElements.of_json(item) for item in self._values(keyword)]
