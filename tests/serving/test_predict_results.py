@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -265,3 +266,19 @@ def test_the_command_has_the_defaults_of_its_function():
     assert found.keys() - {"as_json"} == parameters.keys() - {"progress"}
     for name in found.keys() - {"model", "paths", "as_json"}:
         assert found[name] == parameters[name].default, name
+
+
+def test_results_among_the_files_of_a_study_change_nothing(heads, tmp_path):
+    """They come out of an archive with it."""
+    place, out = tmp_path / "heads", tmp_path / "heads" / "head-1" / "results"
+    shutil.copytree(heads, place)
+    first = list(predict(Bright(), place, workers=1, dicom_out=tmp_path / "out"))
+    shutil.copytree(tmp_path / "out", out)
+    again = list(predict(Bright(), place, workers=1, dicom_out=tmp_path / "out again"))
+    told = [sorted((row.probability, row.warnings) for row in rows) for rows in (first, again)]
+    assert told[0] == told[1]
+    contents = [
+        {file.name: file.read_bytes() for file in folder.iterdir()}
+        for folder in (out, tmp_path / "out again")
+    ]
+    assert contents[0] == contents[1]

@@ -37,7 +37,8 @@ UNKNOWN_LENGTH = 0xFFFFFFFF
 _KEYWORDS = (
     "MediaStorageSOPClassUID", "TransferSyntaxUID", "SpecificCharacterSet", "ImageType",
     "SOPClassUID", "SOPInstanceUID", "AccessionNumber", "Modality", "SeriesDescription",
-    "PatientID", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime", "MREchoSequence",
+    "PatientID", "Manufacturer", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime",
+    "MREchoSequence",
     "DiffusionBValue", "MRDiffusionSequence", "MRImageFrameTypeSequence", "StudyInstanceUID",
     "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
     "ImagePositionPatient", "ImageOrientationPatient", "TemporalPositionIdentifier",

@@ -33,6 +33,9 @@ MODALITY_OF_SOP_CLASS = {
     "1.2.840.10008.5.1.4.1.1.4.4": MR,
 }
 
+MANUFACTURER = "medseq_tf"
+"""Of the results that are made of a study: beside it, they change nothing of what is read."""
+
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """Images that must say how they are rescaled, or else are no Hounsfield units."""
 
@@ -101,7 +104,8 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
         size: of the file in bytes, where the path may lead to no more than its start.
 
     Returns:
-        The header; None for an index of a medium (DICOMDIR) and for objects without a picture.
+        The header; None for an index of a medium (DICOMDIR), for objects without a picture, and for
+        the results that this package makes of studies.
 
     Raises:
         NotDicom: if it is not a DICOM file.
@@ -113,7 +117,7 @@ def read_dicom_header(path: str | Path, size: int | None = None) -> DicomHeader 
 
 def header_of(elements: Elements, pixels: PixelData | None, file_bytes: int) -> DicomHeader | None:
     """Make a header of a file's elements, where its pixels lie, and its size; see above."""
-    if pixels is None:
+    if pixels is None or _is_result(elements):
         sop_class = elements.text("SOPClassUID") or elements.text("MediaStorageSOPClassUID")
         if not sop_class or sop_class in MODALITY_OF_SOP_CLASS:
             raise UnreadableDicom("damaged or cut short: holds no pixels")
@@ -124,6 +128,11 @@ def header_of(elements: Elements, pixels: PixelData | None, file_bytes: int) -> 
         return _header(elements, pixels, unread)
     except Exception:  # whatever a damaged sequence makes of pydicom's many
         raise UnreadableDicom("damaged or cut short") from None
+
+
+def _is_result(elements: Elements) -> bool:
+    is_picture = elements.text("SOPClassUID") in MODALITY_OF_SOP_CLASS
+    return not is_picture and elements.text("Manufacturer") == MANUFACTURER
 
 
 def _header(elements: Elements, pixels: PixelData, unread: str) -> DicomHeader:

@@ -16,11 +16,11 @@ import numpy as np
 from medseq_tf.dataset.records import from_square
 from medseq_tf.errors import printable
 from medseq_tf.evaluation.explain.explanation import HEAT
+from medseq_tf.readers.dicom.header import MANUFACTURER
 from medseq_tf.readers.orientation import in_plane, plane_of
 from medseq_tf.serving.dicom_results.answer import Answer, KeySlice
 from medseq_tf.serving.dicom_results.maps import told_label
 from medseq_tf.serving.dicom_results.source import (
-    MANUFACTURER,
     RESEARCH,
     long_string,
     references,

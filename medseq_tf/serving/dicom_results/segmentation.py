@@ -18,11 +18,11 @@ import numpy as np
 
 from medseq_tf.dataset.records import Aspect, from_square
 from medseq_tf.readers.dicom.frame import places
+from medseq_tf.readers.dicom.header import MANUFACTURER
 from medseq_tf.readers.dicom.resampling import shifted, shifts
 from medseq_tf.readers.orientation import plane_of, to_plane
 from medseq_tf.serving.dicom_results.answer import Answer
 from medseq_tf.serving.dicom_results.source import (
-    MANUFACTURER,
     RESEARCH,
     long_string,
     references,

@@ -20,7 +20,6 @@ NEEDED = (
     *("StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 """What each object of a patient holds, empty where it is not known (type 2)."""
-MANUFACTURER = "medseq_tf"
 RESEARCH = "Research use only, not for diagnosis"
 """What every object says of itself."""
 

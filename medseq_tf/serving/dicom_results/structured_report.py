@@ -28,10 +28,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from medseq_tf import __version__
-from medseq_tf.readers.dicom.header import MR
+from medseq_tf.readers.dicom.header import MANUFACTURER, MR
 from medseq_tf.serving.dicom_results.answer import Answer, KeySlice
 from medseq_tf.serving.dicom_results.source import (
-    MANUFACTURER,
     RESEARCH,
     evidence,
     long_string,
