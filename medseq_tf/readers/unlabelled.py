@@ -24,7 +24,6 @@ hash: its files may hold a name.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -34,6 +33,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers import image_folder, volume_file
 from medseq_tf.readers.atlas import Protocol, is_image_name, is_mask_name
 from medseq_tf.readers.dicom.archive import Query, is_archive, is_uid
+from medseq_tf.readers.dicom.archive_study import find_archive_studies
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.folder import Folder
 from medseq_tf.readers.image_folder import parse_slice_name
@@ -251,8 +251,7 @@ def _archive_studies(
     """The studies of an archive, read as the DICOM files of a folder are."""
     if modality == PHOTOGRAPH:
         raise InputError("the model reads photographs, and an archive holds none; give a folder")
-    module = importlib.import_module("medseq_tf.readers.dicom.archive_study")
-    studies, audit_entries = module.find_archive_studies(
+    studies, audit_entries = find_archive_studies(
         url,
         wanted.query,
         wanted.study_uids,

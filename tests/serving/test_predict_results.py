@@ -85,11 +85,11 @@ def test_of_classes(heads, tmp_path):
 def test_a_study_whose_results_fail_stops_no_other(heads, tmp_path, monkeypatch):
     made, calls = delivery.results, []
 
-    def some(answer):
+    def some(answer, **options):
         calls.append(answer)
         if len(calls) == 2:
             raise InputError("a header that no object can be made of")
-        return made(answer)
+        return made(answer, **options)
 
     monkeypatch.setattr(delivery, "results", some)
     rows = list(predict(Bright(), heads, workers=1, dicom_out=tmp_path))
@@ -165,7 +165,7 @@ def test_the_command_line_names_the_files(heads, tmp_path, monkeypatch, capsys):
     assert (status, err) == (1, "medseq-tf: 3 studies without results\n")
 
 
-def _refused(answer):
+def _refused(answer, **options):
     raise InputError("no header")
 
 

@@ -393,6 +393,8 @@ def _told(archive: Archive, study_uid: str) -> list[_Told] | UnavailableStudy:
                 except UnreadableDicom as error:
                     told = _Told(series_uid, sop_uid, error, 0, version)
                 else:
+                    if header is None:  # no picture: a report, or another result
+                        continue
                     told = _Told(series_uid, sop_uid, header, pixel_bytes, version)
                 files.setdefault(sop_uid, told)
     except UnavailableStudy as error:
