@@ -88,6 +88,22 @@ def test_the_same_answer_is_the_same_object(head):
     assert contact_sheet(other).SOPInstanceUID != first.SOPInstanceUID
 
 
+def test_a_study_without_a_prediction_has_none(head):
+    left_out = [Prediction("study", error="no slice can be read")]
+    assert contact_sheet(answer_of_head(head, predictions=left_out, slices=[])) is None
+
+
+def test_of_many_labels_the_first_are_told_and_how_many_more(head, told):
+    rows = [
+        Prediction("study", f"label {i}", probability=0.1, threshold=0.5, positive=False)
+        for i in range(20)
+    ]
+    sheet(answer_of_head(head, predictions=rows))
+    named = [text for text in told if text.startswith("label ")]
+    assert len(named) == module.MOST_LINES - 1
+    assert f"and {20 - len(named)} labels more" in told
+
+
 def test_slices_are_shown_in_their_order_at_the_sources_window(head):
     answer = answer_of_head(head, maps=None)
     for header in answer.headers:

@@ -49,10 +49,12 @@ ORIENTATION = {"axial": ("L", "P"), "coronal": ("L", "F"), "sagittal": ("P", "F"
 """Where rows and columns of slices of a plane run to, see `readers.orientation`."""
 
 
-def contact_sheet(answer: Answer) -> Dataset:
-    """Return the contact sheet of an answer."""
+def contact_sheet(answer: Answer) -> Dataset | None:
+    """Return the contact sheet of an answer; None of a study without a prediction."""
     import highdicom
 
+    if answer.error:
+        return None
     header, model = answer.headers[0], answer.model
     source = source_of(header)
     result = highdicom.sc.SCImage(
@@ -101,24 +103,24 @@ def contact_sheet(answer: Answer) -> Dataset:
 
 
 def _words(answer: Answer) -> list[str]:
-    """Return what the model predicts, a line a label or class."""
-    lines: list[str] = []
-    for one in answer.predictions:
-        lines += [one.error] if one.error else _prediction(one)
-    return [line[:MOST_LETTERS] for line in map(printable, lines[:MOST_LINES])]
+    """Return what the model predicts, a line a label; of many the first, and how many more."""
+    lines = [_prediction(one) for one in answer.predictions]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1 :] = [f"and {len(lines) - MOST_LINES + 1} labels more"]
+    return [printable(line)[:MOST_LETTERS] for line in lines]
 
 
-def _prediction(one: Prediction) -> list[str]:
+def _prediction(one: Prediction) -> str:
     if one.called and one.probabilities:
         ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
         shares = ", ".join(f"{name} {probability:.3f}" for name, probability in ranked)
-        return [f"{one.label}: {one.called}  (probabilities: {shares})"]
+        return f"{one.label}: {one.called}  (probabilities: {shares})"
     call = "positive" if one.positive else "negative"
     calibrated = "" if one.calibrated is None else f", calibrated {one.calibrated:.3f}"
-    return [
+    return (
         f"{one.label}: {call}, probability {one.probability:.3f}{calibrated} (positive from "
         f"{one.threshold:.3f} on)"
-    ]
+    )
 
 
 def _legend(answer: Answer, shown: Sequence[int], key: Sequence[KeySlice], label: str) -> list[str]:

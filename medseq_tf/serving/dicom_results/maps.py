@@ -95,8 +95,8 @@ def _heat(
     Each member's is a share of its greatest in the study; it is the mean of those, by the members'
     weights, of the members that are shown a slice, and nan where none is.
     """
-    study = _OneStudy.of(loaded, record)
-    size, total, weights = loaded.description.size, 0.0, 0.0
+    study, size = _OneStudy.of(loaded, record), loaded.description.size
+    maps, weights = [], []
     for member, graphs in zip(loaded.members, loaded.graphs, strict=True):
         if not _has_feature_maps(graphs):
             continue
@@ -106,13 +106,14 @@ def _heat(
             shown.told["covariates"] = _covariates(loaded.description, names, covariates)
         heat = _at_size(grad_cam(shown, label), size)
         greatest = np.nanmax(heat)
-        is_shown = np.isfinite(heat[:, :1, :1])
-        total = total + member.weight * np.nan_to_num(heat / greatest if greatest > 0 else heat)
-        weights = weights + member.weight * is_shown
-    if isinstance(weights, float):
+        maps.append(heat / greatest if greatest > 0 else heat)
+        weights.append(member.weight)
+    if not maps:
         return None
+    weighed = np.reshape(weights, (-1, 1, 1, 1)) * np.isfinite(maps)
     with np.errstate(invalid="ignore"):
-        return (total / weights).astype(np.float32)
+        mean = (weighed * np.nan_to_num(maps)).sum(axis=0) / weighed.sum(axis=0)
+    return mean.astype(np.float32)
 
 
 def _has_feature_maps(graphs: ModelGraphs) -> bool:
