@@ -311,11 +311,13 @@ def test_a_study_that_is_denied_costs_itself_alone(faulty, heads, status):
     assert asked.series(heads[1].study_uid)
 
 
-def test_numbers_that_are_none_are_not_believed(faulty):
-    body = b'[{"0020000D": {"Value": ["1.2"]}, "00201206": {"Value": [1e999]}}]'
+def test_values_that_are_none_are_not_believed(faulty):
+    odd = b'"00201206": {"Value": [1e999]}, "00080061": {"Value": [{"Alphabetic": "Zebra"}, "CT"]}'
+    body = b'[{"0020000D": {"Value": ["1.2"]}, %s}]' % odd
     headers = {"Content-Type": "application/dicom+json"}
     faulty.misbehave("status", "GET", status=200, body=body, headers=headers)
-    assert next(Archive.open(faulty.url).studies(Query())).series is None
+    found = next(Archive.open(faulty.url).studies(Query()))
+    assert (found.series, found.modalities) == (None, ("CT",))
 
 
 @pytest.mark.parametrize("status", [200, 202, 409])

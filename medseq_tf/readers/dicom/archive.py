@@ -204,7 +204,7 @@ class Archive:
             for item in filter(query.fits, self._found("studies", STUDY_UID, query.parameters)):
                 yield FoundInArchive(
                     text_of(item, STUDY_UID),
-                    tuple(map(str, values_of(item, "00080061"))),
+                    tuple(m for m in values_of(item, "00080061") if isinstance(m, str)),
                     _count(item, "00201206"),
                     _count(item, "00201208"),
                 )
@@ -272,6 +272,7 @@ class Archive:
         """
         from pydicom.dataset import Dataset
 
+        found = self.metadata_json(study_uid, series_uid)
         with self._of_study(), quiet_pydicom():
             try:
                 return [
@@ -279,10 +280,8 @@ class Archive:
                         Dataset.from_json(_without_pixels(item), lambda *_: None),
                         text_of(item, TRANSFER_SYNTAX),
                     )
-                    for item in self.metadata_json(study_uid, series_uid)
+                    for item in found
                 ]
-            except (UnavailableStudy, InputError, StorageError):
-                raise
             except Exception:  # whatever pydicom makes of odd values
                 raise BadAnswer("metadata that cannot be read") from None
 

@@ -106,7 +106,8 @@ class DicomStudy(StudySource):
         for picture, image, padding in self.decoded(audit_entries):
             if image is None:
                 where = f"{self.source} file {picture.number}"
-                audit_entries.append(AuditEntry("unreadable image", where, "damaged or cut short"))
+                detail = "damaged, cut short, or other than its header says"
+                audit_entries.append(AuditEntry("unreadable image", where, detail))
                 continue
             is_whole_ct = self.modality == CT and image.dtype.kind == "i"
             count, count_beyond = _counted(image, padding, is_whole_ct)
