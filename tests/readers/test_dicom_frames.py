@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 
@@ -19,11 +20,13 @@ from dicom_writer import (
     write,
     write_stack,
 )
+from faulty_archive import FaultyArchive
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from medseq_tf.errors import InputError
+from medseq_tf.readers.dicom.archive_study import find_archive_studies
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.index import find_dicom_studies, index_dicom
 
@@ -267,6 +270,35 @@ def test_a_slice_knows_its_frame(tmp_path):
     assert [order[picture.place] for picture in study.pictures] == [0, 1, 2, 3, 4]
     headers = study.source_headers()
     assert [int(header.NumberOfFrames) for header in headers] == [5] * 5
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLSLossless, RLELossless])
+def test_an_archive_gives_the_slices_of_the_files_in_a_folder(tmp_path, syntax):
+    """Of two files whose frames lie between each other's."""
+    _, positions = stack(6)
+    values = np.full((6, 4, 6), 1000) + np.arange(6)[:, None, None]
+    for number, places in enumerate(([4, 0, 2], [1, 5, 3])):
+        elements = multi_frame(
+            values[places],
+            [at(positions[i][2], dimensions=(1, i + 1)) for i in places],
+            t00080018=f"1.2.3.{9 - number}",
+            t00209161=("UI", "1.2.3.77"),
+            t00209162=("US", number + 1),
+            t00209163=("US", 2),
+        )
+        data_set = pydicom.dcmread(io.BytesIO(dicom_file(elements)))
+        if syntax != ExplicitVRLittleEndian:
+            data_set.compress(syntax, generate_instance_uid=False)
+        data_set.save_as(tmp_path / f"{number}")
+    (study,), _ = find_dicom_studies(tmp_path)
+    with FaultyArchive(sorted(tmp_path.iterdir())) as archive:
+        (asked,), audit_entries = find_archive_studies(archive.url)
+        ours, theirs = asked.read(), study.read()
+        assert len(asked.source_headers()) == 6
+    assert audit_entries == []
+    np.testing.assert_array_equal(ours.images, values - 1024)
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.grid, theirs.grid)
 
 
 # ------------------------------------------------------------------------------------- values
