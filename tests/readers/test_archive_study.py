@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 from dicom_heads import enhanced, head_study, leaked, planted
 from faulty_archive import FaultyArchive
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medseq_tf.cli import cli
 from medseq_tf.dataset import preparation
@@ -22,6 +24,7 @@ from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.readers import storage
 from medseq_tf.readers.dicom.archive import Archive, Query
 from medseq_tf.readers.dicom.archive_study import find_archive_studies, name_in_archive
+from medseq_tf.readers.dicom.elements import UnreadableDicom
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.readers.dicom.metadata import header_of_metadata
@@ -147,6 +150,27 @@ def test_metadata_say_what_the_files_say(heads, faulty):
             expected = by_uid[header.sop_instance]
             assert header._replace(format=expected.format) == expected
             assert pixel_bytes == 2 * header.rows * header.columns
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.floats() | st.text(max_size=4) | st.just("1.2.3"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["Value", "vr", "00280010", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+TAGS = [
+    *("00080016", "00083002", "0020000D", "00200032", "00200037", "00280008", "00280010"),
+    *("00280011", "00280100", "00280120", "52009229", "52009230", "7FE00010", "zzzzzzzz"),
+]
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(TAGS), JSON | st.fixed_dictionaries({"Value": JSON})))
+def test_odd_metadata_are_named(item):
+    with contextlib.suppress(UnreadableDicom):
+        header_of_metadata(item)
 
 
 def test_headers_are_those_of_the_files(heads, faulty, monkeypatch):

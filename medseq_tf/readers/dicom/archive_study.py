@@ -384,7 +384,7 @@ def _told(archive: Archive, study_uid: str) -> list[_Told] | UnavailableStudy:
         series = archive.series(study_uid)
         if not series:
             return UnavailableStudy("the archive has no such study")
-        for series_uid in [str(one["SeriesInstanceUID"]) for one in series]:
+        for series_uid in [str(one["SeriesInstanceUID"]).strip(" \0") for one in series]:
             for item in archive.metadata_json(study_uid, series_uid):
                 sop_uid = text_of(item, SOP_UID)
                 version = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
@@ -395,6 +395,7 @@ def _told(archive: Archive, study_uid: str) -> list[_Told] | UnavailableStudy:
                 else:
                     if header is None:  # no picture: a report, or another result
                         continue
+                    header = header._replace(study_uid=study_uid)
                     told = _Told(series_uid, sop_uid, header, pixel_bytes, version)
                 files.setdefault(sop_uid, told)
     except UnavailableStudy as error:
