@@ -28,7 +28,8 @@ PLACE = Place(path_type=Path)
 def prepare() -> None:
     """Read a cohort once: decode, resize, audit, and write a prepared data set.
 
-    SOURCE and tables may be URLs of s3://, gs:// or http(s)://; credentials are the environment's.
+    SOURCE and tables may be URLs of s3://, gs:// or http(s)://, and SOURCE of dicomweb is a DICOM
+    archive's; credentials are the environment's.
     """
 
 

@@ -124,6 +124,8 @@ def predict(
         refuse_credentials(model)
     delivery = Delivery.to(dicom_out, archives if store else {}, dicom_seg)
     with contextlib.ExitStack() as connection:
+        for archive in archives.values():
+            connection.callback(archive.close)
         executor, name = None, ""
         if ray is not None:
             model = name = shared_name(model)
