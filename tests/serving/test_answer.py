@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 
 import pytest
 from served import class_run, exported, small_run
 
 from medseq_tf.reporting.rendering import LIMITS_OF_CLASSES, LIMITS_OF_USE
+from medseq_tf.runs.run import Run
 from medseq_tf.serving.dicom_results.answer import ModelIdentity, derived_uid, model_identity
 from medseq_tf.serving.open_model import open_model
 
@@ -49,17 +51,16 @@ def test_a_run_is_known_by_its_model_file_and_its_card():
 
 
 def test_the_words_of_the_card_are_those_of_its_author(tmp_path):
-    import shutil
-
-    from medseq_tf.runs.run import Run
-
-    shutil.copytree(class_run().path, tmp_path / "run")
-    assert identity(tmp_path / "run").intended_use == LIMITS_OF_CLASSES
-    card = tmp_path / "run" / "model_card.md"
+    folder = tmp_path / "7"
+    shutil.copytree(class_run().path, folder)
+    found = identity(folder)
+    assert found.intended_use == LIMITS_OF_CLASSES
+    assert found.version == found.sha256[:12]  # a run has no number
+    card = folder / "model_card.md"
     card.write_text("# Card\n\n> Only for\n> adults, \\*once\\*.\n\nAnd > this is not.\n")
-    assert identity(Run(tmp_path / "run")).intended_use == "Only for adults, *once*."
+    assert identity(Run(folder)).intended_use == "Only for adults, *once*."
     card.write_text("# Card\n")
-    assert identity(tmp_path / "run").intended_use == LIMITS_OF_CLASSES
+    assert identity(folder).intended_use == LIMITS_OF_CLASSES
 
 
 def test_an_export_has_the_number_of_its_version():

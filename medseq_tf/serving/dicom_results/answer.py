@@ -171,20 +171,19 @@ def model_identity(
     """
     folder = opened.folder if isinstance(opened, GraphModel) else None
     calls = _digest(description.to_json().encode())
-    sha256, intended_use = calls, ""
+    limits = LIMITS_OF_CLASSES if description.classes else LIMITS_OF_USE
     if folder is not None and (folder / "experiment.yaml").is_file():
-        run = Run(folder)
-        sha256 = _digest_of_files(
-            folder, [member.run.path / "model.keras" for member in run.require_members()]
-        )
-        intended_use = _statement_of(folder / "model_card.md")
-    elif folder is not None:
+        files = [member.run.path / "model.keras" for member in Run(folder).require_members()]
+        sha256 = _digest_of_files(folder, files)
+        intended_use = _statement_of(folder / "model_card.md") or limits
+        return ModelIdentity(description.name, sha256[:12], sha256, intended_use, calls)
+    places, sha256 = [str(model)], calls
+    if folder is not None:
         weights = sorted(folder.glob("variables/variables.*"))
         sha256 = _digest_of_files(folder, [folder / "saved_model.pb", *weights])
-    places = [str(model), str(folder)] if folder is not None else [str(model)]
+        places.append(str(folder))
     version = next(filter(None, map(_number_in, places)), sha256[:12])
-    limits = LIMITS_OF_CLASSES if description.classes else LIMITS_OF_USE
-    return ModelIdentity(description.name, version, sha256, intended_use or limits, calls)
+    return ModelIdentity(description.name, version, sha256, limits, calls)
 
 
 def _number_in(place: str) -> str:
