@@ -92,7 +92,7 @@ def test_a_header_that_is_odd_is_not_quoted(monkeypatch, caplog, recwarn):
         return data_set()
 
     made = dict.fromkeys(KINDS, odd) | {"segmentation": lambda answer: None}
-    monkeypatch.setattr(module, "_makers", lambda: made)
+    monkeypatch.setattr(module, "_makers", lambda seg: made)
     assert len(results("answer")) == 2
     assert len(results("answer", ["report"])) == 1
     with pytest.raises(InputError) as caught:
