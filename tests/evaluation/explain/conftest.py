@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny_network
 from small_run import SMALL, run_small
 
 from medseq_tf import models
@@ -28,6 +29,7 @@ WEIGHTS = {
         "sequence.policy=even",
     ),
     "frozen": tuple(s for s in SMALL if "encoder" not in s) + KERAS,
+    "small frozen": tiny_network.SETTINGS,
     "mirrored": (*SMALL, "sequence.evaluation.mirrored=true"),
     "attention": (
         *(s for s in SMALL if "aggregator" not in s),
@@ -49,7 +51,10 @@ def shown_studies(prepared):
     def shown_study(kind):
         if kind not in made:
             recipe = recipes.load(recipes.Experiment(), WEIGHTS[kind])
-            model = models.build(recipe.model, (32, 32, 1), labels=1, seed=1)
+            with pytest.MonkeyPatch.context() as patch:
+                if kind == "small frozen":
+                    tiny_network.install(patch)
+                model = models.build(recipe.model, (32, 32, 1), labels=1, seed=1)
             graphs = ModelGraphs(model, recipe)
             made[kind] = ShownStudy(graphs, SliceStore(prepared, recipe), 3)
         return made[kind]

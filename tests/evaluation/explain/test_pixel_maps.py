@@ -15,7 +15,15 @@ from medseq_tf.evaluation.explain.graphs import ModelGraphs, last_feature_maps
 from medseq_tf.evaluation.explain.pixel_maps import grad_cam, integrated_gradients
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("shared", 64), ("per position", 64), ("frozen", 512)])
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("shared", 64),
+        ("per position", 64),
+        ("small frozen", 64),
+        pytest.param("frozen", 512, marks=pytest.mark.slow),
+    ],
+)
 def test_integrated_gradients_add_up_to_the_difference_of_the_logits(shown_studies, kind, steps):
     study = shown_studies(kind)
     sequence = study.sequences[0]
