@@ -10,8 +10,8 @@ from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError
 from medseq_tf.tuning import trial, tune
 
-CHOICES = {**SINGLE, "space": {"model.covariates": {"choice": [[], ["age"], ["age", "sex"]]}}}
-OPTIONS = {"trials": 3, "tuner": "grid", "base": False, "track": False, "verbose": False}
+CHOICES = {**SINGLE, "space": {"model.covariates": {"choice": [[], ["age", "sex"]]}}}
+OPTIONS = {"trials": 2, "tuner": "grid", "base": False, "track": False, "verbose": False}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def test_each_choice_is_trained_and_the_best_is_a_recipe(with_sites, tmp_path, m
     monkeypatch.setattr(trial, "end_with_parent", lambda: None)
     search = tune.tune(CHOICES, with_sites, out=tmp_path / "search", retrain=False, **OPTIONS)
     assert (search.trials["status"] == "finished").all()
-    assert set(search.trials["model.covariates"]) == {"[]", '["age"]', '["age", "sex"]'}
+    assert set(search.trials["model.covariates"]) == {"[]", '["age", "sex"]'}
     best = recipes.load(search.path / "best.yaml")
-    assert best.model.covariates in ([], ["age"], ["age", "sex"])
+    assert best.model.covariates in ([], ["age", "sex"])
 
 
 def test_a_name_that_the_data_set_lacks_is_said_before_a_trial(with_sites, tmp_path):
