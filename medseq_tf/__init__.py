@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "reporting.report",
     "export": "serving.export",
     "predict": "serving.predict",
+    "watch": "serving.watch",
     "track": "runs.track",
     "cache": "evaluation.feature_cache",
     "doctor": "reporting.doctor",

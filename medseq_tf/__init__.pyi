@@ -8,6 +8,7 @@ from medseq_tf.reporting.report import report as report
 from medseq_tf.runs.track import track as track
 from medseq_tf.serving.export import export as export
 from medseq_tf.serving.predict import predict as predict
+from medseq_tf.serving.watch import watch as watch
 from medseq_tf.training.train import train as train
 from medseq_tf.tuning.tune import tune as tune
 

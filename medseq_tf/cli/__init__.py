@@ -15,6 +15,7 @@ import click
 from medseq_tf import __version__
 from medseq_tf.cli.prepare_commands import FOLDER, PLACE, prepare
 from medseq_tf.cli.ray_options import RAY, cpus_per, gpus_per
+from medseq_tf.cli.watch_command import watch
 from medseq_tf.console import DebugGroup, import_tensorflow_quietly, run_and_exit, say
 
 
@@ -39,6 +40,7 @@ def cli() -> None:
 
 
 cli.add_command(prepare)
+cli.add_command(watch)
 
 
 def _say_where_mlflow_is(info: dict[str, Any], track: bool, title: str = "MLflow:") -> None:
