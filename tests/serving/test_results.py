@@ -77,9 +77,10 @@ def test_a_data_set_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def test_an_archive_is_given_whole_files():
     given = []
-    store([data_set()], SimpleNamespace(store=given.append))
-    ((content,),) = given
-    assert content[128:132] == b"DICM"
+    store([data_set(), data_set("2.25.2", "SEG")], SimpleNamespace(store=given.append))
+    ((first, last),) = given
+    assert first[128:132] == last[128:132] == b"DICM"
+    assert b"2.25.2" in first  # the report comes last: where it is, all is
 
 
 def test_a_header_that_is_odd_is_not_quoted(monkeypatch, caplog, recwarn):

@@ -119,12 +119,12 @@ def write(data_sets: Sequence[Dataset], folder: Path) -> list[Path]:
     """Write objects to a folder, all of them or none; return their files.
 
     A file is called by the object's modality and a hash of its UID. One that is there already is
-    replaced, as a whole; after a kill in between, the same command again completes the set.
+    replaced, as a whole. The first, a report, is written last: where it is, all are.
     """
     contents = {folder / _file_name(data_set): _bytes(data_set) for data_set in data_sets}
     new: list[Path] = []
     try:
-        for path, content in contents.items():
+        for path, content in reversed(contents.items()):
             new += [] if path.exists() else [path]
             with atomic(path) as temporary:
                 temporary.write_bytes(content)
@@ -136,13 +136,13 @@ def write(data_sets: Sequence[Dataset], folder: Path) -> list[Path]:
 
 
 def store(data_sets: Sequence[Dataset], archive: Archive) -> None:
-    """Store objects in an archive.
+    """Store objects in an archive, the first of them, a report, last.
 
     Raises:
         InputError: it does not take one of them.
         Unreachable: it does not answer.
     """
-    archive.store([_bytes(data_set) for data_set in data_sets])
+    archive.store([_bytes(data_set) for data_set in reversed(data_sets)])
 
 
 def _file_name(data_set: Dataset) -> str:
