@@ -58,13 +58,13 @@ def alone(one, description):
     return ServingModel([one._replace(weight=1.0)], description)
 
 
-LABELS = [(0.35, NETWORK), (0.25, NEIGHBOURS), (0.1, SAME), (0.1, ALL), (0.2, PAPER)]
+LABELS = [(0.35, NETWORK), (0.25, NEIGHBOURS), (0.2, SAME), (0.2, PAPER)]
 
 
 @pytest.mark.parametrize(
     ("outputs", "chosen", "sizes"),
     [
-        ("labels", LABELS, [2, 1, 1, 1]),
+        ("labels", LABELS, [2, 1, 1]),
         ("classes", [(0.6, NETWORK), (0.3, SAME), (0.1, ALL)], [2, 1]),
     ],
 )
