@@ -139,7 +139,10 @@ class ArchiveWork:
         for found in self.archive.studies(self.query):
             instances = found.instances
             if instances is None:  # an archive that does not count
-                instances = len(self.archive.instances(found.study_uid))
+                try:
+                    instances = len(self.archive.instances(found.study_uid))
+                except UnavailableStudy:
+                    continue
             yield Found(found.study_uid, found.series or 0, instances)
 
     def name(self, study_uid: str) -> str:
@@ -168,6 +171,9 @@ class ArchiveWork:
             url, description.modality, description.preparation, wanted
         )
         if not studies:
+            failed = [e.detail for e in audit_entries if e.detail.startswith("the archive")]
+            if failed:  # what it could not give now, it may give later
+                raise StudyFailed(failed[0])
             raise NothingToRead(kinds_text(audit_entries))
         check_dicom(studies)
         return [study for study in studies if isinstance(study, ArchiveStudy)]

@@ -153,9 +153,10 @@ def test_on_a_real_archive(archive, heads, tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------- faults
 
 
-def test_a_study_whose_files_cannot_be_had_is_tried_later(faulty, heads, tmp_path):
+@pytest.mark.parametrize(("kind", "what"), [("junk", "instances/"), ("status", "metadata")])
+def test_a_study_whose_files_cannot_be_had_is_tried_later(faulty, heads, tmp_path, kind, what):
     uid = heads[1].study_uid
-    faulty.misbehave("junk", rf"GET /dicom-web/studies/{uid}/series/.*/instances/", 50)
+    faulty.misbehave(kind, rf"GET /dicom-web/studies/{uid}/series/.*/{what}", 50, status=500)
     done = once(faulty, log=tmp_path / "log")
     assert (done.answered, done.given_up) == (HEADS - 1, 1)
     (line,) = [line for line in lines_of(tmp_path / "log") if line["event"] == "given up"]
