@@ -303,7 +303,7 @@ class _Told(NamedTuple):
 
     series_uid: str
     sop_uid: str
-    header: DicomHeader | UnreadableDicom | None
+    header: DicomHeader | UnreadableDicom
     pixel_bytes: int
     version: str
 
@@ -353,7 +353,7 @@ class _Listed:
                 if isinstance(file.header, UnreadableDicom):
                     where = f"file {number}"
                     audit_entries.append(AuditEntry("unreadable image", where, str(file.header)))
-                elif file.header is not None:
+                else:
                     study = by_study[f"{study_uid} {file.header.patient_id}"]
                     of_series = study[file.series_uid]
                     of_series.append(DicomFile(number, file.sop_uid, file.header))
