@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import pydicom
 import pytest
+import requests
 from dicom_heads import head_study, leaked, planted
 from small_run import run_small
 
@@ -37,6 +38,8 @@ sys.addaudithook(note)
 """
 NEW = (0, 1)
 """Those that are predicted."""
+WATCHED = 2
+"""The one that the watcher answers."""
 WINDOW = "input.windows=[[40, 80]]"
 OF_OTHERS = re.compile(
     r"/dev/.*|/proc/.*|.*/temporary(/[a-z0-9_]{8})?|.*/home/\.(cache/matplotlib|keras)/.*"
@@ -122,7 +125,7 @@ def place(orthanc, tmp_path_factory):
                 number,
                 slices=4,
                 lesion=number % 2 == 0,
-                StudyDescription="NEW HEAD" if number in NEW else "HEAD",
+                StudyDescription="LATE" if number == WATCHED else "NEW" if number in NEW else "OLD",
             )
             orthanc.send(study.files)
             rows.writerow([planted(number)["PatientID"], int(number % 2 == 0)])
@@ -195,3 +198,16 @@ def test_predicting_names_patients_in_results_alone(place, predicted):
         assert not leaked(path.name, *HEADS)
         names.add(str(pydicom.dcmread(path).PatientName))
     assert names == {planted(number)["PatientName"] for number in NEW}
+
+
+def test_the_watcher_names_nobody(place, run, orthanc):
+    said = place.run(
+        "watch", "run", place.url, "--query", "StudyDescription=LATE", "--store", "--once",
+        "--stable", "0s",
+    )  # fmt: skip
+    assert said.status == 0, said.text
+    assert not leaked(said.text, *HEADS)
+    assert not said.opened
+    asked = {"Level": "Series", "Query": {"Modality": "SR", "StudyDescription": "LATE"}}
+    answer = requests.post(f"{orthanc.root}/tools/find", json=asked, timeout=30)
+    assert len(answer.json()) == 1
