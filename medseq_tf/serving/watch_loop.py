@@ -311,10 +311,11 @@ class Watcher:
     def _queue_up(self, key: int, due: float) -> None:
         """Let a study be tried from a time on.
 
-        Of those that are due since the same sweep, two watchers begin with different ones.
+        Those that are due since the same sweep have an order that is this watcher's own: two that
+        work side by side seldom have the same one in hand.
         """
         self._waiting[key].due = due
-        heapq.heappush(self._queue, (due, key ^ self._own, key))
+        heapq.heappush(self._queue, (due, _number(self._own, key), key))
 
     def _next_due(self) -> tuple[float, int | None]:
         """Return when the next study is to be tried, and which it is."""

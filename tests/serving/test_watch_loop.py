@@ -306,7 +306,7 @@ def test_of_many_studies_none_is_lost_and_none_has_two_answers(count, watchers, 
     if watchers == 1:
         assert stored == count == team[0].status.answered
     else:
-        assert stored < 1.1 * count  # the same object again, where two had it in hand at a time
+        assert stored < 1.25 * count  # the same object again, where two had it in hand at a time
 
 
 def test_studies_that_always_fail_hold_up_no_other(monkeypatch):
