@@ -519,7 +519,7 @@ def tried(call: Callable[[], Result]) -> Result:
             _refuse_final(error)
             if seconds is None:
                 raise StorageError(f"no whole answer ({_name_of(error)})") from None
-            time.sleep(seconds)
+            time.sleep(max(seconds, getattr(error, "pause", 0.0)))
     raise AssertionError
 
 

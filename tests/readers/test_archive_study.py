@@ -23,7 +23,11 @@ from medseq_tf.dataset.prepare import prepare
 from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.readers import storage
 from medseq_tf.readers.dicom.archive import Archive, Query
-from medseq_tf.readers.dicom.archive_study import find_archive_studies, name_in_archive
+from medseq_tf.readers.dicom.archive_study import (
+    find_archive_studies,
+    index_dicomweb,
+    name_in_archive,
+)
 from medseq_tf.readers.dicom.elements import UnreadableDicom
 from medseq_tf.readers.dicom.header import read_dicom_header
 from medseq_tf.readers.dicom.index import find_dicom_studies
@@ -245,6 +249,37 @@ def test_work_goes_on_from_finished_shards(heads, labels, faulty, tmp_path, monk
     retrieved = [path for _, path in faulty.asked[asked:] if path.split("/")[-2] == "instances"]
     assert all(last.study_uid in path for path in retrieved)
     assert content(prepared) == content(whole)
+
+
+def test_where_an_archive_keeps_files_changes_nothing(heads, labels, faulty, tmp_path):
+    """Shards that are finished are gone on with, and the data set is the same."""
+    before = index_dicomweb(faulty.url, labels).versions
+    for study in faulty.studies.values():
+        for instance in study.instances:
+            instance.attributes.update(
+                {
+                    "00080056": {"vr": "CS", "Value": ["NEARLINE"]},
+                    "00081190": {"vr": "UR", "Value": ["http://elsewhere/1"]},
+                    "77770010": {"vr": "LO", "Value": ["an archive"]},
+                    "77771025": {"vr": "DT", "Value": ["20260101"]},
+                    "7FE00010": {"vr": "OW", "BulkDataURI": "http://elsewhere/2"},
+                }
+            )
+    assert index_dicomweb(faulty.url, labels).versions == before
+    instance.attributes["00281052"] = {"vr": "DS", "Value": [-1000]}
+    assert index_dicomweb(faulty.url, labels).versions != before
+
+
+def test_transfer_syntaxes_that_an_archive_can_make(heads, faulty):
+    """They do not say which is the file's."""
+    item = Archive.open(faulty.url).metadata_json(heads[0].study_uid)[0]
+    expected = header_of_metadata(item)[0]
+    video = "1.2.840.10008.1.2.4.102"
+    for values in ([video, "1.2.840.10008.1.2.1"], []):
+        told = {**item, "00083002": {"vr": "UI", "Value": values}}
+        assert header_of_metadata(told)[0] == expected
+    told = {**item, "00083002": {"vr": "UI", "Value": [video]}}
+    assert "transfer syntax" in header_of_metadata(told)[0].unread
 
 
 def test_an_archive_that_is_not_there(labels, tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import logging
+import operator
 import pickle
+import re
 import ssl
 
 import pydicom
@@ -17,6 +20,7 @@ from medseq_tf.errors import InputError, Unreachable
 from medseq_tf.readers import storage
 from medseq_tf.readers.dicom import connection
 from medseq_tf.readers.dicom.archive import Archive, Query
+from medseq_tf.readers.dicom.connection import BadAnswer, Connection
 from medseq_tf.readers.dicom.multipart import NotWhole, message_of, parts_of
 from medseq_tf.readers.storage import UnavailableStudy
 
@@ -28,7 +32,7 @@ def nobody_asks(monkeypatch, tmp_path):
     """No pauses, and no credentials of this machine."""
     monkeypatch.setattr(storage, "SECONDS_BETWEEN_TRIES", (0.0, 0.0, 0.0))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    for name in ("TOKEN", "USER", "PASSWORD", "CERT", "KEY", "CA"):
+    for name in ("TOKEN", "TOKEN_FILE", "USER", "PASSWORD", "CERT", "KEY", "CA"):
         monkeypatch.delenv(f"MEDSEQ_TF_DICOMWEB_{name}", raising=False)
 
 
@@ -138,6 +142,10 @@ def test_credentials_are_the_environments(monkeypatch, tmp_path, heads):
         ({"TOKEN": "plant\ned"}, "characters that no token has"),
         ({"KEY": __file__}, "KEY is set and .*CERT is not"),
         ({"CA": "/planted"}, "CA names a file that is not there"),
+        ({"CA": __file__}, "CA names a file that holds no certificate"),
+        ({"CERT": __file__}, "CERT and _KEY are no certificate in PEM and its key"),
+        ({"TOKEN_FILE": __file__}, "TOKEN_FILE holds characters that no token has"),
+        ({"TOKEN_FILE": __file__, "USER": "a", "PASSWORD": "b"}, "TOKEN_FILE and .*USER are both"),
     ],
 )
 def test_credentials_that_cannot_be_used(monkeypatch, variables, message):
@@ -146,6 +154,27 @@ def test_credentials_that_cannot_be_used(monkeypatch, variables, message):
     with pytest.raises(InputError, match=message) as error:
         Archive.open("https://pacs/dicom-web")
     assert "plant" not in str(error.value)
+
+
+def test_a_token_that_is_renewed(monkeypatch, tmp_path, faulty):
+    path = tmp_path / "token"
+    path.write_text("one\n")
+    monkeypatch.setenv("MEDSEQ_TF_DICOMWEB_TOKEN_FILE", str(path))
+    asked = Archive.open(faulty.url)
+    for token in ("one", "two"):
+        faulty.accepts = f"Bearer {token}"
+        path.write_text(token)
+        assert len(list(asked.studies(Query()))) == len(SYNTAXES)
+    path.unlink()
+    with pytest.raises(Unreachable, match="NoToken"):
+        list(asked.studies(Query()))
+
+
+def test_credentials_stay_in_their_process(monkeypatch):
+    monkeypatch.setenv("MEDSEQ_TF_DICOMWEB_USER", "ada")
+    monkeypatch.setenv("MEDSEQ_TF_DICOMWEB_PASSWORD", "planted")
+    with pytest.raises(TypeError, match="stays in its process"):
+        pickle.dumps(Archive.open("https://pacs/dicom-web"))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +206,19 @@ def test_redirections_lead_to_no_other_server(faulty, monkeypatch):
         list(Archive.open(faulty.url).studies(Query()))
 
 
+def test_a_port_may_be_left_out_of_a_redirection():
+    asked = Connection("https://pacs/dicom-web", False, 1.0)
+    assert asked._redirected("https://pacs/a", "https://PACS:443/b") == "https://PACS:443/b"
+    for other in (
+        "http://pacs/b",
+        "https://pacs:8443/b",
+        "https://pacs.other/b",
+        "https://a:b@pacs/b",
+    ):
+        with pytest.raises(BadAnswer, match="another server"):
+            asked._redirected("https://pacs/a", other)
+
+
 def test_certificates_are_verified_unless_told_otherwise(heads, monkeypatch, certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -185,6 +227,13 @@ def test_certificates_are_verified_unless_told_otherwise(heads, monkeypatch, cer
             list(Archive.open(server.url).studies(Query()))
         assert len(list(Archive.open(server.url, insecure_tls=True).studies(Query()))) == 1
         monkeypatch.setenv("MEDSEQ_TF_DICOMWEB_CA", str(certificate))
+        assert len(list(Archive.open(server.url).studies(Query()))) == 1
+    context.load_verify_locations(certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with FaultyArchive(heads[0].files, tls=context) as server:
+        with pytest.raises(Unreachable):
+            list(Archive.open(server.url).studies(Query()))
+        monkeypatch.setenv("MEDSEQ_TF_DICOMWEB_CERT", str(certificate))
         assert len(list(Archive.open(server.url).studies(Query()))) == 1
 
 
@@ -245,6 +294,24 @@ def test_what_fails_is_tried_again(faulty, kind, times, is_there):
     else:
         with pytest.raises(Unreachable, match="does not answer: no whole answer"):
             list(Archive.open(faulty.url).studies(Query()))
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "pauses"),
+    [
+        (503, {"Retry-After": "7"}, [7, 7]),
+        (429, {"Retry-After": "9999"}, [30, 30]),
+        (429, {}, [20, 20]),
+        (503, {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, [0, 0]),
+        (500, {}, [0, 0]),
+    ],
+)
+def test_a_busy_archive_is_waited_for(faulty, monkeypatch, status, headers, pauses):
+    waited = []
+    monkeypatch.setattr(storage.time, "sleep", waited.append)
+    faulty.misbehave("status", times=2, status=status, headers=headers)
+    assert len(list(Archive.open(faulty.url).studies(Query()))) == len(SYNTAXES)
+    assert waited == pauses
 
 
 FILES = r"/instances/[\d.]+$"
@@ -350,6 +417,36 @@ def test_pages(heads):
         asked = Archive.open(server.url)
         assert len(list(asked.studies(Query()))) == 3
         assert len(asked.instances(heads[0].study_uid)) == 6
+
+
+def test_no_page_is_larger_than_archives_give(faulty, heads):
+    """Azure's refuses to be asked for more than 200."""
+    asked = Archive.open(faulty.url)
+    list(asked.studies(Query()))
+    asked.instances(heads[0].study_uid)
+    limits = [int(limit) for _, path in faulty.asked for limit in re.findall(r"limit=(\d+)", path)]
+    assert len(limits) == len(faulty.asked)
+    assert max(limits) <= 200
+
+
+def test_an_archive_without_wildcards(faulty, heads, monkeypatch):
+    monkeypatch.setattr(fnmatch, "fnmatchcase", operator.eq)
+    asked = Archive.open(faulty.url)
+    assert len(list(asked.studies(Query.parse("StudyDescription=CT HEAD")))) == len(SYNTAXES)
+    assert list(asked.studies(Query.parse("StudyDescription=CT?HEAD"))) == []
+
+
+def test_a_query_that_an_archive_refuses(faulty):
+    faulty.misbehave("status", status=400)
+    with pytest.raises(InputError, match=r"refuses what .*Description=\*HEAD"):
+        list(Archive.open(faulty.url).studies(Query.parse("StudyDescription=*HEAD*,PatientID=7")))
+
+
+def test_any_value_is_none_too():
+    item = {"00081030": {"vr": "LO"}, "00080020": {"vr": "DA"}}
+    assert Query.parse("StudyDescription=*").fits(item)
+    assert not Query.parse("StudyDescription=*HEAD*").fits(item)
+    assert not Query.parse("StudyDate=-20260101").fits(item)
 
 
 def test_nothing_is_said_of_whom_was_asked_for(faulty, heads, caplog, capfd):

@@ -43,7 +43,8 @@ MOST_JSON = 2**28
 """Bytes of an answer in JSON: the metadata of some 20,000 files."""
 MOST_FILE = 2**31
 """Bytes of a file of which nothing else is known."""
-_PAGE = 500
+_PAGE = 200
+"""Asked for at a time; some archives refuse to be asked for more."""
 _JSON = "application/dicom+json"
 _FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -114,14 +115,17 @@ class Query:
         return cls(terms)
 
     @property
-    def parameters(self) -> list[tuple[str, str]]:
-        """The query as it is sent.
+    def ways(self) -> list[list[tuple[str, str]]]:
+        """How the query is sent, one way after the other until something is found.
 
         Not every archive decodes what a URL has to escape: a blank and the like are sent as `?`,
-        which any character fits, and what is found is held to the true values by `fits`.
+        which any character fits, and what is found is held to the true values by `fits`. Nor does
+        every archive know `?`: then the values are sent as they are.
         """
-        sent = [(keyword, _ESCAPED.sub("?", value)) for keyword, value in self.terms.items()]
-        return [*sent, *(("includefield", keyword) for keyword in self.terms)]
+        wild = [(keyword, _ESCAPED.sub("?", value)) for keyword, value in self.terms.items()]
+        literal = list(self.terms.items())
+        shown = [("includefield", keyword) for keyword in self.terms]
+        return [way + shown for way in ([wild, literal] if wild != literal else [wild])]
 
     def fits(self, item: Json) -> bool:
         """Whether a study that was found is one that was wanted, as far as that is said of it."""
@@ -159,6 +163,10 @@ class FoundInArchive:
     modalities: tuple[str, ...] = ()
     series: int | None = None
     instances: int | None = None
+
+
+class BadQuery(BadAnswer):
+    """The archive does not take what it is asked."""
 
 
 class Archive:
@@ -201,13 +209,24 @@ class Archive:
             Unreachable: it does not answer.
         """
         try:
-            for item in filter(query.fits, self._found("studies", STUDY_UID, query.parameters)):
-                yield FoundInArchive(
-                    text_of(item, STUDY_UID),
-                    tuple(m for m in values_of(item, "00080061") if isinstance(m, str)),
-                    _count(item, "00201206"),
-                    _count(item, "00201208"),
-                )
+            for parameters in query.ways:
+                is_found = False
+                for item in filter(query.fits, self._found("studies", STUDY_UID, parameters)):
+                    is_found = True
+                    yield FoundInArchive(
+                        text_of(item, STUDY_UID),
+                        tuple(m for m in values_of(item, "00080061") if isinstance(m, str)),
+                        _count(item, "00201206"),
+                        _count(item, "00201208"),
+                    )
+                if is_found:
+                    return
+        except BadQuery as error:
+            if not query.terms:
+                self._refuse(error)
+            raise InputError(
+                f"{self.url}: {error}; not every archive can be asked for every keyword ({query})"
+            ) from None
         except StorageError as error:
             self._refuse(error)
 
@@ -446,10 +465,10 @@ def _fits(item: Json, tag: str, wanted: str) -> bool:
     values = [
         str(value.get("Alphabetic", "") if isinstance(value, dict) else value).casefold()
         for value in values_of(item, tag)
-    ]
+    ] or [""]
     first, is_range, last = wanted.partition("-")
     if is_range and item[tag].get("vr") in ("DA", "TM"):
-        return any((first or value) <= value <= (last or value) for value in values)
+        return any(v and (first or v) <= v <= (last or v) for v in values)
     pattern = re.escape(wanted.casefold()).replace(r"\*", ".*").replace(r"\?", ".")
     return any(re.fullmatch(pattern, value, re.DOTALL) for value in values)
 
@@ -495,6 +514,8 @@ def _datasets(answer: Answer) -> list[Json]:
     """The data sets in an answer of JSON."""
     if answer.status == 204 or (answer.status == 200 and not answer.body):
         return []
+    if answer.status == 400:
+        raise BadQuery("it refuses what it is asked (status 400)")
     if answer.status != 200:
         raise BadAnswer(f"it answers with status {answer.status}")
     return _read_json(answer)

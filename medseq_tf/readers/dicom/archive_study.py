@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.archive import SOP_UID, Archive, Query, plain_url, text_of
@@ -53,6 +53,10 @@ HEADER_BYTES = 2**24
 """Of a file, beside its pixels, at most."""
 PACKED_AT_MOST = 2
 """Times as large as unpacked pixels compressed ones can be."""
+_OF_ARCHIVES = ("00080054", "00080056", "00081190")
+"""What an archive adds of itself: whence, how soon, and at which URL a file can be had."""
+_PRIVATE = tuple("13579BDF")
+"""What the number of a private group ends in; archives add such elements, too."""
 _OTHERWISE = "its files are not what the archive tells of them"
 
 
@@ -377,6 +381,19 @@ def _listed(archive: Archive, study_uids: Sequence[str]) -> _Listed:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
+def _version(item: Mapping[str, Any]) -> str:
+    """What changes with a file's header, and not with where an archive keeps it, or for whom."""
+    own = {
+        tag: element["Value"]
+        for tag, element in item.items()
+        if isinstance(element, dict)
+        and "Value" in element
+        and tag not in _OF_ARCHIVES
+        and tag[3:4].upper() not in _PRIVATE
+    }
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def _told(archive: Archive, study_uid: str) -> list[_Told] | UnavailableStudy:
     """What an archive tells of the files of a study, series by series."""
     files: dict[str, _Told] = {}
@@ -387,7 +404,7 @@ def _told(archive: Archive, study_uid: str) -> list[_Told] | UnavailableStudy:
         for series_uid in [str(one["SeriesInstanceUID"]).strip(" \0") for one in series]:
             for item in archive.metadata_json(study_uid, series_uid):
                 sop_uid = text_of(item, SOP_UID)
-                version = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
+                version = _version(item)
                 try:
                     header, pixel_bytes = header_of_metadata(item)
                 except UnreadableDicom as error:

@@ -4,13 +4,15 @@ Credentials come from the environment, or else from the netrc file, and are sent
 alone:
 
     MEDSEQ_TF_DICOMWEB_TOKEN                    a bearer token
+    MEDSEQ_TF_DICOMWEB_TOKEN_FILE               a file that holds it, read for each request: for a
+                                                token that another program renews
     MEDSEQ_TF_DICOMWEB_USER, _PASSWORD          a name and its password
     MEDSEQ_TF_DICOMWEB_CERT, _KEY               files: a client certificate, and its key
     MEDSEQ_TF_DICOMWEB_CA                       a file: the authorities that are trusted
 
-A request that fails is sent again, with pauses. An answer is read as far as its bound and no longer
-than `LONGEST_ANSWER` seconds. A redirection to another server is refused. What the libraries log
-would tell who was asked for, and is not passed on.
+A request that fails is sent again, with pauses, as long as a busy server asks for. An answer is
+read as far as its bound and no longer than `LONGEST_ANSWER` seconds. A redirection to another
+server is refused. What the libraries log would tell who was asked for, and is not passed on.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import contextlib
 import email.message
 import logging
 import os
+import ssl
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from medseq_tf.errors import InputError
 from medseq_tf.readers.storage import NotThere, StorageError, tried
@@ -39,10 +42,16 @@ AT_A_TIME = 8
 LONGEST_ANSWER = 600.0
 """Seconds that an answer may take as a whole, however steadily it comes."""
 MOST_REDIRECTIONS = 3
+BUSY_SECONDS = 20.0
+"""Pause where a server has been asked too often, and does not say for how long."""
+LONGEST_PAUSE = 30.0
+"""Seconds, whatever a server asks for."""
 
 _VARIABLE = "MEDSEQ_TF_DICOMWEB_"
 _CHUNK_BYTES = 2**18
-_TRY_LATER = (408, 425, 429)
+_PORTS = {"https": 443, "http": 80}
+_TOO_MANY = 429
+_TRY_LATER = (408, 425, _TOO_MANY)
 _LOGS = ("connection", "connectionpool", "response", "util.retry")
 _asking = threading.local()
 
@@ -56,11 +65,24 @@ class BadAnswer(StorageError):
 
 
 class ServerFailure(Exception):
-    """The server fails; it may not, soon."""
+    """The server fails; it may not, soon.
 
-    def __init__(self, status: int):
+    Attributes:
+        status: of HTTP.
+        pause: seconds until it is worth asking again.
+    """
+
+    def __init__(self, status: int, retry_after: str):
         super().__init__(f"status {status}")
         self.status = status
+        pause = BUSY_SECONDS if status == _TOO_MANY else 0.0
+        if retry_after.isascii() and retry_after.isdecimal():
+            pause = float(retry_after)
+        self.pause = min(pause, LONGEST_PAUSE)
+
+
+class NoToken(Exception):
+    """There is no token that can be sent; there may be, soon."""
 
 
 class Answer(NamedTuple):
@@ -102,13 +124,17 @@ class Connection:
         """
         self.url = url
         self._seconds = seconds
-        self._verify: bool | str = _file("CA") or True
+        self._verify: bool | str = _authorities() or True
         if insecure_tls:
             import urllib3
 
             self._verify = False
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._session = _session(url)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: it holds credentials."""
+        raise TypeError("a connection holds credentials and stays in its process")
 
     def close(self) -> None:
         """Close what is open."""
@@ -142,7 +168,9 @@ class Connection:
         """
         url = f"{self.url}/{path}"
         if parameters:
-            url += "?" + urllib.parse.urlencode(parameters, safe="*,:?")
+            url += "?" + urllib.parse.urlencode(
+                parameters, safe="*,:?", quote_via=urllib.parse.quote
+            )
         headers = {"Accept": accept, **({"Content-Type": sent.kind} if sent else {})}
         return tried(lambda: read(self._asked(url, headers, most_bytes, sent)))
 
@@ -193,9 +221,10 @@ class Connection:
         return target
 
 
-def _server(url: str) -> tuple[str, str]:
+def _server(url: str) -> tuple[str | int | None, ...]:
     parts = urllib.parse.urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
+    port = parts.port or _PORTS.get(parts.scheme)
+    return parts.scheme, parts.hostname, port, parts.username, parts.password
 
 
 def _answer(response: requests.Response, most_bytes: int, deadline: float) -> Answer:
@@ -205,7 +234,7 @@ def _answer(response: requests.Response, most_bytes: int, deadline: float) -> An
     if status in (404, 410):
         raise NotThere("it is not there")
     if status >= 500 or status in _TRY_LATER:
-        raise ServerFailure(status)
+        raise ServerFailure(status, response.headers.get("Retry-After", "").strip())
     message = email.message.Message()
     message["Content-Type"] = response.headers.get("Content-Type", "")
     parameters = {str(name): str(value) for name, value in message.get_params(failobj=[])[1:]}
@@ -242,11 +271,35 @@ def _session(url: str) -> requests.Session:
     session.mount("http://", adapter)
     session.headers["User-Agent"] = "medseq_tf"
     session.auth = _authentication(url)
+    session.cert = _certificate()
+    return session
+
+
+def _certificate() -> str | tuple[str, str]:
+    """The client's certificate, or that and its key; "" for none."""
     certificate, key = _file("CERT"), _file("KEY")
     if key and not certificate:
         raise InputError(f"{_VARIABLE}KEY is set and {_VARIABLE}CERT is not; set both")
-    session.cert = (certificate, key) if key else certificate
-    return session
+    if not certificate:
+        return ""
+    try:  # a password, so that none is asked for
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key or None, "")
+    except (OSError, ValueError):
+        raise InputError(
+            f"{_VARIABLE}CERT and _KEY are no certificate in PEM and its key, without a password"
+        ) from None
+    return (certificate, key) if key else certificate
+
+
+def _authorities() -> str:
+    """The file of the authorities that are trusted; "" for those of the system."""
+    path = _file("CA")
+    try:
+        if path:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:
+        raise InputError(f"{_VARIABLE}CA names a file that holds no certificate in PEM") from None
+    return path
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
@@ -257,22 +310,37 @@ def _authentication(url: str) -> Callable[[Any], Any]:
     """What gives a request its credentials, or none."""
     import requests
 
-    token = os.environ.get(f"{_VARIABLE}TOKEN", "").strip()
+    token, file = os.environ.get(f"{_VARIABLE}TOKEN", "").strip(), _file("TOKEN_FILE")
     user = os.environ.get(f"{_VARIABLE}USER")
     password = os.environ.get(f"{_VARIABLE}PASSWORD")
-    if token and user is not None:
-        raise InputError(f"{_VARIABLE}TOKEN and {_VARIABLE}USER are both set; set one of them")
+    is_given = {"TOKEN": bool(token), "TOKEN_FILE": bool(file), "USER": user is not None}
+    given = [f"{_VARIABLE}{name}" for name, is_set in is_given.items() if is_set]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]} are both set; set one of them")
     if (user is None) != (password is None):
         raise InputError(f"of {_VARIABLE}USER and {_VARIABLE}PASSWORD one is set; set both")
-    if token:
-        if not token.isascii() or not token.isprintable():
-            raise InputError(f"{_VARIABLE}TOKEN holds characters that no token has")
-        return lambda request: _with_header(request, f"Bearer {token}")
+    if token or file:
+        try:
+            _token(token, file)
+        except NoToken:
+            raise InputError(f"{given[0]} holds characters that no token has, or none") from None
+        return lambda request: _with_header(request, f"Bearer {_token(token, file)}")
     pair = (user, password) if user is not None else requests.utils.get_netrc_auth(url)
     if pair:
         name, secret = (str(value).encode() for value in pair)
         return requests.auth.HTTPBasicAuth(name, secret)
     return lambda request: request
+
+
+def _token(token: str, file: str) -> str:
+    """The token, or what the file holds by now."""
+    try:
+        token = Path(file).read_text("ascii").strip() if file else token
+    except (OSError, ValueError):
+        raise NoToken from None
+    if not token or not token.isascii() or not token.isprintable():
+        raise NoToken
+    return token
 
 
 def _with_header(request: Any, value: str) -> Any:

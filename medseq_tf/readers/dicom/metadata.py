@@ -16,7 +16,7 @@ from medseq_tf.readers.dicom.encoding import UNCOMPRESSED
 from medseq_tf.readers.dicom.header import DicomHeader, header_of
 
 TRANSFER_SYNTAX = "00083002"
-"""Of the file, where the archive tells it."""
+"""Of the file, where the archive tells it: one, or else those that it makes of the file, too."""
 
 _ANY_BYTES = 2**62
 _PIXELS, _FLOAT_PIXELS = ("7FE00010",), ("7FE00008", "7FE00009")
@@ -91,7 +91,8 @@ def header_of_metadata(item: Any) -> tuple[DicomHeader | None, int]:
     """
     try:
         elements = JsonElements.of_json(item)
-        syntax = str((item.get(TRANSFER_SYNTAX, {}).get("Value") or [EXPLICIT_LITTLE])[0])
+        syntaxes = item.get(TRANSFER_SYNTAX, {}).get("Value") or []
+        syntax = str(syntaxes[0]) if len(syntaxes) == 1 else EXPLICIT_LITTLE
         elements["TransferSyntaxUID"] = {"Value": [syntax]}
         has_pixels = any(tag in item for tag in _PIXELS) or elements.binary("Rows")
         is_float = any(tag in item for tag in _FLOAT_PIXELS)
