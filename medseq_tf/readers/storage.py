@@ -77,6 +77,16 @@ class NotThere(StorageError):
     """There is no such file or folder."""
 
 
+class TryLater(Exception):
+    """Who is asked fails, and may not fail for ever.
+
+    Attributes:
+        pause: seconds until it is worth asking again, at least.
+    """
+
+    pause: float = 0.0
+
+
 # ------------------------------------------------------------------------------------------- URLs
 
 
@@ -519,7 +529,7 @@ def tried(call: Callable[[], Result]) -> Result:
             _refuse_final(error)
             if seconds is None:
                 raise StorageError(f"no whole answer ({_name_of(error)})") from None
-            time.sleep(max(seconds, getattr(error, "pause", 0.0)))
+            time.sleep(max(seconds, error.pause) if isinstance(error, TryLater) else seconds)
     raise AssertionError
 
 

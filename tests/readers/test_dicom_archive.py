@@ -446,7 +446,8 @@ def test_any_value_is_none_too():
     item = {"00081030": {"vr": "LO"}, "00080020": {"vr": "DA"}}
     assert Query.parse("StudyDescription=*").fits(item)
     assert not Query.parse("StudyDescription=*HEAD*").fits(item)
-    assert not Query.parse("StudyDate=-20260101").fits(item)
+    for dates in (item, {"00080020": "20250101"}, {"00080020": ["20250101"]}, {"00080020": None}):
+        assert not Query.parse("StudyDate=-20260101").fits(dates)
 
 
 def test_nothing_is_said_of_whom_was_asked_for(faulty, heads, caplog, capfd):

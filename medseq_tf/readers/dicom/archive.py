@@ -467,7 +467,7 @@ def _fits(item: Json, tag: str, wanted: str) -> bool:
         for value in values_of(item, tag)
     ] or [""]
     first, is_range, last = wanted.partition("-")
-    if is_range and item[tag].get("vr") in ("DA", "TM"):
+    if is_range and isinstance(item[tag], dict) and item[tag].get("vr") in ("DA", "TM"):
         return any(v and (first or v) <= v <= (last or v) for v in values)
     pattern = re.escape(wanted.casefold()).replace(r"\*", ".*").replace(r"\?", ".")
     return any(re.fullmatch(pattern, value, re.DOTALL) for value in values)

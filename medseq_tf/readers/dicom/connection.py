@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from medseq_tf.errors import InputError
-from medseq_tf.readers.storage import NotThere, StorageError, tried
+from medseq_tf.readers.storage import NotThere, StorageError, TryLater, tried
 
 if TYPE_CHECKING:
     import requests
@@ -64,12 +64,11 @@ class BadAnswer(StorageError):
     """The server answers what cannot be used, and would again."""
 
 
-class ServerFailure(Exception):
+class ServerFailure(TryLater):
     """The server fails; it may not, soon.
 
     Attributes:
         status: of HTTP.
-        pause: seconds until it is worth asking again.
     """
 
     def __init__(self, status: int, retry_after: str):
