@@ -282,9 +282,9 @@ def test_nothing_else_in_the_header_changes_compressed_values(tmp_path, rng):
     np.testing.assert_array_equal(images, values * 0.3 - 7)
 
 
-def compressed_as(syntax, values, packed):
+def compressed_as(syntax, values, packed, bits=12, is_signed=False):
     """A data set of compressed pictures; of JPEG by dcmtk, through a file."""
-    data_set = multi_frame(values, 16, 12, False)
+    data_set = multi_frame(values, 16, bits, is_signed)
     if syntax != JPEG_LOSSLESS:
         data_set.compress(syntax, generate_instance_uid=False)
         return data_set
@@ -317,12 +317,24 @@ def test_pictures_that_are_others_than_the_header_says_are_refused(tmp_path, rng
     assert decoded(tmp_path / "b") == [None] * int(data_set.NumberOfFrames)
 
 
-@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG_LOSSLESS])
-def test_values_beyond_the_stored_bits_are_refused(tmp_path, rng, syntax):
-    data_set = compressed_as(syntax, smooth(rng, 12, False, 2), tmp_path / "a")
+def test_values_beyond_the_stored_bits_are_refused(tmp_path, rng):
+    data_set = compressed_as(JPEGLSLossless, smooth(rng, 12, False, 2), tmp_path / "a")
     data_set.BitsStored, data_set.HighBit = 10, 9
     data_set.save_as(tmp_path / "b")
     assert decoded(tmp_path / "b") == [None] * 2
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG_LOSSLESS])
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_an_overlay_in_whole_words_is_no_value(tmp_path, rng, syntax, is_signed):
+    """As in pixels that are not compressed."""
+    values = smooth(rng, 12, is_signed, 2)
+    words = values.copy()
+    words[:, 3] ^= 0x7000
+    data_set = compressed_as(syntax, words, tmp_path / "a", 16, is_signed)
+    data_set.BitsStored, data_set.HighBit = 12, 11
+    data_set.save_as(tmp_path / "b")
+    np.testing.assert_array_equal(decoded(tmp_path / "b"), values)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG_LOSSLESS])

@@ -2,7 +2,8 @@
 
 Each is given a picture and what it needs to decode it, so that nothing else in the header can
 change the values: they are those that are stored. A picture that states other sides than the header
-does, or holds values beyond the bits that the header gives it, is not decoded.
+does, or holds values beyond the bits that the header gives it, is not decoded. In JPEG and JPEG-LS
+of whole words those bits may hold an overlay, as if they were not compressed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import struct
 
 import numpy as np
 
-from medseq_tf.readers.dicom.code_stream import code_stream, is_rle_of
+from medseq_tf.readers.dicom.code_stream import CodeStream, code_stream, is_rle_of
 from medseq_tf.readers.dicom.elements import UNKNOWN_LENGTH, decoded_by_plugins
-from medseq_tf.readers.dicom.encoding import COMPRESSED, RLE
+from medseq_tf.readers.dicom.encoding import COMPRESSED, RLE, own_bits
 from medseq_tf.readers.dicom.frame import PixelFormat
 from medseq_tf.readers.storage import nameless_file
 
@@ -36,9 +37,10 @@ def decompressed(
     """
     from medseq_tf.readers.simpleitk_volume import read_dicom_frames
 
-    bits = _stated_bits(b"".join(pieces), stored, shape)
-    if bits is None:
+    stated = _stated(b"".join(pieces), stored, shape)
+    if stated is None:
         return None
+    bits = max(stated.bits, stored.bits)
     values = None
     if stored.syntax in COMPRESSED:
         with nameless_file(_grey_file(stored, shape, bits, pieces)) as alone:
@@ -47,6 +49,8 @@ def decompressed(
         values = decoded_by_plugins(_in_items(pieces), stored.syntax, shape, stored.dtype, bits)
     if values is None or values.shape != (1, *shape) or values.dtype.kind not in "iu":
         return None
+    if bits == 8 * values.itemsize and not stated.has_sign:
+        values = own_bits(values, stored)
     low, high = 0, 2**stored.bits
     if np.dtype(stored.dtype).kind == "i":
         low, high = -high // 2, high // 2
@@ -54,17 +58,18 @@ def decompressed(
     return values[0].astype(stored.dtype, copy=False) if is_right else None
 
 
-def _stated_bits(data: bytes, stored: PixelFormat, shape: tuple[int, int]) -> int | None:
-    """The bits of a value that a picture states; None where it is another one than the header's."""
+def _stated(data: bytes, stored: PixelFormat, shape: tuple[int, int]) -> CodeStream | None:
+    """What a picture states; None where it is another one than the header's."""
     dtype = np.dtype(stored.dtype)
     if stored.syntax == RLE:
-        return stored.bits if is_rle_of(data, math.prod(shape), dtype.itemsize) else None
+        is_right = is_rle_of(data, math.prod(shape), dtype.itemsize)
+        return CodeStream(shape, stored.bits, False) if is_right else None
     stated = code_stream(data)
     if stated is None or stated.shape != shape or stated.bits > 8 * dtype.itemsize:
         return None
     if stated.bits < stored.bits and dtype.kind == "i" and not stated.has_sign:
         return None
-    return max(stated.bits, stored.bits)
+    return stated
 
 
 def _grey_file(

@@ -12,6 +12,7 @@ bit masks, floating point, a table in place of slope and intercept, and other tr
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from medseq_tf.readers.dicom.elements import (
     DEFLATED,
@@ -25,6 +26,9 @@ from medseq_tf.readers.dicom.elements import (
     name_of_uid,
 )
 from medseq_tf.readers.dicom.frame import PixelFormat
+
+if TYPE_CHECKING:
+    import numpy as np
 
 UNSTATED = ""
 """The transfer syntax of a bare data set."""
@@ -97,6 +101,14 @@ def why_unread(elements: Elements, pixels: PixelData) -> str:
     if reason == _OTHER_SYNTAX:
         return f"{reason}: {name_of_uid(syntax) or 'none of the standard'}"
     return reason
+
+
+def own_bits(values: np.ndarray, stored: PixelFormat) -> np.ndarray:
+    """Return values without the bits around those that are stored, which may hold an overlay."""
+    allocated = 8 * values.itemsize
+    if stored.bits == allocated:
+        return values
+    return (values << (allocated - 1 - stored.high_bit)) >> (allocated - stored.bits)
 
 
 _shared = functools.lru_cache(maxsize=256)(PixelFormat)

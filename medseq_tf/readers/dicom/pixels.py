@@ -26,6 +26,7 @@ from medseq_tf.readers.dicom.elements import (
     compressed_pictures,
     unpacked_data_set,
 )
+from medseq_tf.readers.dicom.encoding import own_bits
 from medseq_tf.readers.dicom.frame import Picture, PixelFormat
 from medseq_tf.readers.dicom.header import CT, MR
 from medseq_tf.readers.storage import local_files
@@ -88,7 +89,7 @@ def _values_at(
         values = np.fromfile(path, stored.dtype, count, offset=offset)
     except OSError:
         return None
-    return _own_bits(values, stored).reshape(shape) if values.size == count else None
+    return own_bits(values, stored).reshape(shape) if values.size == count else None
 
 
 def _deflated_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) -> np.ndarray | None:
@@ -102,15 +103,7 @@ def _deflated_frames(path: str, stored: PixelFormat, shape: tuple[int, int]) -> 
     if len(data) < size:
         return None
     values = np.frombuffer(data, stored.dtype, count, offset=stored.offset)
-    return _own_bits(values, stored).reshape(stored.frames, *shape)
-
-
-def _own_bits(values: np.ndarray, stored: PixelFormat) -> np.ndarray:
-    """Values without the bits around those that are stored, which may hold an overlay."""
-    allocated = 8 * values.itemsize
-    if stored.bits == allocated:
-        return values
-    return (values << (allocated - 1 - stored.high_bit)) >> (allocated - stored.bits)
+    return own_bits(values, stored).reshape(stored.frames, *shape)
 
 
 def _rescaled(values: np.ndarray, picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
