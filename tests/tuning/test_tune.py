@@ -36,7 +36,7 @@ from medseq_tf import recipe as recipes
 from medseq_tf.dataset import splits
 from medseq_tf.dataset.prepared import Prepared
 from medseq_tf.errors import InputError, Stopped
-from medseq_tf.files import locked
+from medseq_tf.files import locked, write_json
 from medseq_tf.training.train import train
 from medseq_tf.tuning import patients, trial, tune
 from medseq_tf.tuning.search import BASE, Search, nested_text
@@ -53,7 +53,7 @@ def trained(monkeypatch):
         if (found := trial.result(folder)) is None:
             jobs[folder.name] = job
             found = outcome(round(0.9 - abs(np.log10(_rate(job)) + 2) / 10, 6))
-            (folder / "result.json").write_text(json.dumps(found))
+            write_json(folder / "result.json", found)  # others read meanwhile
         return found
 
     monkeypatch.setattr(trial, "run", run)
@@ -825,7 +825,7 @@ def by_chance(demo_data, monkeypatch):
         if (found := trial.result(folder)) is None:
             seed = 0 if folder.name == BASE else int(folder.name) + 1
             found = outcome_of(seed, studies)
-            (folder / "result.json").write_text(json.dumps(found))
+            write_json(folder / "result.json", found)
         return found
 
     return run
