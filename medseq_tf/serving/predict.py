@@ -251,15 +251,19 @@ def _studies_of_paths(
             reason = str(error).removeprefix(f"{place}: ")
             studies.append(_left_out(path, reason, path))
         else:
-            studies += _studies_of_path(path, sources, audit_entries)
+            studies += studies_of_path(path, sources, audit_entries)
     if len(unusable) == len(paths):
         raise unusable[0]
     return studies
 
 
-def _studies_of_path(
+def studies_of_path(
     path: str, sources: list[StudySource], audit_entries: list[AuditEntry]
 ) -> list[FoundStudy]:
+    """Return what was found in a path: its studies, each with what was odd about it.
+
+    One that was left out is there too, and cannot be read.
+    """
     by_source: dict[str | None, list[AuditEntry]] = defaultdict(list)
     for entry in audit_entries:
         if entry.kind != LEFT_OUT:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from medseq_tf.dataset.records import study_record_of
@@ -28,7 +28,7 @@ from medseq_tf.serving.dicom_results.answer import ModelIdentity, derived_uid, m
 from medseq_tf.serving.dicom_results.delivery import answered, check_dicom
 from medseq_tf.serving.dicom_results.results import REPORT, check_installed, results, store
 from medseq_tf.serving.open_model import Model
-from medseq_tf.serving.predict import predictor_of, records
+from medseq_tf.serving.predict import predictor_of, records, studies_of_path
 from medseq_tf.serving.refusals import ServingError
 from medseq_tf.serving.study_prediction import FoundStudy, Predictor
 from medseq_tf.serving.watch_loop import Clock, Found, NothingToRead, StudyFailed, Watcher
@@ -153,16 +153,19 @@ class ArchiveWork:
         """Answer a study, unless the archive holds its answer."""
         stored = 0
         try:
-            for study in self._studies(study_uid):
+            for found in self._studies(study_uid):
+                study = found.study
+                if not isinstance(study, ArchiveStudy):
+                    continue
                 if not self.archive.has_instance(study_uid, self._report_uid(study)):
-                    stored += self._answer(study)
+                    stored += self._answer(found)
         except (UnavailableStudy, UnreadableStudy) as error:
             raise StudyFailed(str(error)) from None
         except ServingError as error:
             raise Unreachable(str(error)) from None
         return stored
 
-    def _studies(self, study_uid: str) -> Sequence[ArchiveStudy]:
+    def _studies(self, study_uid: str) -> list[FoundStudy]:
         """Return what the model reads of a study: one series or, if it was trained so, several."""
         description = self.predictor.description
         wanted = Wanted((study_uid,), None, self.insecure_tls)
@@ -176,15 +179,14 @@ class ArchiveWork:
                 raise StudyFailed(failed[0])
             raise NothingToRead(kinds_text(audit_entries))
         check_dicom(studies)
-        return [study for study in studies if isinstance(study, ArchiveStudy)]
+        return studies_of_path(url, studies, audit_entries)
 
     def _report_uid(self, study: ArchiveStudy) -> str:
         return derived_uid(REPORT, self.model, study.sop_uids)
 
-    def _answer(self, study: ArchiveStudy) -> int:
+    def _answer(self, found: FoundStudy) -> int:
         """Predict a study and store its results, the report last."""
-        found = FoundStudy(study, self.archive.url)
-        (record,) = records([study], self.predictor.storage)
+        (record,) = records([found.study], self.predictor.storage)
         predictions = self.predictor.of(found, record)
         if error := next((one.error for one in predictions if one.error), None):
             raise StudyFailed(error)

@@ -30,6 +30,7 @@ from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.archive import Archive, Query
 from medseq_tf.serving import watch as watching
 from medseq_tf.serving.client import StudyProbabilities
+from medseq_tf.serving.predict import predict
 from medseq_tf.serving.refusals import ServingError
 from medseq_tf.serving.watch import ArchiveWork, watch
 from medseq_tf.serving.watch_loop import Watcher
@@ -117,6 +118,23 @@ def test_a_report_that_is_missing_is_made_again_and_is_the_same(faulty, heads):
     before = study.added.pop(uid)
     assert once(faulty).answered == 1
     assert study.added[uid].data == before.data
+
+
+def test_a_study_s_results_are_those_that_predict_gives_it(heads, tmp_path):
+    dataset = pydicom.dcmread(heads[0].paths[0])  # twice in its place
+    dataset.SOPInstanceUID += ".1"
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.InstanceNumber += 90
+    dataset.save_as(tmp_path / "again.dcm", enforce_file_format=True)
+    with FaultyArchive([*heads[0].files, tmp_path / "again.dcm"]) as server:
+        url, uid = f"dicomweb+{server.url}", heads[0].study_uid
+        (first, *_) = predict(Bright(), url, study=[uid], dicom_out=tmp_path / "out", workers=1)
+        assert first.results_error is None
+        once(server)
+        (report,) = reports(server, uid)
+        (path,) = (tmp_path / "out").glob("sr-*.dcm")
+        assert server.studies[uid].added[report.SOPInstanceUID].data == path.read_bytes()
+    assert b"duplicate slice positions" in path.read_bytes()
 
 
 def test_the_report_is_stored_last(faulty, heads, monkeypatch):
