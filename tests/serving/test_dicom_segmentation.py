@@ -160,6 +160,14 @@ def test_frames_of_a_file_of_many_are_told_one_by_one(tmp_path):
     np.testing.assert_array_equal(by_frame[..., 0], several.pixel_array)
 
 
+def test_a_file_of_one_frame_has_no_frames_to_name(tmp_path):
+    result = segmentation(head_answer(head_study(tmp_path, slices=3, NumberOfFrames="1").folder))
+    assert_valid(result)
+    for groups in result.PerFrameFunctionalGroupsSequence:
+        (item,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert "ReferencedFrameNumber" not in item
+
+
 def test_a_corrected_tilt_is_undone(tmp_path):
     directions = (np.eye(3)[0], np.array([0, np.cos(0.3), np.sin(0.3)]))
     folder = write_pictures(tmp_path / "source", *directions, tilt=1.4)

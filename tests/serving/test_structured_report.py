@@ -324,6 +324,12 @@ def test_labels_that_the_source_s_letters_do_not_have(tmp_path):
     assert_valid(report)
 
 
+def test_labels_that_would_break_a_line_are_told_on_one(tmp_path):
+    report = report_of(tmp_path / "s", MeanModel(["a\tb\nc"]))
+    assert list(groups(report)) == [r"a\tb\nc"]
+    assert_valid(report)
+
+
 MAY_BE_MISSING = [
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
     *("SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime", "ContentDate"),

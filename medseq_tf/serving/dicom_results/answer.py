@@ -20,7 +20,7 @@ import numpy as np
 
 from medseq_tf.dataset.records import StudyRecord, png_channels
 from medseq_tf.dataset.tfrecord import decode_example
-from medseq_tf.errors import InputError
+from medseq_tf.errors import InputError, printable
 from medseq_tf.reporting.rendering import LIMITS_OF_CLASSES, LIMITS_OF_USE
 from medseq_tf.runs.run import Run
 from medseq_tf.serving.covariates import Values
@@ -132,6 +132,11 @@ class Answer:
         """Why there is no prediction."""
         return next((one.error for one in self.predictions if one.error), None)
 
+    def frame(self, picture: int) -> int | None:
+        """Return which frame of its file a picture is, from 1; None of a file that has one."""
+        has_several = int(self.headers[picture].get("NumberOfFrames") or 1) > 1
+        return self.study.pictures[picture].place + 1 if has_several else None
+
     def uid(self, kind: str) -> str:
         """Return the UID of the answer's object of a kind, or of the series that it is in."""
         sources = [str(header.SOPInstanceUID) for header in self.headers]
@@ -170,20 +175,21 @@ def model_identity(
         description: how it calls.
     """
     folder = opened.folder if isinstance(opened, GraphModel) else None
+    name = printable(description.name)
     calls = _digest(description.to_json().encode())
     limits = LIMITS_OF_CLASSES if description.classes else LIMITS_OF_USE
     if folder is not None and (folder / "experiment.yaml").is_file():
         files = [member.run.path / "model.keras" for member in Run(folder).require_members()]
         sha256 = _digest_of_files(folder, files)
         intended_use = _statement_of(folder / "model_card.md") or limits
-        return ModelIdentity(description.name, sha256[:12], sha256, intended_use, calls)
+        return ModelIdentity(name, sha256[:12], sha256, intended_use, calls)
     places, sha256 = [str(model)], calls
     if folder is not None:
         weights = sorted(folder.glob("variables/variables.*"))
         sha256 = _digest_of_files(folder, [folder / "saved_model.pb", *weights])
         places.append(str(folder))
     version = next(filter(None, map(_number_in, places)), sha256[:12])
-    return ModelIdentity(description.name, version, sha256, limits, calls)
+    return ModelIdentity(name, version, sha256, limits, calls)
 
 
 def _number_in(place: str) -> str:

@@ -201,8 +201,8 @@ def _refer(result: Dataset, answer: Answer, pictures: tuple[int, ...]) -> None:
             header = answer.headers[number]
             item.ReferencedSOPClassUID = header.SOPClassUID
             item.ReferencedSOPInstanceUID = header.SOPInstanceUID
-            if header.get("NumberOfFrames"):
-                item.ReferencedFrameNumber = answer.study.pictures[number].place + 1
+            if frame := answer.frame(number):
+                item.ReferencedFrameNumber = frame
     headers = [answer.headers[number] for number in pictures]
     result.SourceImageSequence = references(headers)
     result.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references(headers)

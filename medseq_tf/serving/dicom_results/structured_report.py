@@ -28,6 +28,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from medseq_tf import __version__
+from medseq_tf.errors import printable
 from medseq_tf.readers.dicom.header import MANUFACTURER, MR
 from medseq_tf.serving.dicom_results.answer import Answer, KeySlice
 from medseq_tf.serving.dicom_results.source import (
@@ -182,7 +183,7 @@ def _group(
     """Return what is measured and called of a label or class, and the slices that counted."""
     values = {code: value for code, value in measured.items() if value is not None}
     group = sr.MeasurementsAndQualitativeEvaluations(
-        sr.TrackingIdentifier(answer.uid(f"tracking of {name}"), name),
+        sr.TrackingIdentifier(answer.uid(f"tracking of {name}"), printable(name)),
         algorithm_id=sr.AlgorithmIdentification(
             answer.model.name,
             answer.model.version,
@@ -219,10 +220,9 @@ def _prediction_set(prediction: Prediction, call: Code) -> list[Code]:
 def _key_slice(answer: Answer, key_slice: KeySlice) -> sr.Measurement:
     """Return what is lost without a slice, with a reference to its instance, or its frame there."""
     header = answer.headers[key_slice.picture]
-    frame = answer.study.pictures[key_slice.picture].place + 1
-    has_frames = int(header.get("NumberOfFrames") or 1) > 1
+    frame = answer.frame(key_slice.picture)
     source = sr.SourceImageForMeasurement(
-        header.SOPClassUID, header.SOPInstanceUID, [frame] if has_frames else None
+        header.SOPClassUID, header.SOPInstanceUID, [frame] if frame else None
     )
     return sr.Measurement(
         IMPORTANCE, key_slice.importance, codes.UCUM.NoUnits, referenced_images=[source]
@@ -243,7 +243,7 @@ def _evaluations(answer: Answer) -> sr.ContainerContentItem:
 
 
 def _text(name: Code, value: str) -> sr.TextContentItem:
-    return sr.TextContentItem(name, value, Relation.CONTAINS)
+    return sr.TextContentItem(name, printable(value), Relation.CONTAINS)
 
 
 def _concept(name: str) -> sr.CodedConcept:
