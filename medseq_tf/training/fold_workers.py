@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
 from medseq_tf.dataset.prepared import Prepared
-from medseq_tf.errors import InputError, Stopped
+from medseq_tf.errors import InputError, Stopped, Unreachable
 from medseq_tf.execution.ray_cluster import MOST_DEATHS, RayExecutor
 from medseq_tf.execution.work import require_seen
 from medseq_tf.input.slice_store import SliceStore
 from medseq_tf.runs.run import Run, locked
+from medseq_tf.runs.tracking import Section, Tracker
 from medseq_tf.training.beginning import Request
 from medseq_tf.training.distribution import distribution_for
 from medseq_tf.training.one_run import Options, train_one
@@ -34,7 +36,7 @@ class Fold(NamedTuple):
         data: the data set's folder, absolute.
         name: of the run.
         features: the folder of features of frozen networks, if the recipe uses some.
-        track: whether it is an MLflow run.
+        track: whether it is an MLflow run; None: a part of one, as a `Section` is.
         parent: what names the MLflow run that it belongs to.
         server: where MLflow is.
     """
@@ -43,7 +45,7 @@ class Fold(NamedTuple):
     data: str
     name: str
     features: str | None
-    track: bool
+    track: bool | None
     parent: str | None
     server: str
 
@@ -98,6 +100,11 @@ def _trained(fold: Fold) -> bool:
     prepared, told = Prepared.load(fold.data), folder.parent / STOP
     with locked(folder):
         run = Run(folder)
+        if run.info["fingerprint"] != prepared.fingerprint:
+            raise Unreachable(
+                f"node {socket.gethostname()} of the Ray cluster sees another data set in "
+                f"{fold.data} than this machine does"
+            )
         if run.info["status"] == "finished":
             return True
         if told.exists():
@@ -107,7 +114,7 @@ def _trained(fold: Fold) -> bool:
         distribution = distribution_for(None, recipe)
         options = Options(
             fold.name,
-            fold.track,
+            _untold(folder, fold.name) if fold.track is None else fold.track,
             verbose=False,
             features=None if fold.features is None else Path(fold.features),
             parent=fold.parent,
@@ -122,3 +129,8 @@ def _trained(fold: Fold) -> bool:
         except Stopped:
             return False
     return True
+
+
+def _untold(folder: Path, name: str) -> Section:
+    """Return what stands for a part of an MLflow run on a node that tells nothing to it."""
+    return Section(Tracker(folder, name, enabled=False), ())

@@ -93,7 +93,7 @@ def _side_by_side(
             os.path.abspath(fold.prepared.path),
             of_fold.name,
             None if options.features is None else os.path.abspath(options.features),
-            of_fold.track is True,
+            of_fold.track if isinstance(of_fold.track, bool) else None,
             of_fold.parent,
             absolute_uri(),
         )

@@ -152,6 +152,10 @@ def train(
             if not recipe.uses_features:
                 note("ray has nothing to do: no folds, and a recipe without stored features")
             return _train(request, options, place)
+        if devices is not None:
+            raise InputError(
+                f"devices = {devices}: folds on Ray have the GPUs of gpus_per_task; leave it out"
+            )
         with RayExecutor(ray, None, **share) as executor:
             return _train(request, dataclasses.replace(options, executor=executor), place)
 

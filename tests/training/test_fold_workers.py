@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 import threading
 
 import pandas as pd
@@ -10,7 +12,9 @@ from ray_nodes import two_nodes  # noqa: F401 - a fixture
 from runs_compared import assert_same_weights
 from small_run import run_small
 
-from medseq_tf.errors import Diverged, Stopped
+from medseq_tf.dataset.prepared import Prepared
+from medseq_tf.errors import Diverged, InputError, Stopped
+from medseq_tf.runs.tracking import Section, Tracker
 from medseq_tf.training import fold_workers
 from medseq_tf.training.loop import CHECKPOINT
 
@@ -23,6 +27,59 @@ def assert_same_runs(first, second):
     assert len(first.folds) == len(second.folds)
     for one, other in zip(first.folds, second.folds, strict=True):
         assert_same_weights(one, other)
+
+
+class Here:
+    """A cluster whose one node is this process."""
+
+    workers = 1
+
+    def __init__(self, address, workers, **share):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def map(self, function, items, stand_in, **settings):
+        yield from map(function, pickle.loads(pickle.dumps(items)))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr("medseq_tf.training.train.RayExecutor", Here)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+def files_of(run):
+    return [sorted(file.name for file in fold.path.iterdir()) for fold in run.folds]
+
+
+def test_folds_that_are_parts_of_a_run_have_what_they_have_in_one_process(
+    demo_data, tmp_path, here
+):
+    untold = Section(Tracker(tmp_path, "all", enabled=False), ())
+    settings = {"folds": 2, "track": untold}
+    one = run_small(demo_data, tmp_path / "one", "fit.epochs=1", **settings)
+    two = run_small(demo_data, tmp_path / "two", "fit.epochs=1", ray="here", **settings)
+    assert files_of(one) == files_of(two)
+    assert_same_runs(one, two)
+
+
+def test_a_node_that_sees_another_data_set_trains_nothing(demo_data, tmp_path, here, monkeypatch):
+    own = Prepared.load(demo_data)
+    other = dataclasses.replace(own, info={**own.info, "fingerprint": "another"})
+    monkeypatch.setattr(fold_workers.Prepared, "load", lambda folder: other)
+    with pytest.raises(InputError, match="sees another data set"):
+        run_small(own, tmp_path / "run", folds=2, ray="here")
+    assert not (tmp_path / "run/fold_1/model.keras").exists()
+
+
+def test_folds_on_nodes_choose_no_devices(demo_data, tmp_path, here):
+    with pytest.raises(InputError, match="gpus_per_task"):
+        run_small(demo_data, tmp_path / "run", folds=2, ray="here", devices=1)
 
 
 @pytest.mark.slow
