@@ -190,6 +190,13 @@ def test_what_cannot_be_placed_is_refused_with_a_reason(tmp_path):
     even = answer_for(folder, spacing=(1.0, 1.0, STEP))
     assert "resampled" in refusal(even)
     assert segmentation(even) is None
+    space, answer.headers[-1].FrameOfReferenceUID = answer.headers[-1].FrameOfReferenceUID, "1.2.9"
+    assert "several frames of reference" in refusal(answer)
+    answer.headers[-1].FrameOfReferenceUID = space
+    for header in answer.headers:  # as of one file whose frames have no places of their own
+        header.NumberOfFrames = 9
+    assert "where each of its frames lies" in refusal(answer)
+    assert segmentation(answer) is None
     for header in answer.headers:
         del header.FrameOfReferenceUID
     assert "frame of reference" in refusal(answer)

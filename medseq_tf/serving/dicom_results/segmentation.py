@@ -44,8 +44,14 @@ def refusal(answer: Answer) -> str | None:
         return None
     if answer.pictures is None or answer.study.spacing is not None:
         return "no segmentation: slices were resampled, and lie between the pictures of the source"
-    if not answer.headers[answer.pictures[0]].get("FrameOfReferenceUID"):
+    headers = [answer.headers[number] for number in answer.pictures]
+    spaces = {str(header.get("FrameOfReferenceUID") or "") for header in headers}
+    if "" in spaces:
         return "no segmentation: the source names no frame of reference that it would lie in"
+    if len(spaces) > 1:
+        return "no segmentation: the source's pictures lie in several frames of reference"
+    if answer.frame(answer.pictures[0]) and not headers[0].get("PerFrameFunctionalGroupsSequence"):
+        return "no segmentation: the source does not say where each of its frames lies"
     return None
 
 
