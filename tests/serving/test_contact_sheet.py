@@ -6,6 +6,7 @@ import dataclasses
 import io
 import warnings
 
+import matplotlib
 import numpy as np
 import pydicom
 import pytest
@@ -86,6 +87,28 @@ def test_the_same_answer_is_the_same_object(head):
     assert bytes_of(first) == bytes_of(again)
     other = answer_of_head(head, model=MODEL._replace(sha256="1f" * 32))
     assert contact_sheet(other).SOPInstanceUID != first.SOPInstanceUID
+
+
+def test_the_user_s_matplotlib_changes_nothing_of_it(head):
+    expected = sheet(answer_of_head(head))
+    with matplotlib.rc_context({"text.hinting": "none", "text.usetex": True, "font.size": 30}):
+        np.testing.assert_array_equal(sheet(answer_of_head(head)), expected)
+
+
+@pytest.mark.parametrize("height", [113, 116, 201, 226])
+def test_no_line_of_a_picture_is_lost(height):
+    picture = np.arange(height * 3, dtype=np.uint8).reshape(height, 1, 3).repeat(9, axis=1)
+    np.testing.assert_array_equal(module._with_texts(picture, []), picture)
+
+
+def test_a_call_by_costs_says_so(head, told):
+    classes = {"glioma": 0.6, "meningioma": 0.4}
+    prediction = Prediction(
+        "study", "tumour", 0.4, called="meningioma", probabilities=classes, expected_cost=0.5
+    )
+    sheet(answer_of_head(head, predictions=[prediction]))
+    line = "tumour: meningioma, the call of least expected cost  (probabilities: glioma 0.600, "
+    assert line + "meningioma 0.400)" in told
 
 
 def test_a_study_without_a_prediction_has_none(head):

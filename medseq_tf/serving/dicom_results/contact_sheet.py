@@ -114,7 +114,8 @@ def _prediction(one: Prediction) -> str:
     if one.called and one.probabilities:
         ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
         shares = ", ".join(f"{name} {probability:.3f}" for name, probability in ranked)
-        return f"{one.label}: {one.called}  (probabilities: {shares})"
+        how = "" if one.expected_cost is None else ", the call of least expected cost"
+        return f"{one.label}: {one.called}{how}  (probabilities: {shares})"
     call = "positive" if one.positive else "negative"
     calibrated = "" if one.calibrated is None else f", calibrated {one.calibrated:.3f}"
     return (
@@ -268,24 +269,30 @@ def _bar() -> np.ndarray:
 
 
 def _with_texts(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]]) -> np.ndarray:
-    """Return a picture with texts on it, each with its place from the left and from the top."""
+    """Return a picture with texts on it, each with its place from the left and from the top.
+
+    The settings of the user's Matplotlib change nothing of it.
+    """
+    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     height, width = picture.shape[:2]
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    figure.figimage(picture, origin="upper")
-    for x, y, text, colour in texts:
-        figure.text(
-            x / width,
-            1 - y / height,
-            text,
-            color=colour,
-            fontsize=10,
-            family="DejaVu Sans",
-            va="top",
-            parse_math=False,
-        )
-    canvas.draw()
+    with style.context("default"):
+        # A little more than the pixels, of which what rounds down would lose the last.
+        figure = Figure(figsize=((width + 0.01) / 100, (height + 0.01) / 100), dpi=100)
+        canvas = FigureCanvasAgg(figure)
+        figure.figimage(picture, origin="upper")
+        for x, y, text, colour in texts:
+            figure.text(
+                x / width,
+                1 - y / height,
+                text,
+                color=colour,
+                fontsize=10,
+                family="DejaVu Sans",
+                va="top",
+                parse_math=False,
+            )
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
