@@ -63,8 +63,10 @@ def test_the_words_of_the_card_are_those_of_its_author(tmp_path):
     assert identity(folder).intended_use == LIMITS_OF_CLASSES
 
 
-def test_an_export_has_the_number_of_its_version():
+def test_an_export_has_the_number_of_its_version(tmp_path, monkeypatch):
     folder = exported().path
+    (tmp_path / "current").symlink_to(folder)
+    monkeypatch.chdir(folder)
     lines = [
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
         for name in (
@@ -72,7 +74,7 @@ def test_an_export_has_the_number_of_its_version():
             *sorted(f"variables/{path.name}" for path in (folder / "variables").iterdir()),
         )
     ]
-    for name in (folder, folder.parent):
+    for name in (folder, folder.parent, ".", tmp_path / "current"):
         found = identity(name)
         assert found.version == folder.name == "1"
         assert found.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -187,7 +187,7 @@ def model_identity(
     if folder is not None:
         weights = sorted(folder.glob("variables/variables.*"))
         sha256 = _digest_of_files(folder, [folder / "saved_model.pb", *weights])
-        places.append(str(folder))
+        places.append(str(folder.resolve()))
     version = next(filter(None, map(_number_in, places)), sha256[:12])
     return ModelIdentity(name, version, sha256, limits, calls)
 
