@@ -37,6 +37,9 @@ from medseq_tf.serving.watch_status import HOST, Log, Status, serving
 _READ_BY = (study_record_of.__module__, "medseq_tf.readers.dicom.archive_study", "pydicom")
 """What a process that reads a study needs, and has at once where the server has it."""
 
+MOST_SECONDS = 30 * 86400.0
+"""That a watcher can be told to wait."""
+
 
 def watch(
     model: str | os.PathLike | Run | Model,
@@ -87,16 +90,25 @@ def watch(
     if isinstance(model, str):
         refuse_credentials(model)
     for name, value in (("every", every), ("stable", stable)):
-        if not 0 <= value < float("inf") or (name == "every" and value == 0):
-            raise InputError(f"{name}={value} is no number of seconds")
+        if not 0 <= value <= MOST_SECONDS or (name == "every" and value == 0):
+            least = "more than 0" if name == "every" else "0"
+            raise InputError(f"{name}={value:g}: expected seconds, {least} to {MOST_SECONDS:.0f}")
     check_installed()
     asked, archive = Query.parse(query), Archive.open(url, insecure_tls=insecure_tls)
     clock, status = Clock(), Status()
-    with contextlib.closing(archive), contextlib.closing(Log(log, clock.time)) as lines:
+    with (
+        contextlib.closing(archive),
+        contextlib.closing(Log(log, clock.time)) as lines,
+        lines.takes_warnings(),
+    ):
         start_server(*_READ_BY)
         predictor = predictor_of(model, costs=costs)
         if predictor.description.modality == PHOTOGRAPH:
             raise InputError("the model reads photographs, and an archive holds none")
+        if predictor.description.series is not None:
+            raise InputError(
+                "the model reads several series of a study, and results are made of one"
+            )
         identity = model_identity(model, predictor.model, predictor.description)
         work = ArchiveWork(archive, asked, predictor, identity, insecure_tls)
         tries = {"tries": 1} if once else {}

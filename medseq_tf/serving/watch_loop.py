@@ -239,7 +239,7 @@ class Watcher:
         Raises:
             InputError: the first sweep of all is refused by the archive, as every other would be.
         """
-        self.status.turned = now = self.clock.now()
+        self.status.busy_since = now = self.clock.now()
         if now >= self._next_sweep:
             try:
                 self._sweep()
@@ -252,6 +252,7 @@ class Watcher:
         if key is not None and due <= now:
             self._attend(key)
         else:
+            self.status.busy_since = None
             self.clock.wait(min(self._next_sweep, due) - now)
 
     def run_once(self) -> None:
@@ -379,22 +380,28 @@ class Watcher:
     # -------------------------------------------------------------------------------- outages
 
     def _put_off(self, key: int, name: str, error: InputError) -> None:
-        """Try a study later; the outage is not its failure, unless there is but one try."""
+        """Try a study later; the outage is not its failure, unless there is but one try.
+
+        One that meets an outage whenever it is tried is never given up, and told of once.
+        """
         study = self._waiting[key]
-        self._note_outage(error)
+        self._note_outage(error, study=name)
         if self.tries == 1:
             self._is_given_up(key, name, error)
             self._settle(key)
             return
         self._queue_up(key, self.clock.now() + PAUSES[min(study.outages, len(PAUSES) - 1)])
         study.outages += 1
+        if study.outages == self.tries:
+            reason = str(error)
+            self.log.error("held up", study=name, reason=reason, outages=study.outages)
 
-    def _note_outage(self, error: InputError) -> None:
+    def _note_outage(self, error: InputError, **more: str) -> None:
         """Wait for the archive, longer each time, and say so once."""
         if not self._outages:
             self.status.away_since = self.clock.now()
-            self.log.warning("away", reason=str(error))
-        pause = min(self.every * 2**self._outages, max(LONGEST_AWAY, self.every))
+            self.log.warning("away", reason=str(error), **more)
+        pause = min(self.every * 2**self._outages, LONGEST_AWAY)
         self._outages = min(self._outages + 1, 64)
         self._next_sweep = self.clock.now() + pause
 

@@ -10,9 +10,11 @@ import logging
 import logging.handlers
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from medseq_tf.errors import InputError
@@ -43,7 +45,7 @@ class Status:
         seconds: spent on the studies that were answered.
         waiting: studies found that are neither answered nor given up.
         settled: studies that need no look until they change.
-        turned: when the watcher last began something.
+        busy_since: when the watcher began what it does; None while it waits.
         last_contact: when the archive last answered.
         away_since: when the archive was found to be away; None while it is there.
         last_success: seconds since 1970 at which a study was last answered; 0: none yet.
@@ -58,7 +60,7 @@ class Status:
     seconds: float = 0.0
     waiting: int = 0
     settled: int = 0
-    turned: float = 0.0
+    busy_since: float | None = None
     last_contact: float | None = None
     away_since: float | None = None
     last_success: float = 0.0
@@ -67,7 +69,7 @@ class Status:
         """Return what is wrong with the watcher, if anything is."""
         if self.away_since is not None and now - self.away_since >= UNHEALTHY_AFTER:
             return "the archive is away"
-        if now - self.turned >= STUCK_AFTER:
+        if self.busy_since is not None and now - self.busy_since >= STUCK_AFTER:
             return "a study takes too long"
         return None
 
@@ -179,6 +181,24 @@ class Log:
     def error(self, event: str, **more: Any) -> None:
         """Say what went wrong and stays so."""
         self._write(logging.ERROR, event, more)
+
+    @contextlib.contextmanager
+    def takes_warnings(self) -> Iterator[None]:
+        """Write what libraries warn of as lines, too: each once, and not its words.
+
+        They may be of several lines, or hold what stands in a header.
+        """
+        told: set[str] = set()
+
+        def show(_: Warning | str, category: type[Warning], file: str, line: int, *__: Any) -> None:
+            reason = f"{category.__name__} in {Path(file).name}:{line}"
+            if reason not in told:
+                told.add(reason)
+                self.warning("warning", reason=reason)
+
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
 
     def _write(self, level: int, event: str, more: dict[str, Any]) -> None:
         time = datetime.datetime.fromtimestamp(self._time(), datetime.UTC)

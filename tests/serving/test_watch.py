@@ -23,7 +23,7 @@ from command_line import run_command
 from dicom_heads import head_study, leaked
 from faulty_archive import FaultyArchive
 from simulated_archive import Killed, SimulatedClock
-from small_models import description_of
+from small_models import SERIES, description_of
 
 from medseq_tf.cli.watch_command import Duration
 from medseq_tf.errors import InputError
@@ -383,8 +383,9 @@ def test_a_process_that_is_killed_again_and_again_leaves_one_answer_of_each_stud
     ("more", "message"),
     [
         ({"store": False}, "watch needs --store"),
-        ({"every": 0.0}, "every=0.0 is no number of seconds"),
-        ({"stable": float("nan")}, "stable=nan is no number of seconds"),
+        ({"every": 0.0}, "every=0: expected seconds, more than 0 to 2592000"),
+        ({"every": 1e20}, "every=1e+20: expected seconds, more than 0"),
+        ({"stable": float("nan")}, "stable=nan: expected seconds, 0 to"),
         ({"query": "Modalty=CT"}, "Modalty is no keyword of DICOM"),
         ({"url": "ftp://pacs/dicom-web"}, "the address of an archive starts with"),
         ({"url": "https://user:hunter2@pacs/dicom-web"}, "is not taken"),
@@ -397,6 +398,14 @@ def test_what_cannot_be_used_is_one_line(more, message):
         watch(**(arguments | more))
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_model_of_which_no_results_can_be_made_is_refused_at_once(faulty):
+    model = Bright()
+    model._description = description_of("int16", series=SERIES)
+    with pytest.raises(InputError, match="reads several series of a study"):
+        watch(model, faulty.url, store=True)
+    assert not faulty.asked
 
 
 def test_a_wrong_archive_ends_it_at_once(faulty):

@@ -195,6 +195,27 @@ def test_an_outage_with_a_study_in_hand_is_not_its_failure():
     run_until(watcher, 200_000)
     assert watcher.status.failures == watcher.status.given_up == 0
     assert reports(archive) == [1]
+    told = [line for line in watcher.log.lines if line["event"] in ("away", "held up")]
+    assert {line["study"] for line in told} == {"hash-of-1.2.0"}
+    (held_up,) = [line for line in told if line["event"] == "held up"]
+    assert held_up["outages"] == len(PAUSES) + 1
+
+
+def test_a_watcher_that_looks_seldom_is_well_while_it_waits_and_tries_an_archive_often():
+    class Asked(SimulatedClock):
+        def wait(self, seconds):
+            problems.append(watcher.status.problem(self.now() + seconds))
+            super().wait(seconds)
+
+    problems = []
+    archive = archive_of([0.0])
+    archive.away = (7000.0, 7400.0)
+    watcher = watcher_of(SimulatedWork(archive, Asked()), every=7200.0)
+    run_until(watcher, 7100)
+    assert problems
+    assert set(problems) == {None}
+    run_until(watcher, 7900)
+    assert watcher.log.events() == ["away", "back", "answered"]
 
 
 def test_the_first_sweep_tells_of_a_wrong_address_and_a_later_one_waits():

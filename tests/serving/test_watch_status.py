@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+import warnings
 
 import pytest
 
@@ -21,7 +22,7 @@ NOW = 10_000.0
 
 
 def status_of(**counts):
-    return Status(turned=NOW, last_contact=NOW - 5, **counts)
+    return Status(busy_since=NOW, last_contact=NOW - 5, **counts)
 
 
 def get(port, path):
@@ -61,6 +62,7 @@ def test_health_says_what_is_wrong_after_a_while():
     assert status_of(away_since=NOW - UNHEALTHY_AFTER + 1).problem(NOW) is None
     assert status_of(away_since=NOW - UNHEALTHY_AFTER).problem(NOW) == "the archive is away"
     assert status_of().problem(NOW + STUCK_AFTER) == "a study takes too long"
+    assert Status(busy_since=None).problem(NOW + STUCK_AFTER) is None
 
 
 def test_metrics_are_read_by_prometheus_own_parser():
@@ -111,3 +113,17 @@ def test_log_lines_are_json_and_go_on_in_a_new_file_when_the_old_one_was_moved(t
     assert json.loads(capsys.readouterr().err)["event"] == "away"
     with pytest.raises(InputError, match=r"^--log .*: cannot be written"):
         Log(tmp_path / "missing" / "watch.log", lambda: 0.0)
+
+
+def test_warnings_are_lines_of_the_log_without_their_words(capsys):
+    log = Log(None, lambda: 1.8e9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with log.takes_warnings():
+            for _ in range(2):
+                warnings.warn("Mustermann^Erika is\nodd", UserWarning, stacklevel=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert told["event"] == "warning"
+    assert told["reason"].startswith("UserWarning in test_watch_status.py:")
+    assert "Mustermann" not in line
