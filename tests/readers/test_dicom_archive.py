@@ -103,7 +103,7 @@ def test_what_is_stored_is_there_and_what_is_refused_is_named(heads, archive):
     asked.store(files)
     asked.store(files)  # is no error
     assert len(asked.instances(heads[0].study_uid)) == 5
-    with pytest.raises(InputError, match="is no DICOMweb server that can be used: it answers"):
+    with pytest.raises(InputError, match="stores nothing: it answers with status 400"):
         asked.store([b"no DICOM"])
 
 
@@ -397,6 +397,18 @@ def test_what_is_there_already_is_stored(faulty, heads, status, reason, is_there
     refused = pytest.raises(InputError, match=r"refused 1 of 1 objects.*failure reason A700")
     with contextlib.nullcontext() if is_there else refused:
         Archive.open(faulty.url).store([heads[0].paths[0].read_bytes()])
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(403, "access is denied"), (404, "it is not there"), (405, "it answers with status 405")],
+)
+def test_an_archive_that_is_only_read_is_told_of_as_such(faulty, heads, status, reason):
+    faulty.misbehave("status", "POST", status=status)
+    with pytest.raises(InputError, match=f"stores nothing: {reason}.*STOW") as error:
+        Archive.open(faulty.url).store([heads[0].paths[0].read_bytes()])
+    assert not isinstance(error.value, Unreachable)
+    assert len(faulty.asked) == 1
 
 
 def test_silence_is_an_answer(faulty):

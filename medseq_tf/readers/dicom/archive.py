@@ -375,6 +375,11 @@ class Archive:
         try:
             sent = Sent(body, kind)
             refused = self._connection.ask(_refused, "studies", _JSON, MOST_JSON, sent=sent)
+        except (NotThere, BadAnswer, Denied) as error:
+            raise InputError(
+                f"{self.url} stores nothing: {error}; does it take results (STOW-RS), and of who "
+                "asks?"
+            ) from None
         except StorageError as error:
             self._refuse(error)
         if refused is not None:
