@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import io
+import tracemalloc
 import warnings
 
 import matplotlib
@@ -13,6 +15,7 @@ import pytest
 from dicom_answers import MODEL, answer_for, bytes_of
 from dicom_heads import enhanced, head_study, leaked
 from dicom_validators import assert_valid
+from matplotlib.backends.backend_agg import RendererAgg
 from oriented_phantom import DIRECTIONS, write_pictures
 
 from medseq_tf.readers.classes import Classes
@@ -249,3 +252,23 @@ def test_of_a_file_of_many_frames_and_of_classes(head, tmp_path, told):
     assert_valid(result)
     assert len(result.SourceImageSequence) == 1
     assert any("finding: ischaemia" in text and "0.800, none 0.200" in text for text in told)
+
+
+def test_no_pixels_of_a_sheet_stay_until_garbage_is_collected():
+    picture = np.zeros((400, 500, 3), np.uint8)
+    texts = [(3, 3, "slice 1", "white")]
+    module._with_texts(picture, texts)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(4):
+            module._with_texts(picture, texts)
+        grown = tracemalloc.get_traced_memory()[0] - before
+        drawn = [one for one in gc.get_objects() if isinstance(one, RendererAgg)]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert grown < picture.nbytes
+    assert not drawn

@@ -282,7 +282,7 @@ def _with_texts(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]])
         # A little more than the pixels, of which what rounds down would lose the last.
         figure = Figure(figsize=((width + 0.01) / 100, (height + 0.01) / 100), dpi=100)
         canvas = FigureCanvasAgg(figure)
-        figure.figimage(picture, origin="upper")
+        background = figure.figimage(picture, origin="upper")
         for x, y, text, colour in texts:
             figure.text(
                 x / width,
@@ -295,4 +295,10 @@ def _with_texts(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]])
                 parse_math=False,
             )
         canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    # They are in cycles, which may stay for hundreds of sheets: without the pixels.
+    background.set_data(picture[:1, :1])
+    for artist in figure.texts:
+        artist._renderer = None
+    del canvas.renderer
+    return drawn
