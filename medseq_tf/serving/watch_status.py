@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from medseq_tf.errors import InputError
 
@@ -190,8 +190,15 @@ class Log:
         """
         told: set[str] = set()
 
-        def show(_: Warning | str, category: type[Warning], file: str, line: int, *__: Any) -> None:
-            reason = f"{category.__name__} in {Path(file).name}:{line}"
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            reason = f"{category.__name__} in {Path(filename).name}:{lineno}"
             if reason not in told:
                 told.add(reason)
                 self.warning("warning", reason=reason)

@@ -299,6 +299,6 @@ def _with_texts(picture: np.ndarray, texts: Sequence[tuple[int, int, str, str]])
     # They are in cycles, which may stay for hundreds of sheets: without the pixels.
     background.set_data(picture[:1, :1])
     for artist in figure.texts:
-        artist._renderer = None
+        vars(artist)["_renderer"] = None
     del canvas.renderer
     return drawn
