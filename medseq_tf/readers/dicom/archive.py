@@ -225,7 +225,8 @@ class Archive:
             if not query.terms:
                 self._refuse(error)
             raise InputError(
-                f"{self.url}: {error}; not every archive can be asked for every keyword ({query})"
+                f"{self.url}: {error}: not every archive can be asked for every keyword ({query}), "
+                "or this is no DICOMweb server, whose address ends like /dicom-web"
             ) from None
         except StorageError as error:
             self._refuse(error)
