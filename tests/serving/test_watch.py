@@ -28,10 +28,12 @@ from small_models import SERIES, description_of
 from medseq_tf.cli.watch_command import Duration
 from medseq_tf.errors import InputError
 from medseq_tf.readers.dicom.archive import Archive, Query
+from medseq_tf.readers.dicom.archive_study import ArchiveStudy
 from medseq_tf.serving import watch as watching
 from medseq_tf.serving.client import StudyProbabilities
 from medseq_tf.serving.predict import predict
 from medseq_tf.serving.refusals import ServingError
+from medseq_tf.serving.study_prediction import FoundStudy
 from medseq_tf.serving.watch import ArchiveWork, watch
 from medseq_tf.serving.watch_loop import Watcher
 from medseq_tf.serving.watch_status import Log, Status
@@ -209,6 +211,13 @@ def test_a_model_s_server_that_is_away_is_told_of_as_such(faulty, tmp_path):
 # ------------------------------------------------------------------------------------ simulation
 
 
+class Unread(ArchiveStudy):
+    """A study of an archive, of which nothing is read."""
+
+    def __init__(self, study_uid):
+        object.__setattr__(self, "study_uid", study_uid)
+
+
 class Reporting(ArchiveWork):
     """Asks a real client for reports and stores them; no study is read; any step may be the last.
 
@@ -229,15 +238,15 @@ class Reporting(ArchiveWork):
 
     def _studies(self, study_uid):
         self._step()
-        return [study_uid]
+        return [FoundStudy(Unread(study_uid), self.archive.url)]
 
     def _report_uid(self, study):
-        return f"{study}.9"
+        return f"{study.study_uid}.9"
 
-    def _answer(self, study):
+    def _answer(self, found):
         self._step()
         self.clock.seconds += 0.1
-        self.archive.store([report_file(study)])
+        self.archive.store([report_file(found.study.study_uid)])
         self._step()
         return 1
 
@@ -271,7 +280,10 @@ def test_none_is_lost_and_none_has_two_reports_over_http(count, heads, tmp_path,
         uids = server.add_copies(heads[0].paths[:1], count)
         log = Log(tmp_path / "log", lambda: 0.0)
         team, kills = [begun(0.0), begun(7.0)], 0
-        while not all(len(server.studies[uid].added) for uid in uids):
+        for steps in itertools.count():
+            if all(len(server.studies[uid].added) for uid in uids):
+                break
+            assert steps < 100 * count, "some are never answered"
             if faults.random() < 0.02:
                 server.faults.clear()
                 server.misbehave("status", times=faults.randrange(8), status=500)
