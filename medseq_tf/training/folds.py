@@ -7,7 +7,6 @@ import gc
 import os
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from medseq_tf.dataset import selection
@@ -29,6 +28,7 @@ from medseq_tf.training.one_run import (
     Options,
     Results,
     class_params,
+    derived_seed,
     name_of_label,
     tracked,
     train_one,
@@ -126,8 +126,7 @@ def of_repeat(recipe: Experiment, repeat: int) -> Experiment:
     """
     if repeat == 1:
         return recipe
-    seed = int(np.random.SeedSequence([recipe.seed, repeat]).generate_state(1)[0]) % 2**31
-    return recipe.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"seed": derived_seed(recipe.seed, repeat)})
 
 
 def _pool(whole: Run, prepared: Prepared, tracker: AnyTracker) -> None:

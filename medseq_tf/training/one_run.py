@@ -104,14 +104,14 @@ class Options:
 def train_one(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
     """Train, choose thresholds, predict and report one split into the request's folder."""
     recipe, prepared = request.recipe, store.prepared
-    if recipe.fit.seeds > 1:
-        _train_seeds(request, store, split, options)
-        return
     counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
     with tracked(request.folder, options) as tracker:
         tracker.params({**recipe.flat(), **class_params(prepared)})
         profile = {**prepared.info["counts"], **counts}
         tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
+        if recipe.fit.seeds > 1:
+            _train_seeds(request, store, split, options, tracker)
+            return
         fitter = (Fitter if recipe.fit.solver == "gradient" else LinearFitting)(
             recipe,
             store,
@@ -128,45 +128,44 @@ def train_one(request: Request, store: SliceStore, split: Rows, options: Options
     (request.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _train_seeds(request: Request, store: SliceStore, split: Rows, options: Options) -> None:
+def _train_seeds(
+    request: Request, store: SliceStore, split: Rows, options: Options, tracker: AnyTracker
+) -> None:
     """Train a model a seed; choose thresholds by their mean, predict and report it."""
     recipe, prepared, whole = request.recipe, store.prepared, Run(request.folder)
     shown = ("loss", "val_loss", f"val_{recipe.fit.monitor}")
-    with tracked(request.folder, options) as tracker:
-        tracker.params({**recipe.flat(), **class_params(prepared)})
-        counts = {f"{part}_studies": len(rows) for part, rows in split.items()}
-        profile = {**prepared.info["counts"], **counts}
-        tracker.dataset(prepared.path.name, prepared.fingerprint, profile)
-        section = tracker if isinstance(tracker, Section) else Section(tracker, shown)
-        runs = []
-        for number in range(1, recipe.fit.seeds + 1):
-            folder = request.folder / f"seed_{number}"
-            one = Request(folder, of_seed(recipe, number), prepared, resume=True)
-            earlier = one.earlier()
-            if not earlier:
-                one.begin(split)
-            if earlier.get("status") != "finished":
-                if options.stop():
-                    raise Stopped(f"{folder}: stopped before it began; --resume goes on")
-                if options.verbose:
-                    print(f"Seed {number}/{recipe.fit.seeds}", flush=True)
-                own = section.within(f"seed_{number}/")
-                train_one(one, store, split, replace(options, track=own))
-                gc.collect()
-            runs.append(Run(folder))
-        weight = 1 / len(runs)
-        whole.update_info(members=[{"run": run.path.name, "weight": weight} for run in runs])
-        predicted = _mean_predictions([run.predictions for run in runs], prepared, split)
-        _conclude(whole, prepared, split, predicted, recipe.fit.threshold, tracker)
+    section = tracker if isinstance(tracker, Section) else Section(tracker, shown)
+    runs = []
+    for number in range(1, recipe.fit.seeds + 1):
+        folder = request.folder / f"seed_{number}"
+        one = Request(folder, of_seed(recipe, number), prepared, resume=True)
+        earlier = one.earlier()
+        if not earlier:
+            one.begin(split)
+        if earlier.get("status") != "finished":
+            if options.stop():
+                raise Stopped(f"{folder}: stopped before it began; --resume goes on")
+            if options.verbose:
+                print(f"Seed {number}/{recipe.fit.seeds}", flush=True)
+            train_one(one, store, split, replace(options, track=section.within(f"seed_{number}/")))
+            gc.collect()
+        runs.append(Run(folder))
+    weight = 1 / len(runs)
+    whole.update_info(members=[{"run": run.path.name, "weight": weight} for run in runs])
+    predicted = _mean_predictions([run.predictions for run in runs], prepared, split)
+    _conclude(whole, prepared, split, predicted, recipe.fit.threshold, tracker)
 
 
 def of_seed(recipe: Experiment, number: int) -> Experiment:
     """Return the recipe of one model of several; the first has the recipe's own seed."""
-    seed = recipe.seed
-    if number > 1:
-        seed = int(np.random.SeedSequence([seed, 0, number]).generate_state(1)[0]) % 2**31
+    seed = recipe.seed if number == 1 else derived_seed(recipe.seed, 0, number)
     fit = recipe.fit.model_copy(update={"seeds": 1})
     return recipe.model_copy(update={"seed": seed, "fit": fit})
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a recipe's seed that follows from numbers, the first of which is a recipe's, too."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
 
 def _mean_predictions(
