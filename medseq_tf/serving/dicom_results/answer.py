@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from medseq_tf.dataset.records import StudyRecord, png_channels
+from medseq_tf.dataset.records import StudyRecord
 from medseq_tf.dataset.tfrecord import decode_example
 from medseq_tf.errors import InputError, printable
 from medseq_tf.reporting.rendering import LIMITS_OF_CLASSES, LIMITS_OF_USE
@@ -263,7 +263,7 @@ def answer_of(
         found.study,
         found.study.source_headers(),
         pictures,
-        _decoded(record, predictor.description.channels),
+        _decoded(record),
         maps=maps,
         covariates=found.covariates,
         warnings=_warnings(found, record),
@@ -299,14 +299,10 @@ def _key_slices(
     }
 
 
-def _decoded(record: StudyRecord, channels: int) -> list[np.ndarray]:
-    """Return the slices of a record, of several channels in the order of their series."""
+def _decoded(record: StudyRecord) -> list[np.ndarray]:
+    """Return the slices of a record."""
     files = decode_example(record.example)["slices"] if record.framed else []
-    in_file = png_channels(channels) if channels > 1 else []
     images: list[Any] = [
         cv2.imdecode(np.frombuffer(f, np.uint8), cv2.IMREAD_UNCHANGED) for f in files
     ]
-    return [
-        image[..., [in_file.index(c) for c in range(channels)]] if in_file else image
-        for image in images
-    ]
+    return images

@@ -201,17 +201,12 @@ def _window(answer: Answer) -> tuple[float, float]:
     """Return the intensities that are black and white."""
     description, header = answer.description, answer.headers[0]
     if description.modality != "CT":
-        low, high = np.quantile(np.stack(list(map(_first_series, answer.slices))), QUANTILES)
+        low, high = np.quantile(np.stack(answer.slices), QUANTILES)
         return float(low), float(max(high, low + 1))
     centre, width = (_first(header.get(f"Window{name}")) for name in ("Center", "Width"))
     if centre is None or width is None or not width > 0:
         centre, width = CT_WINDOW
     return centre - width / 2, centre + width / 2
-
-
-def _first_series(image: np.ndarray) -> np.ndarray:
-    """Return a slice (size, size), of several series side by side the first."""
-    return image if image.ndim == 2 else image[..., 0]
 
 
 def _first(value: Any) -> float | None:
@@ -226,7 +221,7 @@ def _first(value: Any) -> float | None:
 def _tile(answer: Answer, number: int, window: tuple[float, float], side: int) -> np.ndarray:
     """Return a slice with its map over it, (side, side, 3) uint8, in its true proportions."""
     low, high = window
-    intensities = _first_series(answer.slices[number]).astype(np.float32)
+    intensities = answer.slices[number].astype(np.float32)
     grey = np.clip((intensities + answer.description.offset - low) / (high - low), 0, 1)
     shown = np.repeat(_proportioned(answer, number, grey, side)[..., None], 3, axis=-1)
     if answer.maps is not None and not np.isnan(answer.maps.values[number]).any():
