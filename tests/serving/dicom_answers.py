@@ -15,6 +15,14 @@ from medseq_tf.readers.dicom.index import find_dicom_studies
 from medseq_tf.serving.dicom_results.answer import Answer, ModelIdentity, SliceMaps
 from medseq_tf.serving.study_prediction import Prediction
 
+OF_SOURCES = (
+    dict.fromkeys(["PatientID", "PatientBirthDate", "AccessionNumber", "StudyID"]),
+    dict.fromkeys(["StudyDate", "StudyTime", "SeriesDate", "SeriesTime", "PatientSex"]),
+    {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jörg"},
+    {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"},
+)
+"""What sources say of a patient, or leave out, that results take over."""
+
 MODEL = ModelIdentity("lesions\\of all", "3", "0f" * 32, "research")
 
 

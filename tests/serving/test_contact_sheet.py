@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pydicom
 import pytest
-from dicom_answers import MODEL, answer_for, bytes_of
+from dicom_answers import MODEL, OF_SOURCES, answer_for, bytes_of
 from dicom_heads import enhanced, head_study, leaked
 from dicom_validators import assert_valid
 from matplotlib.backends.backend_agg import RendererAgg
@@ -212,10 +212,7 @@ def test_a_ball_is_round_whatever_the_shape_of_pixels(tmp_path, direction, aspec
 @pytest.mark.parametrize(
     "attributes",
     [
-        dict.fromkeys(["PatientID", "PatientBirthDate", "AccessionNumber", "StudyID"]),
-        dict.fromkeys(["StudyDate", "StudyTime", "SeriesDate", "SeriesTime", "PatientSex"]),
-        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jörg"},
-        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"},
+        *OF_SOURCES,
         {"WindowCenter": "", "RecognizableVisualFeatures": "NO"},
         {"LossyImageCompression": "01", "LossyImageCompressionRatio": "12.5"},
     ],

@@ -11,7 +11,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from dicom_answers import MODEL, answer_for, bytes_of
+from dicom_answers import MODEL, OF_SOURCES, answer_for, bytes_of
 from dicom_heads import PLANTED, enhanced, head_study
 from dicom_validators import assert_valid
 from oriented_phantom import (
@@ -236,10 +236,7 @@ def test_the_same_answer_is_the_same_object(tmp_path):
 @pytest.mark.parametrize(
     "attributes",
     [
-        dict.fromkeys(["PatientID", "PatientBirthDate", "AccessionNumber", "StudyID"]),
-        dict.fromkeys(["StudyDate", "StudyTime", "SeriesDate", "SeriesTime", "PatientSex"]),
-        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Jörg"},
-        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "山田^太郎"},
+        *OF_SOURCES,
         {"PatientSex": "X"},
         {"SliceThickness": None},
         {"PatientIdentityRemoved": "YES", "DeidentificationMethod": ""},

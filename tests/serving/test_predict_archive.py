@@ -7,12 +7,12 @@ import json
 import pydicom
 import pytest
 import requests
+from bright_model import Bright
 from command_line import run_command
 from dicom_heads import head_study, leaked, planted
 from dicom_validators import assert_valid
 from faulty_archive import FaultyArchive
 from orthanc import archive, free_port, orthanc  # noqa: F401
-from test_predict_results import Bright
 
 from medseq_tf.errors import InputError
 from medseq_tf.serving.predict import predict

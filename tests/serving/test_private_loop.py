@@ -45,23 +45,6 @@ OF_OTHERS = re.compile(
     r"/dev/.*|/proc/.*|.*/temporary(/[a-z0-9_]{8})?|.*/home/\.(cache/matplotlib|keras)/.*"
 )
 """Devices, what Python tries a folder with, what TensorFlow says as it is imported; settings."""
-NOTES_WHAT_IS_OPENED = """
-import os, sys
-
-noted = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-def note(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)):
-        if arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            os.write(noted, os.fsencode(arguments[0]) + b"\\n")
-
-sys.addaudithook(note)
-"""
-NEW = (0, 1)
-"""Those that are predicted."""
-WINDOW = "input.windows=[[40, 80]]"
-OF_THE_SYSTEM = re.compile(r"/dev/.*|/proc/.*|.*/temporary/[a-z0-9_]{8}")
-"""Beside devices, what Python's `tempfile` tries a folder with."""
 
 
 class Said(NamedTuple):
